@@ -1,0 +1,57 @@
+# Works with GNU make 3.81 (macOS). Everything goes into .venv; nothing else on the machine is changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/requirements-installed
+UV     := uv==0.13.9
+
+# Test processes; each starts its own PostgreSQL. A server given by TEST_DATABASE_URL is only one.
+ifdef TEST_DATABASE_URL
+WORKERS := 0
+else
+WORKERS ?= 2
+endif
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: $(READY)  ## run the tests on a real PostgreSQL (ARGS="-k lock", WORKERS=0)
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+
+demo: $(READY)  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
+	$(BIN)/python tests/demo.py $(if $(MIGRATIONS),--migrations "$(MIGRATIONS)")
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's)
+	$(BIN)/python -m pip install -q $(UV)
+	$(BIN)/uv pip compile -q --universal --python-version 3.9 --extra dev --generate-hashes --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Not order-only: where the Python behind .venv is gone, both are made anew.
+$(READY): requirements-dev.txt $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: '$(PYTHON)' was not found. Install Python 3.9 or newer, or say PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || { \
+	  echo "make: $$($(PYTHON) --version 2>&1) is too old, 3.9 is needed. Say PYTHON=/path/to/a/newer/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+.PHONY: help test demo lint format lock clean

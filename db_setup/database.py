@@ -1,0 +1,352 @@
+"""A connection that ends in time: opened with patience, one session lock, a deadline that is kept.
+
+Knows PostgreSQL and the clock, nothing of migrations or AWS. Raises ConnectError and LockError.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import psycopg2
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
+from psycopg2.extensions import connection as Connection
+
+CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
+CONNECT_TIMEOUT_S = 5
+CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
+LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
+RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
+
+# Both for ever: versions that do not agree on them would not see each other.
+LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
+DEADLINE_CLASS = 0x64625F73  # its first half; the second key of this lock is the holder's deadline, in epoch seconds
+
+logger = logging.getLogger("db_setup")
+
+
+class InitializerError(Exception):
+    """What went wrong, where, the state we are in, and the next step."""
+
+
+class ConnectError(InitializerError):
+    """The database cannot be reached; `login_refused` when it answered and does not want this login."""
+
+    login_refused = False
+
+
+class LockError(InitializerError):
+    """Another run holds the lock."""
+
+
+# --- Log ------------------------------------------------------------------------------------------------------------
+
+
+def log(level: int, phrase: str, **fields: Any) -> None:
+    """One line: a constant phrase and key=value. In Lambda's JSON format the keys stand at the top level as well."""
+    text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
+    logger.log(level, "%s%s", phrase, " " + text if text else "", extra=fields)
+
+
+def _printable(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return json.dumps(text, ensure_ascii=False) if not text or re.search(r'[\s"=]', text) else text
+
+
+def set_up_logging() -> None:
+    """Lambda brings a handler whose text format drops INFO unless asked; a terminal brings none."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(levelname)s %(message)s")
+    if "AWS_LAMBDA_LOG_LEVEL" not in os.environ and logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+
+
+class NoticeLog:
+    """Takes the place of psycopg2's `conn.notices`, which keeps only the last 50."""
+
+    def append(self, notice: str) -> None:
+        severity, _, text = notice.partition(":")
+        if "no transaction in progress" not in text:
+            log(logging.INFO, "database says", severity=severity, text=" ".join(text.split())[:500])
+
+
+# --- Time -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When this run has to stop, on the monotonic clock; None: never."""
+
+    at: Optional[float] = None
+    reserve: float = 0.0
+
+    @classmethod
+    def from_context(cls, context: Any) -> Deadline:
+        """Lambda's limit less a reserve of 20 s, or a third of the whole where that is less."""
+        remaining = getattr(context, "get_remaining_time_in_millis", None)
+        if remaining is None:
+            return cls()
+        whole = remaining() / 1000
+        reserve = min(RESERVE_S, whole / 3)
+        return cls(time.monotonic() + whole - reserve, reserve)
+
+    def left(self, otherwise: float) -> float:
+        """Seconds until the deadline, or `otherwise` where there is none."""
+        return otherwise if self.at is None else self.at - time.monotonic()
+
+
+# --- Connection -----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Login:
+    """Where to connect, and as whom."""
+
+    host: str
+    port: int
+    dbname: str
+    username: str
+    password: str = field(repr=False)
+    engine: str = "postgres"
+
+    def __str__(self) -> str:
+        return f"{self.username}@{self.host}:{self.port}/{self.dbname}"
+
+
+
+def query(conn: Connection, statement: Any, args: Optional[Sequence[Any]] = None) -> List[Tuple[Any, ...]]:
+    """Send one message and return the rows of its last statement. Without `args` a % is left alone."""
+    with conn.cursor() as cur:
+        cur.execute(statement, args)
+        return cur.fetchall() if cur.description else []
+
+
+@contextmanager
+def transaction(conn: Connection) -> Iterator[None]:
+    """BEGIN … COMMIT around our own statements, ROLLBACK on any error."""
+    query(conn, "BEGIN")
+    try:
+        yield
+        query(conn, "COMMIT")
+    except BaseException:
+        roll_back(conn)
+        raise
+
+
+def roll_back(conn: Connection) -> None:
+    if not conn.closed and conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
+        try:
+            query(conn, "ROLLBACK")
+        except psycopg2.Error:
+            conn.close()  # the server rolls back on its own when the connection is gone
+
+
+def _tls_options(environ: Mapping[str, str]) -> Dict[str, str]:
+    """libpq reads PGSSLMODE and PGSSLROOTCERT itself; ours are only the defaults."""
+    options: Dict[str, str] = {}
+    if "PGSSLMODE" not in environ:
+        options["sslmode"] = "verify-full" if "PGSSLROOTCERT" in environ or CA_BUNDLE.exists() else "require"
+    if "PGSSLROOTCERT" not in environ and CA_BUNDLE.exists():
+        options["sslrootcert"] = str(CA_BUNDLE)
+    return options
+
+
+def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connection:
+    """One attempt. Autocommit, UTF-8; a vanished server is noticed after about 20 s."""
+    patience = {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": timeout}
+    conn = psycopg2.connect(
+        host=login.host,
+        port=login.port,
+        dbname=login.dbname,
+        user=login.username,
+        password=login.password,
+        client_encoding="UTF8",
+        application_name="db_setup",
+        keepalives_idle=10,
+        keepalives_interval=5,
+        keepalives_count=2,
+        tcp_user_timeout=20000,
+        **patience,
+        **_tls_options(os.environ),
+    )
+    conn.autocommit = True
+    conn.notices = NoticeLog()
+    return conn
+
+
+# What libpq and the server say (no SQLSTATE is available before a connection stands), in order: pattern,
+# worth another try, advice.
+CONNECT_PROBLEMS: Sequence[Tuple[str, bool, str]] = (
+    (r"password authentication failed|no password supplied", False, "check username and password in the secret"),
+    (r"starting up|shutting down|recovery mode|not yet accepting", True, "the database is starting; invoke again"),
+    (r"too many (clients|connections)|connection slots", True, "all connections of the database are in use"),
+    (r"no pg_hba.conf entry.*(no encryption|SSL off)", False, "the server wants TLS: set PGSSLMODE=require"),
+    (r"no pg_hba.conf entry", False, "the server does not let this login in from here"),
+    (r"database .* does not exist", False, "check dbname in the secret, or DB_NAME"),
+    (r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"),
+    (
+        r"certificate verify failed|does not match host name|root certificate|certificate",
+        False,
+        "TLS: check PGSSLMODE, PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate",
+    ),
+    (r"translate host name|Name or service", True, "DNS: check host in the secret, or DB_HOST, and the VPC's DNS"),
+    (
+        r"timeout expired|timed out|No route|unreachable",
+        True,
+        "network: check that the security group lets this function in, the subnets, and that the database runs",
+    ),
+    (r"refused", True, "nothing listens there: check that the database runs, its host and its port"),
+    (r"FATAL", False, "the server refused this login"),
+)
+
+
+def connect(login: Login, deadline: Deadline) -> Connection:
+    """Connect, again and again while the server starts, resumes or refuses; never with a login that it refused.
+
+    Gives up after 90 s or at the deadline with a ConnectError that says what to look at.
+    """
+    end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left(CONNECT_PATIENCE_S))
+    pause = 0.5
+    while True:
+        try:
+            return open_connection(login)
+        except psycopg2.OperationalError as exc:
+            said = " ".join(str(exc).split())
+            found = (problem for problem in CONNECT_PROBLEMS if re.search(problem[0], said))
+            _, again, advice = next(found, ("", True, "check host, port, security group and that the database runs"))
+            if not again or time.monotonic() + pause > end:
+                error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). Nothing has been changed.")
+                error.login_refused = "FATAL" in said and not again
+                raise error from exc
+            log(logging.INFO, "waiting for the database", host=login.host, reason=said[:200])
+        time.sleep(pause * random.uniform(0.8, 1.2))
+        pause = min(pause * 1.5, 5)
+
+
+def session_settings(version: int, lock_timeout_ms: int) -> str:
+    """Our own session, made with SET because a proxy refuses libpq's `options`; sent again behind each file.
+
+    Together they let the server notice within about 12 s that we are gone, and let go of our locks.
+    """
+    settings = {
+        "lock_timeout": lock_timeout_ms,
+        "statement_timeout": 0,
+        "idle_in_transaction_session_timeout": 120_000,
+        "tcp_keepalives_idle": 5,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
+        "DateStyle": "ISO",  # psycopg2 reads dates only in this style
+    }
+    if version >= 140000:
+        settings.update(client_connection_check_interval=2000, idle_session_timeout=300_000)
+    return "".join(f"SET {name} = '{value}'; " for name, value in settings.items())
+
+
+def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
+    """Set up the session; refuse what is not the writer's own endpoint."""
+    settings = session_settings(conn.server_version, lock_timeout_ms)
+    pid, standby = query(conn, settings + "SELECT pg_backend_pid(), pg_is_in_recovery()")[0]
+    if pid != conn.info.backend_pid:
+        raise ConnectError(
+            f"{conn.info.host} is a connection pooler or proxy, where a session lock protects nothing: "
+            "set DB_HOST to the database's own endpoint. Nothing has been changed."
+        )
+    if standby:
+        raise ConnectError(f"{conn.info.host} is a read replica: set DB_HOST to the writer's endpoint.")
+
+
+# --- Lock -----------------------------------------------------------------------------------------------------------
+
+HOLDER = """
+    SELECT a.pid, a.usename, a.application_name, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
+           coalesce(d.objid::bigint < extract(epoch FROM clock_timestamp()) AND a.usename = current_user
+                    AND NOT (a.state = 'active' AND a.query ~* 'concurrently'), false)
+    FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory' AND d.classid = %s AND d.objsubid = 2
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND (l.classid::bigint << 32) + l.objid::bigint = %s"""
+
+HOLDS_LOCK = f"""
+    SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
+      AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}"""
+
+
+def acquire_lock(conn: Connection, deadline: Deadline) -> None:
+    """Take the session lock of this database, and publish until when it can be held at the longest.
+
+    Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX CONCURRENTLY (40P01).
+    A holder of our own login that is past its deadline cannot be alive any more and is ended.
+    """
+    started = announced = time.monotonic()
+    while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
+        waited = time.monotonic() - started
+        for pid, user, application, age_s, overdue in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
+            if overdue:
+                log(logging.WARNING, "ending a run that is past its deadline", pid=pid, age_s=age_s)
+                query(conn, "SELECT pg_terminate_backend(%s)", [pid])
+            if waited > LOCK_PATIENCE_S or deadline.left(1) <= 0:
+                raise LockError(
+                    f"another run holds the lock: pid {pid}, user {user}, {application!r}, connected for {age_s} s. "
+                    f"Waited {waited:.0f} s; nothing was changed by this run. Invoke again when it is done."
+                )
+            if time.monotonic() - announced >= 10 or announced == started:
+                log(logging.INFO, "waiting for another run", pid=pid, user=user, age_s=age_s)
+                announced = time.monotonic() + 1e-6
+        time.sleep(random.uniform(0.1, 0.4))
+    if deadline.at is not None:
+        seconds = deadline.left(0) + deadline.reserve
+        query(
+            conn,
+            "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)",
+            [DEADLINE_CLASS, seconds],
+        )
+
+
+# --- Watchdog --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watchdog(conn: Connection, reconnect: Callable[[], Connection], deadline: Deadline) -> Iterator[threading.Event]:
+    """Stops what the server is doing for `conn` once the deadline has passed; yields an event that says so.
+
+    A second connection cancels: libpq's own cancel has no timeout and holds Python's lock. If that does not help
+    within 2 s the socket is shut down, on which the server rolls back.
+    """
+    fired, over = threading.Event(), threading.Event()
+    pid, descriptor = conn.info.backend_pid, conn.fileno()
+
+    def watch() -> None:
+        if over.wait(deadline.left(0)):
+            return
+        fired.set()
+        try:
+            helper = reconnect()
+            try:
+                query(helper, "SELECT pg_cancel_backend(%s)", [pid])
+            finally:
+                helper.close()
+        except psycopg2.Error:
+            pass  # the socket comes next
+        if not over.wait(2):
+            with socket.socket(fileno=os.dup(descriptor)) as handle:
+                handle.shutdown(socket.SHUT_RDWR)
+
+    thread = threading.Thread(target=watch, name="db_setup watchdog", daemon=True)
+    if deadline.at is not None:
+        thread.start()
+    try:
+        yield fired
+    finally:
+        over.set()
+        if thread.ident is not None:
+            thread.join(timeout=5)

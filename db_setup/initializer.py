@@ -1,0 +1,1138 @@
+"""The handler: brings a PostgreSQL database to the state that the SQL files in `migrations/` describe.
+
+Order of work, and of this file:
+
+    Config.from_env       every mistake in variables and secrets is reported at once, nothing touched yet
+    connect               to the database's own endpoint, over TLS, again while it starts or resumes
+    read_state            what the tracking table holds; with nothing to do the run ends here
+    acquire_lock          one run at a time; the state is read again behind it
+    ensure_tracking       create, take over or adopt
+    ensure_groups         before the migrations, so that a migration may GRANT to them
+    apply_migration       each pending file and its tracking row in one transaction
+    ensure_logins         the limited users, their credentials written to their secrets
+
+Errors, all of them InitializerError, so that a deployment fails and says why:
+
+    ConfigError           a variable or a secret; nothing has been touched
+    ConnectError          the database cannot be reached or stopped answering
+    LockError             another run is at work and does not end
+    MigrationError        a file; the message begins with file:line:column
+    UserError             a role or a login
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import time
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import boto3
+import limited_users
+import psycopg2
+import sql_scanner
+from botocore.config import Config as AwsConfig
+from botocore.exceptions import BotoCoreError, ClientError
+from database import (
+    HOLDS_LOCK,
+    Connection,
+    ConnectError,
+    Deadline,
+    InitializerError,
+    LockError,
+    Login,
+    acquire_lock,
+    connect,
+    log,
+    open_connection,
+    prepare_session,
+    query,
+    roll_back,
+    session_settings,
+    set_up_logging,
+    transaction,
+    watchdog,
+)
+from limited_users import UserError
+from psycopg2 import sql
+from sql_scanner import Script
+
+__version__ = "1.0.0"
+__all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
+
+MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
+
+AWS_TIMEOUTS = AwsConfig(
+    connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 3, "mode": "standard"}
+)  # botocore's defaults can use up all 300 s of a Lambda when an endpoint is missing
+RETRIES_WITHOUT_DEADLINE = 10
+RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
+NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
+MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
+NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
+
+
+class ConfigError(InitializerError):
+    """Variables or secrets are wrong; nothing has been touched."""
+
+
+class MigrationError(InitializerError):
+    """A migration cannot be applied."""
+
+
+# --- Configuration --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run, checked."""
+
+    admin_secret: str
+    user_secret: Optional[str] = None
+    creator_secret: Optional[str] = None
+    create_users: bool = True
+    host: Optional[str] = None
+    port: Optional[int] = None
+    dbname: Optional[str] = None
+    baseline: Optional[str] = None
+    allow_edited: bool = False
+    table: str = "schema_migrations"
+    role_prefix: str = ""
+    lock_timeout_ms: int = 4000
+
+    @property
+    def tracking(self) -> sql.Composable:
+        return sql.Identifier("public", self.table)
+
+    @property
+    def progress(self) -> sql.Composable:
+        return sql.Identifier("public", self.table + "_progress")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str], problems: List[str]) -> Config:
+        """Read the variables; what is wrong with them is added to `problems`."""
+
+        def text(name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL") -> Optional[str]:
+            value = environ.get(name)
+            if value is None:
+                return None
+            if not value.strip():
+                problems.append(f"{name} is set but empty: give it a value or remove it")
+                return None
+            if not re.fullmatch(pattern, value):
+                problems.append(f"{name} is {value!r}, but must be {meaning}")
+                return None
+            return value
+
+        def flag(name: str, default: bool) -> bool:
+            value = (text(name, r"(?i)true|false", '"true" or "false"') or str(default)).lower()
+            return value == "true"
+
+        if "DB_SECRET_NAME" not in environ:
+            problems.append("DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login")
+        name, small = r"[a-z_][a-z0-9_]{0,%d}", "lower-case letters, digits and _, at most %d characters"
+        timeout = text("LOCK_TIMEOUT", r"[1-9][0-9]{0,5}(ms|s)", 'a time such as "4s" or "500ms"') or "4s"
+        port = text("DB_PORT", r"[0-9]{1,5}", "a port number")
+        return cls(
+            admin_secret=text("DB_SECRET_NAME") or "",
+            user_secret=text("DB_USER_SECRET_NAME"),
+            creator_secret=text("DB_PROXY"),
+            create_users=flag("CREATE_USERS", True),
+            host=text("DB_HOST"),
+            port=int(port) if port else None,
+            dbname=text("DB_NAME"),
+            baseline=text("BASELINE"),
+            allow_edited=flag("ALLOW_EDITED_MIGRATIONS", False),
+            table=text("MIGRATIONS_TABLE", name % 48, small % 49) or "schema_migrations",
+            role_prefix=text("ROLE_PREFIX", name % 40, small % 41) or "",
+            lock_timeout_ms=int(timeout.rstrip("ms")) * (1 if timeout.endswith("ms") else 1000),
+        )
+
+    def login(self, secret: Mapping[str, Any], problems: List[str]) -> Optional[Login]:
+        """The admin login out of its secret, DB_HOST, DB_PORT and DB_NAME taking precedence."""
+        where, before = f"secret {self.admin_secret}", len(problems)
+        values = {"host": self.host, "port": self.port, "dbname": self.dbname, "username": None, "password": None}
+        for key, variable in values.items():
+            value = variable if variable is not None else secret.get(key, 5432 if key == "port" else None)
+            remedy = f", or set DB_{key.upper().replace('DBNAME', 'NAME')}" if key in ("host", "dbname") else ""
+            if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value) or "\0" in str(value):
+                problems.append(f"{where} has no usable key {key!r}: add it to its JSON{remedy}")
+            values[key] = str(value)
+        port, engine = str(values["port"]), str(secret.get("engine", "postgres"))
+        if len(problems) == before and not (port.isdecimal() and 0 < int(port) < 65536):
+            problems.append(f"{where}: port must be a number from 1 to 65535")
+        if "postgres" not in engine:
+            problems.append(f"{where} is for engine {engine!r}: only PostgreSQL is supported")
+        if len(problems) > before:
+            return None
+        return Login(engine=engine, **{**values, "port": int(port)})  # type: ignore[arg-type]
+
+
+# --- Secrets --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret as it was read. `value` is None where it holds no JSON object."""
+
+    name: str
+    arn: str = ""
+    value: Optional[Dict[str, Any]] = None
+    complaint: str = ""
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name})"
+
+
+def read_secret(client: Any, name: str) -> Secret:
+    """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
+
+    A secret without a value, or with one that is not a JSON object, is returned with a complaint.
+    """
+    try:
+        answer = client.get_secret_value(SecretId=name)
+    except (BotoCoreError, ClientError) as exc:
+        # An absent secret and one without a value are the same error code; only the text differs.
+        if "secret value for staging label" in str(exc):
+            return Secret(name, complaint="has no value yet")
+        raise ConfigError(f"secret {name}: {_aws_problem(exc, 'GetSecretValue')}") from exc
+    arn = answer["ARN"]
+    try:
+        value = json.loads(answer.get("SecretString") or "")
+    except ValueError:
+        return Secret(name, arn, complaint="is not JSON")
+    if not isinstance(value, dict):
+        return Secret(name, arn, complaint="is not a JSON object")
+    return Secret(name, arn, value)
+
+
+def write_secret(client: Any, secret: Secret, value: Dict[str, Any]) -> None:
+    """Make `value` the secret's current value; raises UserError."""
+    try:
+        client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
+    except (BotoCoreError, ClientError) as exc:
+        raise UserError(
+            f"secret {secret.name} could not be written: {_aws_problem(exc, 'PutSecretValue')}. "
+            "The login's password was not changed; mend this and invoke again."
+        ) from exc
+
+
+def _aws_problem(exc: Exception, action: str) -> str:
+    code = exc.response["Error"].get("Code", "") if isinstance(exc, ClientError) else type(exc).__name__
+    if code == "ResourceNotFoundException":
+        return "does not exist in this account and region (pass its ARN if it lives elsewhere)"
+    if code in ("AccessDeniedException", "AccessDenied"):
+        return f"the function's role may not secretsmanager:{action} on it (or use its KMS key): grant that"
+    if isinstance(exc, ClientError):
+        return f"Secrets Manager answered {code} to {action}"
+    return (
+        f"Secrets Manager could not be asked ({code}): a function in a VPC needs an interface endpoint "
+        "for Secrets Manager, or NAT, and a role"
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run needs before it connects."""
+
+    config: Config
+    login: Login
+    targets: Mapping[str, Secret]  # by kind of user, see limited_users.KINDS
+    files: Sequence[Migration]
+    secrets_client: Any
+
+    @property
+    def names(self) -> limited_users.Names:
+        return limited_users.Names(self.config.role_prefix)
+
+
+def load_setup(environ: Mapping[str, str]) -> Setup:
+    """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing."""
+    problems: List[str] = []
+    config = Config.from_env(environ, problems)
+    client = boto3.client("secretsmanager", config=AWS_TIMEOUTS) if config.admin_secret else None
+    login, targets, admin_arn = None, {}, ""
+    if client and config.admin_secret:
+        try:
+            admin = read_secret(client, config.admin_secret)
+            admin_arn = admin.arn
+            if admin.value is None:
+                problems.append(f"secret {admin.name} {admin.complaint}: it must hold the admin login as a JSON object")
+            else:
+                login = config.login(admin.value, problems)
+        except ConfigError as exc:
+            problems.append(str(exc))
+    named = {limited_users.READWRITE: config.user_secret, limited_users.TABLECREATOR: config.creator_secret}
+    for kind, name in named.items():
+        if not (client and name and config.create_users):
+            continue
+        try:
+            target = read_secret(client, name)
+        except ConfigError as exc:
+            problems.append(str(exc))
+            continue
+        if name == config.admin_secret or (target.arn and target.arn == admin_arn):
+            problems.append(f"secret {name} holds the admin login and is never written: name another one as a target")
+        elif any(name == other.name or (target.arn and target.arn == other.arn) for other in targets.values()):
+            problems.append(f"secret {name} is named for both users: each needs a secret of its own")
+        targets[kind] = target
+    files = load_migrations(MIGRATIONS_DIR, problems)
+    if config.baseline and config.baseline not in [name for file in files for name in (file.name, file.path.name)]:
+        problems.append(f"BASELINE is {config.baseline!r}, but there is no such file in migrations/")
+    if problems or login is None:
+        raise ConfigError("; ".join(problems) + ". Nothing has been touched.")
+    return Setup(config, login, targets, files, client)
+
+
+# --- State ----------------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """A row of the tracking table: this migration is applied."""
+
+    id: int
+    name: str
+    checksum: Optional[str]
+    file_sha256: Optional[str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the tracking table holds. `columns` is None where there is no such table."""
+
+    columns: Optional[Tuple[str, ...]]
+    rows: Tuple[Row, ...]
+
+
+OUR_COLUMNS = ("checksum", "file_sha256", "duration_ms", "adopted")
+
+
+def read_state(conn: Connection, config: Config) -> State:
+    """Read the tracking table, whichever version made it; refuse another tool's."""
+    found = query(
+        conn,
+        "SELECT attname FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid JOIN pg_namespace n "
+        "ON n.oid = relnamespace WHERE nspname = 'public' AND relname = %s AND attnum > 0 AND NOT attisdropped",
+        [config.table],
+    )
+    if not found:
+        return State(None, ())
+    columns = tuple(name for (name,) in found)
+    if "migration_name" not in columns:
+        raise ConfigError(
+            f'table public."{config.table}" belongs to another tool (columns: {", ".join(columns)}): '
+            "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has been touched."
+        )
+    wanted = [
+        sql.Identifier(name) if name in columns else sql.SQL("NULL")
+        for name in ("id", "migration_name", "checksum", "file_sha256")
+    ]
+    rows = query(
+        conn, sql.SQL("SELECT {} FROM {} ORDER BY 1, 2").format(sql.SQL(", ").join(wanted), config.tracking)
+    )
+    return State(columns, tuple(Row(id or 0, normal(name), *rest) for id, name, *rest in rows))
+
+
+# --- Migration files (pure, but for reading them) -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A file. Its name, without `.sql`, is its identity; leading digits are its number."""
+
+    path: Path
+    name: str
+
+    @property
+    def number(self) -> Optional[int]:
+        return number_of(self.name)
+
+
+def normal(name: str) -> str:
+    """One spelling for one name: a Mac may store é as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def number_of(name: str) -> Optional[int]:
+    digits = re.match(r"[0-9]+", name)
+    return int(digits.group()) if digits else None
+
+
+def bare(name: str) -> str:
+    """The name behind the number."""
+    return re.sub(r"^[0-9]+[-_. ]*", "", name)
+
+
+def natural(name: str) -> List[Any]:
+    """Sorts runs of digits as integers: V2__ before V10__."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def load_migrations(folder: Path, problems: List[str]) -> List[Migration]:
+    """The migration files, numbered ones first, in the order in which they run."""
+    files: Dict[str, Migration] = {}
+    if not folder.is_dir():
+        problems.append("the folder migrations/ is missing beside initializer.py")
+        return []
+    for path in sorted(folder.iterdir()):
+        name = normal(path.name)
+        if path.is_dir():
+            log(logging.WARNING, "sub-folder ignored", folder=f"migrations/{name}")
+        if not name.lower().endswith(".sql") or name.lower().endswith(".down.sql") or name.startswith("."):
+            continue
+        name = name[:-4]
+        if not path.is_file():
+            continue
+        if name in files:
+            problems.append(f"{path.name} and {files[name].path.name} have the same name: rename one of them")
+        if len(name) > NAME_LIMIT - 8:
+            problems.append(f"{path.name}: a name may have {NAME_LIMIT - 8} characters, this one has {len(name)}")
+        files[name] = Migration(path, name)
+    return sorted(files.values(), key=lambda m: (m.number is None, m.number or 0, natural(m.name), m.name))
+
+
+def read_text(migration: Migration) -> str:
+    """The file's text without BOM; raises MigrationError with the place where it is not UTF-8 or holds a NUL."""
+    data = migration.path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise MigrationError(
+            f"{migration.path.name}:{line}: byte 0x{data[exc.start]:02x} is not UTF-8. "
+            "Nothing has been applied. Save the file as UTF-8 and deploy again."
+        ) from exc
+    if "\0" in text:
+        line, column = sql_scanner.locate(text, text.index("\0"))
+        raise MigrationError(
+            f"{migration.path.name}:{line}:{column}: a NUL character, which PostgreSQL cannot take. "
+            "Nothing has been applied. Remove it (the file may be UTF-16: save it as UTF-8) and deploy again."
+        )
+    return text
+
+
+def file_sha256(migration: Migration) -> str:
+    return hashlib.sha256(migration.path.read_bytes()).hexdigest()
+
+
+def tokens_checksum(migration: Migration) -> str:
+    return sql_scanner.checksum(read_text(migration))
+
+
+# --- Plan: which file is which row (pure, but for checksums) --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. `pending` pairs each file with the name under which it will be recorded."""
+
+    pending: Tuple[Tuple[str, Migration], ...] = ()
+    renumbered: Tuple[Tuple[Row, Migration], ...] = ()
+    unchecked: Tuple[Tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
+    edited: Tuple[Migration, ...] = ()
+    orphans: Tuple[str, ...] = ()  # rows without a file
+    warnings: Tuple[str, ...] = ()
+
+
+def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> Dict[Migration, Row]:
+    """Which row belongs to which file: its own name, or its name behind a recorded number."""
+    free = {row.name: row for row in rows}
+    claimed = {file: free.pop(file.name) for file in files if file.name in free}
+    for file in files:
+        if file not in claimed and file.number is None:
+            match = next((r for r in free.values() if r.name != bare(r.name) == file.name), None)
+            if match:
+                claimed[file] = free.pop(match.name)
+    return claimed
+
+
+def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
+    """Compare the folder with the tracking table. Files that are as recorded are not scanned.
+
+    Raises MigrationError where a file may be one that was applied under another name, which nothing can tell.
+    """
+    claimed = claim_rows(files, rows)
+    free = {row.name: row for row in rows if row not in claimed.values()}
+    unchecked, edited, renumbered, pending = [], [], [], []
+    for file in files:
+        row = claimed.get(file)
+        if row is None:
+            moved = _same_migration(file, free.values())
+            if moved:
+                renumbered.append((free.pop(moved.name), file))
+            else:
+                pending.append(file)
+        elif row.file_sha256 != file_sha256(file):
+            if not row.checksum:
+                unchecked.append((row, file))
+            elif row.checksum[:2] in ("0:", "1:") and row.checksum != tokens_checksum(file):
+                edited.append(file)
+    return Plan(
+        pending=tuple(number_files(pending, files, rows)),
+        renumbered=tuple(renumbered),
+        unchecked=tuple(unchecked),
+        edited=tuple(edited),
+        orphans=tuple(free),
+        warnings=tuple(_order_warnings(pending, files, rows)),
+    )
+
+
+def _same_migration(file: Migration, rows: Any) -> Optional[Row]:
+    """The row without a file that has this file's name behind its number, and its content."""
+    alike = [row for row in rows if bare(file.name) and bare(row.name) == bare(file.name)]
+    for row in alike:
+        if row.checksum and row.checksum == tokens_checksum(file):
+            return row
+        if not row.checksum:
+            raise MigrationError(
+                f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? It was recorded "
+                "without a checksum, so nothing can tell. Nothing has been applied. If it is, name the file "
+                f"{row.name}.sql for one deployment, then rename it; if not, give it another name behind the number."
+            )
+    return None
+
+
+def number_files(
+    pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]
+) -> Iterator[Tuple[str, Migration]]:
+    """A file without a number gets the next one, after every number seen in the folder and in the table."""
+    seen = [number_of(name) or 0 for name in [file.name for file in files] + [row.name for row in rows]]
+    following = max(seen, default=0) + 1
+    for file in pending:
+        if file.number is None:
+            yield f"{following:03d}_{file.name}", file
+            following += 1
+        else:
+            yield file.name, file
+
+
+def _order_warnings(
+    pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]
+) -> Iterator[str]:
+    numbers: Dict[int, List[str]] = {}
+    for file in files:
+        if file.number is not None:
+            numbers.setdefault(file.number, []).append(file.name)
+    for number, names in numbers.items():
+        if len(names) > 1:
+            yield f"number {number} is used by {len(names)} files: {', '.join(names)}"
+    highest = max((number_of(row.name) or 0 for row in rows), default=0)
+    for file in pending:
+        if file.number is not None and file.number < highest:
+            yield f"{file.name} comes late: number {highest} is applied already"
+    if pending and numbers and max(numbers) < 10_000:  # larger ones are time stamps
+        missing = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
+        if missing:
+            yield f"no file has number {', '.join(map(str, missing[:10]))}"
+
+
+# --- Tracking table and adoption ------------------------------------------------------------------------------------
+
+CREATE_TRACKING = sql.SQL(
+    "CREATE TABLE IF NOT EXISTS {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
+    "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
+)
+# Additive and nullable: the versions before us insert migration_name alone.
+ADD_COLUMNS = sql.SQL(
+    "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 TEXT, "
+    "ADD COLUMN IF NOT EXISTS duration_ms INTEGER, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
+)
+
+
+def ensure_tracking(conn: Connection, setup: Setup, state: State) -> List[str]:
+    """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
+    config = setup.config
+    if state.columns is not None and set(OUR_COLUMNS) <= set(state.columns):
+        return []
+    with transaction(conn):
+        adopted = adoptable(conn, setup) if state.columns is None else []
+        query(conn, CREATE_TRACKING.format(config.tracking))
+        query(conn, ADD_COLUMNS.format(config.tracking))
+        for name, file in number_files(adopted, setup.files, ()):
+            record = "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES (%s, %s, %s, true)"
+            values = [name, tokens_checksum(file), file_sha256(file)]
+            query(conn, sql.SQL(record).format(config.tracking), values)
+    if state.columns is None:
+        log(logging.INFO, "tracking table created", table=config.table)
+    if adopted:
+        log(logging.INFO, "existing database adopted", recorded_without_running=[file.name for file in adopted])
+    return [file.name for file in adopted]
+
+
+def adoptable(conn: Connection, setup: Setup) -> List[Migration]:
+    """The files that an existing database without tracking table has behind it: the first, or all up to BASELINE.
+
+    Judged by the tables that the first migration creates. Some there and some not is refused, unless every
+    statement of the file can run again.
+    """
+    files, baseline = setup.files, setup.config.baseline
+    first = files[0] if files else None
+    statements = list(load_script(first).statements) if first else []
+    names = list(dict.fromkeys(s.created_table for s in statements if s.created_table))
+    there = [name for name in names if table_exists(conn, *name)]
+    if not there or not first:
+        if baseline:
+            log(logging.INFO, "baseline not used: no table of the first migration exists", baseline=baseline)
+        return []
+    if baseline:
+        last = next(i for i, file in enumerate(files) if baseline in (file.name, file.path.name))
+        return list(files[: last + 1])
+    if len(there) == len(names):
+        return [first]
+    if all(statement.is_guarded for statement in statements):
+        return []
+    missing = [name for name in names if name not in there]
+    raise MigrationError(
+        f"{first.path.name}: the database has no tracking table, and only some of the tables of the first migration. "
+        f"There: {_table_list(there)}. Missing: {_table_list(missing)}. Nothing has been changed. Write the file's "
+        "statements with IF NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
+        "that this database has behind it."
+    )
+
+
+def _table_list(names: Sequence[sql_scanner.Name]) -> str:
+    return ", ".join(f"{schema}.{name}" if schema else name for schema, name in names)
+
+
+def table_exists(conn: Connection, schema: Optional[str], name: str) -> bool:
+    """A table of an extension (PostGIS brings some) does not count."""
+    return bool(
+        query(
+            conn,
+            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = %s AND "
+            "relkind IN ('r', 'p', 'f') AND CASE WHEN %s IS NULL THEN nspname = ANY (current_schemas(false)) "
+            "ELSE nspname = %s END AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass "
+            "AND d.objid = c.oid AND d.deptype = 'e')",
+            [name, schema, schema],
+        )
+    )
+
+
+def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
+    """Rows follow their renumbered files; rows of the predecessor get their checksums."""
+    if not plan.renumbered and not plan.unchecked:
+        return
+    update = sql.SQL(
+        "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE migration_name = %s"
+    ).format(config.tracking)
+    with transaction(conn):
+        for row, file in plan.renumbered:
+            query(conn, update, [file.name, row.checksum, file_sha256(file), row.name])
+        for row, file in plan.unchecked:
+            query(conn, update, [row.name, tokens_checksum(file), file_sha256(file), row.name])
+    for row, file in plan.renumbered:
+        log(logging.INFO, "renumbered", migration=file.name, was=row.name)
+
+
+# --- Applying -------------------------------------------------------------------------------------------------------
+
+SAVEPOINT = "db_setup_file"
+
+
+def load_script(migration: Migration) -> Script:
+    """Read and scan a file; raises MigrationError with file:line:column for what cannot work, before anything ran."""
+    text = read_text(migration)
+    try:
+        return sql_scanner.read_script(text)
+    except sql_scanner.ScanError as exc:
+        line, column = sql_scanner.locate(text, exc.offset)
+        raise MigrationError(
+            f"{migration.path.name}:{line}:{column}: {exc}. Nothing has been applied. Mend the file and deploy again."
+        ) from exc
+
+
+def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration) -> str:
+    """The row that says *applied*; its duration is measured by the server, from the arrival of the message."""
+    insert = sql.SQL(
+        "INSERT INTO {} (migration_name, checksum, file_sha256, duration_ms) VALUES ({}, {}, {}, "
+        "extract(epoch FROM clock_timestamp() - transaction_timestamp()) * 1000)"
+    )
+    values = map(sql.Literal, (name, tokens_checksum(migration), file_sha256(migration)))
+    return insert.format(config.tracking, *values).as_string(conn)
+
+
+# A deferred constraint speaks before the session is put back; the release proves that the file was one transaction.
+PROOF = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; "
+
+
+def recording(conn: Connection, config: Config, insert: str) -> str:
+    """What ends a file's transaction: the session is put back, the file recorded, the lock looked after."""
+    return (
+        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; "
+        f"CLOSE ALL; UNLISTEN *; {session_settings(conn.server_version, config.lock_timeout_ms)}"
+        f"{insert}; COMMIT; {HOLDS_LOCK}"
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `offset` is a place in the file; `exact` when PostgreSQL itself named it."""
+
+    holds_lock: bool = True
+    error: Optional[psycopg2.Error] = None
+    offset: int = 0
+    exact: bool = False
+
+    @property
+    def code(self) -> str:
+        return (self.error and self.error.pgcode) or ""
+
+
+def attempt(conn: Connection, script: Script, record: str) -> Outcome:
+    """Run the file and its record as one message: all of it is kept, or nothing."""
+    opening = f"{script.begin}; SAVEPOINT {SAVEPOINT};\n"
+    try:
+        return Outcome(query(conn, opening + script.text + PROOF + record)[0][0])
+    except psycopg2.Error as exc:
+        roll_back(conn)
+        offset = int(exc.diag.statement_position or 0) - 1 - len(opening)
+        exact = 0 <= offset <= len(script.text)
+        only = script.statements[0].start if len(script.statements) == 1 else 0
+        return Outcome(error=exc, offset=offset if exact else only, exact=exact)
+
+
+def attempt_by_statement(conn: Connection, script: Script, record: str) -> Outcome:
+    """The same again, one statement at a time in one transaction, which tells the statement that fails."""
+    current = script.statements[0]
+    try:
+        query(conn, f"{script.begin}; SAVEPOINT {SAVEPOINT}")
+        for current in script.statements:
+            query(conn, script.sql(current))
+        return Outcome(query(conn, PROOF + record)[0][0])
+    except psycopg2.Error as exc:
+        roll_back(conn)
+        position = int(exc.diag.statement_position or 0)
+        exact = 0 < position <= current.end - current.start + 1
+        return Outcome(error=exc, offset=current.start + (position - 1 if exact else 0), exact=exact)
+
+
+def pauses(deadline: Deadline) -> Iterator[float]:
+    """Growing, jittered pauses between two attempts, until the deadline, or ten without one."""
+    for number in itertools.count():
+        pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
+        if deadline.left(pause + 1) <= pause or (deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE):
+            return
+        yield pause
+
+
+def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
+    """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
+    script = load_script(migration)
+    record = recording(conn, config, tracking_insert(conn, config, name, migration))
+    if script.unwrapped:
+        return apply_unwrapped(conn, config, name, script, record)
+    waits = pauses(deadline)
+    while True:
+        outcome = attempt(conn, script, record)
+        if outcome.code == "25001" and len(script.statements) == 1:
+            return apply_alone(conn, script, record)
+        if outcome.error and not conn.closed and not outcome.exact and len(script.statements) > 1:
+            if outcome.code not in RETRYABLE + NOT_IN_TRANSACTION:
+                outcome = attempt_by_statement(conn, script, record)
+        if outcome.code not in RETRYABLE:
+            return outcome
+        pause = next(waits, None)
+        if pause is None:
+            return outcome
+        log(logging.INFO, "gave way to other sessions", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1))
+        time.sleep(pause)
+
+
+# --- Files that cannot run in a transaction -------------------------------------------------------------------------
+
+CREATE_PROGRESS = sql.SQL(
+    "CREATE TABLE IF NOT EXISTS {} (migration_name VARCHAR(255), statement INTEGER, checksum TEXT, "
+    "done_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (migration_name, statement))"
+)
+
+
+def apply_alone(conn: Connection, script: Script, record: str) -> Outcome:
+    """A file of one statement that PostgreSQL refuses in a transaction: there is no atomicity to lose."""
+    only = script.statements[0]
+    try:
+        run_outside(conn, script, only)
+        return Outcome(query(conn, "BEGIN; " + record)[0][0])
+    except psycopg2.Error as exc:
+        roll_back(conn)
+        return Outcome(error=exc, offset=only.start)
+
+
+def apply_unwrapped(conn: Connection, config: Config, name: str, script: Script, record: str) -> Outcome:
+    """A file marked -- no-transaction: one statement at a time, each with its mark, so that a second run goes on.
+
+    Raises MigrationError where a statement that is done was edited since.
+    """
+    if not query(conn, "SELECT to_regclass(%s)", [config.progress.as_string(conn)])[0][0]:
+        ensure_progress(conn, config)
+    done = dict(
+        query(
+            conn,
+            sql.SQL("SELECT statement, checksum FROM {} WHERE migration_name = %s").format(config.progress),
+            [name],
+        )
+    )
+    current = 0
+    try:
+        for number, unit in enumerate(units(script), 1):
+            current, checksum = unit[0].start, sql_scanner.checksum("; ".join(map(script.sql, unit)))
+            if done.get(number, checksum) != checksum:
+                line = sql_scanner.locate(script.text, current)[0]
+                raise MigrationError(
+                    f"{name}.sql:{line}: this statement has run already, and was edited since. Nothing more has been "
+                    "applied. Restore it, and put the change behind it or into a new file."
+                )
+            if all(statement.is_session_setting for statement in unit):
+                query(conn, script.sql(unit[0]))  # a setting is no progress: a second run needs it again
+            elif number not in done:
+                mark = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})").format(
+                    config.progress, *map(sql.Literal, (name, number, checksum))
+                )
+                run_unit(conn, script, unit, mark.as_string(conn))
+        current = len(script.text)
+        forget = sql.SQL("; DELETE FROM {} WHERE migration_name = {}; COMMIT; ")
+        forget = forget.format(config.progress, sql.Literal(name)).as_string(conn)
+        return Outcome(query(conn, "BEGIN; " + record.replace("; COMMIT; ", forget))[0][0])
+    except psycopg2.Error as exc:
+        roll_back(conn)
+        return Outcome(error=exc, offset=current)
+
+
+def units(script: Script) -> Iterator[List[sql_scanner.Statement]]:
+    """Single statements, and what stands between a BEGIN and its COMMIT, without these two."""
+    together: Optional[List[sql_scanner.Statement]] = None
+    for statement in script.statements:
+        control = statement.transaction_control
+        if control == "BEGIN" and together is None:
+            together = []
+        elif control == "COMMIT":
+            if together:
+                yield together
+            elif together is None:
+                log(logging.WARNING, "COMMIT with nothing open", line=statement.line)
+            together = None
+        elif together is not None:
+            together.append(statement)
+        else:
+            yield [statement]
+    if together:
+        yield together
+
+
+def ensure_progress(conn: Connection, config: Config) -> None:
+    """Make the table of marks, closed to everybody but its owner whatever the default privileges say."""
+    with transaction(conn):
+        query(conn, CREATE_PROGRESS.format(config.progress))
+        grantees = query(
+            conn,
+            "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee "
+            "WHERE c.oid = %s::regclass AND a.grantee <> c.relowner",
+            [config.progress.as_string(conn)],
+        )
+        for (role,) in grantees:
+            query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(config.progress, sql.Identifier(role)))
+
+
+def run_unit(conn: Connection, script: Script, unit: Sequence[sql_scanner.Statement], mark: str) -> None:
+    """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
+    try:
+        query(conn, "BEGIN; " + "\n;".join(map(script.sql, unit)) + f"\n;{mark}; COMMIT")
+    except psycopg2.Error as exc:
+        roll_back(conn)
+        if exc.pgcode not in ("25001", "2D000") or len(unit) > 1:
+            raise
+        run_outside(conn, script, unit[0])
+        query(conn, mark)
+
+
+def run_outside(conn: Connection, script: Script, statement: sql_scanner.Statement) -> None:
+    """Run one statement with no transaction around it.
+
+    What an interrupted CREATE INDEX CONCURRENTLY has left behind is dropped before. A lock timeout would only
+    leave such an index INVALID: it does not apply.
+    """
+    if statement.concurrent_index:
+        index, table = statement.concurrent_index
+        remnants = query(
+            conn,
+            "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i' "
+            "AND c.relname = %s AND i.indrelid = to_regclass(%s)",
+            [index, table],
+        )
+        for remnant in remnants:
+            log(logging.WARNING, "dropping an index that was never finished", index=index)
+            query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*remnant)))
+        query(conn, "SET lock_timeout = 0")
+    query(conn, script.sql(statement))
+
+
+# --- What to tell when a file fails ---------------------------------------------------------------------------------
+
+
+def failure_message(migration: Migration, outcome: Outcome, applied: Sequence[str], waiting: Sequence[str]) -> str:
+    """file:line:column, what PostgreSQL said, the state, the next step: under 1,500 characters, without row data."""
+    error = outcome.error
+    script = load_script(migration)
+    line, column = sql_scanner.locate(script.text, outcome.offset)
+    place = f"{migration.path.name}:{line}:{column}" if outcome.exact else f"{migration.path.name}:{line}"
+    diag, code = getattr(error, "diag", None), outcome.code
+    said = " ".join(((diag and diag.message_primary) or str(error)).split())[:400]
+    if code[:2] == "22" and not outcome.exact:
+        said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the file is row data
+    kept = f"Applied in this run: {shortened(applied)}." if applied else "Nothing was applied in this run."
+    text = [f"{place}: {said} ({code or 'no answer'}). {_state_and_step(script, outcome)} {kept}"]
+    if waiting:
+        text[0] += f" Not tried: {shortened(waiting)}."
+    text += [f"{label}: {value}" for label, value in _details(script, outcome) if value]
+    return "\n".join(text)[:MESSAGE_LIMIT]
+
+
+def _state_and_step(script: Script, outcome: Outcome) -> str:
+    if not outcome.code:
+        return (
+            "The connection was lost, and the server has rolled the file back unless it had just finished; "
+            "the tracking table knows. Invoke again."
+        )
+    if script.unwrapped:
+        return "What stands before this statement is done and stays. Mend it and deploy again; the run goes on here."
+    if outcome.code in NOT_IN_TRANSACTION and len(script.statements) > 1:
+        return (
+            "Rolled back. A file of several statements is one transaction: put this statement into a file of its "
+            "own, or write -- no-transaction in the first line, and deploy again."
+        )
+    if outcome.code in RETRYABLE:
+        return "Rolled back. Other sessions were in the way each time: invoke again when they are done."
+    return "Rolled back. Mend the file and deploy again."
+
+
+def _details(script: Script, outcome: Outcome) -> Iterator[Tuple[str, Optional[str]]]:
+    diag = getattr(outcome.error, "diag", None)
+    if diag is None:
+        return
+    inner = re.search(r"PL/pgSQL function .*? line (\d+)", diag.context or "")
+    if inner and "inline_code_block" in inner.group():
+        body = script.text.find("$", outcome.offset)
+        first = sql_scanner.locate(script.text, body)[0]
+        yield "IN", f"the DO block, line {first + int(inner.group(1)) - 1} of the file"
+    elif inner:
+        yield "IN", inner.group()
+    if diag.constraint_name or outcome.code[:2] == "23":
+        names = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
+        yield "ON", ", ".join(f"{kind} {name}" for kind, name in names if name)
+    if outcome.code[:2] not in ("22", "23"):  # there it holds row data
+        yield "DETAIL", diag.message_detail and diag.message_detail[:300]
+    yield "HINT", diag.message_hint and diag.message_hint[:300]
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names, or of many the first, the last and how many."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} … {names[-1]} ({len(names)} files)"
+
+
+# --- Users ----------------------------------------------------------------------------------------------------------
+
+
+def secret_login(conn: Connection, setup: Setup, kind: str, secret: Secret, deadline: Deadline) -> Optional[Login]:
+    """The login in this secret if it works, belongs to its group and is not too powerful; tried by logging in."""
+    username, password = ((secret.value or {}).get(key) for key in ("username", "password"))
+    if not (isinstance(username, str) and isinstance(password, str)) or "\0" in username + password:
+        return None
+    if not username or not limited_users.login_is_fine(conn, setup.names, kind, username):
+        return None
+    login = replace(setup.login, username=username, password=password)
+    try:
+        connect(login, deadline).close()
+    except ConnectError as exc:
+        if exc.login_refused:
+            return None
+        raise
+    return login
+
+
+def users_are_fine(conn: Connection, setup: Setup, deadline: Deadline) -> bool:
+    """Groups, rights and logins are as they should be."""
+    if not setup.config.create_users:
+        return True
+    if not limited_users.groups_are_fine(conn, setup.names, setup.config.tracking):
+        return False
+    logins = {kind: secret_login(conn, setup, kind, secret, deadline) for kind, secret in setup.targets.items()}
+    return all(
+        login and limited_users.is_followed(conn, setup.names, kind, login.username) for kind, login in logins.items()
+    )
+
+
+def ensure_groups(conn: Connection, setup: Setup) -> None:
+    """The group roles and their rights, before the migrations."""
+    if setup.config.create_users and not limited_users.groups_are_fine(conn, setup.names, setup.config.tracking):
+        for role in limited_users.ensure_groups(conn, setup.names, setup.config.tracking):
+            log(logging.INFO, "group role created", role=role)
+
+
+def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Dict[str, str]:
+    """A working login in each target secret; one that works is never changed. Returns what was done, by login."""
+    done: Dict[str, str] = {}
+    for kind, target in setup.targets.items():
+        secret = read_secret(setup.secrets_client, target.name)  # another run may have written it meanwhile
+        working = secret_login(conn, setup, kind, secret, deadline)
+        if working:
+            with transaction(conn):
+                limited_users.follow_creator(conn, setup.names, kind, working.username)
+            done[working.username] = "kept"
+        else:
+            login = limited_users.new_login(setup.login, setup.names, kind)
+            done[login.username] = replace_login(conn, setup, kind, secret, login)
+            prove_login(login, secret, deadline)
+            log(logging.INFO, "login ready", login=login.username, secret=secret.name, state=done[login.username])
+    return done
+
+
+def replace_login(conn: Connection, setup: Setup, kind: str, secret: Secret, login: Login) -> str:
+    """Change the role, write the secret, commit: a crash between any two leaves a login that the next run mends."""
+
+    def change() -> bool:
+        with transaction(conn):
+            created = limited_users.change_login(conn, setup.names, kind, login)
+            limited_users.follow_creator(conn, setup.names, kind, login.username)
+            fields = ("engine", "host", "port", "dbname", "username", "password")
+            value = {**(secret.value or {}), **{name: getattr(login, name) for name in fields}}
+            write_secret(setup.secrets_client, secret, value)
+            return created
+
+    return "created" if limited_users.retried(change) else "mended"
+
+
+def prove_login(login: Login, secret: Secret, deadline: Deadline) -> None:
+    """Log in with what the secret now holds."""
+    try:
+        connect(login, deadline).close()
+    except ConnectError as exc:
+        raise UserError(f"login {login.username} was made and written to secret {secret.name}, but: {exc}") from exc
+
+
+# --- The run --------------------------------------------------------------------------------------------------------
+
+
+def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: Dict[str, Any]) -> None:
+    """Bring the database to the state of the folder; `report` says at any moment what is done."""
+    state = read_state(conn, setup.config)
+    plan = make_plan(setup.files, state.rows)
+    if is_complete(state, plan) and users_are_fine(conn, setup, deadline):
+        check_edited(setup.config, plan, report)
+        return
+    while True:
+        acquire_lock(conn, deadline)
+        report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
+        plan = make_plan(setup.files, read_state(conn, setup.config).rows)
+        check_edited(setup.config, plan, report)
+        for _, migration in plan.pending:
+            load_script(migration)  # what cannot work is refused before anything has run
+        follow_renames(conn, setup.config, plan)
+        ensure_groups(conn, setup)
+        if apply_pending(conn, setup.config, plan, deadline, report):
+            break
+        log(logging.WARNING, "a migration released the lock; taking it again")
+    if setup.config.create_users:
+        report["users"] = ensure_logins(conn, setup, deadline)
+
+
+def is_complete(state: State, plan: Plan) -> bool:
+    """The tracking table is as this version makes it, and agrees with the folder."""
+    ours = state.columns is not None and set(OUR_COLUMNS) <= set(state.columns)
+    return ours and not (plan.pending or plan.renumbered or plan.unchecked)
+
+
+def check_edited(config: Config, plan: Plan, report: Dict[str, Any]) -> None:
+    """Say what is odd; refuse files that were edited after they had been applied."""
+    report["warnings"] = list(plan.warnings)
+    if plan.edited:
+        names = shortened([migration.path.name for migration in plan.edited])
+        if not config.allow_edited:
+            raise MigrationError(
+                f"{names}: edited after it was applied, which has no effect on this database. Nothing has been "
+                "applied. Restore the file and put the change into a new one; or accept the difference with "
+                'ALLOW_EDITED_MIGRATIONS="true".'
+            )
+        report["warnings"].append(f"edited after it was applied, without effect: {names}")
+    for warning in report["warnings"]:
+        log(logging.WARNING, "please look", warning=warning)
+    if plan.orphans:
+        log(logging.INFO, "applied, but not in the folder", migrations=shortened(plan.orphans))
+
+
+def apply_pending(conn: Connection, config: Config, plan: Plan, deadline: Deadline, report: Dict[str, Any]) -> bool:
+    """Apply the pending files in order; False when one of them released the lock and the state has to be read again."""
+    report["pending"] = [name for name, _ in plan.pending]
+    for name, migration in plan.pending:
+        started = time.monotonic()
+        outcome = apply_migration(conn, config, name, migration, deadline)
+        if outcome.error:
+            applied = [entry["name"] for entry in report["applied"]]
+            message = failure_message(migration, outcome, applied, report["pending"][1:])
+            raise MigrationError(message) from outcome.error
+        duration_ms = round((time.monotonic() - started) * 1000)
+        report["pending"].remove(name)
+        report["applied"].append({"name": name, "duration_ms": duration_ms})
+        log(logging.INFO, "applied", migration=name, duration_ms=duration_ms)
+        if not outcome.holds_lock:
+            return False
+    return True
+
+
+def run(environ: Mapping[str, str], event: Any, context: Any) -> Dict[str, Any]:
+    """One invocation from beginning to end; everything it opened is closed."""
+    started = time.monotonic()
+    if event not in (None, {}) and event != {"action": "migrate"}:
+        raise ConfigError(
+            'this event is not for db_setup: send {} or {"action": "migrate"}. Nothing has been touched.'
+        )
+    deadline = Deadline.from_context(context)
+    setup = load_setup(environ)
+    log(logging.INFO, "starting", version=__version__, database=setup.login, files=len(setup.files))
+    report: Dict[str, Any] = {"status": "ok", "action": "migrate", "version": __version__}
+    report.update(applied=[], adopted=[], pending=[], users={}, warnings=[], database=str(setup.login))
+    conn = connect(setup.login, deadline)
+    try:
+        with watchdog(conn, lambda: open_connection(setup.login, timeout=2), deadline) as out_of_time:
+            try:
+                prepare_session(conn, setup.config.lock_timeout_ms)
+                migrate(conn, setup, deadline, report)
+            except (psycopg2.Error, InitializerError) as exc:
+                if not out_of_time.is_set():
+                    raise
+                raise MigrationError(out_of_time_message(report)) from exc
+    except psycopg2.Error as exc:
+        said = " ".join(str(exc).split())[:300]
+        raise ConnectError(f"PostgreSQL: {said} ({exc.pgcode}). Whatever was not finished is rolled back.") from exc
+    finally:
+        conn.close()
+    report["duration_ms"] = round((time.monotonic() - started) * 1000)
+    counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
+    log(logging.INFO, "done", **counts, users=report["users"], duration_ms=report["duration_ms"])
+    return report
+
+
+def out_of_time_message(report: Mapping[str, Any]) -> str:
+    applied = [entry["name"] for entry in report["applied"]]
+    return (
+        f"out of time while at {shortened(report['pending'][:1]) or 'the users'}; it was stopped and rolled back. "
+        f"Applied in this run: {shortened(applied) or 'nothing'}. Not applied: {shortened(report['pending']) or 'nothing'}. "
+        "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
+    )
+
+
+def handler(event: Any, context: Any) -> Dict[str, Any]:
+    """Lambda's entry point. Returns the report, plain JSON; raises InitializerError, so that the deployment fails."""
+    set_up_logging()
+    try:
+        return run(os.environ, event, context)
+    except Exception as exc:
+        log(logging.ERROR, "failed", error=type(exc).__name__, message_text=str(exc))
+        raise

@@ -1,0 +1,76 @@
+"""One PostgreSQL per test process, a database per test (a copy of a template), Secrets Manager by moto."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from harness.database import create_admin, create_database, drop_database, drop_roles
+from harness.server import Server, running_server
+from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+from moto import mock_aws
+
+TEMPLATE = "db_setup_template"
+# Roles belong to the server, not to a database: every test leaves none behind.
+ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
+
+_started = ExitStack()
+_servers: list[Server] = []
+_numbers = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the server, which the report's header names. A second process of pytest-xdist starts one of its own."""
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(FirstWorker())
+    shared = getattr(config, "workerinput", {}).get("server")
+    _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
+
+
+def pytest_unconfigure() -> None:
+    _started.close()
+
+
+def pytest_report_header() -> str:
+    return f"PostgreSQL for the tests: {_servers[0].how}"
+
+
+class FirstWorker:
+    """Lets the first process of pytest-xdist use the server that was started for the header."""
+
+    def pytest_configure_node(self, node: Any) -> None:
+        if node.workerinput["workerid"] == "gw0":
+            node.workerinput["server"] = pickle.dumps(vars(_servers[0]))
+
+
+@pytest.fixture(scope="session")
+def server() -> Server:
+    """A running PostgreSQL with an RDS-like admin and a template database that the admin owns."""
+    server = _servers[0]
+    create_admin(server, ADMIN, ADMIN_PASSWORD)
+    drop_database(server, TEMPLATE)
+    create_database(server, TEMPLATE, ADMIN)
+    return server
+
+
+@pytest.fixture
+def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[World]:
+    """A new database, empty secrets and an empty folder of migrations."""
+    caplog.set_level(logging.INFO, logger="db_setup")
+    dbname = f"db_setup_{os.getpid()}_{next(_numbers)}"
+    create_database(server, dbname, ADMIN, template=TEMPLATE)
+    try:
+        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+            yield World(server, dbname, tmp_path / "migrations")
+    finally:
+        drop_database(server, dbname)
+        for pattern in ROLE_PATTERNS:
+            drop_roles(server, pattern)

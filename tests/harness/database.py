@@ -1,0 +1,82 @@
+"""Databases, admins and roles on the test server. Every function may be called again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Optional
+
+import psycopg2
+from psycopg2 import sql
+
+if TYPE_CHECKING:
+    from harness.server import Server
+
+
+@contextmanager
+def superuser_connection(server: Server, dbname: str = "postgres") -> Iterator[Any]:
+    """Yield an autocommit connection of the server's own login, closed afterwards."""
+    connection = psycopg2.connect(
+        host=server.host, port=server.port, user=server.user, password=server.password, dbname=dbname, connect_timeout=10
+    )
+    connection.autocommit = True
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def create_admin(server: Server, name: str, password: str) -> None:
+    """Make sure of a login like the master user of Amazon RDS: no superuser, but it creates roles and databases."""
+    with superuser_connection(server) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_roles WHERE rolname = %s", (name,))
+        verb = sql.SQL("ALTER" if cursor.rowcount else "CREATE")
+        cursor.execute(
+            sql.SQL("{} ROLE {} LOGIN CREATEROLE CREATEDB PASSWORD {}").format(
+                verb, sql.Identifier(name), sql.Literal(password)
+            )
+        )
+
+
+def create_database(server: Server, name: str, owner: str, template: Optional[str] = None) -> None:
+    """Create a database, as a copy of `template` (to which nobody may be connected) if one is given."""
+    with superuser_connection(server) as connection, connection.cursor() as cursor:
+        _join(cursor, [owner])
+        statement = sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner))
+        if template:
+            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+        cursor.execute(statement)
+
+
+def drop_database(server: Server, name: str) -> None:
+    """Drop a database if it exists; whoever is connected to it is thrown out."""
+    with superuser_connection(server) as connection, connection.cursor() as cursor:
+        cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def drop_roles(server: Server, pattern: str) -> None:
+    """Drop the roles whose names are LIKE `pattern` (`_` is any character), with what they have in database postgres.
+
+    Databases in which they own something must have been dropped before.
+    """
+    with superuser_connection(server) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            r"SELECT rolname FROM pg_roles WHERE rolname LIKE %s AND rolname NOT LIKE 'pg\_%%'"
+            " AND rolname <> current_user",
+            (pattern,),
+        )
+        names = [name for (name,) in cursor]
+        if not names:
+            return
+        _join(cursor, names)
+        roles = sql.SQL(", ").join(map(sql.Identifier, names))
+        cursor.execute(sql.SQL("DROP OWNED BY {}").format(roles))
+        cursor.execute(sql.SQL("DROP ROLE {}").format(roles))  # in one statement, as they may depend on each other
+
+
+def _join(cursor: Any, roles: list[str]) -> None:
+    """Become a member of the roles, where TEST_DATABASE_URL's login is no superuser, who needs none of it."""
+    cursor.execute("SELECT FROM pg_roles WHERE rolname = current_user AND NOT rolsuper")
+    if cursor.rowcount:
+        for role in roles:
+            cursor.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(role)))

