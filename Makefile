@@ -40,8 +40,10 @@ clean:  ## remove everything that make made
 	rm -rf $(VENV) .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Not order-only: where the Python behind .venv is gone, both are made anew.
-$(READY): requirements-dev.txt $(BIN)/python
+# After an upgrade of the system the Python behind .venv may be gone: then it is made anew.
+$(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(READY))
+
+$(READY): requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 

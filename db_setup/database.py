@@ -13,14 +13,14 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
@@ -32,6 +32,7 @@ RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 DEADLINE_CLASS = 0x64625F73  # its first half; the second key of this lock is the holder's deadline, in epoch seconds
 
+Connection = connection
 logger = logging.getLogger("db_setup")
 
 
@@ -52,7 +53,7 @@ class LockError(InitializerError):
 # --- Log ------------------------------------------------------------------------------------------------------------
 
 
-def log(level: int, phrase: str, **fields: Any) -> None:
+def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     """One line: a constant phrase and key=value. In Lambda's JSON format the keys stand at the top level as well."""
     text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
     logger.log(level, "%s%s", phrase, " " + text if text else "", extra=fields)
@@ -77,7 +78,7 @@ class NoticeLog:
     def append(self, notice: str) -> None:
         severity, _, text = notice.partition(":")
         if "no transaction in progress" not in text:
-            log(logging.INFO, "database says", severity=severity, text=" ".join(text.split())[:500])
+            log("database says", severity=severity, text=" ".join(text.split())[:500])
 
 
 # --- Time -----------------------------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ class Deadline:
 
 # --- Connection -----------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Login:
     """Where to connect, and as whom."""
@@ -122,8 +124,7 @@ class Login:
         return f"{self.username}@{self.host}:{self.port}/{self.dbname}"
 
 
-
-def query(conn: Connection, statement: Any, args: Optional[Sequence[Any]] = None) -> List[Tuple[Any, ...]]:
+def query(conn: Connection, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
     """Send one message and return the rows of its last statement. Without `args` a % is left alone."""
     with conn.cursor() as cur:
         cur.execute(statement, args)
@@ -150,9 +151,9 @@ def roll_back(conn: Connection) -> None:
             conn.close()  # the server rolls back on its own when the connection is gone
 
 
-def _tls_options(environ: Mapping[str, str]) -> Dict[str, str]:
+def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
     """libpq reads PGSSLMODE and PGSSLROOTCERT itself; ours are only the defaults."""
-    options: Dict[str, str] = {}
+    options: dict[str, str] = {}
     if "PGSSLMODE" not in environ:
         options["sslmode"] = "verify-full" if "PGSSLROOTCERT" in environ or CA_BUNDLE.exists() else "require"
     if "PGSSLROOTCERT" not in environ and CA_BUNDLE.exists():
@@ -162,8 +163,10 @@ def _tls_options(environ: Mapping[str, str]) -> Dict[str, str]:
 
 def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connection:
     """One attempt. Autocommit, UTF-8; a vanished server is noticed after about 20 s."""
-    patience = {} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": timeout}
-    conn = psycopg2.connect(
+    options: dict[str, Any] = {"connect_timeout": timeout, **_tls_options(os.environ)}
+    if "PGCONNECT_TIMEOUT" in os.environ:
+        del options["connect_timeout"]
+    conn: Connection = psycopg2.connect(
         host=login.host,
         port=login.port,
         dbname=login.dbname,
@@ -175,17 +178,16 @@ def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connectio
         keepalives_interval=5,
         keepalives_count=2,
         tcp_user_timeout=20000,
-        **patience,
-        **_tls_options(os.environ),
+        **options,
     )
     conn.autocommit = True
-    conn.notices = NoticeLog()
+    conn.notices = NoticeLog()  # type: ignore[assignment]  # any object with append() will do
     return conn
 
 
 # What libpq and the server say (no SQLSTATE is available before a connection stands), in order: pattern,
 # worth another try, advice.
-CONNECT_PROBLEMS: Sequence[Tuple[str, bool, str]] = (
+CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
     (r"password authentication failed|no password supplied", False, "check username and password in the secret"),
     (r"starting up|shutting down|recovery mode|not yet accepting", True, "the database is starting; invoke again"),
     (r"too many (clients|connections)|connection slots", True, "all connections of the database are in use"),
@@ -227,7 +229,7 @@ def connect(login: Login, deadline: Deadline) -> Connection:
                 error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). Nothing has been changed.")
                 error.login_refused = "FATAL" in said and not again
                 raise error from exc
-            log(logging.INFO, "waiting for the database", host=login.host, reason=said[:200])
+            log("waiting for the database", host=login.host, reason=said[:200])
         time.sleep(pause * random.uniform(0.8, 1.2))
         pause = min(pause * 1.5, 5)
 
@@ -276,9 +278,10 @@ HOLDER = """
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = %s"""
 
-HOLDS_LOCK = f"""
-    SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND objsubid = 1
-      AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}"""
+HOLDS_LOCK = (
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+    f"AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}"
+)
 
 
 def acquire_lock(conn: Connection, deadline: Deadline) -> None:
@@ -292,7 +295,7 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
         waited = time.monotonic() - started
         for pid, user, application, age_s, overdue in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
             if overdue:
-                log(logging.WARNING, "ending a run that is past its deadline", pid=pid, age_s=age_s)
+                log("ending a run that is past its deadline", logging.WARNING, pid=pid, age_s=age_s)
                 query(conn, "SELECT pg_terminate_backend(%s)", [pid])
             if waited > LOCK_PATIENCE_S or deadline.left(1) <= 0:
                 raise LockError(
@@ -300,7 +303,7 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
                     f"Waited {waited:.0f} s; nothing was changed by this run. Invoke again when it is done."
                 )
             if time.monotonic() - announced >= 10 or announced == started:
-                log(logging.INFO, "waiting for another run", pid=pid, user=user, age_s=age_s)
+                log("waiting for another run", pid=pid, user=user, age_s=age_s)
                 announced = time.monotonic() + 1e-6
         time.sleep(random.uniform(0.1, 0.4))
     if deadline.at is not None:

@@ -31,20 +31,22 @@ import random
 import re
 import time
 import unicodedata
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Optional
 
 import boto3
 import limited_users
 import psycopg2
+import script_runner
 import sql_scanner
 from botocore.config import Config as AwsConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from database import (
-    HOLDS_LOCK,
-    Connection,
     ConnectError,
+    Connection,
     Deadline,
     InitializerError,
     LockError,
@@ -55,14 +57,13 @@ from database import (
     open_connection,
     prepare_session,
     query,
-    roll_back,
-    session_settings,
     set_up_logging,
     transaction,
     watchdog,
 )
 from limited_users import UserError
 from psycopg2 import sql
+from script_runner import Outcome
 from sql_scanner import Script
 
 __version__ = "1.0.0"
@@ -74,8 +75,6 @@ AWS_TIMEOUTS = AwsConfig(
     connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 3, "mode": "standard"}
 )  # botocore's defaults can use up all 300 s of a Lambda when an endpoint is missing
 RETRIES_WITHOUT_DEADLINE = 10
-RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
-NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
 MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 
@@ -117,7 +116,7 @@ class Config:
         return sql.Identifier("public", self.table + "_progress")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], problems: List[str]) -> Config:
+    def from_env(cls, environ: Mapping[str, str], problems: list[str]) -> Config:
         """Read the variables; what is wrong with them is added to `problems`."""
 
         def text(name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL") -> Optional[str]:
@@ -156,7 +155,7 @@ class Config:
             lock_timeout_ms=int(timeout.rstrip("ms")) * (1 if timeout.endswith("ms") else 1000),
         )
 
-    def login(self, secret: Mapping[str, Any], problems: List[str]) -> Optional[Login]:
+    def login(self, secret: Mapping[str, Any], problems: list[str]) -> Optional[Login]:
         """The admin login out of its secret, DB_HOST, DB_PORT and DB_NAME taking precedence."""
         where, before = f"secret {self.admin_secret}", len(problems)
         values = {"host": self.host, "port": self.port, "dbname": self.dbname, "username": None, "password": None}
@@ -185,7 +184,7 @@ class Secret:
 
     name: str
     arn: str = ""
-    value: Optional[Dict[str, Any]] = None
+    value: Optional[dict[str, Any]] = None
     complaint: str = ""
 
     def __repr__(self) -> str:
@@ -214,7 +213,7 @@ def read_secret(client: Any, name: str) -> Secret:
     return Secret(name, arn, value)
 
 
-def write_secret(client: Any, secret: Secret, value: Dict[str, Any]) -> None:
+def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
     """Make `value` the secret's current value; raises UserError."""
     try:
         client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
@@ -250,16 +249,18 @@ class Setup:
     secrets_client: Any
 
     @property
-    def names(self) -> limited_users.Names:
-        return limited_users.Names(self.config.role_prefix)
+    def application(self) -> limited_users.Application:
+        return limited_users.Application(self.login, self.config.role_prefix)
 
 
 def load_setup(environ: Mapping[str, str]) -> Setup:
     """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing."""
-    problems: List[str] = []
+    problems: list[str] = []
     config = Config.from_env(environ, problems)
     client = boto3.client("secretsmanager", config=AWS_TIMEOUTS) if config.admin_secret else None
-    login, targets, admin_arn = None, {}, ""
+    login: Optional[Login] = None
+    targets: dict[str, Secret] = {}
+    admin_arn = ""
     if client and config.admin_secret:
         try:
             admin = read_secret(client, config.admin_secret)
@@ -308,8 +309,8 @@ class Row(NamedTuple):
 class State:
     """What the tracking table holds. `columns` is None where there is no such table."""
 
-    columns: Optional[Tuple[str, ...]]
-    rows: Tuple[Row, ...]
+    columns: Optional[tuple[str, ...]]
+    rows: tuple[Row, ...]
 
 
 OUR_COLUMNS = ("checksum", "file_sha256", "duration_ms", "adopted")
@@ -335,9 +336,7 @@ def read_state(conn: Connection, config: Config) -> State:
         sql.Identifier(name) if name in columns else sql.SQL("NULL")
         for name in ("id", "migration_name", "checksum", "file_sha256")
     ]
-    rows = query(
-        conn, sql.SQL("SELECT {} FROM {} ORDER BY 1, 2").format(sql.SQL(", ").join(wanted), config.tracking)
-    )
+    rows = query(conn, sql.SQL("SELECT {} FROM {} ORDER BY 1, 2").format(sql.SQL(", ").join(wanted), config.tracking))
     return State(columns, tuple(Row(id or 0, normal(name), *rest) for id, name, *rest in rows))
 
 
@@ -371,21 +370,21 @@ def bare(name: str) -> str:
     return re.sub(r"^[0-9]+[-_. ]*", "", name)
 
 
-def natural(name: str) -> List[Any]:
+def natural(name: str) -> list[Any]:
     """Sorts runs of digits as integers: V2__ before V10__."""
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
 
 
-def load_migrations(folder: Path, problems: List[str]) -> List[Migration]:
+def load_migrations(folder: Path, problems: list[str]) -> list[Migration]:
     """The migration files, numbered ones first, in the order in which they run."""
-    files: Dict[str, Migration] = {}
+    files: dict[str, Migration] = {}
     if not folder.is_dir():
         problems.append("the folder migrations/ is missing beside initializer.py")
         return []
     for path in sorted(folder.iterdir()):
         name = normal(path.name)
         if path.is_dir():
-            log(logging.WARNING, "sub-folder ignored", folder=f"migrations/{name}")
+            log("sub-folder ignored", logging.WARNING, folder=f"migrations/{name}")
         if not name.lower().endswith(".sql") or name.lower().endswith(".down.sql") or name.startswith("."):
             continue
         name = name[:-4]
@@ -434,15 +433,15 @@ def tokens_checksum(migration: Migration) -> str:
 class Plan:
     """What is to be done. `pending` pairs each file with the name under which it will be recorded."""
 
-    pending: Tuple[Tuple[str, Migration], ...] = ()
-    renumbered: Tuple[Tuple[Row, Migration], ...] = ()
-    unchecked: Tuple[Tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
-    edited: Tuple[Migration, ...] = ()
-    orphans: Tuple[str, ...] = ()  # rows without a file
-    warnings: Tuple[str, ...] = ()
+    pending: tuple[tuple[str, Migration], ...] = ()
+    renumbered: tuple[tuple[Row, Migration], ...] = ()
+    unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
+    edited: tuple[Migration, ...] = ()
+    orphans: tuple[str, ...] = ()  # rows without a file
+    warnings: tuple[str, ...] = ()
 
 
-def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> Dict[Migration, Row]:
+def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> dict[Migration, Row]:
     """Which row belongs to which file: its own name, or its name behind a recorded number."""
     free = {row.name: row for row in rows}
     claimed = {file: free.pop(file.name) for file in files if file.name in free}
@@ -485,7 +484,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
     )
 
 
-def _same_migration(file: Migration, rows: Any) -> Optional[Row]:
+def _same_migration(file: Migration, rows: Iterable[Row]) -> Optional[Row]:
     """The row without a file that has this file's name behind its number, and its content."""
     alike = [row for row in rows if bare(file.name) and bare(row.name) == bare(file.name)]
     for row in alike:
@@ -502,7 +501,7 @@ def _same_migration(file: Migration, rows: Any) -> Optional[Row]:
 
 def number_files(
     pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]
-) -> Iterator[Tuple[str, Migration]]:
+) -> Iterator[tuple[str, Migration]]:
     """A file without a number gets the next one, after every number seen in the folder and in the table."""
     seen = [number_of(name) or 0 for name in [file.name for file in files] + [row.name for row in rows]]
     following = max(seen, default=0) + 1
@@ -514,10 +513,8 @@ def number_files(
             yield file.name, file
 
 
-def _order_warnings(
-    pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]
-) -> Iterator[str]:
-    numbers: Dict[int, List[str]] = {}
+def _order_warnings(pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]) -> Iterator[str]:
+    numbers: dict[int, list[str]] = {}
     for file in files:
         if file.number is not None:
             numbers.setdefault(file.number, []).append(file.name)
@@ -547,7 +544,7 @@ ADD_COLUMNS = sql.SQL(
 )
 
 
-def ensure_tracking(conn: Connection, setup: Setup, state: State) -> List[str]:
+def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
     """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
     config = setup.config
     if state.columns is not None and set(OUR_COLUMNS) <= set(state.columns):
@@ -561,13 +558,13 @@ def ensure_tracking(conn: Connection, setup: Setup, state: State) -> List[str]:
             values = [name, tokens_checksum(file), file_sha256(file)]
             query(conn, sql.SQL(record).format(config.tracking), values)
     if state.columns is None:
-        log(logging.INFO, "tracking table created", table=config.table)
+        log("tracking table created", table=config.table)
     if adopted:
-        log(logging.INFO, "existing database adopted", recorded_without_running=[file.name for file in adopted])
+        log("existing database adopted", recorded_without_running=[file.name for file in adopted])
     return [file.name for file in adopted]
 
 
-def adoptable(conn: Connection, setup: Setup) -> List[Migration]:
+def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
     """The files that an existing database without tracking table has behind it: the first, or all up to BASELINE.
 
     Judged by the tables that the first migration creates. Some there and some not is refused, unless every
@@ -580,7 +577,7 @@ def adoptable(conn: Connection, setup: Setup) -> List[Migration]:
     there = [name for name in names if table_exists(conn, *name)]
     if not there or not first:
         if baseline:
-            log(logging.INFO, "baseline not used: no table of the first migration exists", baseline=baseline)
+            log("baseline not used: no table of the first migration exists", baseline=baseline)
         return []
     if baseline:
         last = next(i for i, file in enumerate(files) if baseline in (file.name, file.path.name))
@@ -620,21 +617,18 @@ def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
     """Rows follow their renumbered files; rows of the predecessor get their checksums."""
     if not plan.renumbered and not plan.unchecked:
         return
-    update = sql.SQL(
-        "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE migration_name = %s"
-    ).format(config.tracking)
+    change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE migration_name = %s"
+    update = sql.SQL(change).format(config.tracking)
     with transaction(conn):
         for row, file in plan.renumbered:
             query(conn, update, [file.name, row.checksum, file_sha256(file), row.name])
         for row, file in plan.unchecked:
             query(conn, update, [row.name, tokens_checksum(file), file_sha256(file), row.name])
     for row, file in plan.renumbered:
-        log(logging.INFO, "renumbered", migration=file.name, was=row.name)
+        log("renumbered", migration=file.name, was=row.name)
 
 
 # --- Applying -------------------------------------------------------------------------------------------------------
-
-SAVEPOINT = "db_setup_file"
 
 
 def load_script(migration: Migration) -> Script:
@@ -659,61 +653,6 @@ def tracking_insert(conn: Connection, config: Config, name: str, migration: Migr
     return insert.format(config.tracking, *values).as_string(conn)
 
 
-# A deferred constraint speaks before the session is put back; the release proves that the file was one transaction.
-PROOF = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; "
-
-
-def recording(conn: Connection, config: Config, insert: str) -> str:
-    """What ends a file's transaction: the session is put back, the file recorded, the lock looked after."""
-    return (
-        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; "
-        f"CLOSE ALL; UNLISTEN *; {session_settings(conn.server_version, config.lock_timeout_ms)}"
-        f"{insert}; COMMIT; {HOLDS_LOCK}"
-    )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an attempt ended. `offset` is a place in the file; `exact` when PostgreSQL itself named it."""
-
-    holds_lock: bool = True
-    error: Optional[psycopg2.Error] = None
-    offset: int = 0
-    exact: bool = False
-
-    @property
-    def code(self) -> str:
-        return (self.error and self.error.pgcode) or ""
-
-
-def attempt(conn: Connection, script: Script, record: str) -> Outcome:
-    """Run the file and its record as one message: all of it is kept, or nothing."""
-    opening = f"{script.begin}; SAVEPOINT {SAVEPOINT};\n"
-    try:
-        return Outcome(query(conn, opening + script.text + PROOF + record)[0][0])
-    except psycopg2.Error as exc:
-        roll_back(conn)
-        offset = int(exc.diag.statement_position or 0) - 1 - len(opening)
-        exact = 0 <= offset <= len(script.text)
-        only = script.statements[0].start if len(script.statements) == 1 else 0
-        return Outcome(error=exc, offset=offset if exact else only, exact=exact)
-
-
-def attempt_by_statement(conn: Connection, script: Script, record: str) -> Outcome:
-    """The same again, one statement at a time in one transaction, which tells the statement that fails."""
-    current = script.statements[0]
-    try:
-        query(conn, f"{script.begin}; SAVEPOINT {SAVEPOINT}")
-        for current in script.statements:
-            query(conn, script.sql(current))
-        return Outcome(query(conn, PROOF + record)[0][0])
-    except psycopg2.Error as exc:
-        roll_back(conn)
-        position = int(exc.diag.statement_position or 0)
-        exact = 0 < position <= current.end - current.start + 1
-        return Outcome(error=exc, offset=current.start + (position - 1 if exact else 0), exact=exact)
-
-
 def pauses(deadline: Deadline) -> Iterator[float]:
     """Growing, jittered pauses between two attempts, until the deadline, or ten without one."""
     for number in itertools.count():
@@ -726,210 +665,52 @@ def pauses(deadline: Deadline) -> Iterator[float]:
 def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
     """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
     script = load_script(migration)
-    record = recording(conn, config, tracking_insert(conn, config, name, migration))
-    if script.unwrapped:
-        return apply_unwrapped(conn, config, name, script, record)
-    waits = pauses(deadline)
+    end = script_runner.recording(conn, tracking_insert(conn, config, name, migration), config.lock_timeout_ms)
+    progress = script_runner.Progress(config.progress, name)
+    waits, in_steps = pauses(deadline), script.unwrapped
     while True:
-        outcome = attempt(conn, script, record)
-        if outcome.code == "25001" and len(script.statements) == 1:
-            return apply_alone(conn, script, record)
-        if outcome.error and not conn.closed and not outcome.exact and len(script.statements) > 1:
-            if outcome.code not in RETRYABLE + NOT_IN_TRANSACTION:
-                outcome = attempt_by_statement(conn, script, record)
-        if outcome.code not in RETRYABLE:
-            return outcome
-        pause = next(waits, None)
+        if in_steps:
+            outcome = script_runner.run_in_steps(conn, script, end, progress)
+        else:
+            outcome = script_runner.run_whole(conn, script, end)
+            in_steps = outcome.code == "25001" and len(script.statements) == 1  # it has no atomicity to lose
+            if in_steps:
+                continue
+        pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
         if pause is None:
             return outcome
-        log(logging.INFO, "gave way to other sessions", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1))
+        log("gave way to other sessions", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1))
         time.sleep(pause)
-
-
-# --- Files that cannot run in a transaction -------------------------------------------------------------------------
-
-CREATE_PROGRESS = sql.SQL(
-    "CREATE TABLE IF NOT EXISTS {} (migration_name VARCHAR(255), statement INTEGER, checksum TEXT, "
-    "done_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (migration_name, statement))"
-)
-
-
-def apply_alone(conn: Connection, script: Script, record: str) -> Outcome:
-    """A file of one statement that PostgreSQL refuses in a transaction: there is no atomicity to lose."""
-    only = script.statements[0]
-    try:
-        run_outside(conn, script, only)
-        return Outcome(query(conn, "BEGIN; " + record)[0][0])
-    except psycopg2.Error as exc:
-        roll_back(conn)
-        return Outcome(error=exc, offset=only.start)
-
-
-def apply_unwrapped(conn: Connection, config: Config, name: str, script: Script, record: str) -> Outcome:
-    """A file marked -- no-transaction: one statement at a time, each with its mark, so that a second run goes on.
-
-    Raises MigrationError where a statement that is done was edited since.
-    """
-    if not query(conn, "SELECT to_regclass(%s)", [config.progress.as_string(conn)])[0][0]:
-        ensure_progress(conn, config)
-    done = dict(
-        query(
-            conn,
-            sql.SQL("SELECT statement, checksum FROM {} WHERE migration_name = %s").format(config.progress),
-            [name],
-        )
-    )
-    current = 0
-    try:
-        for number, unit in enumerate(units(script), 1):
-            current, checksum = unit[0].start, sql_scanner.checksum("; ".join(map(script.sql, unit)))
-            if done.get(number, checksum) != checksum:
-                line = sql_scanner.locate(script.text, current)[0]
-                raise MigrationError(
-                    f"{name}.sql:{line}: this statement has run already, and was edited since. Nothing more has been "
-                    "applied. Restore it, and put the change behind it or into a new file."
-                )
-            if all(statement.is_session_setting for statement in unit):
-                query(conn, script.sql(unit[0]))  # a setting is no progress: a second run needs it again
-            elif number not in done:
-                mark = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})").format(
-                    config.progress, *map(sql.Literal, (name, number, checksum))
-                )
-                run_unit(conn, script, unit, mark.as_string(conn))
-        current = len(script.text)
-        forget = sql.SQL("; DELETE FROM {} WHERE migration_name = {}; COMMIT; ")
-        forget = forget.format(config.progress, sql.Literal(name)).as_string(conn)
-        return Outcome(query(conn, "BEGIN; " + record.replace("; COMMIT; ", forget))[0][0])
-    except psycopg2.Error as exc:
-        roll_back(conn)
-        return Outcome(error=exc, offset=current)
-
-
-def units(script: Script) -> Iterator[List[sql_scanner.Statement]]:
-    """Single statements, and what stands between a BEGIN and its COMMIT, without these two."""
-    together: Optional[List[sql_scanner.Statement]] = None
-    for statement in script.statements:
-        control = statement.transaction_control
-        if control == "BEGIN" and together is None:
-            together = []
-        elif control == "COMMIT":
-            if together:
-                yield together
-            elif together is None:
-                log(logging.WARNING, "COMMIT with nothing open", line=statement.line)
-            together = None
-        elif together is not None:
-            together.append(statement)
-        else:
-            yield [statement]
-    if together:
-        yield together
-
-
-def ensure_progress(conn: Connection, config: Config) -> None:
-    """Make the table of marks, closed to everybody but its owner whatever the default privileges say."""
-    with transaction(conn):
-        query(conn, CREATE_PROGRESS.format(config.progress))
-        grantees = query(
-            conn,
-            "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee "
-            "WHERE c.oid = %s::regclass AND a.grantee <> c.relowner",
-            [config.progress.as_string(conn)],
-        )
-        for (role,) in grantees:
-            query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(config.progress, sql.Identifier(role)))
-
-
-def run_unit(conn: Connection, script: Script, unit: Sequence[sql_scanner.Statement], mark: str) -> None:
-    """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
-    try:
-        query(conn, "BEGIN; " + "\n;".join(map(script.sql, unit)) + f"\n;{mark}; COMMIT")
-    except psycopg2.Error as exc:
-        roll_back(conn)
-        if exc.pgcode not in ("25001", "2D000") or len(unit) > 1:
-            raise
-        run_outside(conn, script, unit[0])
-        query(conn, mark)
-
-
-def run_outside(conn: Connection, script: Script, statement: sql_scanner.Statement) -> None:
-    """Run one statement with no transaction around it.
-
-    What an interrupted CREATE INDEX CONCURRENTLY has left behind is dropped before. A lock timeout would only
-    leave such an index INVALID: it does not apply.
-    """
-    if statement.concurrent_index:
-        index, table = statement.concurrent_index
-        remnants = query(
-            conn,
-            "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i' "
-            "AND c.relname = %s AND i.indrelid = to_regclass(%s)",
-            [index, table],
-        )
-        for remnant in remnants:
-            log(logging.WARNING, "dropping an index that was never finished", index=index)
-            query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*remnant)))
-        query(conn, "SET lock_timeout = 0")
-    query(conn, script.sql(statement))
-
-
-# --- What to tell when a file fails ---------------------------------------------------------------------------------
 
 
 def failure_message(migration: Migration, outcome: Outcome, applied: Sequence[str], waiting: Sequence[str]) -> str:
     """file:line:column, what PostgreSQL said, the state, the next step: under 1,500 characters, without row data."""
-    error = outcome.error
     script = load_script(migration)
     line, column = sql_scanner.locate(script.text, outcome.offset)
     place = f"{migration.path.name}:{line}:{column}" if outcome.exact else f"{migration.path.name}:{line}"
-    diag, code = getattr(error, "diag", None), outcome.code
-    said = " ".join(((diag and diag.message_primary) or str(error)).split())[:400]
-    if code[:2] == "22" and not outcome.exact:
-        said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the file is row data
-    kept = f"Applied in this run: {shortened(applied)}." if applied else "Nothing was applied in this run."
-    text = [f"{place}: {said} ({code or 'no answer'}). {_state_and_step(script, outcome)} {kept}"]
+    verdict = [f"{place}: {script_runner.describe(script, outcome)}.", _state_and_step(script, outcome)]
+    verdict.append(f"Applied in this run: {shortened(applied) or 'nothing'}.")
     if waiting:
-        text[0] += f" Not tried: {shortened(waiting)}."
-    text += [f"{label}: {value}" for label, value in _details(script, outcome) if value]
-    return "\n".join(text)[:MESSAGE_LIMIT]
+        verdict.append(f"Not tried: {shortened(waiting)}.")
+    return "\n".join([" ".join(verdict), *script_runner.details(script, outcome)])[:MESSAGE_LIMIT]
 
 
 def _state_and_step(script: Script, outcome: Outcome) -> str:
-    if not outcome.code:
+    if outcome.connection_lost:
         return (
-            "The connection was lost, and the server has rolled the file back unless it had just finished; "
-            "the tracking table knows. Invoke again."
+            "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
+            "table knows. Invoke again."
         )
     if script.unwrapped:
-        return "What stands before this statement is done and stays. Mend it and deploy again; the run goes on here."
-    if outcome.code in NOT_IN_TRANSACTION and len(script.statements) > 1:
+        return "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here."
+    if outcome.code in script_runner.NOT_IN_TRANSACTION and len(script.statements) > 1:
         return (
-            "Rolled back. A file of several statements is one transaction: put this statement into a file of its "
+            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
             "own, or write -- no-transaction in the first line, and deploy again."
         )
-    if outcome.code in RETRYABLE:
+    if outcome.code in script_runner.RETRYABLE:
         return "Rolled back. Other sessions were in the way each time: invoke again when they are done."
     return "Rolled back. Mend the file and deploy again."
-
-
-def _details(script: Script, outcome: Outcome) -> Iterator[Tuple[str, Optional[str]]]:
-    diag = getattr(outcome.error, "diag", None)
-    if diag is None:
-        return
-    inner = re.search(r"PL/pgSQL function .*? line (\d+)", diag.context or "")
-    if inner and "inline_code_block" in inner.group():
-        body = script.text.find("$", outcome.offset)
-        first = sql_scanner.locate(script.text, body)[0]
-        yield "IN", f"the DO block, line {first + int(inner.group(1)) - 1} of the file"
-    elif inner:
-        yield "IN", inner.group()
-    if diag.constraint_name or outcome.code[:2] == "23":
-        names = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
-        yield "ON", ", ".join(f"{kind} {name}" for kind, name in names if name)
-    if outcome.code[:2] not in ("22", "23"):  # there it holds row data
-        yield "DETAIL", diag.message_detail and diag.message_detail[:300]
-    yield "HINT", diag.message_hint and diag.message_hint[:300]
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -940,87 +721,31 @@ def shortened(names: Sequence[str]) -> str:
 # --- Users ----------------------------------------------------------------------------------------------------------
 
 
-def secret_login(conn: Connection, setup: Setup, kind: str, secret: Secret, deadline: Deadline) -> Optional[Login]:
-    """The login in this secret if it works, belongs to its group and is not too powerful; tried by logging in."""
-    username, password = ((secret.value or {}).get(key) for key in ("username", "password"))
-    if not (isinstance(username, str) and isinstance(password, str)) or "\0" in username + password:
-        return None
-    if not username or not limited_users.login_is_fine(conn, setup.names, kind, username):
-        return None
-    login = replace(setup.login, username=username, password=password)
-    try:
-        connect(login, deadline).close()
-    except ConnectError as exc:
-        if exc.login_refused:
-            return None
-        raise
-    return login
-
-
 def users_are_fine(conn: Connection, setup: Setup, deadline: Deadline) -> bool:
-    """Groups, rights and logins are as they should be."""
-    if not setup.config.create_users:
-        return True
-    if not limited_users.groups_are_fine(conn, setup.names, setup.config.tracking):
-        return False
-    logins = {kind: secret_login(conn, setup, kind, secret, deadline) for kind, secret in setup.targets.items()}
-    return all(
-        login and limited_users.is_followed(conn, setup.names, kind, login.username) for kind, login in logins.items()
+    """Groups, rights and logins are as they should be, or none are asked for."""
+    kept = {kind: secret.value for kind, secret in setup.targets.items()}
+    return not setup.config.create_users or limited_users.are_fine(
+        conn, setup.application, setup.config.tracking, kept, deadline
     )
 
 
-def ensure_groups(conn: Connection, setup: Setup) -> None:
-    """The group roles and their rights, before the migrations."""
-    if setup.config.create_users and not limited_users.groups_are_fine(conn, setup.names, setup.config.tracking):
-        for role in limited_users.ensure_groups(conn, setup.names, setup.config.tracking):
-            log(logging.INFO, "group role created", role=role)
-
-
-def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Dict[str, str]:
+def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[str, str]:
     """A working login in each target secret; one that works is never changed. Returns what was done, by login."""
-    done: Dict[str, str] = {}
+    done: dict[str, str] = {}
     for kind, target in setup.targets.items():
         secret = read_secret(setup.secrets_client, target.name)  # another run may have written it meanwhile
-        working = secret_login(conn, setup, kind, secret, deadline)
-        if working:
-            with transaction(conn):
-                limited_users.follow_creator(conn, setup.names, kind, working.username)
-            done[working.username] = "kept"
-        else:
-            login = limited_users.new_login(setup.login, setup.names, kind)
-            done[login.username] = replace_login(conn, setup, kind, secret, login)
-            prove_login(login, secret, deadline)
-            log(logging.INFO, "login ready", login=login.username, secret=secret.name, state=done[login.username])
+        keeper = limited_users.Keeper(secret.value, partial(write_secret, setup.secrets_client, secret))
+        name, what = limited_users.ensure_login(conn, setup.application, kind, keeper, deadline)
+        done[name] = what
+        if what != "kept":
+            log("login ready", login=name, secret=secret.name, state=what)
     return done
-
-
-def replace_login(conn: Connection, setup: Setup, kind: str, secret: Secret, login: Login) -> str:
-    """Change the role, write the secret, commit: a crash between any two leaves a login that the next run mends."""
-
-    def change() -> bool:
-        with transaction(conn):
-            created = limited_users.change_login(conn, setup.names, kind, login)
-            limited_users.follow_creator(conn, setup.names, kind, login.username)
-            fields = ("engine", "host", "port", "dbname", "username", "password")
-            value = {**(secret.value or {}), **{name: getattr(login, name) for name in fields}}
-            write_secret(setup.secrets_client, secret, value)
-            return created
-
-    return "created" if limited_users.retried(change) else "mended"
-
-
-def prove_login(login: Login, secret: Secret, deadline: Deadline) -> None:
-    """Log in with what the secret now holds."""
-    try:
-        connect(login, deadline).close()
-    except ConnectError as exc:
-        raise UserError(f"login {login.username} was made and written to secret {secret.name}, but: {exc}") from exc
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
 
 
-def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: Dict[str, Any]) -> None:
+def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> None:
     """Bring the database to the state of the folder; `report` says at any moment what is done."""
     state = read_state(conn, setup.config)
     plan = make_plan(setup.files, state.rows)
@@ -1035,10 +760,12 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: Dict[str
         for _, migration in plan.pending:
             load_script(migration)  # what cannot work is refused before anything has run
         follow_renames(conn, setup.config, plan)
-        ensure_groups(conn, setup)
+        if setup.config.create_users:
+            for role in limited_users.ensure_groups(conn, setup.application, setup.config.tracking):
+                log("group role created", role=role)
         if apply_pending(conn, setup.config, plan, deadline, report):
             break
-        log(logging.WARNING, "a migration released the lock; taking it again")
+        log("a migration released the lock, which is taken again", logging.WARNING)
     if setup.config.create_users:
         report["users"] = ensure_logins(conn, setup, deadline)
 
@@ -1049,7 +776,7 @@ def is_complete(state: State, plan: Plan) -> bool:
     return ours and not (plan.pending or plan.renumbered or plan.unchecked)
 
 
-def check_edited(config: Config, plan: Plan, report: Dict[str, Any]) -> None:
+def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
     """Say what is odd; refuse files that were edited after they had been applied."""
     report["warnings"] = list(plan.warnings)
     if plan.edited:
@@ -1062,41 +789,39 @@ def check_edited(config: Config, plan: Plan, report: Dict[str, Any]) -> None:
             )
         report["warnings"].append(f"edited after it was applied, without effect: {names}")
     for warning in report["warnings"]:
-        log(logging.WARNING, "please look", warning=warning)
+        log("please look", logging.WARNING, warning=warning)
     if plan.orphans:
-        log(logging.INFO, "applied, but not in the folder", migrations=shortened(plan.orphans))
+        log("applied, but not in the folder", migrations=shortened(plan.orphans))
 
 
-def apply_pending(conn: Connection, config: Config, plan: Plan, deadline: Deadline, report: Dict[str, Any]) -> bool:
+def apply_pending(conn: Connection, config: Config, plan: Plan, deadline: Deadline, report: dict[str, Any]) -> bool:
     """Apply the pending files in order; False when one of them released the lock and the state has to be read again."""
     report["pending"] = [name for name, _ in plan.pending]
     for name, migration in plan.pending:
         started = time.monotonic()
         outcome = apply_migration(conn, config, name, migration, deadline)
-        if outcome.error:
+        if outcome.failed:
             applied = [entry["name"] for entry in report["applied"]]
             message = failure_message(migration, outcome, applied, report["pending"][1:])
             raise MigrationError(message) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(name)
         report["applied"].append({"name": name, "duration_ms": duration_ms})
-        log(logging.INFO, "applied", migration=name, duration_ms=duration_ms)
+        log("applied", migration=name, duration_ms=duration_ms)
         if not outcome.holds_lock:
             return False
     return True
 
 
-def run(environ: Mapping[str, str], event: Any, context: Any) -> Dict[str, Any]:
+def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
     """One invocation from beginning to end; everything it opened is closed."""
     started = time.monotonic()
     if event not in (None, {}) and event != {"action": "migrate"}:
-        raise ConfigError(
-            'this event is not for db_setup: send {} or {"action": "migrate"}. Nothing has been touched.'
-        )
+        raise ConfigError('this event is not for db_setup: send {} or {"action": "migrate"}. Nothing has been touched.')
     deadline = Deadline.from_context(context)
     setup = load_setup(environ)
-    log(logging.INFO, "starting", version=__version__, database=setup.login, files=len(setup.files))
-    report: Dict[str, Any] = {"status": "ok", "action": "migrate", "version": __version__}
+    log("starting", version=__version__, database=setup.login, files=len(setup.files))
+    report: dict[str, Any] = {"status": "ok", "action": "migrate", "version": __version__}
     report.update(applied=[], adopted=[], pending=[], users={}, warnings=[], database=str(setup.login))
     conn = connect(setup.login, deadline)
     try:
@@ -1115,7 +840,7 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> Dict[str, Any]:
         conn.close()
     report["duration_ms"] = round((time.monotonic() - started) * 1000)
     counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
-    log(logging.INFO, "done", **counts, users=report["users"], duration_ms=report["duration_ms"])
+    log("done", **counts, users=report["users"], duration_ms=report["duration_ms"])
     return report
 
 
@@ -1123,16 +848,17 @@ def out_of_time_message(report: Mapping[str, Any]) -> str:
     applied = [entry["name"] for entry in report["applied"]]
     return (
         f"out of time while at {shortened(report['pending'][:1]) or 'the users'}; it was stopped and rolled back. "
-        f"Applied in this run: {shortened(applied) or 'nothing'}. Not applied: {shortened(report['pending']) or 'nothing'}. "
+        f"Applied in this run: {shortened(applied) or 'nothing'}. "
+        f"Not applied: {shortened(report['pending']) or 'nothing'}. "
         "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
     )
 
 
-def handler(event: Any, context: Any) -> Dict[str, Any]:
+def handler(event: Any, context: Any) -> dict[str, Any]:
     """Lambda's entry point. Returns the report, plain JSON; raises InitializerError, so that the deployment fails."""
     set_up_logging()
     try:
         return run(os.environ, event, context)
     except Exception as exc:
-        log(logging.ERROR, "failed", error=type(exc).__name__, message_text=str(exc))
+        log("failed", logging.ERROR, error=type(exc).__name__, message_text=str(exc))
         raise

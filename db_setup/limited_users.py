@@ -12,11 +12,22 @@ import random
 import re
 import secrets
 import time
-from dataclasses import dataclass
-from typing import Callable, List, NamedTuple, Optional, Sequence, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import psycopg2
-from database import Connection, InitializerError, Login, log, query, transaction
+from database import (
+    ConnectError,
+    Connection,
+    Deadline,
+    InitializerError,
+    Login,
+    connect,
+    log,
+    query,
+    transaction,
+)
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 
@@ -28,6 +39,7 @@ SEQUENCE_RIGHTS = "USAGE, SELECT"
 # Roles belong to the whole server: two databases that change the same one at once get these.
 CONCURRENT_ROLE_CHANGE = ("23505", "XX000", "40001")
 
+Credentials = dict[str, Any]  # a secret's JSON object
 Result = TypeVar("Result")
 
 
@@ -36,10 +48,11 @@ class UserError(InitializerError):
 
 
 @dataclass(frozen=True)
-class Names:
-    """The four role names of one application."""
+class Application:
+    """The admin of one application's database, and the names of its four roles."""
 
-    prefix: str
+    admin: Login
+    prefix: str = ""
 
     def group(self, kind: str) -> str:
         return self.prefix + kind
@@ -48,8 +61,16 @@ class Names:
         return self.prefix + KINDS[kind]
 
     @property
-    def all(self) -> List[str]:
+    def roles(self) -> list[str]:
         return [self.group(kind) for kind in KINDS] + [self.login(kind) for kind in KINDS]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A place that keeps one login: the JSON object that is there (None: none), and how to replace it."""
+
+    value: Optional[Credentials] = field(repr=False)
+    write: Callable[[Credentials], None]
 
 
 # --- Groups and their rights ----------------------------------------------------------------------------------------
@@ -88,49 +109,55 @@ class GroupState(NamedTuple):
     creators: Sequence[str]
 
 
-def group_states(conn: Connection, names: Names, tracking: Optional[str]) -> List[GroupState]:
+def group_states(conn: Connection, app: Application, tracking: Optional[str]) -> list[GroupState]:
     """The two groups; `tracking` is the quoted name of the tracking table, if that is of interest."""
-    args = {"groups": [names.group(kind) for kind in KINDS], "table": tracking}
+    args = {"groups": [app.group(kind) for kind in KINDS], "table": tracking}
     return [GroupState(*row) for row in query(conn, GROUP_STATE, args)]
 
 
-def groups_are_fine(conn: Connection, names: Names, tracking: sql.Composable) -> bool:
+def groups_are_fine(conn: Connection, app: Application, tracking: sql.Composable) -> bool:
     """Nothing is left for `ensure_groups` to do."""
-    creators = {_me(conn), names.group(TABLECREATOR)}
+    creators = {_me(conn), app.group(TABLECREATOR)}
     return all(
-        group.exists and group.usable and group.connects and not group.writes_tracking and creators <= set(group.creators)
-        for group in group_states(conn, names, tracking.as_string(conn))
+        group.exists
+        and group.usable
+        and group.connects
+        and not group.writes_tracking
+        and creators <= set(group.creators)
+        for group in group_states(conn, app, tracking.as_string(conn))
     )
 
 
-def ensure_groups(conn: Connection, names: Names, tracking: sql.Composable) -> List[str]:
+def ensure_groups(conn: Connection, app: Application, tracking: sql.Composable) -> list[str]:
     """Make the group roles with their rights, in one transaction; returns the names of those that were made.
 
-    Raises UserError where they belong to another application on this server.
+    Changes nothing where they are fine. Raises UserError where they belong to another application on this server.
     """
-    refuse_shared_roles(conn, names)
+    if groups_are_fine(conn, app, tracking):
+        return []
+    refuse_shared_roles(conn, app)
     table = tracking.as_string(conn)
 
-    def make() -> List[str]:
+    def make() -> list[str]:
         with transaction(conn):
-            missing = [group.name for group in group_states(conn, names, table) if not group.exists]
+            missing = [group.name for group in group_states(conn, app, table) if not group.exists]
             for name in missing:
                 query(conn, sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
             for kind in KINDS:
-                _join(conn, names.group(kind))
+                _join(conn, app.group(kind))
             for kind in KINDS:
-                _ensure_rights(conn, names, kind, table)
+                _ensure_rights(conn, app, kind, table)
             return missing
 
     return retried(make)
 
 
-def refuse_shared_roles(conn: Connection, names: Names) -> None:
+def refuse_shared_roles(conn: Connection, app: Application) -> None:
     """Raise UserError if the roles have rights in another database and none in this one."""
-    databases, here = query(conn, FOREIGN_DATABASES, [names.all])[0]
+    databases, here = query(conn, FOREIGN_DATABASES, [app.roles])[0]
     if databases and not here:
         raise UserError(
-            f"the roles {', '.join(names.all)} belong to database {', '.join(databases)} on the same server, and "
+            f"the roles {', '.join(app.roles)} belong to database {', '.join(databases)} on the same server, and "
             "roles are one for the whole server. Nothing has been changed. Set ROLE_PREFIX (such as "
             f'"{re.sub("[^a-z0-9_]", "_", conn.info.dbname.lower())}_") to give this application roles of its own, '
             'or CREATE_USERS="false".'
@@ -167,10 +194,10 @@ def _join(conn: Connection, role: str) -> None:
         ) from exc
 
 
-def _ensure_rights(conn: Connection, names: Names, kind: str, tracking: str) -> None:
+def _ensure_rights(conn: Connection, app: Application, kind: str, tracking: str) -> None:
     """Grant to one group what it lacks. Existing objects of a creator are granted once, when the default privileges
     for that creator are made: a REVOKE by a migration stays."""
-    group = next(g for g in group_states(conn, names, tracking) if g.name == names.group(kind))
+    group = next(g for g in group_states(conn, app, tracking) if g.name == app.group(kind))
     name = sql.Identifier(group.name)
     if _me(conn) not in group.creators or not group.connects:
         database = sql.Identifier(conn.info.dbname)
@@ -178,7 +205,7 @@ def _ensure_rights(conn: Connection, names: Names, kind: str, tracking: str) -> 
         rights = "USAGE, CREATE" if kind == TABLECREATOR else "USAGE"
         query(conn, sql.SQL("GRANT {} ON SCHEMA public TO {}").format(sql.SQL(rights), name))
         _say_what_was_not_achieved(conn, group.name, kind)
-    for creator in (_me(conn), names.group(TABLECREATOR)):
+    for creator in (_me(conn), app.group(TABLECREATOR)):
         if creator not in group.creators:
             grant_objects_of(conn, creator, group.name)
     query(conn, sql.SQL("REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {} FROM {}").format(sql.SQL(tracking), name))
@@ -210,9 +237,9 @@ def _say_what_was_not_achieved(conn: Connection, group: str, kind: str) -> None:
         )
     if kind == READWRITE and create:
         log(
-            logging.WARNING,
             "readwrite can create tables in schema public, since everybody can",
             remedy="as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+            level=logging.WARNING,
         )
 
 
@@ -238,38 +265,97 @@ class LoginState(NamedTuple):
     powers: Sequence[str]
 
 
-def login_state(conn: Connection, names: Names, kind: str, login: str) -> Optional[LoginState]:
+def login_state(conn: Connection, app: Application, kind: str, login: str) -> Optional[LoginState]:
     """The login's role, or None where it does not exist."""
-    forbidden = names.group(TABLECREATOR) if kind == READWRITE else ""
-    args = {"login": login, "group": names.group(kind), "forbidden": forbidden}
+    forbidden = app.group(TABLECREATOR) if kind == READWRITE else ""
+    args = {"login": login, "group": app.group(kind), "forbidden": forbidden}
     found = query(conn, LOGIN_STATE, args)
     return LoginState(*found[0]) if found else None
 
 
-def login_is_fine(conn: Connection, names: Names, kind: str, login: str) -> bool:
+def login_is_fine(conn: Connection, app: Application, kind: str, login: str) -> bool:
     """The role belongs to its group and has no power beyond it. (Whether its password works is tried elsewhere.)"""
-    state = login_state(conn, names, kind, login)
+    state = login_state(conn, app, kind, login)
     return state is not None and state.in_group and not state.powers
 
 
-def is_followed(conn: Connection, names: Names, kind: str, login: str) -> bool:
+def is_followed(conn: Connection, app: Application, kind: str, login: str) -> bool:
     """What this login creates is usable by both groups (only a table creator's can create)."""
-    return kind != TABLECREATOR or all(login in group.creators for group in group_states(conn, names, None))
+    return kind != TABLECREATOR or all(login in group.creators for group in group_states(conn, app, None))
 
 
-def new_login(admin: Login, names: Names, kind: str) -> Login:
-    """The login with a new password, which nothing but its secret will hold."""
-    password = secrets.token_urlsafe(32)
-    return Login(admin.host, admin.port, admin.dbname, names.login(kind), password, admin.engine)
+def working_login(
+    conn: Connection, app: Application, kind: str, kept: Optional[Credentials], deadline: Deadline
+) -> Optional[Login]:
+    """The login in these credentials if it works, belongs to its group and is not too powerful; tried by logging in.
+
+    Raises ConnectError where that cannot be tried: then it may work, and is not changed.
+    """
+    username, password = ((kept or {}).get(key) for key in ("username", "password"))
+    if not (isinstance(username, str) and isinstance(password, str)) or "\0" in username + password:
+        return None
+    if not username or not login_is_fine(conn, app, kind, username):
+        return None
+    login = replace(app.admin, username=username, password=password)
+    try:
+        connect(login, deadline).close()
+    except ConnectError as exc:
+        if exc.login_refused:
+            return None
+        raise
+    return login
 
 
-def change_login(conn: Connection, names: Names, kind: str, login: Login) -> bool:
+def are_fine(
+    conn: Connection,
+    app: Application,
+    tracking: sql.Composable,
+    kept: Mapping[str, Optional[Credentials]],
+    deadline: Deadline,
+) -> bool:
+    """Groups, rights and the logins in `kept` are as they should be."""
+    if not groups_are_fine(conn, app, tracking):
+        return False
+    logins = {kind: working_login(conn, app, kind, value, deadline) for kind, value in kept.items()}
+    return all(login and is_followed(conn, app, kind, login.username) for kind, login in logins.items())
+
+
+def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, deadline: Deadline) -> tuple[str, str]:
+    """Make the login that the keeper keeps work; one that works is never changed.
+
+    The role is changed, the credentials are written, the change is committed, the login is tried: a crash between
+    any two leaves a login that the next run mends. Returns the login's name and "kept", "created" or "mended".
+    """
+    working = working_login(conn, app, kind, keeper.value, deadline)
+    if working:
+        with transaction(conn):
+            follow_creator(conn, app, kind, working.username)
+        return working.username, "kept"
+    login = replace(app.admin, username=app.login(kind), password=secrets.token_urlsafe(32))
+    fields = ("engine", "host", "port", "dbname", "username", "password")
+
+    def change() -> bool:
+        with transaction(conn):
+            created = change_login(conn, app, kind, login)
+            follow_creator(conn, app, kind, login.username)
+            keeper.write({**(keeper.value or {}), **{name: getattr(login, name) for name in fields}})
+            return created
+
+    created = retried(change)
+    try:
+        connect(login, deadline).close()
+    except ConnectError as exc:
+        raise UserError(f"login {login.username} was made and its secret was written, but: {exc}") from exc
+    return login.username, "created" if created else "mended"
+
+
+def change_login(conn: Connection, app: Application, kind: str, login: Login) -> bool:
     """Make the login's role, or give the existing one this password; inside the caller's transaction.
 
     Returns whether the role is new; raises UserError where it stays more powerful than it should be.
     """
     verifier = encrypt_password(login.password, login.username, scope=conn, algorithm="scram-sha-256")
-    role, state = sql.Identifier(login.username), login_state(conn, names, kind, login.username)
+    role, state = sql.Identifier(login.username), login_state(conn, app, kind, login.username)
     if state is None:
         create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         query(conn, create.format(role, sql.Literal(verifier)))
@@ -288,21 +374,21 @@ def change_login(conn: Connection, names: Names, kind: str, login: Login) -> boo
         alter = sql.SQL("ALTER ROLE {} {} PASSWORD {}")
         query(conn, alter.format(role, sql.SQL(" ".join(changes)), sql.Literal(verifier)))
     if state is None or not state.in_group:
-        query(conn, sql.SQL("GRANT {} TO {}").format(sql.Identifier(names.group(kind)), role))
-    after = login_state(conn, names, kind, login.username)
+        query(conn, sql.SQL("GRANT {} TO {}").format(sql.Identifier(app.group(kind)), role))
+    after = login_state(conn, app, kind, login.username)
     if after is None or after.powers:
         raise UserError(
             f"role {login.username} is more powerful than a limited user may be, through "
-            f"{', '.join(after.powers) if after else ''}. Nothing has been changed for it. REVOKE that, and invoke again."
+            f"{', '.join(after.powers) if after else ''}. It was not changed. REVOKE that, and invoke again."
         )
     return state is None
 
 
-def follow_creator(conn: Connection, names: Names, kind: str, login: str) -> None:
+def follow_creator(conn: Connection, app: Application, kind: str, login: str) -> None:
     """Let both groups use what a login of the table creators has made and will make."""
-    if is_followed(conn, names, kind, login):
+    if is_followed(conn, app, kind, login):
         return
     _join(conn, login)
-    for group in group_states(conn, names, None):
+    for group in group_states(conn, app, None):
         if login not in group.creators:
             grant_objects_of(conn, login, group.name)

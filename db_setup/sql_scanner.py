@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator, List, NoReturn, Optional, Tuple
+from typing import Optional
 
 # PostgreSQL's white space (\v since 16). A no-break space is none: it is a letter of an identifier.
 _WORD_START = r"A-Za-z_\x80-\U0010FFFF"
@@ -38,7 +39,7 @@ _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
 _CONTINUED = re.compile(r"(?:[ \t\f\v]|--[^\n\r]*)*[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
 
-Name = Tuple[Optional[str], str]
+Name = tuple[Optional[str], str]
 
 
 class ScanError(Exception):
@@ -49,7 +50,7 @@ class ScanError(Exception):
         self.offset = offset
 
 
-def locate(text: str, offset: int) -> Tuple[int, int]:
+def locate(text: str, offset: int) -> tuple[int, int]:
     """Line and column (both from 1, in characters) of an offset."""
     return text.count("\n", 0, offset) + 1, offset - (text.rfind("\n", 0, offset) + 1) + 1
 
@@ -61,10 +62,10 @@ class Statement:
     start: int
     end: int
     line: int
-    tokens: Tuple[str, ...]
+    tokens: tuple[str, ...]
 
     @property
-    def words(self) -> Tuple[str, ...]:
+    def words(self) -> tuple[str, ...]:
         """The first twelve tokens in upper case, for comparing with keywords."""
         return tuple(token.upper() for token in self.tokens[:12])
 
@@ -76,7 +77,7 @@ class Statement:
     @property
     def transaction_control(self) -> Optional[str]:
         """`BEGIN`, `COMMIT`, `ROLLBACK` or another word that opens or ends a transaction; savepoints do not."""
-        words = self.words + ("", "")
+        words = (*self.words, "", "")
         if words[0] in ("BEGIN", "COMMIT", "ROLLBACK", "END", "ABORT"):
             if "PREPARED" in words[1:2]:
                 return words[0] + " PREPARED"
@@ -90,7 +91,7 @@ class Statement:
     @property
     def is_session_setting(self) -> bool:
         """A `SET` or `RESET` that lasts longer than its transaction."""
-        words = self.words + ("", "")
+        words = (*self.words, "", "")
         return words[0] == "RESET" or (words[0] == "SET" and words[1] not in ("LOCAL", "CONSTRAINTS", "TRANSACTION"))
 
     @property
@@ -119,9 +120,8 @@ class Statement:
         dots = 2 if self.tokens[at + 3 : at + 4] == (".",) else 1
         return parts[dots - 1], parts[dots]
 
-
     @property
-    def concurrent_index(self) -> Optional[Tuple[str, str]]:
+    def concurrent_index(self) -> Optional[tuple[str, str]]:
         """Name of the index and of its table (as it is written) that this builds concurrently, if it names both."""
         words = self.words
         if words[0] != "CREATE" or "CONCURRENTLY" not in words[2:4] or "ON" not in words[4:]:
@@ -140,101 +140,96 @@ def _identifier(token: str) -> str:
     return token.lower()
 
 
-class _Scan:
-    """One pass over one text."""
+def _after_block_comment(text: str, start: int) -> int:
+    depth, at = 1, start + 2
+    while depth:
+        edge = _BLOCK_EDGE.search(text, at)
+        if edge is None:
+            raise ScanError("this /* comment is never closed", start)
+        depth += 1 if edge.group() == "/*" else -1
+        at = edge.end()
+    return at
 
-    def __init__(self, text: str) -> None:
-        self.text = text
 
-    def fail(self, what: str, offset: int) -> NoReturn:
-        raise ScanError(what, offset)
+def _after_quote(text: str, start: int, opening: str) -> int:
+    """The place behind the closing quote; a doubled quote is a character."""
+    at, quote = start + len(opening), opening[-1]
+    while True:
+        at = text.find(quote, at)
+        if at < 0:
+            what = "quoted name" if quote == '"' else "string"
+            raise ScanError(f"this {what} is never closed (a {quote} inside it is written twice)", start)
+        if text[at + 1 : at + 2] != quote:
+            return at + 1
+        at += 2
 
-    def after_block_comment(self, start: int) -> int:
-        depth, at = 1, start + 2
-        while depth:
-            edge = _BLOCK_EDGE.search(self.text, at)
-            if edge is None:
-                self.fail("this /* comment is never closed", start)
-            depth += 1 if edge.group() == "/*" else -1
-            at = edge.end()
-        return at
 
-    def after_quote(self, start: int, at: int, quote: str) -> int:
-        """The place behind the closing quote; a doubled quote is a character."""
-        while True:
-            at = self.text.find(quote, at)
-            if at < 0:
-                what = "quoted name" if quote == '"' else "quoted string"
-                self.fail(f"this {what} is never closed (a quote inside it is written twice)", start)
-            if self.text[at + 1 : at + 2] != quote:
-                return at + 1
-            at += 2
+def _after_escaped(text: str, start: int, opening: str) -> int:
+    at = start + len(opening)
+    while True:
+        edge = _ESCAPED_EDGE.search(text, at)
+        if edge is None:
+            raise ScanError("this E'' string is never closed", start)
+        at = edge.end()
+        if edge.group() == "'":
+            more = _CONTINUED.match(text, at)
+            if more is None:
+                return at
+            at = more.end()
 
-    def after_escaped(self, start: int, at: int) -> int:
-        while True:
-            edge = _ESCAPED_EDGE.search(self.text, at)
-            if edge is None:
-                self.fail("this E'' string is never closed", start)
-            at = edge.end()
-            if edge.group() == "'":
-                more = _CONTINUED.match(self.text, at)
-                if more is None:
-                    return at
-                at = more.end()
 
-    def after_dollar(self, start: int, tag: str) -> int:
-        end = self.text.find(tag, start + len(tag))
-        if end < 0:
-            self.fail(f"the body that {tag} opens is never closed by another {tag}", start)
-        return end + len(tag)
+def _after_dollar(text: str, start: int, tag: str) -> int:
+    end = text.find(tag, start + len(tag))
+    if end < 0:
+        raise ScanError(f"the body that {tag} opens is never closed by another {tag}", start)
+    return end + len(tag)
 
-    def statements(self) -> Iterator[Statement]:
-        text, at, line, counted = self.text, 0, 1, 0
-        tokens: List[str] = []
-        start = end = parens = atomic = 0
-        while at < len(text):
-            match = _TOKEN.match(text, at)
-            assert match is not None  # the last alternative takes any character
-            kind, begin, at = match.lastgroup, at, match.end()
-            if kind in ("space", "comment"):
-                continue
-            if kind == "block":
-                at = self.after_block_comment(begin)
-                continue
-            if kind == "meta" and tokens:
-                self.fail("a backslash outside quotes is a psql command; write plain SQL here", begin)
-            if not tokens and kind != "end":
-                line += text.count("\n", counted, begin)
-                start = counted = begin
-            if kind == "end" and parens <= 0 and atomic == 0:
-                if tokens:
-                    yield Statement(start, end, line, tuple(tokens))
-                tokens, parens = [], 0
-                continue
-            if kind in ("quoted", "name"):
-                at = self.after_quote(begin, at, match.group()[-1])
-            elif kind == "escaped":
-                at = self.after_escaped(begin, at)
-            elif kind == "dollar":
-                at = self.after_dollar(begin, match.group())
-            elif kind == "open":
-                parens += 1
-            elif kind == "close":
-                parens -= 1
-            elif kind == "word" and parens <= 0:
-                atomic = _atomic_depth(atomic, tokens, match.group().upper())
-            token = text[begin:at]
+
+_AFTER = {"quoted": _after_quote, "name": _after_quote, "escaped": _after_escaped, "dollar": _after_dollar}
+
+
+def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
+    """Kind, beginning and end of each token; white space and comments are none."""
+    at = 0
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        kind, begin, at = str(match and match.lastgroup), at, match.end() if match else len(text)
+        if kind == "block":
+            at = _after_block_comment(text, begin)
+        elif kind in _AFTER:
+            at = _AFTER[kind](text, begin, text[begin:at])
+        if kind not in ("space", "comment", "block"):
+            yield kind, begin, at
+
+
+def scan(text: str) -> Iterator[Statement]:
+    """The statements of `text`, in order, in linear time; raises ScanError where quotes or comments do not close."""
+    tokens: list[str] = []
+    start = end = counted = parens = atomic = 0
+    line = 1
+    for kind, begin, after in _tokens(text):
+        ends = kind == "end" and parens <= 0 and atomic == 0
+        if kind == "meta" and tokens:
+            raise ScanError("a backslash outside quotes is a psql command; write plain SQL here", begin)
+        if not tokens and not ends:
+            line += text.count("\n", counted, begin)
+            start = counted = begin
+        if not ends:
+            if kind == "word" and parens <= 0:
+                atomic = _atomic_depth(atomic, tokens, text[begin:after].upper())
+            parens += (kind == "open") - (kind == "close")
+            token = text[begin:after]
             tokens.append(token.replace("\r\n", "\n").replace("\r", "\n") if "\r" in token else token)
-            end = at
-            if kind == "meta":
-                yield Statement(start, end, line, tuple(tokens))
-                tokens = []
-        if tokens:
+            end = after
+        if tokens and (ends or kind == "meta"):
             yield Statement(start, end, line, tuple(tokens))
+            tokens, parens = [], 0
+    if tokens:
+        yield Statement(start, end, line, tuple(tokens))
 
 
-def _atomic_depth(depth: int, tokens: List[str], word: str) -> int:
-    """psql's rule for SQL-standard bodies: in CREATE FUNCTION/PROCEDURE, BEGIN … END (and CASE … END) hide semicolons."""
+def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
+    """psql's rule for SQL-standard bodies: in CREATE FUNCTION or PROCEDURE, BEGIN and CASE hide semicolons to END."""
     if word not in ("BEGIN", "CASE", "END") or not tokens or tokens[0].upper() != "CREATE":
         return depth
     kinds = [token.upper() for token in tokens[1:4]]
@@ -247,11 +242,6 @@ def _atomic_depth(depth: int, tokens: List[str], word: str) -> int:
     return depth - 1 if word == "END" and depth > 0 else depth
 
 
-def scan(text: str) -> Iterator[Statement]:
-    """The statements of `text`, in order, in linear time; raises ScanError where quotes or comments do not close."""
-    return _Scan(text).statements()
-
-
 @dataclass(frozen=True)
 class Script:
     """A file of SQL that can run as one unit of work.
@@ -261,7 +251,7 @@ class Script:
     """
 
     text: str
-    statements: Tuple[Statement, ...]
+    statements: tuple[Statement, ...]
     begin: str
     unwrapped: bool  # marked -- no-transaction: no transaction around the whole
 
@@ -281,12 +271,16 @@ _CONTROL_REFUSAL = (
 def read_script(text: str) -> Script:
     """Split `text` and set aside what the runner does anyway; raises ScanError for what cannot work."""
     found = list(scan(text))
-    statements = [s for s in found if not s.is_meta_command or s.words[0].split()[0] not in ("\\RESTRICT", "\\UNRESTRICT")]
+    statements = [
+        s for s in found if not s.is_meta_command or s.words[0].split()[0] not in ("\\RESTRICT", "\\UNRESTRICT")
+    ]
     unwrapped, begin = bool(_MARK.search(text[: found[0].start] if found else text)), "BEGIN"
     if not unwrapped and len(statements) > 1 and statements[0].transaction_control == "BEGIN":
         opening, closing = statements[0], statements[-1]
         if closing.transaction_control == "COMMIT" and "CHAIN" not in closing.words:
-            begin = " ".join(("BEGIN",) + tuple(t for t in opening.tokens[1:] if t.upper() not in ("WORK", "TRANSACTION")))
+            begin = " ".join(
+                ("BEGIN", *tuple(t for t in opening.tokens[1:] if t.upper() not in ("WORK", "TRANSACTION")))
+            )
             statements = statements[1:-1]
     if not unwrapped and statements and statements[0].words[:2] == ("SET", "TRANSACTION"):
         begin += "; " + " ".join(statements.pop(0).tokens)

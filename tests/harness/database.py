@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 def superuser_connection(server: Server, dbname: str = "postgres") -> Iterator[Any]:
     """Yield an autocommit connection of the server's own login, closed afterwards."""
     connection = psycopg2.connect(
-        host=server.host, port=server.port, user=server.user, password=server.password, dbname=dbname, connect_timeout=10
+        host=server.host,
+        port=server.port,
+        user=server.user,
+        password=server.password,
+        dbname=dbname,
+        connect_timeout=10,
     )
     connection.autocommit = True
     try:

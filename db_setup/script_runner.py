@@ -1,0 +1,263 @@
+"""Runs a script on a connection: whole or not at all, or, where PostgreSQL wants no transaction, step by step.
+
+Knows PostgreSQL and scripts, nothing of migrations or AWS: what is to be recorded with a script comes as SQL. A
+script's own failure is an Outcome, not an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import psycopg2
+from database import HOLDS_LOCK, Connection, log, query, roll_back, session_settings, transaction
+from psycopg2 import sql
+from sql_scanner import Script, Statement, checksum, locate
+
+RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
+NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
+SAVEPOINT = "db_setup_file"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place."""
+
+    holds_lock: bool = True
+    error: Optional[psycopg2.Error] = None
+    refusal: str = ""
+    offset: int = 0
+    exact: bool = False
+    connection_lost: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or self.refusal != ""
+
+    @property
+    def code(self) -> str:
+        return (self.error and self.error.pgcode) or ""
+
+
+class Message(NamedTuple):
+    """What is sent at once. `base` is the place in the script where its first character would stand."""
+
+    base: int
+    text: str
+    fallback: int  # the place to name where PostgreSQL names none
+
+
+def send(conn: Connection, script: Script, messages: Sequence[Message]) -> Outcome:
+    """Send the messages one after the other; the last one answers whether the lock is still held."""
+    answer: list[tuple[bool, ...]] = []
+    message = messages[0]
+    try:
+        for message in messages:
+            answer = query(conn, message.text)
+        return Outcome(holds_lock=bool(answer[0][0]))
+    except psycopg2.Error as exc:
+        lost = conn.closed != 0
+        roll_back(conn)
+        offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
+        exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
+        return Outcome(error=exc, offset=offset if exact else message.fallback, exact=exact, connection_lost=lost)
+
+
+# --- In one transaction ---------------------------------------------------------------------------------------------
+
+
+def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
+    """The end of a script's last transaction: the session is put back, the record written, the lock looked after.
+
+    The next script finds the session as a new one would be: psql, started for each file, is the model.
+    """
+    return (
+        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; "
+        f"CLOSE ALL; UNLISTEN *; {session_settings(conn.server_version, lock_timeout_ms)}{record}; COMMIT; {HOLDS_LOCK}"
+    )
+
+
+def run_whole(conn: Connection, script: Script, end: str) -> Outcome:
+    """Run the script in one transaction and, if it fails at no known place, once more to find that."""
+    outcome = _run_whole(conn, script, end, by_statement=False)
+    unclear = outcome.failed and not outcome.exact and not outcome.connection_lost and len(script.statements) > 1
+    if unclear and outcome.code not in RETRYABLE + NOT_IN_TRANSACTION and outcome.code != "57014":
+        return _run_whole(conn, script, end, by_statement=True)
+    return outcome
+
+
+def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -> Outcome:
+    """One message for the whole script, or one for each statement, which tells the statement that fails.
+
+    A deferred constraint has to speak before the session is put back. The release of our savepoint is the proof
+    that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
+    """
+    opening = f"{script.begin}; SAVEPOINT {SAVEPOINT};\n"
+    closing = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end}"
+    first = script.statements[0].start if script.statements else 0
+    if not by_statement:
+        return send(conn, script, [Message(-len(opening), opening + script.text + closing, first)])
+    each = [Message(s.start, script.sql(s), s.start) for s in script.statements]
+    far = len(script.text) + 1  # no position in our own words is a place in the script
+    return send(conn, script, [Message(far, opening, first), *each, Message(far, closing, each[-1].fallback)])
+
+
+# --- Step by step ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The table of marks and the name under which this script has its own. Made on first need."""
+
+    table: sql.Composable
+    name: str
+
+    def ensure_table(self, conn: Connection) -> None:
+        """Closed to everybody but its owner, whatever the default privileges say."""
+        table = self.table.as_string(conn)
+        if query(conn, "SELECT to_regclass(%s)", [table])[0][0]:
+            return
+        create = (
+            "CREATE TABLE {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT, "
+            "done_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (migration_name, step))"
+        )
+        others = (
+            "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee "
+            "WHERE c.oid = %s::regclass AND a.grantee <> c.relowner"
+        )
+        with transaction(conn):
+            query(conn, sql.SQL(create).format(self.table))
+            for (role,) in query(conn, others, [table]):
+                query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(self.table, sql.Identifier(role)))
+
+    def done(self, conn: Connection) -> dict[int, str]:
+        """The steps that are done, with the checksums that they had."""
+        select = sql.SQL("SELECT step, checksum FROM {} WHERE migration_name = %s").format(self.table)
+        return dict(query(conn, select, [self.name]))
+
+    def mark(self, conn: Connection, step: int, value: str) -> str:
+        """Says *done*, whatever role the script has taken on."""
+        insert = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})")
+        values = map(sql.Literal, (self.name, step, value))
+        return "SET LOCAL ROLE NONE; " + insert.format(self.table, *values).as_string(conn)
+
+    def forget(self, conn: Connection) -> str:
+        delete = sql.SQL("DELETE FROM {} WHERE migration_name = {}")
+        return delete.format(self.table, sql.Literal(self.name)).as_string(conn)
+
+
+def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress) -> Outcome:
+    """Run the script's steps, each with its mark, so that a second run goes on where the first one ended."""
+    progress.ensure_table(conn)
+    done = progress.done(conn)
+    for number, step in enumerate(steps(script), 1):
+        value = checksum("; ".join(map(script.sql, step)))
+        if done.get(number, value) != value:
+            why = "this statement has run already, and was edited since; restore it, and put the change behind it"
+            return Outcome(refusal=why, offset=step[0].start)
+        if step[0].is_session_setting:
+            outcome = _run_outside(conn, script, step[0], "")  # no progress: a second run needs it again
+        elif number in done:
+            continue
+        else:
+            outcome = _run_step(conn, script, step, progress.mark(conn, number, value))
+        if outcome.failed:
+            return outcome
+    text = f"BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; {progress.forget(conn)}; {end}"
+    return send(conn, script, [Message(len(script.text) + 1, text, max(len(script.text) - 1, 0))])
+
+
+def steps(script: Script) -> Iterator[list[Statement]]:
+    """Single statements, and what stands between a BEGIN and its COMMIT, without these two."""
+    together: Optional[list[Statement]] = None
+    for statement in script.statements:
+        control = statement.transaction_control
+        if control == "BEGIN" and together is None:
+            together = []
+        elif control == "COMMIT":
+            if together:
+                yield together
+            elif together is None:
+                log("COMMIT with nothing open", logging.WARNING, line=statement.line)
+            together = None
+        elif together is not None:
+            together.append(statement)
+        else:
+            yield [statement]
+    if together:
+        yield together
+
+
+def _run_step(conn: Connection, script: Script, step: Sequence[Statement], mark: str) -> Outcome:
+    """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
+    begin = "BEGIN; "
+    body = script.text[step[0].start : step[-1].end]
+    text = f"{begin}{body}\n;{mark}; COMMIT; SELECT true"
+    outcome = send(conn, script, [Message(step[0].start - len(begin), text, step[0].start)])
+    if outcome.code in ("25001", "2D000") and len(step) == 1:
+        return _run_outside(conn, script, step[0], f"BEGIN; {mark}; COMMIT; ")
+    return outcome
+
+
+def _run_outside(conn: Connection, script: Script, statement: Statement, mark: str) -> Outcome:
+    """Run one statement with no transaction around it, then its mark.
+
+    What an interrupted CREATE INDEX CONCURRENTLY has left behind is dropped before. A lock timeout would only
+    leave such an index INVALID: it does not apply.
+    """
+    before = []
+    if statement.concurrent_index:
+        drop_invalid_index(conn, *statement.concurrent_index)
+        before = [Message(statement.start, "SET lock_timeout = 0", statement.start)]
+    run = Message(statement.start, script.sql(statement), statement.start)
+    return send(conn, script, [*before, run, Message(len(script.text) + 1, mark + "SELECT true", statement.start)])
+
+
+def drop_invalid_index(conn: Connection, index: str, table: str) -> None:
+    """Drop the index of this name on this table if it is INVALID: an interrupted concurrent build left it."""
+    remnants = query(
+        conn,
+        "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i' "
+        "AND c.relname = %s AND i.indrelid = to_regclass(%s)",
+        [index, table],
+    )
+    for remnant in remnants:
+        log("dropping an index that was never finished", logging.WARNING, index=index)
+        query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*remnant)))
+
+
+# --- What to tell ---------------------------------------------------------------------------------------------------
+
+
+def describe(script: Script, outcome: Outcome) -> str:
+    """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
+    if outcome.error is None:
+        return outcome.refusal
+    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())[:400]
+    if outcome.code[:2] == "22" and not outcome.exact:
+        said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the script comes from a row
+    return f"{said} ({outcome.code or 'no answer'})"
+
+
+def details(script: Script, outcome: Outcome) -> Iterator[str]:
+    """Further lines: where in a function, which constraint, PostgreSQL's DETAIL (unless it holds a row), HINT."""
+    diag = outcome.error.diag if outcome.error else None
+    if diag is None:
+        return
+    inner = re.search(r"PL/pgSQL function (.+?) line (\d+)", diag.context or "")
+    if inner and inner.group(1) == "inline_code_block":
+        body = locate(script.text, script.text.find("$", outcome.offset))[0]
+        yield f"IN: the DO block, line {body + int(inner.group(2)) - 1} of the file"
+    elif inner:
+        yield f"IN: function {inner.group(1)}, its line {inner.group(2)}"
+    named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
+    if outcome.code[:2] in ("22", "23") and any(name for _, name in named):
+        yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
+    elif diag.message_detail:
+        yield f"DETAIL: {diag.message_detail[:300]}"
+    if diag.message_hint:
+        yield f"HINT: {diag.message_hint[:300]}"
