@@ -26,6 +26,8 @@ CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
 CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
+MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
+GIVE_UP_EARLY_S = 2  # before the watchdog strikes, so that the answer names the holder of the lock
 RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
 
 # Both for ever: versions that do not agree on them would not see each other.
@@ -37,7 +39,10 @@ logger = logging.getLogger("db_setup")
 
 
 class InitializerError(Exception):
-    """What went wrong, where, the state we are in, and the next step."""
+    """What went wrong, where, the state we are in, and the next step; in at most 1,500 characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 2] + " …")
 
 
 class ConnectError(InitializerError):
@@ -56,7 +61,8 @@ class LockError(InitializerError):
 def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     """One line: a constant phrase and key=value. In Lambda's JSON format the keys stand at the top level as well."""
     text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
-    logger.log(level, "%s%s", phrase, " " + text if text else "", extra=fields)
+    plain = {key: value if isinstance(value, (int, float, list, dict)) else str(value) for key, value in fields.items()}
+    logger.log(level, "%s%s", phrase, " " + text if text else "", extra=plain)
 
 
 def _printable(value: Any) -> str:
@@ -279,7 +285,7 @@ HOLDER = """
       AND (l.classid::bigint << 32) + l.objid::bigint = %s"""
 
 HOLDS_LOCK = (
-    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "  # noqa: S608
     f"AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}"
 )
 
@@ -288,31 +294,40 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
     """Take the session lock of this database, and publish until when it can be held at the longest.
 
     Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX CONCURRENTLY (40P01).
-    A holder of our own login that is past its deadline cannot be alive any more and is ended.
+    A holder of our own login that is past its deadline cannot be alive any more and is ended. Raises LockError.
     """
-    started = announced = time.monotonic()
+    started, announced = time.monotonic(), 0.0
     while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
         waited = time.monotonic() - started
+        holder = "another run"
         for pid, user, application, age_s, overdue in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
+            holder = f"another run (pid {pid}, user {user}, {application!r}, connected for {age_s} s)"
             if overdue:
                 log("ending a run that is past its deadline", logging.WARNING, pid=pid, age_s=age_s)
                 query(conn, "SELECT pg_terminate_backend(%s)", [pid])
-            if waited > LOCK_PATIENCE_S or deadline.left(1) <= 0:
-                raise LockError(
-                    f"another run holds the lock: pid {pid}, user {user}, {application!r}, connected for {age_s} s. "
-                    f"Waited {waited:.0f} s; nothing was changed by this run. Invoke again when it is done."
-                )
-            if time.monotonic() - announced >= 10 or announced == started:
-                log("waiting for another run", pid=pid, user=user, age_s=age_s)
-                announced = time.monotonic() + 1e-6
+        if waited > LOCK_PATIENCE_S or deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
+            raise LockError(
+                f"{holder} holds the lock. Waited {waited:.0f} s; this run has changed nothing. "
+                "Invoke again when that one is done."
+            )
+        if time.monotonic() - announced >= 10:
+            log("waiting for another run", holder=holder)
+            announced = time.monotonic()
         time.sleep(random.uniform(0.1, 0.4))
     if deadline.at is not None:
-        seconds = deadline.left(0) + deadline.reserve
-        query(
-            conn,
-            "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)",
-            [DEADLINE_CLASS, seconds],
-        )
+        publish = "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)"
+        query(conn, publish, [DEADLINE_CLASS, deadline.left(0) + deadline.reserve])
+
+
+def open_transactions(conn: Connection) -> list[str]:
+    """The oldest open transactions of others in this database: one of them may hold the lock that is waited for."""
+    found = query(
+        conn,
+        "SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int "
+        "FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
+        "AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3",
+    )
+    return [f"pid {pid} {user} {application!r} {state} {age_s} s" for pid, user, application, state, age_s in found]
 
 
 # --- Watchdog --------------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ from database import (
     connect,
     log,
     open_connection,
+    open_transactions,
     prepare_session,
     query,
     set_up_logging,
@@ -75,8 +76,8 @@ AWS_TIMEOUTS = AwsConfig(
     connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 3, "mode": "standard"}
 )  # botocore's defaults can use up all 300 s of a Lambda when an endpoint is missing
 RETRIES_WITHOUT_DEADLINE = 10
-MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
+TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
 
 
 class ConfigError(InitializerError):
@@ -191,6 +192,14 @@ class Secret:
         return f"Secret({self.name})"
 
 
+def secrets_client() -> Any:
+    """A new client, since nothing outlives an invocation; raises ConfigError."""
+    try:
+        return boto3.client("secretsmanager", config=AWS_TIMEOUTS)
+    except BotoCoreError as exc:
+        raise ConfigError(f"Secrets Manager: {exc}") from exc
+
+
 def read_secret(client: Any, name: str) -> Secret:
     """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
 
@@ -257,12 +266,13 @@ def load_setup(environ: Mapping[str, str]) -> Setup:
     """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing."""
     problems: list[str] = []
     config = Config.from_env(environ, problems)
-    client = boto3.client("secretsmanager", config=AWS_TIMEOUTS) if config.admin_secret else None
+    client: Any = None
     login: Optional[Login] = None
     targets: dict[str, Secret] = {}
     admin_arn = ""
-    if client and config.admin_secret:
+    if config.admin_secret:
         try:
+            client = secrets_client()
             admin = read_secret(client, config.admin_secret)
             admin_arn = admin.arn
             if admin.value is None:
@@ -313,7 +323,7 @@ class State:
     rows: tuple[Row, ...]
 
 
-OUR_COLUMNS = ("checksum", "file_sha256", "duration_ms", "adopted")
+OUR_COLUMNS = ("checksum", "file_sha256", "adopted")
 
 
 def read_state(conn: Connection, config: Config) -> State:
@@ -327,17 +337,14 @@ def read_state(conn: Connection, config: Config) -> State:
     if not found:
         return State(None, ())
     columns = tuple(name for (name,) in found)
-    if "migration_name" not in columns:
+    if not {"id", "migration_name"} <= set(columns):
         raise ConfigError(
             f'table public."{config.table}" belongs to another tool (columns: {", ".join(columns)}): '
             "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has been touched."
         )
-    wanted = [
-        sql.Identifier(name) if name in columns else sql.SQL("NULL")
-        for name in ("id", "migration_name", "checksum", "file_sha256")
-    ]
-    rows = query(conn, sql.SQL("SELECT {} FROM {} ORDER BY 1, 2").format(sql.SQL(", ").join(wanted), config.tracking))
-    return State(columns, tuple(Row(id or 0, normal(name), *rest) for id, name, *rest in rows))
+    added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in ("checksum", "file_sha256")]
+    select = sql.SQL("SELECT id, migration_name, {}, {} FROM {} ORDER BY id").format(*added, config.tracking)
+    return State(columns, tuple(Row(number, normal(name), *rest) for number, name, *rest in query(conn, select)))
 
 
 # --- Migration files (pure, but for reading them) -------------------------------------------------------------------
@@ -392,8 +399,6 @@ def load_migrations(folder: Path, problems: list[str]) -> list[Migration]:
             continue
         if name in files:
             problems.append(f"{path.name} and {files[name].path.name} have the same name: rename one of them")
-        if len(name) > NAME_LIMIT - 8:
-            problems.append(f"{path.name}: a name may have {NAME_LIMIT - 8} characters, this one has {len(name)}")
         files[name] = Migration(path, name)
     return sorted(files.values(), key=lambda m: (m.number is None, m.number or 0, natural(m.name), m.name))
 
@@ -504,29 +509,29 @@ def number_files(
 ) -> Iterator[tuple[str, Migration]]:
     """A file without a number gets the next one, after every number seen in the folder and in the table."""
     seen = [number_of(name) or 0 for name in [file.name for file in files] + [row.name for row in rows]]
-    following = max(seen, default=0) + 1
+    following = itertools.count(max(seen, default=0) + 1)
     for file in pending:
-        if file.number is None:
-            yield f"{following:03d}_{file.name}", file
-            following += 1
-        else:
-            yield file.name, file
+        name = file.name if file.number is not None else f"{next(following):03d}_{file.name}"
+        if len(name) > NAME_LIMIT:
+            raise MigrationError(f"{name}: a name may have {NAME_LIMIT} characters. Nothing has been applied.")
+        yield name, file
 
 
 def _order_warnings(pending: Sequence[Migration], files: Sequence[Migration], rows: Sequence[Row]) -> Iterator[str]:
-    numbers: dict[int, list[str]] = {}
-    for file in files:
-        if file.number is not None:
-            numbers.setdefault(file.number, []).append(file.name)
-    for number, names in numbers.items():
-        if len(names) > 1:
-            yield f"number {number} is used by {len(names)} files: {', '.join(names)}"
+    """What is allowed but may be a slip: a number used twice, a late one, a gap."""
+    names: dict[int, set[str]] = {}
+    for name in [file.name for file in files if file.number is not None] + [row.name for row in rows]:
+        names.setdefault(number_of(name) or 0, set()).add(name)
+    numbered = [file for file in pending if file.number is not None]
+    for number in sorted({file.number or 0 for file in numbered}):
+        if len(names[number]) > 1:
+            yield f"number {number} is used more than once: {', '.join(sorted(names[number]))}"
     highest = max((number_of(row.name) or 0 for row in rows), default=0)
-    for file in pending:
-        if file.number is not None and file.number < highest:
+    for file in numbered:
+        if (file.number or 0) < highest:
             yield f"{file.name} comes late: number {highest} is applied already"
-    if pending and numbers and max(numbers) < 10_000:  # larger ones are time stamps
-        missing = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
+    if numbered and max(names) < TIME_STAMP:
+        missing = sorted(set(range(min(names), max(names))) - set(names))
         if missing:
             yield f"no file has number {', '.join(map(str, missing[:10]))}"
 
@@ -540,7 +545,7 @@ CREATE_TRACKING = sql.SQL(
 # Additive and nullable: the versions before us insert migration_name alone.
 ADD_COLUMNS = sql.SQL(
     "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 TEXT, "
-    "ADD COLUMN IF NOT EXISTS duration_ms INTEGER, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
+    "ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
 )
 
 
@@ -617,13 +622,13 @@ def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
     """Rows follow their renumbered files; rows of the predecessor get their checksums."""
     if not plan.renumbered and not plan.unchecked:
         return
-    change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE migration_name = %s"
+    change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE id = %s"
     update = sql.SQL(change).format(config.tracking)
     with transaction(conn):
         for row, file in plan.renumbered:
-            query(conn, update, [file.name, row.checksum, file_sha256(file), row.name])
+            query(conn, update, [file.name, row.checksum, file_sha256(file), row.id])
         for row, file in plan.unchecked:
-            query(conn, update, [row.name, tokens_checksum(file), file_sha256(file), row.name])
+            query(conn, update, [row.name, tokens_checksum(file), file_sha256(file), row.id])
     for row, file in plan.renumbered:
         log("renumbered", migration=file.name, was=row.name)
 
@@ -643,13 +648,10 @@ def load_script(migration: Migration) -> Script:
         ) from exc
 
 
-def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration) -> str:
-    """The row that says *applied*; its duration is measured by the server, from the arrival of the message."""
-    insert = sql.SQL(
-        "INSERT INTO {} (migration_name, checksum, file_sha256, duration_ms) VALUES ({}, {}, {}, "
-        "extract(epoch FROM clock_timestamp() - transaction_timestamp()) * 1000)"
-    )
-    values = map(sql.Literal, (name, tokens_checksum(migration), file_sha256(migration)))
+def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration, script: Script) -> str:
+    """The row that says *applied*."""
+    insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
+    values = map(sql.Literal, (name, script.checksum, file_sha256(migration)))
     return insert.format(config.tracking, *values).as_string(conn)
 
 
@@ -665,7 +667,8 @@ def pauses(deadline: Deadline) -> Iterator[float]:
 def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
     """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
     script = load_script(migration)
-    end = script_runner.recording(conn, tracking_insert(conn, config, name, migration), config.lock_timeout_ms)
+    row = tracking_insert(conn, config, name, migration, script)
+    end = script_runner.recording(conn, row, config.lock_timeout_ms)
     progress = script_runner.Progress(config.progress, name)
     waits, in_steps = pauses(deadline), script.unwrapped
     while True:
@@ -679,7 +682,8 @@ def apply_migration(conn: Connection, config: Config, name: str, migration: Migr
         pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
         if pause is None:
             return outcome
-        log("gave way to other sessions", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1))
+        others = open_transactions(conn)
+        log("gave way", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1), open_transactions=others)
         time.sleep(pause)
 
 
@@ -692,7 +696,7 @@ def failure_message(migration: Migration, outcome: Outcome, applied: Sequence[st
     verdict.append(f"Applied in this run: {shortened(applied) or 'nothing'}.")
     if waiting:
         verdict.append(f"Not tried: {shortened(waiting)}.")
-    return "\n".join([" ".join(verdict), *script_runner.details(script, outcome)])[:MESSAGE_LIMIT]
+    return "\n".join([" ".join(verdict), *script_runner.details(script, outcome)])
 
 
 def _state_and_step(script: Script, outcome: Outcome) -> str:
@@ -721,12 +725,13 @@ def shortened(names: Sequence[str]) -> str:
 # --- Users ----------------------------------------------------------------------------------------------------------
 
 
-def users_are_fine(conn: Connection, setup: Setup, deadline: Deadline) -> bool:
-    """Groups, rights and logins are as they should be, or none are asked for."""
+def working_users(conn: Connection, setup: Setup, deadline: Deadline) -> Optional[dict[str, str]]:
+    """What the report says of the users where groups, rights and logins need nothing; None where they do."""
+    if not setup.config.create_users:
+        return {}
     kept = {kind: secret.value for kind, secret in setup.targets.items()}
-    return not setup.config.create_users or limited_users.are_fine(
-        conn, setup.application, setup.config.tracking, kept, deadline
-    )
+    logins = limited_users.working_logins(conn, setup.application, setup.config.tracking, kept, deadline)
+    return None if logins is None else dict.fromkeys(logins, "kept")
 
 
 def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[str, str]:
@@ -749,8 +754,10 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     """Bring the database to the state of the folder; `report` says at any moment what is done."""
     state = read_state(conn, setup.config)
     plan = make_plan(setup.files, state.rows)
-    if is_complete(state, plan) and users_are_fine(conn, setup, deadline):
+    users = working_users(conn, setup, deadline) if is_complete(state, plan) else None
+    if users is not None:
         check_edited(setup.config, plan, report)
+        report["users"] = users
         return
     while True:
         acquire_lock(conn, deadline)
@@ -830,12 +837,13 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
                 prepare_session(conn, setup.config.lock_timeout_ms)
                 migrate(conn, setup, deadline, report)
             except (psycopg2.Error, InitializerError) as exc:
-                if not out_of_time.is_set():
+                if not out_of_time.is_set() or isinstance(exc, LockError):
                     raise
                 raise MigrationError(out_of_time_message(report)) from exc
     except psycopg2.Error as exc:
-        said = " ".join(str(exc).split())[:300]
-        raise ConnectError(f"PostgreSQL: {said} ({exc.pgcode}). Whatever was not finished is rolled back.") from exc
+        said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
+        kind = ConnectError if conn.closed else InitializerError
+        raise kind(f"PostgreSQL: {said} ({exc.pgcode}). Whatever was not finished is rolled back.") from exc
     finally:
         conn.close()
     report["duration_ms"] = round((time.monotonic() - started) * 1000)
@@ -860,5 +868,5 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     try:
         return run(os.environ, event, context)
     except Exception as exc:
-        log("failed", logging.ERROR, error=type(exc).__name__, message_text=str(exc))
+        log("failed", logging.ERROR, error=type(exc).__name__, reason=str(exc))
         raise

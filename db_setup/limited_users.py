@@ -306,18 +306,23 @@ def working_login(
     return login
 
 
-def are_fine(
+def working_logins(
     conn: Connection,
     app: Application,
     tracking: sql.Composable,
     kept: Mapping[str, Optional[Credentials]],
     deadline: Deadline,
-) -> bool:
-    """Groups, rights and the logins in `kept` are as they should be."""
+) -> Optional[list[str]]:
+    """The names of the logins in `kept`, where these, the groups and their rights are as they should be; or None."""
     if not groups_are_fine(conn, app, tracking):
-        return False
-    logins = {kind: working_login(conn, app, kind, value, deadline) for kind, value in kept.items()}
-    return all(login and is_followed(conn, app, kind, login.username) for kind, login in logins.items())
+        return None
+    names = []
+    for kind, value in kept.items():
+        login = working_login(conn, app, kind, value, deadline)
+        if login is None or not is_followed(conn, app, kind, login.username):
+            return None
+        names.append(login.username)
+    return names
 
 
 def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, deadline: Deadline) -> tuple[str, str]:

@@ -24,13 +24,15 @@ SAVEPOINT = "db_setup_file"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place."""
+    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
+    `at_end` where all statements went well and what comes behind them did not."""
 
     holds_lock: bool = True
     error: Optional[psycopg2.Error] = None
     refusal: str = ""
     offset: int = 0
     exact: bool = False
+    at_end: bool = False
     connection_lost: bool = False
 
     @property
@@ -63,7 +65,9 @@ def send(conn: Connection, script: Script, messages: Sequence[Message]) -> Outco
         roll_back(conn)
         offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
         exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
-        return Outcome(error=exc, offset=offset if exact else message.fallback, exact=exact, connection_lost=lost)
+        at_end = message.base > len(script.text) and message is messages[-1]
+        place = offset if exact else message.fallback
+        return Outcome(error=exc, offset=place, exact=exact, at_end=at_end, connection_lost=lost)
 
 
 # --- In one transaction ---------------------------------------------------------------------------------------------
@@ -142,7 +146,9 @@ class Progress:
         """Says *done*, whatever role the script has taken on."""
         insert = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})")
         values = map(sql.Literal, (self.name, step, value))
-        return "SET LOCAL ROLE NONE; " + insert.format(self.table, *values).as_string(conn)
+        return "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; " + insert.format(
+            self.table, *values
+        ).as_string(conn)
 
     def forget(self, conn: Connection) -> str:
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {}")
@@ -166,7 +172,7 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
             outcome = _run_step(conn, script, step, progress.mark(conn, number, value))
         if outcome.failed:
             return outcome
-    text = f"BEGIN; RESET SESSION AUTHORIZATION; RESET ROLE; {progress.forget(conn)}; {end}"
+    text = f"BEGIN READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; {progress.forget(conn)}; {end}"
     return send(conn, script, [Message(len(script.text) + 1, text, max(len(script.text) - 1, 0))])
 
 
@@ -198,7 +204,7 @@ def _run_step(conn: Connection, script: Script, step: Sequence[Statement], mark:
     text = f"{begin}{body}\n;{mark}; COMMIT; SELECT true"
     outcome = send(conn, script, [Message(step[0].start - len(begin), text, step[0].start)])
     if outcome.code in ("25001", "2D000") and len(step) == 1:
-        return _run_outside(conn, script, step[0], f"BEGIN; {mark}; COMMIT; ")
+        return _run_outside(conn, script, step[0], f"BEGIN READ WRITE; {mark}; COMMIT; ")
     return outcome
 
 
@@ -240,7 +246,8 @@ def describe(script: Script, outcome: Outcome) -> str:
     said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())[:400]
     if outcome.code[:2] == "22" and not outcome.exact:
         said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the script comes from a row
-    return f"{said} ({outcome.code or 'no answer'})"
+    when = ", which showed at the end of the file" if outcome.at_end else ""
+    return f"{said} ({outcome.code or 'no answer'}){when}"
 
 
 def details(script: Script, outcome: Outcome) -> Iterator[str]:

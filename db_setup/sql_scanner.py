@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -254,6 +254,7 @@ class Script:
     statements: tuple[Statement, ...]
     begin: str
     unwrapped: bool  # marked -- no-transaction: no transaction around the whole
+    checksum: str
 
     def sql(self, statement: Statement) -> str:
         """The statement's text."""
@@ -291,7 +292,7 @@ def read_script(text: str) -> Script:
     for statement in set(found) - set(statements):
         blank = re.sub(r"[^\r\n]", " ", text[statement.start : statement.end])
         text = text[: statement.start] + blank + text[statement.end :]
-    return Script(text, tuple(statements), begin, unwrapped)
+    return Script(text, tuple(statements), begin, unwrapped, _digest(found))
 
 
 def _refusal(statement: Statement, unwrapped: bool) -> Optional[str]:
@@ -313,11 +314,15 @@ def checksum(text: str) -> str:
 
     A text that cannot be scanned has `0:` and the SHA-256 of its text, line ends aside.
     """
-    digest = hashlib.sha256()
     try:
-        for statement in scan(text):
-            digest.update("\0".join(statement.tokens).encode() + b"\0;\0")
+        return _digest(scan(text))
     except ScanError:
         plain = text.replace("\r\n", "\n").replace("\r", "\n")
         return "0:" + hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _digest(statements: Iterable[Statement]) -> str:
+    digest = hashlib.sha256()
+    for statement in statements:
+        digest.update("\0".join(statement.tokens).encode() + b"\0;\0")
     return "1:" + digest.hexdigest()

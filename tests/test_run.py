@@ -28,5 +28,5 @@ def test_run_again_changes_nothing(world: World) -> None:
 
     report = world.deploy()
 
-    assert (report["applied"], report["adopted"], report["users"]) == ([], [], {})
+    assert (report["applied"], report["adopted"], report["users"]) == ([], [], {"app_rw": "kept", "app_tc": "kept"})
     assert world.versions("user") == 1

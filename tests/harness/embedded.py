@@ -63,7 +63,7 @@ def _install(name: str, package: dict[str, Any], folder: Path) -> None:
         lock = {"lockfileVersion": 3, "packages": {"": root, f"node_modules/{name}": entry}}
         (project / "package.json").write_text(json.dumps(root))
         (project / "package-lock.json").write_text(json.dumps(lock))
-        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], project)
+        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], project)
         # The one script of the package, looked at: npm cannot pack symbolic links, it makes them.
         _run(["node", "scripts/hydrate-symlinks.js"], project / "node_modules" / name)
         project.chmod(0o755)
@@ -78,4 +78,4 @@ def _run(command: list[str], folder: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise InstallError(f"{' '.join(command)}: {exc}") from exc
     if done.returncode != 0:
-        raise InstallError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
+        raise InstallError(f"{' '.join(command)}: {done.stderr.strip()[:500]}")

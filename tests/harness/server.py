@@ -278,6 +278,11 @@ def _unprivileged_account() -> Optional[pwd.struct_passwd]:
     raise UnavailableError("root cannot run PostgreSQL, and there is neither a user postgres nor nobody")
 
 
+def _environment() -> dict[str, str]:
+    """Without the user's locale: macOS makes PostgreSQL multi-threaded for some, which it then refuses."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
 def _run_as(account: Optional[pwd.struct_passwd]) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
 
@@ -338,6 +343,7 @@ def _start_keeper(
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
+            env=_environment(),
             start_new_session=True,  # Ctrl-C is for us: the tests' own clean-up still needs the server
         )
 
@@ -367,7 +373,7 @@ def _connect(server: Server, **parameters: Any) -> Any:
         password=server.password,
         dbname="postgres",
         connect_timeout=10,
-        **parameters,
+        **{"sslmode": "prefer", **parameters},  # whatever PGSSLMODE says
     )
 
 
