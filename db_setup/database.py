@@ -66,6 +66,8 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
 
 
 def _printable(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}:{what}" for key, what in value.items()]
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return json.dumps(text, ensure_ascii=False) if not text or re.search(r'[\s"=]', text) else text
 

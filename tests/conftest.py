@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 from harness.database import create_admin, create_database, drop_database, drop_roles
-from harness.server import Server, running_server
+from harness.server import NoServerError, Server, running_server
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
 from moto import mock_aws
 
@@ -32,7 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.pluginmanager.hasplugin("dsession"):
         config.pluginmanager.register(FirstWorker())
     shared = getattr(config, "workerinput", {}).get("server")
-    _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
+    try:
+        _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
+    except NoServerError as exc:
+        raise pytest.UsageError(str(exc)) from exc
 
 
 def pytest_unconfigure() -> None:

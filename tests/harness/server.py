@@ -201,7 +201,7 @@ def _from_installed() -> Way:
         raise UnavailableError(f"no initdb and postgres in {chosen or 'PATH and the usual folders'}")
     version, folder = found[-1]
     if version[0] < OLDEST_MAJOR:
-        raise UnavailableError(f"{folder} is older than PostgreSQL {OLDEST_MAJOR}")
+        raise UnavailableError(f"{folder / 'postgres'} does not run, or is older than {OLDEST_MAJOR}")
     yield from _local_server(folder, f"installed in {folder}")
 
 
@@ -210,9 +210,7 @@ def _bin_folders(chosen: Optional[str]) -> list[Path]:
     if chosen:
         folders = [Path(chosen)]
     else:
-        folders = [Path(entry) for entry in os.get_exec_path()]
-        if shutil.which("pg_config"):
-            folders.append(Path(subprocess.check_output(["pg_config", "--bindir"], text=True).strip()))
+        folders = [Path(entry) for entry in (*os.get_exec_path(), _output("pg_config", "--bindir")) if entry]
         for root, pattern in (
             ("/usr/lib/postgresql", "*/bin"),  # Debian, Ubuntu
             ("/usr", "pgsql-*/bin"),  # Red Hat
@@ -226,9 +224,19 @@ def _bin_folders(chosen: Optional[str]) -> list[Path]:
 
 
 def _binary_version(folder: Path) -> tuple[int, ...]:
-    text = subprocess.check_output([folder / "postgres", "--version"], text=True)
-    numbers = re.search(r"(\d+)(?:\.(\d+))?", text)
+    """(15, 18) for PostgreSQL 15.18; (0,) if it does not run."""
+    numbers = re.search(r"(\d+)(?:\.(\d+))?", _output(folder / "postgres", "--version"))
     return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0,)
+
+
+def _output(*command: StrPath) -> str:
+    """What a command prints; nothing if it is not there or fails, as Debian's pg_config does without a server."""
+    try:
+        return subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _from_npm() -> Way:

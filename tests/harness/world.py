@@ -84,9 +84,9 @@ class World:
         variables = {**self.environ, **environ}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DB_", "PG"))}
         present = {key: value for key, value in variables.items() if value is not None}
-        with mock.patch.dict(os.environ, {**inherited, **present}, clear=True):
-            with mock.patch.object(initializer, "MIGRATIONS_DIR", self.folder):
-                return initializer.handler(event, context)
+        folder = mock.patch.object(initializer, "MIGRATIONS_DIR", self.folder)
+        with mock.patch.dict(os.environ, {**inherited, **present}, clear=True), folder:
+            return initializer.handler(event, context)
 
     # --- what came of it
 
