@@ -1,0 +1,224 @@
+"""README, guide and changelog say what the code does: their SQL runs, their names exist, their messages appear."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import initializer
+import pytest
+from demo import BROKEN, ORDERS
+from harness.world import World
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "databaseModificationGuide.md").read_text()
+DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("cdk_example/*.md"))
+SCHEMA = (ROOT / "migrations" / "001_initial_schema.sql").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def block_with(text: str, words: str) -> str:
+    return next(block for block in blocks(text, "") if words in block)
+
+
+def code_texts() -> list[str]:
+    """All string constants of db_setup; where values are put in, there is a {}."""
+    texts = []
+    for path in (ROOT / "db_setup").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
+    return texts
+
+
+# --- README -------------------------------------------------------------------------------------------------------
+
+
+def test_readme_has_the_sections_that_users_know_in_their_order() -> None:
+    """The README's main sections are those of the README that users know."""
+    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
+
+    assert sections == [
+        "Quick Setup",
+        "Integration with CDK",
+        "Environment Variables",
+        "Initial Schema Setup",
+        "Adding New Migrations",
+        "Features",
+    ]
+
+
+def test_readme_schema_is_the_first_migration() -> None:
+    """The README shows the schema that the folder brings."""
+    assert blocks(README, "sql") == [SCHEMA]
+
+
+def test_readme_variables_are_those_that_the_code_reads() -> None:
+    """Every variable is documented, and no other."""
+    code = (ROOT / "db_setup" / "initializer.py").read_text()
+    read = set(re.findall(r'(?:text|flag)\("([A-Z_]+)"', code))
+
+    listed = set(re.findall(r"^(?:- |\| )`([A-Z_]+)`", README, re.MULTILINE))
+
+    assert listed == read
+
+
+def test_readme_snippets_set_only_documented_variables() -> None:
+    """The CDK snippets use variables that exist."""
+    snippets = blocks(README, "typescript")
+
+    for snippet in snippets:
+        environment = re.search(r"environment: \{(.*?)\}", snippet, re.DOTALL)
+        assert environment is not None
+        names = set(re.findall(r"^\s*([A-Z_]+):", environment.group(1), re.MULTILINE))
+        assert names == {"DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY"}
+    assert len(snippets) == 2
+
+
+def test_readme_log_is_what_a_first_deployment_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The log in the README has the lines of a real first deployment, with the same keys."""
+    world.write("001_initial_schema.sql", SCHEMA)
+
+    world.deploy()
+
+    shown = block_with(README, "starting version").splitlines()
+    assert [shape(line) for line in shown] == [shape(r.getMessage()) for r in caplog.records if r.name == "db_setup"]
+
+
+def shape(line: str) -> tuple[str, list[str]]:
+    """The phrase of a log line and its keys."""
+    return re.split(r" \w+=", line)[0], re.findall(r" (\w+)=", line)
+
+
+def test_readme_report_is_what_the_handler_returns(world: World) -> None:
+    """The report in the README has the keys and types of a real one."""
+    (shown,) = (json.loads(block) for block in blocks(README, "json"))
+    world.write("001_users.sql", "CREATE TABLE users (id int);")
+
+    report = world.deploy()
+
+    assert {key: type(value) for key, value in report.items()} == {key: type(value) for key, value in shown.items()}
+    assert [entry.keys() for entry in report["applied"]] == [entry.keys() for entry in shown["applied"]]
+    assert shown["version"] == initializer.__version__
+
+
+def test_readme_failure_is_what_a_failed_deployment_says(world: World) -> None:
+    """The message in the README is the one that this file really brings."""
+    world.write("001_initial_schema.sql", SCHEMA)
+    world.write("002_add_orders.sql", ORDERS)
+    world.deploy()
+    world.write("004_paid.sql", BROKEN)
+
+    with pytest.raises(initializer.MigrationError) as caught:
+        world.deploy()
+
+    assert str(caught.value) == block_with(README, "004_paid.sql").strip()
+
+
+def test_readme_messages_stand_in_the_code() -> None:
+    """What the table of messages quotes is said by the code, or by PostgreSQL."""
+    table = README.split("| the message says | what to do |")[1].split("\n\n")[0]
+    quoted = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
+    by_postgresql = {"cannot run inside a transaction block"}
+
+    texts = code_texts()
+
+    assert {phrase for phrase in quoted if not any(phrase in text for text in texts)} == by_postgresql
+
+
+def test_readme_removal_removes_the_roles(world: World) -> None:
+    """The statements for removing the roles work, and leave the table creator's tables if they are reassigned."""
+    world.write("001_initial_schema.sql", SCHEMA)
+    world.deploy()
+    with world.login("creator") as conn, conn.cursor() as cur:
+        cur.execute("CREATE TABLE reports (id int)")
+    steps = re.findall(r"^  `((?:GRANT|DROP OWNED) .*;)`", README, re.MULTILINE)
+
+    for step in steps:
+        world.sql(step)
+
+    assert len(steps) == 2
+    assert world.sql("SELECT rolname FROM pg_roles WHERE rolname ~ '^(app_|readwrite|tablecreator)'") == []
+    assert world.tables() == ["products", "reports", "users"]
+
+
+# --- Guide --------------------------------------------------------------------------------------------------------
+
+
+def test_guide_recipes_run_in_their_order(world: World) -> None:
+    """Every file of the guide is applied by the handler, and every check finds what it should."""
+    world.write("001_initial_schema.sql", SCHEMA)
+    world.deploy()
+    world.sql("INSERT INTO users (email) VALUES ('a@example.com'), ('b@example.com')")
+    world.sql("INSERT INTO products (name, price, user_id) SELECT 'thing', 9.99, id FROM users")
+    files, checks = 0, 0
+
+    for block in blocks(GUIDE, "sql"):
+        name = re.search(r"^-- (\d+_\w+)\.sql$", block, re.MULTILINE)
+        if name:
+            world.write(f"{name.group(1)}.sql", block)
+            report = world.deploy()
+            assert [entry["name"] for entry in report["applied"]] == [name.group(1)]
+            files += 1
+        else:
+            with world.connection() as conn, conn.cursor() as cur:
+                cur.execute(block)
+                answer = cur.fetchall()
+                (column, *_) = (description.name for description in cur.description)
+            assert {"must_be_0": answer == [(0,)], "must_not_be_listed": answer == []}.get(column, answer != [])
+            checks += 1
+
+    recipes = GUIDE.count("\n### ")
+    assert (recipes, files >= recipes, checks) == (6, True, recipes)
+
+
+def test_guide_recipes_have_risk_file_and_check() -> None:
+    """Every recipe says the risk, what to write and how to check it."""
+    recipes = GUIDE.split("## Recipes")[1].split("\n## ")[0].split("\n### ")[1:]
+
+    for recipe in recipes:
+        assert recipe.index("*Risk.*") < recipe.index("*Write this") < recipe.index("*Check.*")
+
+
+# --- All documents ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_document_links_and_files_exist(document: Path) -> None:
+    """A link leads to a file and a heading that exist; so does a named test or make target."""
+    text = document.read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert link[1:] in headings if link.startswith("#") else (document.parent / link).exists(), link
+    for path in re.findall(r"`((?:tests|db_setup|migrations|\.ci)/[\w./]*)`", text):
+        assert (ROOT / path).exists() or (ROOT / "db_setup" / path).exists(), path
+    assert set(re.findall(r"make (test|demo|lint|lock|chaos|versions|compare|bench)\b", text)) <= targets
+
+
+def test_changelog_begins_with_the_version_of_the_code() -> None:
+    """Changelog, code and project metadata agree on the version."""
+    newest = re.findall(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    declared = re.findall(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+    assert [newest] == declared == [initializer.__version__]
+
+
+def test_contributing_names_every_module() -> None:
+    """Whoever changes the code finds each module explained."""
+    modules = {path.name for path in (ROOT / "db_setup").glob("*.py")}
+
+    named = set(re.findall(r"`(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
+
+    assert named == modules
