@@ -140,12 +140,12 @@ def test_readme_removal_removes_the_roles(world: World) -> None:
     world.deploy()
     with world.login("creator") as conn, conn.cursor() as cur:
         cur.execute("CREATE TABLE reports (id int)")
-    steps = re.findall(r"^  `((?:GRANT|DROP OWNED) .*;)`", README, re.MULTILINE)
+    steps = re.findall(r"^  `((?:GRANT|DROP) .*;)`", README, re.MULTILINE)
 
     for step in steps:
         world.sql(step)
 
-    assert len(steps) == 2
+    assert len(steps) == 3
     assert world.sql("SELECT rolname FROM pg_roles WHERE rolname ~ '^(app_|readwrite|tablecreator)'") == []
     assert world.tables() == ["products", "reports", "users"]
 
