@@ -577,10 +577,10 @@ def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
     """
     files, baseline = setup.files, setup.config.baseline
     first = files[0] if files else None
-    statements = list(load_script(first).statements) if first else []
-    names = list(dict.fromkeys(s.created_table for s in statements if s.created_table))
+    script = load_script(first, setup.config) if first else None
+    names = list(script.created) if script else []
     there = [name for name in names if table_exists(conn, *name)]
-    if not there or not first:
+    if not there or not first or not script:
         if baseline:
             log("baseline not used: no table of the first migration exists", baseline=baseline)
         return []
@@ -589,7 +589,7 @@ def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
         return list(files[: last + 1])
     if len(there) == len(names):
         return [first]
-    if all(statement.is_guarded for statement in statements):
+    if script.guarded:
         return []
     missing = [name for name in names if name not in there]
     raise MigrationError(
@@ -636,16 +636,20 @@ def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
 # --- Applying -------------------------------------------------------------------------------------------------------
 
 
-def load_script(migration: Migration) -> Script:
+def load_script(migration: Migration, config: Config) -> Script:
     """Read and scan a file; raises MigrationError with file:line:column for what cannot work, before anything ran."""
     text = read_text(migration)
     try:
-        return sql_scanner.read_script(text)
+        script = sql_scanner.read_script(text)
+        for (schema, name), place in script.created.items():
+            if schema in (None, "public") and name == config.table:
+                raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
         raise MigrationError(
             f"{migration.path.name}:{line}:{column}: {exc}. Nothing has been applied. Mend the file and deploy again."
         ) from exc
+    return script
 
 
 def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration, script: Script) -> str:
@@ -666,7 +670,7 @@ def pauses(deadline: Deadline) -> Iterator[float]:
 
 def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
     """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
-    script = load_script(migration)
+    script = load_script(migration, config).without_later_settings(conn.server_version)
     row = tracking_insert(conn, config, name, migration, script)
     end = script_runner.recording(conn, row, config.lock_timeout_ms)
     progress = script_runner.Progress(config.progress, name)
@@ -676,7 +680,7 @@ def apply_migration(conn: Connection, config: Config, name: str, migration: Migr
             outcome = script_runner.run_in_steps(conn, script, end, progress)
         else:
             outcome = script_runner.run_whole(conn, script, end)
-            in_steps = outcome.code == "25001" and len(script.statements) == 1  # it has no atomicity to lose
+            in_steps = outcome.code == "25001" and script.count == 1  # it has no atomicity to lose
             if in_steps:
                 continue
         pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
@@ -687,9 +691,10 @@ def apply_migration(conn: Connection, config: Config, name: str, migration: Migr
         time.sleep(pause)
 
 
-def failure_message(migration: Migration, outcome: Outcome, applied: Sequence[str], waiting: Sequence[str]) -> str:
+def failure_message(
+    migration: Migration, script: Script, outcome: Outcome, applied: Sequence[str], waiting: Sequence[str]
+) -> str:
     """file:line:column, what PostgreSQL said, the state, the next step: under 1,500 characters, without row data."""
-    script = load_script(migration)
     line, column = sql_scanner.locate(script.text, outcome.offset)
     place = f"{migration.path.name}:{line}:{column}" if outcome.exact else f"{migration.path.name}:{line}"
     verdict = [f"{place}: {script_runner.describe(script, outcome)}.", _state_and_step(script, outcome)]
@@ -707,7 +712,7 @@ def _state_and_step(script: Script, outcome: Outcome) -> str:
         )
     if script.unwrapped:
         return "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here."
-    if outcome.code in script_runner.NOT_IN_TRANSACTION and len(script.statements) > 1:
+    if outcome.code in script_runner.NOT_IN_TRANSACTION and script.count > 1:
         return (
             "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
             "own, or write -- no-transaction in the first line, and deploy again."
@@ -765,7 +770,7 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
         plan = make_plan(setup.files, read_state(conn, setup.config).rows)
         check_edited(setup.config, plan, report)
         for _, migration in plan.pending:
-            load_script(migration)  # what cannot work is refused before anything has run
+            load_script(migration, setup.config)  # what cannot work is refused before anything has run
         follow_renames(conn, setup.config, plan)
         if setup.config.create_users:
             for role in limited_users.ensure_groups(conn, setup.application, setup.config.tracking):
@@ -809,7 +814,8 @@ def apply_pending(conn: Connection, config: Config, plan: Plan, deadline: Deadli
         outcome = apply_migration(conn, config, name, migration, deadline)
         if outcome.failed:
             applied = [entry["name"] for entry in report["applied"]]
-            message = failure_message(migration, outcome, applied, report["pending"][1:])
+            script = load_script(migration, config)
+            message = failure_message(migration, script, outcome, applied, report["pending"][1:])
             raise MigrationError(message) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(name)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import psycopg2
 from database import HOLDS_LOCK, Connection, log, query, roll_back, session_settings, transaction
 from psycopg2 import sql
-from sql_scanner import Script, Statement, checksum, locate
+from sql_scanner import Script, Statement, changes_reading, checksum, locate, scan
 
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
+QUERY_CANCELED = "57014"
 SAVEPOINT = "db_setup_file"
+PIECE = 1 << 18  # characters
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,58 @@ class Message(NamedTuple):
     base: int
     text: str
     fallback: int  # the place to name where PostgreSQL names none
+    data: Optional[tuple[int, int]] = None  # the rows of a COPY, in the script
+    at_end: bool = False
 
 
-def send(conn: Connection, script: Script, messages: Sequence[Message]) -> Outcome:
+def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outcome:
     """Send the messages one after the other; the last one answers whether the lock is still held."""
-    answer: list[tuple[bool, ...]] = []
-    message = messages[0]
+    answer: list[tuple[Any, ...]] = []
+    message = Message(0, "", 0)
     try:
         for message in messages:
-            answer = query(conn, message.text)
+            if message.data:
+                copy_in(conn, message.text, script.text, message.data)
+            else:
+                answer = query(conn, message.text)
         return Outcome(holds_lock=bool(answer[0][0]))
     except psycopg2.Error as exc:
         lost = conn.closed != 0
         roll_back(conn)
         offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
         exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
-        at_end = message.base > len(script.text) and message is messages[-1]
-        place = offset if exact else message.fallback
-        return Outcome(error=exc, offset=place, exact=exact, at_end=at_end, connection_lost=lost)
+        place = offset if exact else _bad_row(script, message, exc)
+        return Outcome(error=exc, offset=place, exact=exact, at_end=message.at_end, connection_lost=lost)
+
+
+def copy_in(conn: Connection, statement: str, text: str, data: tuple[int, int]) -> None:
+    """Run COPY … FROM STDIN with the rows that stand in `text`, as they are."""
+    with conn.cursor() as cur:
+        cur.copy_expert(statement, _Rows(text, *data), size=1 << 16)
+
+
+class _Rows:
+    """A part of a text as a file to read from, without a copy of it."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self._text, self._at, self._end = text, start, end
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes: a character has at most four."""
+        part = self._text[self._at : min(self._at + size // 4, self._end)]
+        self._at += len(part)
+        return part.encode()
+
+
+def _bad_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
+    """Where the row of COPY stands that PostgreSQL counted to; for other statements their own place."""
+    line = re.search(r"^COPY .*?, line (\d+)", exc.diag.context or "", re.MULTILINE)
+    if not message.data or not line:
+        return message.fallback
+    at = message.data[0]
+    for _ in range(int(line.group(1)) - 1):
+        at = script.text.find("\n", at) + 1 or at
+    return min(at, message.data[1])
 
 
 # --- In one transaction ---------------------------------------------------------------------------------------------
@@ -87,26 +123,48 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
 def run_whole(conn: Connection, script: Script, end: str) -> Outcome:
     """Run the script in one transaction and, if it fails at no known place, once more to find that."""
     outcome = _run_whole(conn, script, end, by_statement=False)
-    unclear = outcome.failed and not outcome.exact and not outcome.connection_lost and len(script.statements) > 1
-    if unclear and outcome.code not in RETRYABLE + NOT_IN_TRANSACTION and outcome.code != "57014":
+    unclear = outcome.failed and not outcome.exact and not outcome.connection_lost and script.count > 1
+    if unclear and outcome.code not in (*RETRYABLE, *NOT_IN_TRANSACTION, QUERY_CANCELED):
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
 
 
 def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -> Outcome:
-    """One message for the whole script, or one for each statement, which tells the statement that fails.
+    """One message for the whole script, or several: for what cannot go in one, or one for each statement, which
+    tells the statement that fails.
 
     A deferred constraint has to speak before the session is put back. The release of our savepoint is the proof
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
     opening = f"{script.begin}; SAVEPOINT {SAVEPOINT};\n"
     closing = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end}"
-    first = script.statements[0].start if script.statements else 0
-    if not by_statement:
-        return send(conn, script, [Message(-len(opening), opening + script.text + closing, first)])
-    each = [Message(s.start, script.sql(s), s.start) for s in script.statements]
+    if not (by_statement or script.in_pieces):
+        return send(conn, script, [Message(-len(opening), opening + script.body() + closing, script.first)])
+    return send(conn, script, _in_pieces(script, opening, closing, by_statement))
+
+
+def _in_pieces(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
+    """Statements that follow each other go together, up to some 256 kB; a COPY goes alone."""
     far = len(script.text) + 1  # no position in our own words is a place in the script
-    return send(conn, script, [Message(far, opening, first), *each, Message(far, closing, each[-1].fallback)])
+    yield Message(far, opening, script.first)
+    pieces = list[Statement]()
+    left_out = {statement.start for statement in script.left_out}
+    last = script.first
+    for statement in scan(script.text):
+        alone = by_statement or statement.data or statement.start in left_out or changes_reading(statement)
+        if pieces and (alone or statement.end - pieces[0].start > PIECE):
+            yield Message(pieces[0].start, script.text[pieces[0].start : pieces[-1].end], pieces[0].start)
+            pieces = []
+        if statement.start in left_out:
+            continue
+        last = statement.start
+        if alone:
+            yield Message(statement.start, script.sql(statement), statement.start, statement.data)
+        else:
+            pieces = [*pieces[:1], statement]  # the first and the last are enough
+    if pieces:
+        yield Message(pieces[0].start, script.text[pieces[0].start : pieces[-1].end], pieces[0].start)
+    yield Message(far, closing, last, at_end=True)
 
 
 # --- Step by step ---------------------------------------------------------------------------------------------------
@@ -173,13 +231,13 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
         if outcome.failed:
             return outcome
     text = f"BEGIN READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; {progress.forget(conn)}; {end}"
-    return send(conn, script, [Message(len(script.text) + 1, text, max(len(script.text) - 1, 0))])
+    return send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
 
 
 def steps(script: Script) -> Iterator[list[Statement]]:
     """Single statements, and what stands between a BEGIN and its COMMIT, without these two."""
     together: Optional[list[Statement]] = None
-    for statement in script.statements:
+    for statement in script.statements():
         control = statement.transaction_control
         if control == "BEGIN" and together is None:
             together = []
@@ -199,6 +257,9 @@ def steps(script: Script) -> Iterator[list[Statement]]:
 
 def _run_step(conn: Connection, script: Script, step: Sequence[Statement], mark: str) -> Outcome:
     """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
+    if step[0].data:
+        messages = [_ours(script, "BEGIN"), Message(step[0].start, script.sql(step[0]), step[0].start, step[0].data)]
+        return send(conn, script, [*messages, _ours(script, f"{mark}; COMMIT; SELECT true")])
     begin = "BEGIN; "
     body = script.text[step[0].start : step[-1].end]
     text = f"{begin}{body}\n;{mark}; COMMIT; SELECT true"
@@ -217,9 +278,14 @@ def _run_outside(conn: Connection, script: Script, statement: Statement, mark: s
     before = []
     if statement.concurrent_index:
         drop_invalid_index(conn, *statement.concurrent_index)
-        before = [Message(statement.start, "SET lock_timeout = 0", statement.start)]
+        before = [_ours(script, "SET lock_timeout = 0")]
     run = Message(statement.start, script.sql(statement), statement.start)
-    return send(conn, script, [*before, run, Message(len(script.text) + 1, mark + "SELECT true", statement.start)])
+    return send(conn, script, [*before, run, _ours(script, f"{mark}SELECT true")])
+
+
+def _ours(script: Script, text: str) -> Message:
+    """Words that do not stand in the script."""
+    return Message(len(script.text) + 1, text, script.first)
 
 
 def drop_invalid_index(conn: Connection, index: str, table: str) -> None:
@@ -246,6 +312,9 @@ def describe(script: Script, outcome: Outcome) -> str:
     said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())[:400]
     if outcome.code[:2] == "22" and not outcome.exact:
         said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the script comes from a row
+    at = script.text[outcome.offset : outcome.offset + 2]
+    if outcome.code == "42601" and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
+        said += "; variables of psql do not exist here: write the value itself"
     when = ", which showed at the end of the file" if outcome.at_end else ""
     return f"{said} ({outcome.code or 'no answer'}){when}"
 

@@ -1,49 +1,72 @@
 """SQL text → statements, as PostgreSQL's lexer and psql see them.
 
-Pure: no I/O, no database, nothing about migrations. The text is never rewritten; every statement is a
-place in it. Follows src/fe_utils/psqlscan.l and src/backend/parser/scan.l of PostgreSQL 13 to 18.
+Pure: no I/O, no database, nothing about migrations. The text is never rewritten; every statement is a place in it.
+Follows src/fe_utils/psqlscan.l and src/backend/parser/scan.l of PostgreSQL 13 to 18. Time is linear in the length
+of the text, and memory beside it is that of one statement.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Optional
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Optional
 
 # PostgreSQL's white space (\v since 16). A no-break space is none: it is a letter of an identifier.
-_WORD_START = r"A-Za-z_\x80-\U0010FFFF"
+_SPACE = r"[ \t\n\r\f\v]"
+_LETTER = r"A-Za-z_\x80-\U0010FFFF"
+_WORD = rf"[{_LETTER}][{_LETTER}0-9$]*"
+
 _TOKEN = re.compile(
     rf"""
-      (?P<space>[ \t\n\r\f\v]+)
+      (?P<space>{_SPACE}+)
     | (?P<comment>--[^\n\r]*)
     | (?P<block>/\*)
     | (?P<escaped>[eE]')
-    | (?P<quoted>(?:[bBxXnN]|[uU]&)?')
+    | (?P<string>[nN]?')
+    | (?P<quoted>(?:[bBxX]|[uU]&)')
     | (?P<name>(?:[uU]&)?")
-    | (?P<dollar>\$(?:[{_WORD_START}][{_WORD_START}0-9]*)?\$)
-    | (?P<word>[{_WORD_START}][{_WORD_START}0-9$]*)
-    | (?P<number>[0-9][0-9_.]*|\$[0-9]+)
+    | (?P<dollar>\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$)
+    | (?P<word>{_WORD})
+    | (?P<number>[0-9]+|\$[0-9]+)
     | (?P<end>;)
     | (?P<open>\()
     | (?P<close>\))
     | (?P<meta>\\[^\n\r]*)
-    | (?P<operator>(?:(?!--|/\*)[-+*/<>=~!@#%^&|`?])+)
     | (?P<other>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
+# Many tokens at once, of the kinds that need no thought while standard_conforming_strings is on. Each alternative is
+# known by its first character, so nothing is tried twice; the bound keeps the regex engine's own memory small.
+_RUN = re.compile(
+    rf"""(?:
+      [ \t\n\r\f\v0-9.,:=+*<>~!@#%^&|`?()\[\]{{}}]+
+    | (?![eE]'){_WORD}
+    | '[^']*'
+    | "[^"]*"
+    | --[^\n\r]*
+    | -
+    | /(?!\*)
+    ){{1,250}}""",
+    re.VERBOSE,
+)
+_RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'|"[^"]*"|.)""", re.DOTALL)
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
 _CONTINUED = re.compile(r"(?:[ \t\f\v]|--[^\n\r]*)*[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
+_END_OF_DATA = re.compile(r"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
+_REST_OF_LINE = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
+# Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
+_ROWS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
 
 Name = tuple[Optional[str], str]
 
 
 class ScanError(Exception):
-    """The text cannot be split; `offset` is where the trouble began."""
+    """The text cannot be split or cannot be run; `offset` is where the trouble began."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message)
@@ -55,19 +78,27 @@ def locate(text: str, offset: int) -> tuple[int, int]:
     return text.count("\n", 0, offset) + 1, offset - (text.rfind("\n", 0, offset) + 1) + 1
 
 
+# --- Statements -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Statement:
-    """One statement: `text[start:end]`, without its semicolon and without comments around it."""
+    """One statement: `text[start:end]`, from its first token to its semicolon, which is not included.
+
+    `tokens` are all of its tokens, but only the first where it reads or writes rows. `data` is the place of the rows
+    that follow COPY … FROM STDIN.
+    """
 
     start: int
     end: int
     line: int
     tokens: tuple[str, ...]
+    data: Optional[tuple[int, int]] = None
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The first twelve tokens in upper case, for comparing with keywords."""
-        return tuple(token.upper() for token in self.tokens[:12])
+        """The first twelve tokens in upper case, for comparing with keywords; at least two, which may be empty."""
+        return (*(token.upper() for token in self.tokens[:12]), "", "")
 
     @property
     def is_meta_command(self) -> bool:
@@ -77,22 +108,35 @@ class Statement:
     @property
     def transaction_control(self) -> Optional[str]:
         """`BEGIN`, `COMMIT`, `ROLLBACK` or another word that opens or ends a transaction; savepoints do not."""
-        words = (*self.words, "", "")
-        if words[0] in ("BEGIN", "COMMIT", "ROLLBACK", "END", "ABORT"):
-            if "PREPARED" in words[1:2]:
-                return words[0] + " PREPARED"
-            if words[0] == "ROLLBACK" and "TO" in words[1:3]:
+        first, second, third = self.words[:3]
+        if first in ("BEGIN", "COMMIT", "ROLLBACK", "END", "ABORT"):
+            if second == "PREPARED":
+                return f"{first} PREPARED"
+            if first == "ROLLBACK" and "TO" in (second, third):
                 return None
-            return "COMMIT" if words[0] == "END" else "ROLLBACK" if words[0] == "ABORT" else words[0]
-        if words[:2] == ("START", "TRANSACTION"):
+            return {"END": "COMMIT", "ABORT": "ROLLBACK"}.get(first, first)
+        if (first, second) == ("START", "TRANSACTION"):
             return "BEGIN"
-        return "PREPARE TRANSACTION" if words[:2] == ("PREPARE", "TRANSACTION") else None
+        return "PREPARE TRANSACTION" if (first, second) == ("PREPARE", "TRANSACTION") else None
+
+    @property
+    def setting(self) -> Optional[tuple[str, str]]:
+        """Name and value (both in lower case, unquoted) where this is SET name = value, or RESET (value: empty)."""
+        words = [_identifier(token.strip("'")).lower() for token in self.tokens[:6]]
+        if words[0] == "reset" and len(words) > 1:
+            return words[1], ""
+        if words[0] != "set":
+            return None
+        words = words[2:] if words[1:2] in (["session"], ["local"]) else words[1:]
+        if words[:1] == ["names"]:
+            return "client_encoding", "".join(words[1:2])
+        return "".join(words[:1]), "".join(words[2:3])
 
     @property
     def is_session_setting(self) -> bool:
         """A `SET` or `RESET` that lasts longer than its transaction."""
-        words = (*self.words, "", "")
-        return words[0] == "RESET" or (words[0] == "SET" and words[1] not in ("LOCAL", "CONSTRAINTS", "TRANSACTION"))
+        first, second = self.words[:2]
+        return first == "RESET" or (first == "SET" and second not in ("LOCAL", "CONSTRAINTS", "TRANSACTION"))
 
     @property
     def is_guarded(self) -> bool:
@@ -110,15 +154,11 @@ class Statement:
         words = self.words
         if words[0] != "CREATE":
             return None
-        at = 2 if words[1:2] == ("UNLOGGED",) else 1
-        if words[at : at + 1] != ("TABLE",):
+        at = 2 if words[1] == "UNLOGGED" else 1
+        if words[at] != "TABLE":
             return None
         at += 4 if words[at + 1 : at + 4] == ("IF", "NOT", "EXISTS") else 1
-        parts = [_identifier(token) for token in self.tokens[at : at + 5 : 2]]
-        if self.tokens[at + 1 : at + 2] != (".",):
-            return None, parts[0]
-        dots = 2 if self.tokens[at + 3 : at + 4] == (".",) else 1
-        return parts[dots - 1], parts[dots]
+        return _qualified(self.tokens[at:])
 
     @property
     def concurrent_index(self) -> Optional[tuple[str, str]]:
@@ -129,15 +169,43 @@ class Statement:
         on = words.index("ON", 4)
         if words[on - 1] == "CONCURRENTLY":
             return None
-        at = on + 2 if words[on + 1 : on + 2] == ("ONLY",) else on + 1
+        at = on + 2 if words[on + 1] == "ONLY" else on + 1
         table = self.tokens[at] if self.tokens[at + 1 : at + 2] != (".",) else "".join(self.tokens[at : at + 3])
         return _identifier(self.tokens[on - 1]), table
+
+    @property
+    def copies(self) -> Optional[str]:
+        """`STDIN` or `STDOUT` where this is a COPY from or to the client."""
+        if self.words[0] != "COPY":
+            return None
+        depth, before = 0, ""
+        for word in (token.upper() for token in self.tokens):
+            depth += (word == "(") - (word == ")")
+            if depth == 0 and word in ("STDIN", "STDOUT") and before in ("FROM", "TO"):
+                return "STDIN" if before == "FROM" else "STDOUT"
+            before = word
+        return None
 
 
 def _identifier(token: str) -> str:
     if token.startswith('"'):
         return token[1:-1].replace('""', '"')
     return token.lower()
+
+
+def _qualified(tokens: tuple[str, ...]) -> Optional[Name]:
+    """schema.name or name, as PostgreSQL reads it; a database's name before it does not count."""
+    parts = [_identifier(tokens[0])] if tokens else []
+    for dot, part in zip(tokens[1:4:2], tokens[2:5:2]):
+        if dot != ".":
+            break
+        parts.append(_identifier(part))
+    if not parts:
+        return None
+    return (parts[-2] if len(parts) > 1 else None), parts[-1]
+
+
+# --- Tokens ---------------------------------------------------------------------------------------------------------
 
 
 def _after_block_comment(text: str, start: int) -> int:
@@ -151,9 +219,9 @@ def _after_block_comment(text: str, start: int) -> int:
     return at
 
 
-def _after_quote(text: str, start: int, opening: str) -> int:
+def _after_quote(text: str, start: int, at: int) -> int:
     """The place behind the closing quote; a doubled quote is a character."""
-    at, quote = start + len(opening), opening[-1]
+    quote = text[at - 1]
     while True:
         at = text.find(quote, at)
         if at < 0:
@@ -164,12 +232,11 @@ def _after_quote(text: str, start: int, opening: str) -> int:
         at += 2
 
 
-def _after_escaped(text: str, start: int, opening: str) -> int:
-    at = start + len(opening)
+def _after_escaped(text: str, start: int, at: int) -> int:
     while True:
         edge = _ESCAPED_EDGE.search(text, at)
         if edge is None:
-            raise ScanError("this E'' string is never closed", start)
+            raise ScanError("this string with backslashes is never closed", start)
         at = edge.end()
         if edge.group() == "'":
             more = _CONTINUED.match(text, at)
@@ -178,59 +245,133 @@ def _after_escaped(text: str, start: int, opening: str) -> int:
             at = more.end()
 
 
-def _after_dollar(text: str, start: int, tag: str) -> int:
-    end = text.find(tag, start + len(tag))
+def _after_dollar(text: str, start: int, at: int) -> int:
+    tag = text[start:at]
+    end = text.find(tag, at)
     if end < 0:
         raise ScanError(f"the body that {tag} opens is never closed by another {tag}", start)
     return end + len(tag)
 
 
-_AFTER = {"quoted": _after_quote, "name": _after_quote, "escaped": _after_escaped, "dollar": _after_dollar}
+_AFTER = {
+    "string": _after_quote,
+    "quoted": _after_quote,
+    "name": _after_quote,
+    "escaped": _after_escaped,
+    "dollar": _after_dollar,
+}
 
 
-def _tokens(text: str) -> Iterator[tuple[str, int, int]]:
-    """Kind, beginning and end of each token; white space and comments are none."""
-    at = 0
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        kind, begin, at = str(match and match.lastgroup), at, match.end() if match else len(text)
-        if kind == "block":
-            at = _after_block_comment(text, begin)
-        elif kind in _AFTER:
-            at = _AFTER[kind](text, begin, text[begin:at])
-        if kind not in ("space", "comment", "block"):
-            yield kind, begin, at
+def _token(text: str, at: int, backslashes: bool) -> tuple[str, int]:
+    """Kind and end of the token at `at`. `backslashes`: standard_conforming_strings is off."""
+    match = _TOKEN.match(text, at)
+    kind, end = (match.lastgroup or "", match.end()) if match else ("other", at + 1)
+    if kind == "block":
+        return "space", _after_block_comment(text, at)
+    if kind == "comment":
+        return "space", end
+    if kind == "string" and backslashes:
+        kind = "escaped"
+    return kind, (_AFTER[kind](text, at, end) if kind in _AFTER else end)
 
 
-def scan(text: str) -> Iterator[Statement]:
-    """The statements of `text`, in order, in linear time; raises ScanError where quotes or comments do not close."""
-    tokens: list[str] = []
-    start = end = counted = parens = atomic = 0
-    line = 1
-    for kind, begin, after in _tokens(text):
-        ends = kind == "end" and parens <= 0 and atomic == 0
-        if kind == "meta" and tokens:
-            raise ScanError("a backslash outside quotes is a psql command; write plain SQL here", begin)
-        if not tokens and not ends:
-            line += text.count("\n", counted, begin)
-            start = counted = begin
-        if not ends:
-            if kind == "word" and parens <= 0:
-                atomic = _atomic_depth(atomic, tokens, text[begin:after].upper())
-            parens += (kind == "open") - (kind == "close")
-            token = text[begin:after]
-            tokens.append(token.replace("\r\n", "\n").replace("\r", "\n") if "\r" in token else token)
-            end = after
-        if tokens and (ends or kind == "meta"):
-            yield Statement(start, end, line, tuple(tokens))
-            tokens, parens = [], 0
-    if tokens:
-        yield Statement(start, end, line, tuple(tokens))
+# --- Scanning -------------------------------------------------------------------------------------------------------
+
+
+class _Scan:
+    """One pass over one text. What it reads goes into `digest` as well, if there is one."""
+
+    def __init__(self, text: str, digest: Any = None) -> None:
+        self.text = text
+        self.digest = digest
+        self.backslashes = False  # standard_conforming_strings = off
+
+    def statements(self) -> Iterator[Statement]:
+        text, at, line, counted = self.text, 0, 1, 0
+        while True:
+            at = self._next(at)
+            if at >= len(text):
+                return
+            line += text.count("\n", counted, at)
+            counted = at
+            statement, at = self._statement(at, line)
+            self._hash("\0;\0")
+            if statement.copies == "STDIN":
+                statement, at = self._with_data(statement, at)
+            name, value = statement.setting or ("", "")
+            if name in ("standard_conforming_strings", "all"):
+                self.backslashes = value in ("off", "false", "no", "0", "f", "n")
+            yield statement
+
+    def _next(self, at: int) -> int:
+        """The beginning of the next statement: behind white space, comments and lone semicolons."""
+        while at < len(self.text):
+            kind, end = _token(self.text, at, self.backslashes)
+            if kind not in ("space", "end"):
+                break
+            at = end
+        return at
+
+    def _statement(self, start: int, line: int) -> tuple[Statement, int]:
+        """The statement that begins here, and the place behind its semicolon."""
+        text, at, end = self.text, start, len(self.text)
+        tokens: list[str] = []
+        parens = atomic = 0
+        rows = False
+        while at < len(text):
+            run = _RUN.match(text, at) if rows else None
+            if run:
+                self._hash_run(at, run.end())
+                at = run.end()
+                continue
+            begin = at
+            kind, at = _token(text, begin, self.backslashes)
+            if kind == "space":
+                continue
+            if kind == "end" and parens <= 0 and atomic == 0:
+                end = begin
+                break
+            if kind == "meta" and tokens:
+                raise ScanError("a backslash outside quotes is a command of psql; end the statement with ;", begin)
+            token = text[begin:at]
+            self._hash(token + "\0")
+            if not rows:
+                tokens.append(token)
+                parens += (kind == "open") - (kind == "close")
+                if kind == "word" and parens <= 0:
+                    atomic = _atomic_depth(atomic, tokens, token.upper())
+            if kind == "meta":
+                end = at
+                break
+            rows = rows or (len(tokens) == 1 and token.upper() in _ROWS and not self.backslashes)
+        return Statement(start, end, line, tuple(tokens)), at
+
+    def _with_data(self, statement: Statement, at: int) -> tuple[Statement, int]:
+        """The rows of a COPY begin on the next line and end at a line with nothing but \\."""
+        rest = _REST_OF_LINE.match(self.text, at)
+        if rest is None:
+            raise ScanError("the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;", at)
+        closing = _END_OF_DATA.search(self.text, rest.end())
+        end, after = closing.span() if closing else (len(self.text), len(self.text))
+        for part in range(rest.end(), end, 1 << 20):
+            self._hash(self.text[part : min(part + (1 << 20), end)], as_it_is=True)
+        return replace(statement, data=(rest.end(), end)), after
+
+    def _hash(self, text: str, as_it_is: bool = False) -> None:
+        if self.digest is not None:
+            if "\r" in text and not as_it_is:
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+            self.digest.update(text.encode())
+
+    def _hash_run(self, start: int, end: int) -> None:
+        if self.digest is not None:
+            tokens = filter(None, _RUN_TOKEN.findall(self.text, start, end))
+            self._hash("\0".join(tokens) + "\0")
 
 
 def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
     """psql's rule for SQL-standard bodies: in CREATE FUNCTION or PROCEDURE, BEGIN and CASE hide semicolons to END."""
-    if word not in ("BEGIN", "CASE", "END") or not tokens or tokens[0].upper() != "CREATE":
+    if word not in ("BEGIN", "CASE", "END") or tokens[0].upper() != "CREATE":
         return depth
     kinds = [token.upper() for token in tokens[1:4]]
     if kinds[:2] == ["OR", "REPLACE"]:
@@ -242,87 +383,188 @@ def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
     return depth - 1 if word == "END" and depth > 0 else depth
 
 
+def scan(text: str) -> Iterator[Statement]:
+    """The statements of `text`, in order; raises ScanError where quotes or comments do not close."""
+    return _Scan(text).statements()
+
+
+def checksum(text: str) -> str:
+    """`1:` and the SHA-256 of the tokens: comments, white space, line ends and a BOM do not count; rows of COPY do.
+
+    A text that cannot be scanned has `0:` and the SHA-256 of its text, line ends aside.
+    """
+    digest = hashlib.sha256()
+    try:
+        for _ in _Scan(text, digest).statements():
+            pass
+    except ScanError:
+        plain = text.replace("\r\n", "\n").replace("\r", "\n")
+        return "0:" + hashlib.sha256(plain.encode()).hexdigest()
+    return "1:" + digest.hexdigest()
+
+
+# --- Scripts --------------------------------------------------------------------------------------------------------
+
+_MARK = re.compile(r"^\s*--\s*no-transaction\s*$", re.MULTILINE | re.IGNORECASE)
+_CONTROL_REFUSAL = (
+    "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
+    "or write -- no-transaction in its first line if it must not be one"
+)
+_INSTEAD = {
+    ("\\i", "\\ir", "\\include", "\\include_relative"): "put the SQL of that file here, or into a migration of its own",
+    ("\\c", "\\connect"): "a migration stays in its database; remove it",
+    ("\\copy",): "write INSERT, or COPY … FROM STDIN with its rows behind it and a line \\. at the end",
+    (
+        "\\set",
+        "\\unset",
+        "\\gset",
+        "\\prompt",
+        "\\getenv",
+    ): "variables of psql do not exist here; write the value itself",
+    ("\\g", "\\gx", "\\;"): "end the statement with ;",
+    ("\\gexec",): "write a DO block with EXECUTE",
+    ("\\if", "\\elif", "\\else", "\\endif"): "write a DO block with IF",
+    ("\\echo", "\\qecho", "\\warn"): "write a DO block with RAISE NOTICE",
+    ("\\encoding",): "save the file as UTF-8 and remove it",
+}
+# What pg_dump of a newer major writes at the beginning, and the first server version that knows it.
+LATER_SETTINGS = {"transaction_timeout": 170000}
+ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
+
+
 @dataclass(frozen=True)
 class Script:
     """A file of SQL that can run as one unit of work.
 
-    `text` is the file with blanks where its own BEGIN and COMMIT and `\\restrict` stood, so that every place in
-    it stays where it was. `begin` opens the transaction, with the modes that the file asked for.
+    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin` opens the transaction, with the
+    modes that the file asked for. `in_pieces`: it cannot go to the server in one message, since rows follow a COPY, a
+    setting changes how the rest is read, or it is too long.
     """
 
     text: str
-    statements: tuple[Statement, ...]
-    begin: str
     unwrapped: bool  # marked -- no-transaction: no transaction around the whole
+    begin: str
+    count: int
+    first: int  # where the first statement begins
+    created: Mapping[Name, int]  # the tables that it creates, and where
+    guarded: bool  # all of it can run again
     checksum: str
+    in_pieces: bool
+    left_out: tuple[Statement, ...] = ()
+
+    def statements(self) -> Iterator[Statement]:
+        """The statements that are sent; read anew each time, since there may be millions."""
+        places = {statement.start for statement in self.left_out}
+        return (statement for statement in scan(self.text) if statement.start not in places)
 
     def sql(self, statement: Statement) -> str:
         """The statement's text."""
         return self.text[statement.start : statement.end]
 
+    def body(self) -> str:
+        """The text with blanks for what is left out, so that every place in it stays where it was."""
+        text = self.text
+        for statement in self.left_out:
+            blank = re.sub(r"[^\r\n]", " ", self.sql(statement))
+            text = text[: statement.start] + blank + text[statement.end :]
+        return text
 
-_MARK = re.compile(r"^\s*--\s*no-transaction\s*$", re.MULTILINE | re.IGNORECASE)
-_COPY_REFUSAL = "COPY from STDIN or to STDOUT is not supported: write INSERT statements"
-_CONTROL_REFUSAL = (
-    "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
-    "or write -- no-transaction in its first line if it must not be one"
-)
+    def without_later_settings(self, version: int) -> Script:
+        """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
+        later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text]
+        unknown = [s for s in self.statements() if s.setting and s.setting[0] in later] if later else []
+        return replace(self, left_out=(*self.left_out, *unknown), count=self.count - len(unknown))
 
 
 def read_script(text: str) -> Script:
-    """Split `text` and set aside what the runner does anyway; raises ScanError for what cannot work."""
-    found = list(scan(text))
-    statements = [
-        s for s in found if not s.is_meta_command or s.words[0].split()[0] not in ("\\RESTRICT", "\\UNRESTRICT")
-    ]
-    unwrapped, begin = bool(_MARK.search(text[: found[0].start] if found else text)), "BEGIN"
-    if not unwrapped and len(statements) > 1 and statements[0].transaction_control == "BEGIN":
-        opening, closing = statements[0], statements[-1]
-        if closing.transaction_control == "COMMIT" and "CHAIN" not in closing.words:
-            begin = " ".join(
-                ("BEGIN", *tuple(t for t in opening.tokens[1:] if t.upper() not in ("WORK", "TRANSACTION")))
-            )
-            statements = statements[1:-1]
-    if not unwrapped and statements and statements[0].words[:2] == ("SET", "TRANSACTION"):
-        begin += "; " + " ".join(statements.pop(0).tokens)
-    for statement in statements:
-        why = _refusal(statement, unwrapped)
+    """Look through `text`, and set aside what the runner does anyway; raises ScanError for what cannot work."""
+    digest = hashlib.sha256()
+    count, pieces = 0, len(text) > ONE_MESSAGE
+    opening: list[Statement] = []
+    last: Optional[Statement] = None
+    controls: list[Statement] = []
+    left_out: list[Statement] = []
+    created: dict[Name, int] = {}
+    guarded = True
+    for statement in _Scan(text, digest).statements():
+        if _is_idle_command(statement):
+            left_out.append(statement)
+            continue
+        why = _refusal(statement, text)
         if why:
             raise ScanError(why, statement.start)
-    for statement in set(found) - set(statements):
-        blank = re.sub(r"[^\r\n]", " ", text[statement.start : statement.end])
-        text = text[: statement.start] + blank + text[statement.end :]
-    return Script(text, tuple(statements), begin, unwrapped, _digest(found))
+        if statement.transaction_control:
+            controls.append(statement)
+        if statement.created_table:
+            created.setdefault(statement.created_table, statement.start)
+        guarded = guarded and (statement.is_guarded or statement.transaction_control is not None)
+        pieces = pieces or statement.data is not None or changes_reading(statement)
+        opening += [statement] if count < 2 else []
+        last = statement
+        count += 1
+    unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
+    begin = "BEGIN"
+    if not unwrapped:
+        begin, own = _own_transaction(opening, last, controls)
+        left_out += own
+        count -= len(own)
+        wild = [statement for statement in controls if statement not in own]
+        if wild:
+            raise ScanError(_CONTROL_REFUSAL.format(wild[0].words[0]), wild[0].start)
+    first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
+    return Script(
+        text, unwrapped, begin, count, first, created, guarded, "1:" + digest.hexdigest(), pieces, tuple(left_out)
+    )
 
 
-def _refusal(statement: Statement, unwrapped: bool) -> Optional[str]:
+def _own_transaction(
+    opening: list[Statement], last: Optional[Statement], controls: list[Statement]
+) -> tuple[str, list[Statement]]:
+    """How the file's transaction begins, and the statements that are left out for it.
+
+    BEGIN first and COMMIT last ask for what happens anyway. Their modes, and those of a leading SET TRANSACTION, have
+    to stand before our savepoint: behind it PostgreSQL answers 25001.
+    """
+    begin, own = ["BEGIN"], []
+    if len(controls) > 1 and controls[0] is opening[0] and controls[-1] is last:
+        if [c.transaction_control for c in (opening[0], last)] == ["BEGIN", "COMMIT"] and "CHAIN" not in last.words:
+            own = [opening[0], last]
+            begin += [t for t in opening[0].tokens[1:] if t.upper() not in ("WORK", "TRANSACTION")]
+    modes = opening[1:] if own else opening[:1]
+    if modes and modes[0].words[:2] == ("SET", "TRANSACTION"):
+        own.append(modes[0])
+        begin += [";", *modes[0].tokens]
+    return " ".join(begin), own
+
+
+def changes_reading(statement: Statement) -> bool:
+    """What follows is read in another way by the server, which must know that before it gets it."""
+    name, value = statement.setting or ("", "")
+    return name == "backslash_quote" or (name == "standard_conforming_strings" and value not in ("on", "true", "1"))
+
+
+def _is_idle_command(statement: Statement) -> bool:
+    """A command of psql that changes nothing here: pg_dump's \\restrict, and stopping at errors, which is always so."""
+    words = statement.tokens[0].rstrip(";").split()
+    return words[0] in ("\\restrict", "\\unrestrict") or (
+        words[:2] == ["\\set", "ON_ERROR_STOP"] and words[2:] in ([], ["on"], ["1"], ["true"])
+    )
+
+
+def _refusal(statement: Statement, text: str) -> Optional[str]:
     """Why this statement cannot be part of a script."""
     if statement.is_meta_command:
-        return f"{statement.tokens[0].split()[0]} is a command of psql, not SQL: write what it does as SQL"
+        command = statement.tokens[0].split()[0]
+        instead = next((words for commands, words in _INSTEAD.items() if command in commands), "remove it")
+        return f"{command} is a command of psql, not SQL: {instead}"
     control = statement.transaction_control
     if control and control.split()[-1] in ("PREPARED", "TRANSACTION"):
         return f"{control} is not possible here: a prepared transaction would outlive the run"
-    if control and not (unwrapped and control in ("BEGIN", "COMMIT")):
+    if control not in (None, "BEGIN", "COMMIT"):
         return _CONTROL_REFUSAL.format(statement.words[0])
-    if statement.words[0] == "COPY" and any(token.upper() in ("STDIN", "STDOUT") for token in statement.tokens):
-        return _COPY_REFUSAL
+    if statement.copies == "STDOUT":
+        return "COPY … TO STDOUT has no one to write to: remove it"
+    name, value = statement.setting or ("", "")
+    if name == "client_encoding" and re.sub(r"[-_ ]", "", value) not in ("utf8", "unicode", "") and not text.isascii():
+        return f"this file says that it is in {value}, but it is read as UTF-8: save it as UTF-8 and remove this"
     return None
-
-
-def checksum(text: str) -> str:
-    """`1:` and the SHA-256 of the tokens: comments, white space, line ends and a BOM do not count.
-
-    A text that cannot be scanned has `0:` and the SHA-256 of its text, line ends aside.
-    """
-    try:
-        return _digest(scan(text))
-    except ScanError:
-        plain = text.replace("\r\n", "\n").replace("\r", "\n")
-        return "0:" + hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _digest(statements: Iterable[Statement]) -> str:
-    digest = hashlib.sha256()
-    for statement in statements:
-        digest.update("\0".join(statement.tokens).encode() + b"\0;\0")
-    return "1:" + digest.hexdigest()

@@ -1,0 +1,164 @@
+"""The scanner beside PostgreSQL's own parser (pglast): what that accepts is split at the same places."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pglast
+import pytest
+import sql_scanner
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+CASES = int(os.environ.get("SCANNER_CASES", "3000"))
+
+# Whole statements with what is hard to split, in pieces that can be glued together in any order.
+EXPRESSIONS = [
+    "1",
+    "'a;b'",
+    "'it''s;'",
+    r"'\'",
+    r"E'a\';b'",
+    r"e'\\'",
+    "E'a'\n  'b\\';'",
+    "E'a' -- ;\n  '\\';c'",
+    "'a'\n'b;'",
+    "U&'\\0041;'",
+    'U&"\\0041;"',
+    "B'01'",
+    "x'1F'",
+    "N'x;'",
+    '"a;""b"',
+    "$$a;b$$",
+    "$tag$ $$ ; $other$ $tag$",
+    "$ü$;$ü$",
+    "a$b$c",
+    "a$$",
+    "t.a$1$",
+    "$1",
+    "1.5e3",
+    ".5",
+    "a[1:2]",
+    "a::text",
+    "(1)",
+    "(SELECT ';')",
+    "1+-1",
+    "1 - -- ;\n 1",
+    "2 /* ; /* ; */ */ * 3",
+    "1 <@ 2",
+    "'/*'",
+    "'--'",
+    "CASE WHEN true THEN ';' END",
+    "CASE 1 WHEN 1 THEN 2 ELSE 3 END",
+    "ü",
+    "x\u00a0y",
+    "a ? b",
+    "@ 1",
+    "1 !=-- ;\n2",
+    "end1",
+    '"END"',
+    "-(-1)",
+    "1/*;*/",
+    "interval '1' day",
+    "E'''' || E'\\''",
+    "'' || ''",
+    "''''",
+]
+STATEMENTS = [
+    "CREATE RULE r AS ON INSERT TO t DO ALSO (DELETE FROM u; DELETE FROM v;)",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END",
+    "CREATE OR REPLACE PROCEDURE p() BEGIN ATOMIC SELECT CASE WHEN true THEN CASE 1 WHEN 1 THEN 2 END END; END",
+    "CREATE FUNCTION g() RETURNS int LANGUAGE sql BEGIN ATOMIC END",
+    "CREATE FUNCTION h(a int DEFAULT CASE WHEN true THEN 1 END) RETURNS int LANGUAGE sql RETURN a",
+    "CREATE FUNCTION i() RETURNS int AS $$ BEGIN; END; $$ LANGUAGE plpgsql",
+    "CREATE FUNCTION j() RETURNS int LANGUAGE sql AS 'SELECT 1; SELECT 2'",
+    "CREATE TABLE begin_end (a int, b text DEFAULT ';')",
+    "DO $x$ BEGIN COMMIT; END $x$",
+    "BEGIN",
+    "COMMIT",
+    "SELECT",
+    "ALTER FUNCTION f() RENAME TO case_end",
+    "INSERT INTO t VALUES (1, 'a;b', $$;$$), (2, E'\\';', NULL)",
+    "COMMENT ON TABLE t IS 'a''b;c'",
+    "GRANT SELECT ON t TO \"a;b\"",
+    "CREATE PROCEDURE q() LANGUAGE sql BEGIN ATOMIC INSERT INTO t VALUES (';'); DELETE FROM t; END",
+]
+GLUE = [" ", "\n", "\r\n", "\t", "-- ;'\n", "/* ; ' */", "/* /* ' */ ; */", "\f", "--\r", " -- $$ \n", "-- ü\n"]
+
+
+def boundaries_of_postgresql(sql: str) -> list[str]:
+    return [sql[part] for part in pglast.parser.split(sql, with_parser=True, only_slices=True)]
+
+
+def boundaries_of_ours(sql: str) -> list[str]:
+    return [sql[statement.start : statement.end] for statement in sql_scanner.scan(sql)]
+
+
+def meaning(parts: list[str]) -> list[str]:
+    """Statements without the comments and white space around them, which nobody counts alike."""
+    return [" ".join(token for token in plain_tokens(part)) for part in parts]
+
+
+def plain_tokens(sql: str) -> list[str]:
+    return [sql[token.start : token.end + 1] for token in pglast.parser.scan(sql) if "COMMENT" not in token.name]
+
+
+def accepted(sql: str) -> bool:
+    try:
+        pglast.parser.parse_sql_json(sql)
+    except (pglast.parser.ParseError, UnicodeError):
+        return False
+    return True
+
+
+def assert_equal_boundaries(sql: str) -> None:
+    assert meaning(boundaries_of_ours(sql)) == meaning(boundaries_of_postgresql(sql))
+
+
+glue = st.lists(st.sampled_from(GLUE), min_size=1, max_size=3).map("".join)
+select = st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=4).flatmap(
+    lambda parts: st.tuples(glue, glue).map(lambda g: "SELECT" + g[0] + (g[1] + ",").join(parts))
+)
+scripts = st.lists(st.tuples(glue, st.one_of(select, st.sampled_from(STATEMENTS)), glue), min_size=1, max_size=6).map(
+    lambda found: ";".join(before + statement + after for before, statement, after in found)
+)
+noise = st.text(alphabet=list("';\"$-/*\\eEuU&nNbBxX a1_\n\r(ü."), max_size=30)
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scripts)
+@example("SELECT 1;;;SELECT 2")
+def test_scanner_on_composed_scripts_splits_like_postgresql(sql: str) -> None:
+    """Statements with everything that is hard to split, glued by comments and white space."""
+    if accepted(sql):
+        assert_equal_boundaries(sql)
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(noise)
+def test_scanner_on_noise_splits_like_postgresql(text: str) -> None:
+    """Random quotes, dollars, comments and backslashes: what the parser takes is split alike."""
+    sql = f"SELECT {text}; SELECT 2"
+    if accepted(sql):
+        assert_equal_boundaries(sql)
+
+
+def sql_files() -> list[Path]:
+    """The SQL files that packages on this machine bring, PostgreSQL's own extension scripts among them."""
+    places = ["/usr/share/postgresql", str(Path(__file__).resolve().parent.parent / ".venv"), "/usr/lib/python3"]
+    return sorted({path for place in places if Path(place).is_dir() for path in Path(place).rglob("*.sql")})[:500]
+
+
+def test_scanner_on_sql_files_of_this_machine_splits_like_postgresql() -> None:
+    """Every .sql file at hand that the parser takes is split alike."""
+    repository = sorted(Path(__file__).resolve().parent.parent.glob("db_setup/migrations/*.sql"))
+
+    compared = 0
+    for path in repository + sql_files():
+        sql = path.read_text(encoding="utf-8", errors="replace")
+        if accepted(sql):
+            assert_equal_boundaries(sql)
+            compared += 1
+
+    assert compared > 0
