@@ -32,6 +32,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ AWS_TIMEOUTS = AwsConfig(
     connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 3, "mode": "standard"}
 )  # botocore's defaults can use up all 300 s of a Lambda when an endpoint is missing
 RETRIES_WITHOUT_DEADLINE = 10
+CHECKSUMS = ("0:", "1:")  # the kinds that sql_scanner.checksum makes
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
 
@@ -149,7 +151,7 @@ class Config:
             host=text("DB_HOST"),
             port=int(port) if port else None,
             dbname=text("DB_NAME"),
-            baseline=text("BASELINE"),
+            baseline=normal(text("BASELINE") or "") or None,
             allow_edited=flag("ALLOW_EDITED_MIGRATIONS", False),
             table=text("MIGRATIONS_TABLE", name % 48, small % 49) or "schema_migrations",
             role_prefix=text("ROLE_PREFIX", name % 40, small % 41) or "",
@@ -276,7 +278,7 @@ def load_setup(environ: Mapping[str, str]) -> Setup:
             admin = read_secret(client, config.admin_secret)
             admin_arn = admin.arn
             if admin.value is None:
-                problems.append(f"secret {admin.name} {admin.complaint}: it must hold the admin login as a JSON object")
+                problems.append(f"secret {admin.name} {admin.complaint}: it must hold the admin login as JSON")
             else:
                 login = config.login(admin.value, problems)
         except ConfigError as exc:
@@ -296,7 +298,7 @@ def load_setup(environ: Mapping[str, str]) -> Setup:
             problems.append(f"secret {name} is named for both users: each needs a secret of its own")
         targets[kind] = target
     files = load_migrations(MIGRATIONS_DIR, problems)
-    if config.baseline and config.baseline not in [name for file in files for name in (file.name, file.path.name)]:
+    if config.baseline and not any(config.baseline in spellings(file) for file in files):
         problems.append(f"BASELINE is {config.baseline!r}, but there is no such file in migrations/")
     if problems or login is None:
         raise ConfigError("; ".join(problems) + ". Nothing has been touched.")
@@ -330,14 +332,15 @@ def read_state(conn: Connection, config: Config) -> State:
     """Read the tracking table, whichever version made it; refuse another tool's."""
     found = query(
         conn,
-        "SELECT attname FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid JOIN pg_namespace n "
-        "ON n.oid = relnamespace WHERE nspname = 'public' AND relname = %s AND attnum > 0 AND NOT attisdropped",
+        "SELECT attname, relkind IN ('r', 'p') FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE nspname = 'public' AND relname = %s AND attnum > 0 AND NOT attisdropped",
         [config.table],
     )
     if not found:
         return State(None, ())
-    columns = tuple(name for (name,) in found)
-    if not {"id", "migration_name"} <= set(columns):
+    columns = tuple(name for name, _ in found)
+    if not {"id", "migration_name"} <= set(columns) or not found[0][1]:
         raise ConfigError(
             f'table public."{config.table}" belongs to another tool (columns: {", ".join(columns)}): '
             "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has been touched."
@@ -367,19 +370,24 @@ def normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def spellings(migration: Migration) -> tuple[str, str]:
+    """The name without and with its ending."""
+    return migration.name, normal(migration.path.name)
+
+
 def number_of(name: str) -> Optional[int]:
     digits = re.match(r"[0-9]+", name)
     return int(digits.group()) if digits else None
 
 
 def bare(name: str) -> str:
-    """The name behind the number."""
-    return re.sub(r"^[0-9]+[-_. ]*", "", name)
+    """The name behind the number and one separator."""
+    return re.sub(r"^[0-9]+[-_. ]?", "", name)
 
 
 def natural(name: str) -> list[Any]:
     """Sorts runs of digits as integers: V2__ before V10__."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def load_migrations(folder: Path, problems: list[str]) -> list[Migration]:
@@ -409,9 +417,9 @@ def read_text(migration: Migration) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
+        line, column = sql_scanner.locate(data[: exc.start].decode(), exc.start)
         raise MigrationError(
-            f"{migration.path.name}:{line}: byte 0x{data[exc.start]:02x} is not UTF-8. "
+            f"{migration.path.name}:{line}:{column}: byte 0x{data[exc.start]:02x} is not UTF-8. "
             "Nothing has been applied. Save the file as UTF-8 and deploy again."
         ) from exc
     if "\0" in text:
@@ -477,15 +485,16 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         elif row.file_sha256 != file_sha256(file):
             if not row.checksum:
                 unchecked.append((row, file))
-            elif row.checksum[:2] in ("0:", "1:") and row.checksum != tokens_checksum(file):
+            elif row.checksum.startswith(CHECKSUMS) and row.checksum != tokens_checksum(file):
                 edited.append(file)
+    moved_rows = [row for row, _ in renumbered]
     return Plan(
         pending=tuple(number_files(pending, files, rows)),
         renumbered=tuple(renumbered),
         unchecked=tuple(unchecked),
         edited=tuple(edited),
         orphans=tuple(free),
-        warnings=tuple(_order_warnings(pending, files, rows)),
+        warnings=tuple(_order_warnings(pending, files, [row for row in rows if row not in moved_rows])),
     )
 
 
@@ -493,13 +502,15 @@ def _same_migration(file: Migration, rows: Iterable[Row]) -> Optional[Row]:
     """The row without a file that has this file's name behind its number, and its content."""
     alike = [row for row in rows if bare(file.name) and bare(row.name) == bare(file.name)]
     for row in alike:
-        if row.checksum and row.checksum == tokens_checksum(file):
+        if row.file_sha256 == file_sha256(file) or row.checksum == tokens_checksum(file):
             return row
-        if not row.checksum:
+        if not (row.checksum or "").startswith(CHECKSUMS):
+            how = "by a newer version" if row.checksum else "without a checksum"
             raise MigrationError(
                 f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? It was recorded "
-                "without a checksum, so nothing can tell. Nothing has been applied. If it is, name the file "
-                f"{row.name}.sql for one deployment, then rename it; if not, give it another name behind the number."
+                f"{how}, so nothing can tell. Nothing has been applied. If it is, name the file "
+                f"{row.name}.sql{'' if row.checksum else ' for one deployment, then rename it'}; "
+                "if not, give it another name behind the number."
             )
     return None
 
@@ -513,7 +524,9 @@ def number_files(
     for file in pending:
         name = file.name if file.number is not None else f"{next(following):03d}_{file.name}"
         if len(name) > NAME_LIMIT:
-            raise MigrationError(f"{name}: a name may have {NAME_LIMIT} characters. Nothing has been applied.")
+            raise MigrationError(
+                f"{name}: a name may have {NAME_LIMIT} characters. Nothing has been applied. Shorten it."
+            )
         yield name, file
 
 
@@ -558,15 +571,17 @@ def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
         adopted = adoptable(conn, setup) if state.columns is None else []
         query(conn, CREATE_TRACKING.format(config.tracking))
         query(conn, ADD_COLUMNS.format(config.tracking))
-        for name, file in number_files(adopted, setup.files, ()):
+        named = list(number_files(adopted, setup.files, ()))
+        for name, file in named:
             record = "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES (%s, %s, %s, true)"
             values = [name, tokens_checksum(file), file_sha256(file)]
             query(conn, sql.SQL(record).format(config.tracking), values)
     if state.columns is None:
         log("tracking table created", table=config.table)
-    if adopted:
-        log("existing database adopted", recorded_without_running=[file.name for file in adopted])
-    return [file.name for file in adopted]
+    names = [name for name, _ in named]
+    if names:
+        log("existing database adopted", recorded_without_running=names)
+    return names
 
 
 def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
@@ -577,19 +592,19 @@ def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
     """
     files, baseline = setup.files, setup.config.baseline
     first = files[0] if files else None
-    script = load_script(first, setup.config) if first else None
-    names = list(script.created) if script else []
+    statements = scan_file(first) if first else []
+    names = list(dict.fromkeys(s.created_table for s in statements if s.created_table))
     there = [name for name in names if table_exists(conn, *name)]
-    if not there or not first or not script:
+    if not there or not first:
         if baseline:
             log("baseline not used: no table of the first migration exists", baseline=baseline)
         return []
     if baseline:
-        last = next(i for i, file in enumerate(files) if baseline in (file.name, file.path.name))
+        last = next(i for i, file in enumerate(files) if baseline in spellings(file))
         return list(files[: last + 1])
     if len(there) == len(names):
         return [first]
-    if script.guarded:
+    if all(statement.is_guarded or statement.transaction_control for statement in statements):
         return []
     missing = [name for name in names if name not in there]
     raise MigrationError(
@@ -636,19 +651,33 @@ def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
 # --- Applying -------------------------------------------------------------------------------------------------------
 
 
-def load_script(migration: Migration, config: Config) -> Script:
-    """Read and scan a file; raises MigrationError with file:line:column for what cannot work, before anything ran."""
-    text = read_text(migration)
+@contextmanager
+def located(migration: Migration, text: str) -> Iterator[None]:
+    """Turn a ScanError into a MigrationError that begins with file:line:column."""
     try:
-        script = sql_scanner.read_script(text)
-        for (schema, name), place in script.created.items():
-            if schema in (None, "public") and name == config.table:
-                raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
+        yield
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
         raise MigrationError(
             f"{migration.path.name}:{line}:{column}: {exc}. Nothing has been applied. Mend the file and deploy again."
         ) from exc
+
+
+def scan_file(migration: Migration) -> list[sql_scanner.Statement]:
+    """The statements of a file that need not run."""
+    text = read_text(migration)
+    with located(migration, text):
+        return list(sql_scanner.scan(text))
+
+
+def load_script(migration: Migration, config: Config) -> Script:
+    """Read and scan a file that is to run; what cannot work is a MigrationError before anything ran."""
+    text = read_text(migration)
+    with located(migration, text):
+        script = sql_scanner.read_script(text)
+        for (schema, name), place in script.created.items():
+            if schema in (None, "public") and name == config.table:
+                raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
     return script
 
 
@@ -671,6 +700,8 @@ def pauses(deadline: Deadline) -> Iterator[float]:
 def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
     """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
     script = load_script(migration, config).without_later_settings(conn.server_version)
+    for unknown in script.unknown_settings:
+        log("setting unknown to this server left out", logging.WARNING, migration=name, setting=unknown)
     row = tracking_insert(conn, config, name, migration, script)
     end = script_runner.recording(conn, row, config.lock_timeout_ms)
     progress = script_runner.Progress(config.progress, name)
@@ -716,6 +747,11 @@ def _state_and_step(script: Script, outcome: Outcome) -> str:
         return (
             "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
             "own, or write -- no-transaction in the first line, and deploy again."
+        )
+    if outcome.code == script_runner.SAVEPOINT_GONE and script_runner.SAVEPOINT in str(outcome.error):
+        return (
+            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
+            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again."
         )
     if outcome.code in script_runner.RETRYABLE:
         return "Rolled back. Other sessions were in the way each time: invoke again when they are done."
@@ -849,7 +885,8 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
     except psycopg2.Error as exc:
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         kind = ConnectError if conn.closed else InitializerError
-        raise kind(f"PostgreSQL: {said} ({exc.pgcode}). Whatever was not finished is rolled back.") from exc
+        remedy = " Give the admin that right, or make it the owner." if exc.pgcode == "42501" else ""
+        raise kind(f"PostgreSQL: {said} ({exc.pgcode}). What was not finished is rolled back.{remedy}") from exc
     finally:
         conn.close()
     report["duration_ms"] = round((time.monotonic() - started) * 1000)

@@ -34,8 +34,7 @@ from psycopg2.extensions import encrypt_password
 READWRITE, TABLECREATOR = "readwrite", "tablecreator"
 KINDS = {READWRITE: "app_rw", TABLECREATOR: "app_tc"}  # group role → login, as the predecessor's family has them
 SCHEMA = "public"
-TABLE_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
-SEQUENCE_RIGHTS = "USAGE, SELECT"
+OBJECT_KINDS = {"r": ("TABLE", "SELECT, INSERT, UPDATE, DELETE"), "S": ("SEQUENCE", "USAGE, SELECT")}
 # Roles belong to the whole server: two databases that change the same one at once get these.
 CONCURRENT_ROLE_CHANGE = ("23505", "XX000", "40001")
 
@@ -87,15 +86,16 @@ GROUP_STATE = """
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            coalesce(has_table_privilege(r.oid, to_regclass(%(table)s), 'INSERT, UPDATE, DELETE, TRUNCATE'), false),
-           ARRAY(SELECT c.rolname::text FROM pg_default_acl d JOIN pg_roles c ON c.oid = d.defaclrole,
-                 aclexplode(d.defaclacl) a WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid)
+           ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
+                 JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
+                 WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid)
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 OWN_OBJECTS = """
-    SELECT string_agg(format('%%I.%%I', n.nspname, c.relname), ', ') FILTER (WHERE c.relkind <> 'S'),
-           string_agg(format('%%I.%%I', n.nspname, c.relname), ', ') FILTER (WHERE c.relkind = 'S')
+    SELECT string_agg(format('%%I.%%I', n.nspname, c.relname), ', ')
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles o ON o.oid = c.relowner
-    WHERE n.nspname = 'public' AND o.rolname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"""
+    WHERE n.nspname = 'public' AND o.rolname = %(creator)s
+      AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
 
 class GroupState(NamedTuple):
@@ -106,7 +106,11 @@ class GroupState(NamedTuple):
     usable: bool
     connects: bool
     writes_tracking: bool
-    creators: Sequence[str]
+    defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
+
+    def lacks(self, creator: str) -> list[str]:
+        """The kinds of objects of this creator that the group is not granted by default."""
+        return [kind for kind in OBJECT_KINDS if f"{creator}:{kind}" not in self.defaults]
 
 
 def group_states(conn: Connection, app: Application, tracking: Optional[str]) -> list[GroupState]:
@@ -117,13 +121,13 @@ def group_states(conn: Connection, app: Application, tracking: Optional[str]) ->
 
 def groups_are_fine(conn: Connection, app: Application, tracking: sql.Composable) -> bool:
     """Nothing is left for `ensure_groups` to do."""
-    creators = {_me(conn), app.group(TABLECREATOR)}
+    creators = (_me(conn), app.group(TABLECREATOR))
     return all(
         group.exists
         and group.usable
         and group.connects
         and not group.writes_tracking
-        and creators <= set(group.creators)
+        and not any(group.lacks(creator) for creator in creators)
         for group in group_states(conn, app, tracking.as_string(conn))
     )
 
@@ -199,25 +203,25 @@ def _ensure_rights(conn: Connection, app: Application, kind: str, tracking: str)
     for that creator are made: a REVOKE by a migration stays."""
     group = next(g for g in group_states(conn, app, tracking) if g.name == app.group(kind))
     name = sql.Identifier(group.name)
-    if _me(conn) not in group.creators or not group.connects:
+    if group.lacks(_me(conn)) or not group.connects:
         database = sql.Identifier(conn.info.dbname)
         query(conn, sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, name))
         rights = "USAGE, CREATE" if kind == TABLECREATOR else "USAGE"
         query(conn, sql.SQL("GRANT {} ON SCHEMA public TO {}").format(sql.SQL(rights), name))
         _say_what_was_not_achieved(conn, group.name, kind)
     for creator in (_me(conn), app.group(TABLECREATOR)):
-        if creator not in group.creators:
-            grant_objects_of(conn, creator, group.name)
+        grant_objects_of(conn, creator, group)
     query(conn, sql.SQL("REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {} FROM {}").format(sql.SQL(tracking), name))
 
 
-def grant_objects_of(conn: Connection, creator: str, group: str) -> None:
-    """Let `group` use what `creator` has made in schema public and will make there."""
-    tables, sequences = query(conn, OWN_OBJECTS, [creator])[0]
-    for rights, kind, objects in ((TABLE_RIGHTS, "TABLE", tables), (SEQUENCE_RIGHTS, "SEQUENCE", sequences)):
-        words = {"rights": sql.SQL(rights), "kind": sql.SQL(kind), "group": sql.Identifier(group)}
+def grant_objects_of(conn: Connection, creator: str, group: GroupState) -> None:
+    """Let `group` use what `creator` has made in schema public and will make there, as far as it is not said yet."""
+    for kind in group.lacks(creator):
+        word, rights = OBJECT_KINDS[kind]
+        words = {"rights": sql.SQL(rights), "kind": sql.SQL(word), "group": sql.Identifier(group.name)}
         default = "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S TO {group}"
         query(conn, sql.SQL(default).format(creator=sql.Identifier(creator), **words))
+        (objects,) = query(conn, OWN_OBJECTS, {"creator": creator, "sequences": kind == "S"})[0]
         if objects:
             grant = sql.SQL("GRANT {rights} ON {kind} {objects} TO {group}")
             query(conn, grant.format(objects=sql.SQL(objects), **words))
@@ -281,7 +285,7 @@ def login_is_fine(conn: Connection, app: Application, kind: str, login: str) -> 
 
 def is_followed(conn: Connection, app: Application, kind: str, login: str) -> bool:
     """What this login creates is usable by both groups (only a table creator's can create)."""
-    return kind != TABLECREATOR or all(login in group.creators for group in group_states(conn, app, None))
+    return kind != TABLECREATOR or not any(group.lacks(login) for group in group_states(conn, app, None))
 
 
 def working_login(
@@ -395,5 +399,4 @@ def follow_creator(conn: Connection, app: Application, kind: str, login: str) ->
         return
     _join(conn, login)
     for group in group_states(conn, app, None):
-        if login not in group.creators:
-            grant_objects_of(conn, login, group.name)
+        grant_objects_of(conn, login, group)

@@ -19,7 +19,7 @@ from sql_scanner import Script, Statement, changes_reading, checksum, locate, sc
 
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-QUERY_CANCELED = "57014"
+QUERY_CANCELED, SAVEPOINT_GONE = "57014", "3B001"
 SAVEPOINT = "db_setup_file"
 PIECE = 1 << 18  # characters
 
@@ -100,10 +100,14 @@ def _bad_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
     line = re.search(r"^COPY .*?, line (\d+)", exc.diag.context or "", re.MULTILINE)
     if not message.data or not line:
         return message.fallback
-    at = message.data[0]
+    at, csv = message.data[0], "CSV" in message.text.upper()
     for _ in range(int(line.group(1)) - 1):
-        at = script.text.find("\n", at) + 1 or at
-    return min(at, message.data[1])
+        start = at
+        while at < message.data[1]:  # PostgreSQL counts rows: in CSV one goes on while a quote is open
+            at = (script.text.find("\n", at) + 1) or message.data[1]
+            if not csv or script.text.count('"', start, at) % 2 == 0:
+                break
+    return at
 
 
 # --- In one transaction ---------------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ def run_whole(conn: Connection, script: Script, end: str) -> Outcome:
     """Run the script in one transaction and, if it fails at no known place, once more to find that."""
     outcome = _run_whole(conn, script, end, by_statement=False)
     unclear = outcome.failed and not outcome.exact and not outcome.connection_lost and script.count > 1
-    if unclear and outcome.code not in (*RETRYABLE, *NOT_IN_TRANSACTION, QUERY_CANCELED):
+    if unclear and outcome.code not in (*RETRYABLE, *NOT_IN_TRANSACTION, QUERY_CANCELED, SAVEPOINT_GONE):
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
 
@@ -315,6 +319,8 @@ def describe(script: Script, outcome: Outcome) -> str:
     at = script.text[outcome.offset : outcome.offset + 2]
     if outcome.code == "42601" and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
         said += "; variables of psql do not exist here: write the value itself"
+    elif outcome.code == "42601" and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+        said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
     when = ", which showed at the end of the file" if outcome.at_end else ""
     return f"{said} ({outcome.code or 'no answer'}){when}"
 

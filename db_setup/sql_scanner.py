@@ -53,6 +53,7 @@ _RUN = re.compile(
     re.VERBOSE,
 )
 _RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'|"[^"]*"|.)""", re.DOTALL)
+_GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*)*")
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
@@ -101,6 +102,11 @@ class Statement:
         return (*(token.upper() for token in self.tokens[:12]), "", "")
 
     @property
+    def is_rows(self) -> bool:
+        """It reads or writes rows, and cannot be anything else that matters here."""
+        return self.tokens[0].upper() in _ROWS
+
+    @property
     def is_meta_command(self) -> bool:
         """A psql command (`\\i`, `\\restrict`), which is no SQL."""
         return self.tokens[0].startswith("\\")
@@ -122,11 +128,11 @@ class Statement:
     @property
     def setting(self) -> Optional[tuple[str, str]]:
         """Name and value (both in lower case, unquoted) where this is SET name = value, or RESET (value: empty)."""
-        words = [_identifier(token.strip("'")).lower() for token in self.tokens[:6]]
-        if words[0] == "reset" and len(words) > 1:
-            return words[1], ""
-        if words[0] != "set":
+        if self.tokens[0].upper() not in ("SET", "RESET"):
             return None
+        words = [_identifier(token.strip("'")).lower() for token in self.tokens[:6]]
+        if words[0] == "reset":
+            return "".join(words[1:2]), ""
         words = words[2:] if words[1:2] in (["session"], ["local"]) else words[1:]
         if words[:1] == ["names"]:
             return "client_encoding", "".join(words[1:2])
@@ -176,7 +182,7 @@ class Statement:
     @property
     def copies(self) -> Optional[str]:
         """`STDIN` or `STDOUT` where this is a COPY from or to the client."""
-        if self.words[0] != "COPY":
+        if self.tokens[0].upper() != "COPY":
             return None
         depth, before = 0, ""
         for word in (token.upper() for token in self.tokens):
@@ -272,6 +278,8 @@ def _token(text: str, at: int, backslashes: bool) -> tuple[str, int]:
         return "space", end
     if kind == "string" and backslashes:
         kind = "escaped"
+    if kind == "other" and text[at] == "$":
+        raise ScanError("a lone $: a body stands between $$ and $$, or between $name$ and $name$", at)
     return kind, (_AFTER[kind](text, at, end) if kind in _AFTER else end)
 
 
@@ -294,23 +302,37 @@ class _Scan:
                 return
             line += text.count("\n", counted, at)
             counted = at
-            statement, at = self._statement(at, line)
+            try:
+                statement, at = self._statement(at, line)
+            except ScanError as exc:
+                raise self._where_it_began(counted, exc) from exc
             self._hash("\0;\0")
+            if len(statement.tokens) == 1:
+                yield statement
+                continue
             if statement.copies == "STDIN":
                 statement, at = self._with_data(statement, at)
-            name, value = statement.setting or ("", "")
-            if name in ("standard_conforming_strings", "all"):
-                self.backslashes = value in ("off", "false", "no", "0", "f", "n")
+            if statement.setting and statement.setting[0] in ("standard_conforming_strings", "all"):
+                self.backslashes = statement.setting[1] in ("off", "false", "no", "0", "f", "n")
             yield statement
+
+    def _where_it_began(self, at: int, error: ScanError) -> ScanError:
+        """An unescaped quote ('don't') shows only at the last one: go back to the string that a letter follows."""
+        while at < error.offset and self.text.startswith("'", error.offset):
+            kind, end = _token(self.text, at, self.backslashes)
+            if kind == "string" and re.match(rf"[{_LETTER}]", self.text[end : end + 1]):
+                return ScanError("a quote inside a string is written twice ('')", end - 1)
+            at = end
+        return error
 
     def _next(self, at: int) -> int:
         """The beginning of the next statement: behind white space, comments and lone semicolons."""
-        while at < len(self.text):
-            kind, end = _token(self.text, at, self.backslashes)
-            if kind not in ("space", "end"):
-                break
-            at = end
-        return at
+        while True:
+            gap = _GAP.match(self.text, at)
+            at = gap.end() if gap else at
+            if not self.text.startswith("/*", at):
+                return at
+            at = _after_block_comment(self.text, at)
 
     def _statement(self, start: int, line: int) -> tuple[Statement, int]:
         """The statement that begins here, and the place behind its semicolon."""
@@ -323,6 +345,8 @@ class _Scan:
             if run:
                 self._hash_run(at, run.end())
                 at = run.end()
+                if text.startswith(";", at):
+                    return Statement(start, at, line, tuple(tokens)), at + 1
                 continue
             begin = at
             kind, at = _token(text, begin, self.backslashes)
@@ -447,10 +471,10 @@ class Script:
     count: int
     first: int  # where the first statement begins
     created: Mapping[Name, int]  # the tables that it creates, and where
-    guarded: bool  # all of it can run again
     checksum: str
     in_pieces: bool
     left_out: tuple[Statement, ...] = ()
+    unknown_settings: tuple[str, ...] = ()
 
     def statements(self) -> Iterator[Statement]:
         """The statements that are sent; read anew each time, since there may be millions."""
@@ -473,7 +497,12 @@ class Script:
         """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
         later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text]
         unknown = [s for s in self.statements() if s.setting and s.setting[0] in later] if later else []
-        return replace(self, left_out=(*self.left_out, *unknown), count=self.count - len(unknown))
+        return replace(
+            self,
+            left_out=(*self.left_out, *unknown),
+            count=self.count - len(unknown),
+            unknown_settings=tuple(s.setting[0] for s in unknown if s.setting),
+        )
 
 
 def read_script(text: str) -> Script:
@@ -485,10 +514,14 @@ def read_script(text: str) -> Script:
     controls: list[Statement] = []
     left_out: list[Statement] = []
     created: dict[Name, int] = {}
-    guarded = True
     for statement in _Scan(text, digest).statements():
         if _is_idle_command(statement):
             left_out.append(statement)
+            continue
+        opening += [statement] if count < 2 else []
+        last = statement
+        count += 1
+        if statement.is_rows:
             continue
         why = _refusal(statement, text)
         if why:
@@ -497,11 +530,7 @@ def read_script(text: str) -> Script:
             controls.append(statement)
         if statement.created_table:
             created.setdefault(statement.created_table, statement.start)
-        guarded = guarded and (statement.is_guarded or statement.transaction_control is not None)
         pieces = pieces or statement.data is not None or changes_reading(statement)
-        opening += [statement] if count < 2 else []
-        last = statement
-        count += 1
     unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
     begin = "BEGIN"
     if not unwrapped:
@@ -512,9 +541,7 @@ def read_script(text: str) -> Script:
         if wild:
             raise ScanError(_CONTROL_REFUSAL.format(wild[0].words[0]), wild[0].start)
     first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
-    return Script(
-        text, unwrapped, begin, count, first, created, guarded, "1:" + digest.hexdigest(), pieces, tuple(left_out)
-    )
+    return Script(text, unwrapped, begin, count, first, created, "1:" + digest.hexdigest(), pieces, tuple(left_out))
 
 
 def _own_transaction(
@@ -526,10 +553,11 @@ def _own_transaction(
     to stand before our savepoint: behind it PostgreSQL answers 25001.
     """
     begin, own = ["BEGIN"], []
-    if len(controls) > 1 and controls[0] is opening[0] and controls[-1] is last:
-        if [c.transaction_control for c in (opening[0], last)] == ["BEGIN", "COMMIT"] and "CHAIN" not in last.words:
-            own = [opening[0], last]
-            begin += [t for t in opening[0].tokens[1:] if t.upper() not in ("WORK", "TRANSACTION")]
+    around = [controls[0], controls[-1]] if len(controls) > 1 else []
+    verbs = [control.transaction_control for control in around]
+    if around == [opening[0], last] and verbs == ["BEGIN", "COMMIT"] and "CHAIN" not in around[1].words:
+        own = around
+        begin += [token for token in around[0].tokens[1:] if token.upper() not in ("WORK", "TRANSACTION")]
     modes = opening[1:] if own else opening[:1]
     if modes and modes[0].words[:2] == ("SET", "TRANSACTION"):
         own.append(modes[0])
@@ -545,6 +573,8 @@ def changes_reading(statement: Statement) -> bool:
 
 def _is_idle_command(statement: Statement) -> bool:
     """A command of psql that changes nothing here: pg_dump's \\restrict, and stopping at errors, which is always so."""
+    if not statement.is_meta_command:
+        return False
     words = statement.tokens[0].rstrip(";").split()
     return words[0] in ("\\restrict", "\\unrestrict") or (
         words[:2] == ["\\set", "ON_ERROR_STOP"] and words[2:] in ([], ["on"], ["1"], ["true"])

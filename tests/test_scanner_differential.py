@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pglast
-import pytest
 import sql_scanner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -81,7 +80,7 @@ STATEMENTS = [
     "ALTER FUNCTION f() RENAME TO case_end",
     "INSERT INTO t VALUES (1, 'a;b', $$;$$), (2, E'\\';', NULL)",
     "COMMENT ON TABLE t IS 'a''b;c'",
-    "GRANT SELECT ON t TO \"a;b\"",
+    'GRANT SELECT ON t TO "a;b"',
     "CREATE PROCEDURE q() LANGUAGE sql BEGIN ATOMIC INSERT INTO t VALUES (';'); DELETE FROM t; END",
 ]
 GLUE = [" ", "\n", "\r\n", "\t", "-- ;'\n", "/* ; ' */", "/* /* ' */ ; */", "\f", "--\r", " -- $$ \n", "-- ü\n"]

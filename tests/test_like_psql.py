@@ -1,0 +1,130 @@
+"""Any SQL that psql runs, runs here, with the same result: schema, rows, and the file that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness.compare import differences, run_side_by_side
+from harness.server import Server
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+T = "CREATE TABLE t (a int PRIMARY KEY, b text);\n"
+
+FOLDERS: dict[str, dict[str, str]] = {
+    "nothing in files": {
+        "1.sql": "",
+        "2.sql": "-- only a comment",
+        "3.sql": ";",
+        "4.sql": "/* a */\n;;\n",
+        "5.sql": "\ufeff",
+    },
+    "no final semicolon": {"1.sql": T + "INSERT INTO t VALUES (1, 'x')", "2.sql": "INSERT INTO t VALUES (2) -- last"},
+    "windows line ends": {"1.sql": "CREATE TABLE t (a int);\r\n-- x\r\nINSERT INTO t\r\nVALUES (1);\r\n"},
+    "percent": {"1.sql": T + "INSERT INTO t VALUES (5 % 3, '%s %(a)s %% %');\nSELECT 1 WHERE 'a' LIKE '%a%';"},
+    "quotes": {
+        "1.sql": T + r"""INSERT INTO t VALUES (1, 'it''s;'), (2, E'\';'), (3, $$;$$), (4, U&'\0041;'), (5, 'a\');"""
+    },
+    "rule": {
+        "1.sql": T + "CREATE RULE r AS ON DELETE TO t DO ALSO (INSERT INTO t VALUES (8); INSERT INTO t VALUES (9));"
+    },
+    "do block": {"1.sql": T + "DO $$ BEGIN FOR i IN 1..3 LOOP INSERT INTO t VALUES (i); END LOOP; END $$;"},
+    "session settings": {
+        "1.sql": "CREATE SCHEMA s;\nSET search_path = s;\nCREATE TABLE here (a int);",
+        "2.sql": "CREATE TABLE there (a int);",
+        "3.sql": "SET TIME ZONE 'Asia/Tokyo';\nCREATE TABLE z AS SELECT current_setting('TimeZone') AS zone;",
+        "4.sql": "CREATE TABLE y AS SELECT current_setting('search_path') AS path;",
+    },
+    "temporary tables": {
+        "1.sql": "CREATE TEMP TABLE tmp AS SELECT 1 AS a;\nCREATE TABLE u AS SELECT * FROM tmp;",
+        "2.sql": "CREATE TEMP TABLE tmp AS SELECT 2 AS a;\nCREATE TABLE v AS SELECT * FROM tmp;",
+    },
+    "own transaction": {
+        "1.sql": "BEGIN;\n" + T + "COMMIT;\n",
+        "2.sql": "START TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nINSERT INTO t VALUES (1);\nEND;",
+        "3.sql": "SAVEPOINT a; INSERT INTO t VALUES (2); ROLLBACK TO a; RELEASE a; INSERT INTO t VALUES (3);",
+    },
+    "backslashes in strings": {
+        "1.sql": T
+        + "SET standard_conforming_strings = off;\nINSERT INTO t VALUES (1, 'it\\'s; \\\\');\nINSERT INTO t VALUES (2);",
+        "2.sql": "INSERT INTO t VALUES (3, 'a\\');\nINSERT INTO t VALUES (4, 'b');",
+    },
+    "copy": {
+        "1.sql": T + "COPY t FROM stdin;\n1\tx;y\n2\t\\N\n3\tit's\n\\.\nINSERT INTO t VALUES (4, '\\.');\n",
+        "2.sql": "COPY t (a, b) FROM STDIN WITH (FORMAT csv, DELIMITER ';', NULL 'none');\n5;\"a;\n\"\"b\"\n6;none\n\\.\n",
+        "3.sql": "COPY t FROM STDIN DELIMITER '|' NULL '-';\n7|-\n8|--\n\\.\n-- done\nSELECT 1;",
+        "4.sql": "COPY t FROM stdin;\r\n9\tcr\r\n\\.\r\n",
+        "5.sql": "COPY t FROM stdin;\n\\.\nCOPY t FROM STDIN;\n10\tlast",
+    },
+    "names": {
+        "01 with space.sql": "CREATE TABLE a (i int)",
+        "02-[brackets](x).sql": "CREATE TABLE b (i int)",
+        "03_größe.sql": "CREATE TABLE größe (i int)",
+        "20260101120000_stamp.sql": "CREATE TABLE c (i int)",
+        "00010-ten.sql": "CREATE TABLE d (i int)",
+        "V2__two.sql": "CREATE TABLE e (i int)",
+        "V10__ten.sql": "CREATE TABLE f (i int)",
+        "4_a.sql": "CREATE TABLE g (i int)",
+        "4_b.sql": "CREATE TABLE h (i int)",
+    },
+    "outside a transaction": {
+        "1.sql": T,
+        "2.sql": "CREATE INDEX CONCURRENTLY i ON t (b);",
+        "3.sql": "VACUUM t",
+        "4.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY j ON t (b);\nINSERT INTO t VALUES (1);\nBEGIN;\nINSERT INTO t VALUES (2);\nCOMMIT;\n",
+        "5.sql": "REINDEX INDEX CONCURRENTLY i",
+        "6.sql": "DROP INDEX CONCURRENTLY i;",
+    },
+    "enum value": {
+        "1.sql": "CREATE TYPE mood AS ENUM ('sad');\nCREATE TABLE m (a mood);",
+        "2.sql": "ALTER TYPE mood ADD VALUE 'happy';",
+        "3.sql": "INSERT INTO m VALUES ('happy');",
+    },
+    "psql's set": {"1.sql": "\\set ON_ERROR_STOP on\n" + T, "2.sql": "\\set ON_ERROR_STOP\nINSERT INTO t VALUES (1);"},
+    "slices and casts": {
+        "1.sql": T + "INSERT INTO t SELECT ((ARRAY[1,2,3])[1:2])[1]::int, (ARRAY['a','b'])[1:1]::text;"
+    },
+    "deferred constraint": {
+        "1.sql": "CREATE TABLE p (a int PRIMARY KEY, b int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO p VALUES (1, 2), (2, 1);",
+    },
+    "fails: unknown column": {
+        "1.sql": T,
+        "2.sql": "INSERT INTO t VALUES (1);\nSELECT nope FROM t;",
+        "3.sql": "DROP TABLE t;",
+    },
+    "fails: syntax": {"1.sql": T + "INSERT INTO t VALUES (1);\nSELEC 1;"},
+    "fails: deferred constraint": {
+        "1.sql": "CREATE TABLE p (a int PRIMARY KEY, b int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n",
+        "2.sql": "INSERT INTO p VALUES (1, 2);\nSELECT 1;",
+    },
+    "fails: bad row of copy": {"1.sql": T, "2.sql": "COPY t FROM stdin;\n1\tx\nno number\ty\n\\.\n"},
+    "fails: variable of psql": {"1.sql": T, "2.sql": "INSERT INTO t VALUES (:number);"},
+    "fails: no-break space at the end": {"1.sql": T, "2.sql": "INSERT INTO t VALUES (1);\u00a0\n"},
+    "fails: in the middle of a marked file": {
+        "1.sql": T,
+        "2.sql": "-- no-transaction\nINSERT INTO t VALUES (1);\nINSERT INTO t VALUES (1);\nINSERT INTO t VALUES (2);",
+    },
+}
+
+
+@pytest.mark.parametrize("files", FOLDERS.values(), ids=FOLDERS.keys())
+def test_folder_through_handler_and_psql_has_the_same_result(
+    server: Server, tmp_path: Path, files: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    """The handler leaves the same schema and rows as psql, and stops at the same file."""
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode())
+
+    ours, theirs = run_side_by_side(server, tmp_path)
+
+    assert differences(ours, theirs) == []
+    assert bool(ours.failed) == request.node.callspec.id.startswith("fails: ")
+
+
+def test_folder_of_the_repository_through_handler_and_psql_has_the_same_result(server: Server) -> None:
+    """The first migration that the project brings, too."""
+    ours, theirs = run_side_by_side(server, REPOSITORY / "migrations")
+
+    assert differences(ours, theirs) == []
+    assert ours.applied == ["001_initial_schema"]
