@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import psycopg2
+from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
 
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
@@ -78,6 +79,8 @@ def set_up_logging() -> None:
         logging.basicConfig(format="%(levelname)s %(message)s")
     if "AWS_LAMBDA_LOG_LEVEL" not in os.environ and logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
+    aws = logging.getLogger("botocore")  # which logs whole secrets at DEBUG
+    aws.setLevel(max(aws.getEffectiveLevel(), logging.INFO))
 
 
 class NoticeLog:
@@ -139,6 +142,14 @@ def query(conn: Connection, statement: Any, args: Any = None) -> list[tuple[Any,
         return cur.fetchall() if cur.description else []
 
 
+def literal(text: str) -> sql.Composable:
+    """The text as an SQL literal of ASCII characters only, which survives any client_encoding."""
+    if text.isascii():
+        return sql.Literal(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return sql.SQL("E'" + "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in escaped) + "'")
+
+
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
     """BEGIN … COMMIT around our own statements, ROLLBACK on any error."""
@@ -193,18 +204,26 @@ def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connectio
     return conn
 
 
+# The login is known to be wrong: all else may pass.
+REFUSED = "password authentication failed|not permitted to log in|role .* does not exist|permission denied for database"
+
 # What libpq and the server say (no SQLSTATE is available before a connection stands), in order: pattern,
 # worth another try, advice.
 CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
-    (r"password authentication failed|no password supplied", False, "check username and password in the secret"),
-    (r"starting up|shutting down|recovery mode|not yet accepting", True, "the database is starting; invoke again"),
+    (rf"{REFUSED}|no password supplied", False, "check username and password in the secret"),
+    (
+        r"starting up|shutting down|recovery mode|not yet accepting|terminating connection|canceling authentication",
+        True,
+        "the database is starting or busy; invoke again",
+    ),
     (r"too many (clients|connections)|connection slots", True, "all connections of the database are in use"),
     (r"no pg_hba.conf entry.*(no encryption|SSL off)", False, "the server wants TLS: set PGSSLMODE=require"),
     (r"no pg_hba.conf entry", False, "the server does not let this login in from here"),
     (r"database .* does not exist", False, "check dbname in the secret, or DB_NAME"),
+    (r"invalid \w+ value", False, "check the variables PGSSLMODE and PGCONNECT_TIMEOUT"),
     (r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"),
     (
-        r"certificate verify failed|does not match host name|root certificate|certificate",
+        r"certificate|does not match host name|SSL error(?!.*unexpected eof)",
         False,
         "TLS: check PGSSLMODE, PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate",
     ),
@@ -219,23 +238,23 @@ CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
 )
 
 
-def connect(login: Login, deadline: Deadline) -> Connection:
+def connect(login: Login, deadline: Deadline, state: str = "Nothing has been changed.") -> Connection:
     """Connect, again and again while the server starts, resumes or refuses; never with a login that it refused.
 
-    Gives up after 90 s or at the deadline with a ConnectError that says what to look at.
+    Gives up after 90 s or at the deadline with a ConnectError that says what to look at, and then `state`.
     """
     end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left(CONNECT_PATIENCE_S))
     pause = 0.5
     while True:
         try:
-            return open_connection(login)
+            return open_connection(login, timeout=max(1, min(CONNECT_TIMEOUT_S, int(end - time.monotonic()))))
         except psycopg2.OperationalError as exc:
             said = " ".join(str(exc).split())
             found = (problem for problem in CONNECT_PROBLEMS if re.search(problem[0], said))
             _, again, advice = next(found, ("", True, "check host, port, security group and that the database runs"))
             if not again or time.monotonic() + pause > end:
-                error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). Nothing has been changed.")
-                error.login_refused = "FATAL" in said and not again
+                error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). {state}")
+                error.login_refused = re.search(REFUSED, said) is not None
                 raise error from exc
             log("waiting for the database", host=login.host, reason=said[:200])
         time.sleep(pause * random.uniform(0.8, 1.2))
@@ -254,6 +273,8 @@ def session_settings(version: int, lock_timeout_ms: int) -> str:
         "tcp_keepalives_idle": 5,
         "tcp_keepalives_interval": 2,
         "tcp_keepalives_count": 3,
+        # A function in schema public that fits better than PostgreSQL's own would run as the admin.
+        "search_path": "pg_catalog",
         "DateStyle": "ISO",  # psycopg2 reads dates only in this style
     }
     if version >= 140000:
@@ -271,7 +292,9 @@ def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
             "set DB_HOST to the database's own endpoint. Nothing has been changed."
         )
     if standby:
-        raise ConnectError(f"{conn.info.host} is a read replica: set DB_HOST to the writer's endpoint.")
+        raise ConnectError(
+            f"{conn.info.host} is a read replica: set DB_HOST to the writer's endpoint. Nothing has been changed."
+        )
 
 
 # --- Lock -----------------------------------------------------------------------------------------------------------
@@ -303,7 +326,8 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
         waited = time.monotonic() - started
         holder = "another run"
         for pid, user, application, age_s, overdue in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
-            holder = f"another run (pid {pid}, user {user}, {application!r}, connected for {age_s} s)"
+            since = "" if age_s is None else f", connected for {age_s} s"  # not shown of another login
+            holder = f"another run (pid {pid}, user {user}, {application!r}{since})"
             if overdue:
                 log("ending a run that is past its deadline", logging.WARNING, pid=pid, age_s=age_s)
                 query(conn, "SELECT pg_terminate_backend(%s)", [pid])

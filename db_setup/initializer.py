@@ -54,6 +54,7 @@ from database import (
     Login,
     acquire_lock,
     connect,
+    literal,
     log,
     open_connection,
     open_transactions,
@@ -73,9 +74,8 @@ __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "Migr
 
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
-AWS_TIMEOUTS = AwsConfig(
-    connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 3, "mode": "standard"}
-)  # botocore's defaults can use up all 300 s of a Lambda when an endpoint is missing
+ADMIN = "DB_SECRET_NAME"
+PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 RETRIES_WITHOUT_DEADLINE = 10
 CHECKSUMS = ("0:", "1:")  # the kinds that sql_scanner.checksum makes
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
@@ -84,6 +84,10 @@ TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anyth
 
 class ConfigError(InitializerError):
     """Variables or secrets are wrong; nothing has been touched."""
+
+
+class UnreachableError(ConfigError):
+    """Secrets Manager does not answer; asking for the next secret would only take as long again."""
 
 
 class MigrationError(InitializerError):
@@ -127,10 +131,10 @@ class Config:
             if value is None:
                 return None
             if not value.strip():
-                problems.append(f"{name} is set but empty: give it a value or remove it")
+                problems.append(f"{name} is set but empty: give it a value{'' if name == ADMIN else ' or remove it'}")
                 return None
             if not re.fullmatch(pattern, value):
-                problems.append(f"{name} is {value!r}, but must be {meaning}")
+                problems.append(f"{name} is {shown(value)}, but must be {meaning}")
                 return None
             return value
 
@@ -138,13 +142,13 @@ class Config:
             value = (text(name, r"(?i)true|false", '"true" or "false"') or str(default)).lower()
             return value == "true"
 
-        if "DB_SECRET_NAME" not in environ:
-            problems.append("DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login")
+        if ADMIN not in environ:
+            problems.append(f"{ADMIN} is missing: name or ARN of the secret with the database's admin login")
         name, small = r"[a-z_][a-z0-9_]{0,%d}", "lower-case letters, digits and _, at most %d characters"
         timeout = text("LOCK_TIMEOUT", r"[1-9][0-9]{0,5}(ms|s)", 'a time such as "4s" or "500ms"') or "4s"
-        port = text("DB_PORT", r"[0-9]{1,5}", "a port number")
+        port = text("DB_PORT", PORT, "a port number (1 to 65535)")
         return cls(
-            admin_secret=text("DB_SECRET_NAME") or "",
+            admin_secret=text(ADMIN) or "",
             user_secret=text("DB_USER_SECRET_NAME"),
             creator_secret=text("DB_PROXY"),
             create_users=flag("CREATE_USERS", True),
@@ -154,28 +158,40 @@ class Config:
             baseline=normal(text("BASELINE") or "") or None,
             allow_edited=flag("ALLOW_EDITED_MIGRATIONS", False),
             table=text("MIGRATIONS_TABLE", name % 48, small % 49) or "schema_migrations",
-            role_prefix=text("ROLE_PREFIX", name % 40, small % 41) or "",
+            role_prefix=text("ROLE_PREFIX", "(?!pg_)" + name % 40, small % 41 + ", not beginning with pg_") or "",
             lock_timeout_ms=int(timeout.rstrip("ms")) * (1 if timeout.endswith("ms") else 1000),
         )
 
     def login(self, secret: Mapping[str, Any], problems: list[str]) -> Optional[Login]:
         """The admin login out of its secret, DB_HOST, DB_PORT and DB_NAME taking precedence."""
-        where, before = f"secret {self.admin_secret}", len(problems)
-        values = {"host": self.host, "port": self.port, "dbname": self.dbname, "username": None, "password": None}
-        for key, variable in values.items():
-            value = variable if variable is not None else secret.get(key, 5432 if key == "port" else None)
-            remedy = f", or set DB_{key.upper().replace('DBNAME', 'NAME')}" if key in ("host", "dbname") else ""
-            if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value) or "\0" in str(value):
-                problems.append(f"{where} has no usable key {key!r}: add it to its JSON{remedy}")
-            values[key] = str(value)
-        port, engine = str(values["port"]), str(secret.get("engine", "postgres"))
-        if len(problems) == before and not (port.isdecimal() and 0 < int(port) < 65536):
+        where = f"{ADMIN}: secret {shown(self.admin_secret)}"
+        given = {"port": 5432, **secret}
+        given.update({key: value for key, value in vars(self).items() if key in ("host", "port", "dbname") and value})
+        keys = ("host", "port", "dbname", "username", "password")
+        missing = [key for key in keys if not is_usable(given.get(key))]
+        remedies = [name for key, name in (("host", "DB_HOST"), ("dbname", "DB_NAME")) if key in missing]
+        engine, before = str(given.get("engine", "postgres")), len(problems)
+        if missing:
+            instead = f", or set {' and '.join(remedies)}" if remedies else ""
+            problems.append(f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}")
+        elif not re.fullmatch(PORT, str(given["port"])):
             problems.append(f"{where}: port must be a number from 1 to 65535")
         if "postgres" not in engine:
-            problems.append(f"{where} is for engine {engine!r}: only PostgreSQL is supported")
+            problems.append(f"{where} is for engine {shown(engine)}: only PostgreSQL is supported")
         if len(problems) > before:
             return None
-        return Login(engine=engine, **{**values, "port": int(port)})  # type: ignore[arg-type]
+        host, port, dbname, username, password = (str(given[key]) for key in keys)
+        return Login(host, int(port), dbname, username, password, engine)
+
+
+def shown(value: str) -> str:
+    """A value in a message, not too long."""
+    return repr(value if len(value) <= 90 else value[:89] + "…")
+
+
+def is_usable(value: Any) -> bool:
+    """PostgreSQL can take it as a name or a password."""
+    return not isinstance(value, bool) and isinstance(value, (str, int)) and limited_users.is_usable(str(value))
 
 
 # --- Secrets --------------------------------------------------------------------------------------------------------
@@ -194,10 +210,20 @@ class Secret:
         return f"Secret({self.name})"
 
 
-def secrets_client() -> Any:
-    """A new client, since nothing outlives an invocation; raises ConfigError."""
+def secrets_client(deadline: Deadline) -> Any:
+    """A new client, since nothing outlives an invocation, that leaves time for the rest; raises ConfigError.
+
+    botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is missing.
+    """
+    left = deadline.left(60)
+    attempts = 3 if left > 40 else 1
     try:
-        return boto3.client("secretsmanager", config=AWS_TIMEOUTS)
+        options = AwsConfig(
+            connect_timeout=min(5, left / 4),
+            read_timeout=min(10, left / 4),
+            retries={"total_max_attempts": attempts, "mode": "standard"},
+        )
+        return boto3.client("secretsmanager", config=options)
     except BotoCoreError as exc:
         raise ConfigError(f"Secrets Manager: {exc}") from exc
 
@@ -213,7 +239,8 @@ def read_secret(client: Any, name: str) -> Secret:
         # An absent secret and one without a value are the same error code; only the text differs.
         if "secret value for staging label" in str(exc):
             return Secret(name, complaint="has no value yet")
-        raise ConfigError(f"secret {name}: {_aws_problem(exc, 'GetSecretValue')}") from exc
+        kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
+        raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
     arn = answer["ARN"]
     try:
         value = json.loads(answer.get("SecretString") or "")
@@ -230,23 +257,32 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
         client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
     except (BotoCoreError, ClientError) as exc:
         raise UserError(
-            f"secret {secret.name} could not be written: {_aws_problem(exc, 'PutSecretValue')}. "
-            "The login's password was not changed; mend this and invoke again."
+            f"secret {secret.name} could not be written: it {_aws_problem(exc, 'PutSecretValue', secret.name)}. "
+            "The login's role was not changed; mend this and invoke again."
         ) from exc
 
 
-def _aws_problem(exc: Exception, action: str) -> str:
-    code = exc.response["Error"].get("Code", "") if isinstance(exc, ClientError) else type(exc).__name__
+def _aws_problem(exc: Exception, action: str, name: str) -> str:
+    if not isinstance(exc, ClientError):
+        return (
+            f"could not be asked for ({type(exc).__name__}): a function in a VPC needs an interface endpoint "
+            "for Secrets Manager, or NAT, and a role"
+        )
+    code = exc.response["Error"].get("Code", "")
     if code == "ResourceNotFoundException":
-        return "does not exist in this account and region (pass its ARN if it lives elsewhere)"
+        elsewhere = "" if name.startswith("arn:") else " (pass its ARN if it lives elsewhere)"
+        return f"does not exist in this account and region{elsewhere}"
     if code in ("AccessDeniedException", "AccessDenied"):
-        return f"the function's role may not secretsmanager:{action} on it (or use its KMS key): grant that"
-    if isinstance(exc, ClientError):
-        return f"Secrets Manager answered {code} to {action}"
-    return (
-        f"Secrets Manager could not be asked ({code}): a function in a VPC needs an interface endpoint "
-        "for Secrets Manager, or NAT, and a role"
-    )
+        return f"is closed to the function's role: grant it secretsmanager:{action}, and the use of the KMS key"
+    return f"is refused: Secrets Manager answered {code} to {action}: {exc.response['Error'].get('Message', '')[:200]}"
+
+
+def same_secret(one: str, other: str) -> bool:
+    """Both name the same secret, as far as names and ARNs tell."""
+    name = r"arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:(.+?)(-[A-Za-z0-9]{6})?"
+    if one.startswith("arn:") and other.startswith("arn:"):
+        return one == other
+    return re.sub(f"^{name}$", r"\1", one) == re.sub(f"^{name}$", r"\1", other)
 
 
 @dataclass(frozen=True)
@@ -261,48 +297,60 @@ class Setup:
 
     @property
     def application(self) -> limited_users.Application:
-        return limited_users.Application(self.login, self.config.role_prefix)
+        config = self.config
+        return limited_users.Application(self.login, config.role_prefix, config.tracking, config.progress)
 
 
-def load_setup(environ: Mapping[str, str]) -> Setup:
+def load_setup(environ: Mapping[str, str], deadline: Deadline) -> Setup:
     """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing."""
     problems: list[str] = []
     config = Config.from_env(environ, problems)
-    client: Any = None
-    login: Optional[Login] = None
-    targets: dict[str, Secret] = {}
-    admin_arn = ""
-    if config.admin_secret:
-        try:
-            client = secrets_client()
-            admin = read_secret(client, config.admin_secret)
-            admin_arn = admin.arn
-            if admin.value is None:
-                problems.append(f"secret {admin.name} {admin.complaint}: it must hold the admin login as JSON")
-            else:
-                login = config.login(admin.value, problems)
-        except ConfigError as exc:
-            problems.append(str(exc))
-    named = {limited_users.READWRITE: config.user_secret, limited_users.TABLECREATOR: config.creator_secret}
-    for kind, name in named.items():
-        if not (client and name and config.create_users):
-            continue
-        try:
-            target = read_secret(client, name)
-        except ConfigError as exc:
-            problems.append(str(exc))
-            continue
-        if name == config.admin_secret or (target.arn and target.arn == admin_arn):
-            problems.append(f"secret {name} holds the admin login and is never written: name another one as a target")
-        elif any(name == other.name or (target.arn and target.arn == other.arn) for other in targets.values()):
-            problems.append(f"secret {name} is named for both users: each needs a secret of its own")
-        targets[kind] = target
+    named = {ADMIN: config.admin_secret}
+    if config.create_users:
+        named.update(
+            {limited_users.READWRITE: config.user_secret or "", limited_users.TABLECREATOR: config.creator_secret or ""}
+        )
+    client, found = read_secrets(named, deadline, problems)
     files = load_migrations(MIGRATIONS_DIR, problems)
     if config.baseline and not any(config.baseline in spellings(file) for file in files):
-        problems.append(f"BASELINE is {config.baseline!r}, but there is no such file in migrations/")
+        problems.append(f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/")
+    admin = found.pop(ADMIN, None)
+    if admin and admin.value is None:
+        problems.append(f"{ADMIN}: secret {shown(admin.name)} {admin.complaint}: it must hold the admin login as JSON")
+    login = config.login(admin.value, problems) if admin and admin.value is not None else None
     if problems or login is None:
-        raise ConfigError("; ".join(problems) + ". Nothing has been touched.")
-    return Setup(config, login, targets, files, client)
+        listed = "; ".join(problems)
+        listed = listed if len(listed) < 1400 else f"{listed[:1400]} … ({len(problems)} mistakes in all)"
+        raise ConfigError(f"{listed}. Nothing has been touched.")
+    return Setup(config, login, found, files, client)
+
+
+VARIABLES = {limited_users.READWRITE: "DB_USER_SECRET_NAME", limited_users.TABLECREATOR: "DB_PROXY"}
+
+
+def read_secrets(named: Mapping[str, str], deadline: Deadline, problems: list[str]) -> tuple[Any, dict[str, Secret]]:
+    """Read the secrets that are named; each must be another one, and none is asked for once one could not be."""
+    found: dict[str, Secret] = {}
+    client: Any = None
+    for key, name in named.items():
+        variable = VARIABLES.get(key, key)
+        other = next((k for k in named if k != key and named[k] and name and same_secret(named[k], name)), None)
+        if other == ADMIN:
+            problems.append(
+                f"{variable}: secret {shown(name)} holds the admin login and is never written: name another"
+            )
+        elif other and key == limited_users.TABLECREATOR:
+            problems.append(f"{variable}: secret {shown(name)} is named for both users: each needs a secret of its own")
+        if not name:
+            continue
+        try:
+            client = client or secrets_client(deadline)
+            found[key] = read_secret(client, name)
+        except ConfigError as exc:
+            problems.append(f"{variable}: {exc}")
+            if isinstance(exc, UnreachableError) or client is None:
+                break
+    return client, found
 
 
 # --- State ----------------------------------------------------------------------------------------------------------
@@ -525,7 +573,7 @@ def number_files(
         name = file.name if file.number is not None else f"{next(following):03d}_{file.name}"
         if len(name) > NAME_LIMIT:
             raise MigrationError(
-                f"{name}: a name may have {NAME_LIMIT} characters. Nothing has been applied. Shorten it."
+                f"{name}: a name may have {NAME_LIMIT} characters. Nothing has been applied. Choose a shorter one."
             )
         yield name, file
 
@@ -621,16 +669,14 @@ def _table_list(names: Sequence[sql_scanner.Name]) -> str:
 
 def table_exists(conn: Connection, schema: Optional[str], name: str) -> bool:
     """A table of an extension (PostGIS brings some) does not count."""
-    return bool(
-        query(
-            conn,
-            "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE relname = %s AND "
-            "relkind IN ('r', 'p', 'f') AND CASE WHEN %s IS NULL THEN nspname = ANY (current_schemas(false)) "
-            "ELSE nspname = %s END AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass "
-            "AND d.objid = c.oid AND d.deptype = 'e')",
-            [name, schema, schema],
-        )
+    found = query(
+        conn,
+        "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
+        "WHERE relname = %s AND nspname = coalesce(%s, 'public') AND relkind IN ('r', 'p', 'f') AND NOT EXISTS "
+        "(SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')",
+        [name, schema],
     )
+    return bool(found)
 
 
 def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
@@ -684,7 +730,7 @@ def load_script(migration: Migration, config: Config) -> Script:
 def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration, script: Script) -> str:
     """The row that says *applied*."""
     insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
-    values = map(sql.Literal, (name, script.checksum, file_sha256(migration)))
+    values = map(literal, (name, script.checksum, file_sha256(migration)))
     return insert.format(config.tracking, *values).as_string(conn)
 
 
@@ -705,12 +751,12 @@ def apply_migration(conn: Connection, config: Config, name: str, migration: Migr
     row = tracking_insert(conn, config, name, migration, script)
     end = script_runner.recording(conn, row, config.lock_timeout_ms)
     progress = script_runner.Progress(config.progress, name)
-    waits, in_steps = pauses(deadline), script.unwrapped
+    waits, in_steps, by_statement = pauses(deadline), script.unwrapped, False
     while True:
         if in_steps:
             outcome = script_runner.run_in_steps(conn, script, end, progress)
         else:
-            outcome = script_runner.run_whole(conn, script, end)
+            outcome = script_runner.run_whole(conn, script, end, by_statement)
             in_steps = outcome.code == "25001" and script.count == 1  # it has no atomicity to lose
             if in_steps:
                 continue
@@ -720,6 +766,7 @@ def apply_migration(conn: Connection, config: Config, name: str, migration: Migr
         others = open_transactions(conn)
         log("gave way", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1), open_transactions=others)
         time.sleep(pause)
+        by_statement = True  # so that the last one can name the statement
 
 
 def failure_message(
@@ -736,26 +783,40 @@ def failure_message(
 
 
 def _state_and_step(script: Script, outcome: Outcome) -> str:
-    if outcome.connection_lost:
-        return (
+    """Of the cases that apply, the first: the state we are in, and what to do."""
+    code, several = outcome.code, script.count > 1
+    gone = code == script_runner.SAVEPOINT_GONE and script_runner.SAVEPOINT in str(outcome.error)
+    cases = (
+        (
+            outcome.connection_lost,
             "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
-            "table knows. Invoke again."
-        )
-    if script.unwrapped:
-        return "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here."
-    if outcome.code in script_runner.NOT_IN_TRANSACTION and script.count > 1:
-        return (
+            "table knows. Invoke again.",
+        ),
+        (
+            script.unwrapped,
+            "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here.",
+        ),
+        (
+            code == "2D000",
+            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
+            "in the first line, see that the block can be repeated, and deploy again.",
+        ),
+        (
+            code in script_runner.NOT_IN_TRANSACTION and several,
             "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
-            "own, or write -- no-transaction in the first line, and deploy again."
-        )
-    if outcome.code == script_runner.SAVEPOINT_GONE and script_runner.SAVEPOINT in str(outcome.error):
-        return (
+            "own, or write -- no-transaction in the first line, and deploy again.",
+        ),
+        (
+            gone,
             "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
-            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again."
-        )
-    if outcome.code in script_runner.RETRYABLE:
-        return "Rolled back. Other sessions were in the way each time: invoke again when they are done."
-    return "Rolled back. Mend the file and deploy again."
+            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
+        ),
+        (
+            code in script_runner.RETRYABLE,
+            "Rolled back. Other sessions were in the way each time: invoke again when they are done.",
+        ),
+    )
+    return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -771,8 +832,15 @@ def working_users(conn: Connection, setup: Setup, deadline: Deadline) -> Optiona
     if not setup.config.create_users:
         return {}
     kept = {kind: secret.value for kind, secret in setup.targets.items()}
-    logins = limited_users.working_logins(conn, setup.application, setup.config.tracking, kept, deadline)
+    logins = limited_users.working_logins(conn, setup.application, kept, deadline)
     return None if logins is None else dict.fromkeys(logins, "kept")
+
+
+def ensure_groups(conn: Connection, setup: Setup) -> None:
+    """The group roles and their rights, if users are wanted."""
+    if setup.config.create_users:
+        for role in limited_users.ensure_groups(conn, setup.application):
+            log("group role created", role=role)
 
 
 def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[str, str]:
@@ -802,20 +870,24 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
         return
     while True:
         acquire_lock(conn, deadline)
+        if setup.config.create_users:
+            limited_users.refuse_roles_of_others(conn, setup.application)
         report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
         plan = make_plan(setup.files, read_state(conn, setup.config).rows)
         check_edited(setup.config, plan, report)
         for _, migration in plan.pending:
             load_script(migration, setup.config)  # what cannot work is refused before anything has run
         follow_renames(conn, setup.config, plan)
-        if setup.config.create_users:
-            for role in limited_users.ensure_groups(conn, setup.application, setup.config.tracking):
-                log("group role created", role=role)
+        ensure_groups(conn, setup)
         if apply_pending(conn, setup.config, plan, deadline, report):
             break
         log("a migration released the lock, which is taken again", logging.WARNING)
-    if setup.config.create_users:
+    try:
+        ensure_groups(conn, setup)  # a file may have granted too much on the tracking table
         report["users"] = ensure_logins(conn, setup, deadline)
+    except InitializerError as exc:
+        applied = shortened([entry["name"] for entry in report["applied"]])
+        raise type(exc)(f"{exc}{f' Applied before, and kept: {applied}.' if applied else ''}") from exc
 
 
 def is_complete(state: State, plan: Plan) -> bool:
@@ -866,9 +938,12 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
     """One invocation from beginning to end; everything it opened is closed."""
     started = time.monotonic()
     if event not in (None, {}) and event != {"action": "migrate"}:
-        raise ConfigError('this event is not for db_setup: send {} or {"action": "migrate"}. Nothing has been touched.')
+        what = f"action {event['action']!r:.60}" if isinstance(event, dict) and "action" in event else "this event"
+        raise ConfigError(
+            f'{what} is not for db_setup: send {{}} or {{"action": "migrate"}}. Nothing has been touched.'
+        )
     deadline = Deadline.from_context(context)
-    setup = load_setup(environ)
+    setup = load_setup(environ, deadline)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
     report: dict[str, Any] = {"status": "ok", "action": "migrate", "version": __version__}
     report.update(applied=[], adopted=[], pending=[], users={}, warnings=[], database=str(setup.login))
@@ -885,21 +960,23 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
     except psycopg2.Error as exc:
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         kind = ConnectError if conn.closed else InitializerError
-        remedy = " Give the admin that right, or make it the owner." if exc.pgcode == "42501" else ""
-        raise kind(f"PostgreSQL: {said} ({exc.pgcode}). What was not finished is rolled back.{remedy}") from exc
+        step = "Give the admin that right, or make it the owner" if exc.pgcode == "42501" else "Invoke again"
+        code = f" ({exc.pgcode})" if exc.pgcode else ""
+        raise kind(f"PostgreSQL: {said}{code}. Whatever was not finished is rolled back. {step}.") from exc
     finally:
         conn.close()
     report["duration_ms"] = round((time.monotonic() - started) * 1000)
     counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
-    log("done", **counts, users=report["users"], duration_ms=report["duration_ms"])
+    users = {"users": report["users"]} if report["users"] else {}
+    log("done", **counts, **users, duration_ms=report["duration_ms"])
     return report
 
 
 def out_of_time_message(report: Mapping[str, Any]) -> str:
     applied = [entry["name"] for entry in report["applied"]]
+    place = f" in {report['pending'][0]}: it was stopped, and is rolled back unless it had just finished"
     return (
-        f"out of time while at {shortened(report['pending'][:1]) or 'the users'}; it was stopped and rolled back. "
-        f"Applied in this run: {shortened(applied) or 'nothing'}. "
+        f"out of time{place if report['pending'] else ''}. Applied in this run: {shortened(applied) or 'nothing'}. "
         f"Not applied: {shortened(report['pending']) or 'nothing'}. "
         "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
     )

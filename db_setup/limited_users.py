@@ -36,7 +36,7 @@ KINDS = {READWRITE: "app_rw", TABLECREATOR: "app_tc"}  # group role → login, a
 SCHEMA = "public"
 OBJECT_KINDS = {"r": ("TABLE", "SELECT, INSERT, UPDATE, DELETE"), "S": ("SEQUENCE", "USAGE, SELECT")}
 # Roles belong to the whole server: two databases that change the same one at once get these.
-CONCURRENT_ROLE_CHANGE = ("23505", "XX000", "40001")
+CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
 
 Credentials = dict[str, Any]  # a secret's JSON object
 Result = TypeVar("Result")
@@ -48,10 +48,12 @@ class UserError(InitializerError):
 
 @dataclass(frozen=True)
 class Application:
-    """The admin of one application's database, and the names of its four roles."""
+    """The admin of one application's database, the names of its four roles, and its tables that they may not write."""
 
     admin: Login
-    prefix: str = ""
+    prefix: str
+    tracking: sql.Composable  # may be read
+    progress: sql.Composable  # may not, and need not exist
 
     def group(self, kind: str) -> str:
         return self.prefix + kind
@@ -81,15 +83,21 @@ FOREIGN_DATABASES = """
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
       AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))"""
 
-# For each group: is it there, may we act for it, has it CONNECT; which creators' objects it is granted by default.
+# For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables; for which creators'
+# objects it has default privileges.
 GROUP_STATE = """
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
-           coalesce(has_table_privilege(r.oid, to_regclass(%(table)s), 'INSERT, UPDATE, DELETE, TRUNCATE'), false),
+           coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
+           OR coalesce(has_table_privilege(r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid)
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
+
+SCHEMA_STATE = """
+    SELECT pg_has_role(nspowner, 'USAGE'), EXISTS (SELECT FROM aclexplode(nspacl) a
+        WHERE a.grantee = 0 AND a.privilege_type = 'CREATE') FROM pg_namespace WHERE nspname = 'public'"""
 
 OWN_OBJECTS = """
     SELECT string_agg(format('%%I.%%I', n.nspname, c.relname), ', ')
@@ -105,67 +113,100 @@ class GroupState(NamedTuple):
     exists: bool
     usable: bool
     connects: bool
-    writes_tracking: bool
+    writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
 
     def lacks(self, creator: str) -> list[str]:
-        """The kinds of objects of this creator that the group is not granted by default."""
+        """The kinds of objects of this creator that are still to be granted by default.
+
+        None, once sequences are: then all were (the predecessor left these out), and what is missing was revoked.
+        """
+        if f"{creator}:S" in self.defaults:
+            return []
         return [kind for kind in OBJECT_KINDS if f"{creator}:{kind}" not in self.defaults]
 
 
-def group_states(conn: Connection, app: Application, tracking: Optional[str]) -> list[GroupState]:
-    """The two groups; `tracking` is the quoted name of the tracking table, if that is of interest."""
-    args = {"groups": [app.group(kind) for kind in KINDS], "table": tracking}
+def group_states(conn: Connection, app: Application) -> list[GroupState]:
+    """The two groups as they are."""
+    args = {
+        "groups": [app.group(kind) for kind in KINDS],
+        "tracking": app.tracking.as_string(conn),
+        "progress": app.progress.as_string(conn),
+        "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
+    }
     return [GroupState(*row) for row in query(conn, GROUP_STATE, args)]
 
 
-def groups_are_fine(conn: Connection, app: Application, tracking: sql.Composable) -> bool:
+def groups_are_fine(conn: Connection, app: Application) -> bool:
     """Nothing is left for `ensure_groups` to do."""
     creators = (_me(conn), app.group(TABLECREATOR))
     return all(
-        group.exists
-        and group.usable
-        and group.connects
-        and not group.writes_tracking
-        and not any(group.lacks(creator) for creator in creators)
-        for group in group_states(conn, app, tracking.as_string(conn))
-    )
+        group.exists and group.usable and group.connects and not group.writes_our_tables
+        for group in group_states(conn, app)
+    ) and not any(group.lacks(creator) for group in group_states(conn, app) for creator in creators)
 
 
-def ensure_groups(conn: Connection, app: Application, tracking: sql.Composable) -> list[str]:
+def ensure_groups(conn: Connection, app: Application) -> list[str]:
     """Make the group roles with their rights, in one transaction; returns the names of those that were made.
 
-    Changes nothing where they are fine. Raises UserError where they belong to another application on this server.
+    Changes nothing where they are fine. Raises UserError where they belong to others.
     """
-    if groups_are_fine(conn, app, tracking):
-        return []
-    refuse_shared_roles(conn, app)
-    table = tracking.as_string(conn)
 
     def make() -> list[str]:
         with transaction(conn):
-            missing = [group.name for group in group_states(conn, app, table) if not group.exists]
+            query(conn, "SET LOCAL client_min_messages = error")  # what a GRANT achieved is looked at
+            refuse_roles_of_others(conn, app)
+            missing = [group.name for group in group_states(conn, app) if not group.exists]
             for name in missing:
                 query(conn, sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
             for kind in KINDS:
                 _join(conn, app.group(kind))
             for kind in KINDS:
-                _ensure_rights(conn, app, kind, table)
+                _ensure_rights(conn, app, kind)
             return missing
 
-    return retried(make)
+    return [] if groups_are_fine(conn, app) else retried(make)
 
 
-def refuse_shared_roles(conn: Connection, app: Application) -> None:
-    """Raise UserError if the roles have rights in another database and none in this one."""
-    databases, here = query(conn, FOREIGN_DATABASES, [app.roles])[0]
+def refuse_roles_of_others(conn: Connection, app: Application) -> None:
+    """Raise UserError if the groups belong to another application on this server, or to another admin."""
+    if groups_are_fine(conn, app):
+        return
+    databases, here = _databases_with_rights(conn, app)
     if databases and not here:
-        raise UserError(
-            f"the roles {', '.join(app.roles)} belong to database {', '.join(databases)} on the same server, and "
-            "roles are one for the whole server. Nothing has been changed. Set ROLE_PREFIX (such as "
-            f'"{re.sub("[^a-z0-9_]", "_", conn.info.dbname.lower())}_") to give this application roles of its own, '
-            'or CREATE_USERS="false".'
-        )
+        raise _shared(conn, app, databases)
+    for group in group_states(conn, app):
+        if group.exists and not _may_grant(conn, group.name):
+            raise _of_another_admin(conn, group.name)
+
+
+def _databases_with_rights(conn: Connection, app: Application) -> tuple[list[str], bool]:
+    """The other databases in which one of the four roles has rights, and whether one has some in this."""
+    databases, here = query(conn, FOREIGN_DATABASES, [app.roles])[0]
+    return [name for name in databases if name != conn.info.dbname], bool(here)
+
+
+def _shared(conn: Connection, app: Application, databases: Sequence[str]) -> UserError:
+    prefix = (re.sub("[^a-z0-9_]", "_", conn.info.dbname.lower())[:40] + "_").lstrip("0123456789_") or "app_"
+    return UserError(
+        f"the roles {', '.join(app.roles)} belong to database {', '.join(databases)} on the same server, and "
+        "roles are one for the whole server. Nothing has been changed. Set ROLE_PREFIX (such as "
+        f'"{prefix}") to give this application roles of its own, or CREATE_USERS="false".'
+    )
+
+
+def _may_grant(conn: Connection, role: str) -> bool:
+    """Since PostgreSQL 16 CREATEROLE alone is not enough for a role that another admin has made."""
+    if conn.server_version < 160000:
+        return True
+    return bool(query(conn, "SELECT pg_has_role(%s, 'USAGE WITH ADMIN OPTION')", [role])[0][0])
+
+
+def _of_another_admin(conn: Connection, role: str) -> UserError:
+    return UserError(
+        f"role {role} exists and was made by another admin, and {_me(conn)} may not use it. Nothing has been changed. "
+        f"As that admin: GRANT {role} TO {_me(conn)} WITH ADMIN OPTION; or set ROLE_PREFIX."
+    )
 
 
 def retried(action: Callable[[], Result]) -> Result:
@@ -192,26 +233,46 @@ def _join(conn: Connection, role: str) -> None:
     try:
         query(conn, sql.SQL("GRANT {} TO CURRENT_USER").format(sql.Identifier(role)))
     except psycopg2.errors.InsufficientPrivilege as exc:
-        raise UserError(
-            f"role {role} exists and was made by another admin, and {_me(conn)} may not use it. Nothing has been "
-            f"changed. As that admin: GRANT {role} TO {_me(conn)} WITH ADMIN OPTION; or set ROLE_PREFIX."
-        ) from exc
+        raise _of_another_admin(conn, role) from exc
 
 
-def _ensure_rights(conn: Connection, app: Application, kind: str, tracking: str) -> None:
+def _ensure_rights(conn: Connection, app: Application, kind: str) -> None:
     """Grant to one group what it lacks. Existing objects of a creator are granted once, when the default privileges
     for that creator are made: a REVOKE by a migration stays."""
-    group = next(g for g in group_states(conn, app, tracking) if g.name == app.group(kind))
+    group = next(g for g in group_states(conn, app) if g.name == app.group(kind))
     name = sql.Identifier(group.name)
     if group.lacks(_me(conn)) or not group.connects:
         database = sql.Identifier(conn.info.dbname)
         query(conn, sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database, name))
-        rights = "USAGE, CREATE" if kind == TABLECREATOR else "USAGE"
-        query(conn, sql.SQL("GRANT {} ON SCHEMA public TO {}").format(sql.SQL(rights), name))
-        _say_what_was_not_achieved(conn, group.name, kind)
+        _ensure_schema_rights(conn, group.name, kind)
     for creator in (_me(conn), app.group(TABLECREATOR)):
         grant_objects_of(conn, creator, group)
-    query(conn, sql.SQL("REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {} FROM {}").format(sql.SQL(tracking), name))
+    for table, rights in ((app.tracking, "SELECT"), (app.progress, "")):
+        if query(conn, "SELECT to_regclass(%s)", [table.as_string(conn)])[0][0]:
+            query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(table, name))
+            if rights:
+                query(conn, sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(rights), table, name))
+
+
+def _ensure_schema_rights(conn: Connection, group: str, kind: str) -> None:
+    """USAGE, and CREATE for table creators alone. Up to PostgreSQL 14 schema public belongs to the superuser, and what
+    others grant or revoke there is only a warning: what was achieved is looked at, and said."""
+    rights = "USAGE, CREATE" if kind == TABLECREATOR else "USAGE"
+    query(conn, sql.SQL("GRANT {} ON SCHEMA public TO {}").format(sql.SQL(rights), sql.Identifier(group)))
+    ours, open_to_all = query(conn, SCHEMA_STATE)[0]
+    if ours and open_to_all:
+        query(conn, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        log("schema public closed: only its owner and table creators may create there now", logging.WARNING)
+    may = "SELECT has_schema_privilege(%s, 'public', 'USAGE'), has_schema_privilege(%s, 'public', 'CREATE')"
+    usage, create = query(conn, may, [group, group])[0]
+    if not usage or (kind == TABLECREATOR and not create):
+        raise UserError(
+            f"{_me(conn)} may not grant rights on schema public to {group}. No role has been changed. As the schema's "
+            f"owner: GRANT {rights} ON SCHEMA public TO {group}; then invoke again."
+        )
+    if kind == READWRITE and create:
+        remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
 
 
 def grant_objects_of(conn: Connection, creator: str, group: GroupState) -> None:
@@ -227,31 +288,14 @@ def grant_objects_of(conn: Connection, creator: str, group: GroupState) -> None:
             query(conn, grant.format(objects=sql.SQL(objects), **words))
 
 
-def _say_what_was_not_achieved(conn: Connection, group: str, kind: str) -> None:
-    """Up to PostgreSQL 14 schema public belongs to the superuser, and a GRANT by others is only a warning."""
-    usage, create = query(
-        conn,
-        "SELECT has_schema_privilege(%(role)s, 'public', 'USAGE'), has_schema_privilege(%(role)s, 'public', 'CREATE')",
-        {"role": group},
-    )[0]
-    if not usage or (kind == TABLECREATOR and not create):
-        raise UserError(
-            f"{_me(conn)} may not grant rights on schema public to {group}. As the schema's owner: "
-            f"GRANT USAGE{', CREATE' if kind == TABLECREATOR else ''} ON SCHEMA public TO {group}."
-        )
-    if kind == READWRITE and create:
-        log(
-            "readwrite can create tables in schema public, since everybody can",
-            remedy="as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC",
-            level=logging.WARNING,
-        )
-
-
 # --- Logins ---------------------------------------------------------------------------------------------------------
 
 LOGIN_STATE = """
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
+           array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
+                              CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
+                              CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
            ARRAY(SELECT m.rolname::text FROM pg_roles m WHERE pg_has_role(r.oid, m.oid, 'MEMBER') AND (
                  m.rolsuper OR m.rolreplication OR m.rolbypassrls OR m.rolcreaterole OR m.rolcreatedb
                  OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)))
@@ -259,13 +303,14 @@ LOGIN_STATE = """
 
 
 class LoginState(NamedTuple):
-    """A role that logs in; `powers` are the roles through which it may do more than it should."""
+    """A role that logs in; `powers` are the roles through which it may do more than it should, itself included."""
 
     can_login: bool
     expires: bool
     creates_databases: bool
     creates_roles: bool
     in_group: bool
+    without: Sequence[str]  # what takes away its attributes that only a superuser can change
     powers: Sequence[str]
 
 
@@ -285,7 +330,12 @@ def login_is_fine(conn: Connection, app: Application, kind: str, login: str) -> 
 
 def is_followed(conn: Connection, app: Application, kind: str, login: str) -> bool:
     """What this login creates is usable by both groups (only a table creator's can create)."""
-    return kind != TABLECREATOR or not any(group.lacks(login) for group in group_states(conn, app, None))
+    return kind != TABLECREATOR or not any(group.lacks(login) for group in group_states(conn, app))
+
+
+def is_usable(value: Any) -> bool:
+    """PostgreSQL can take it: not empty, no NUL, no half of a surrogate pair (JSON can hold one)."""
+    return isinstance(value, str) and value != "" and not re.search("[\0\ud800-\udfff]", value)
 
 
 def working_login(
@@ -296,11 +346,9 @@ def working_login(
     Raises ConnectError where that cannot be tried: then it may work, and is not changed.
     """
     username, password = ((kept or {}).get(key) for key in ("username", "password"))
-    if not (isinstance(username, str) and isinstance(password, str)) or "\0" in username + password:
+    if not (is_usable(username) and is_usable(password) and login_is_fine(conn, app, kind, str(username))):
         return None
-    if not username or not login_is_fine(conn, app, kind, username):
-        return None
-    login = replace(app.admin, username=username, password=password)
+    login = replace(app.admin, username=str(username), password=str(password))
     try:
         connect(login, deadline).close()
     except ConnectError as exc:
@@ -311,14 +359,10 @@ def working_login(
 
 
 def working_logins(
-    conn: Connection,
-    app: Application,
-    tracking: sql.Composable,
-    kept: Mapping[str, Optional[Credentials]],
-    deadline: Deadline,
+    conn: Connection, app: Application, kept: Mapping[str, Optional[Credentials]], deadline: Deadline
 ) -> Optional[list[str]]:
     """The names of the logins in `kept`, where these, the groups and their rights are as they should be; or None."""
-    if not groups_are_fine(conn, app, tracking):
+    if not groups_are_fine(conn, app):
         return None
     names = []
     for kind, value in kept.items():
@@ -352,7 +396,7 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
 
     created = retried(change)
     try:
-        connect(login, deadline).close()
+        connect(login, deadline, state="Look at that, and invoke again.").close()
     except ConnectError as exc:
         raise UserError(f"login {login.username} was made and its secret was written, but: {exc}") from exc
     return login.username, "created" if created else "mended"
@@ -365,6 +409,8 @@ def change_login(conn: Connection, app: Application, kind: str, login: Login) ->
     """
     verifier = encrypt_password(login.password, login.username, scope=conn, algorithm="scram-sha-256")
     role, state = sql.Identifier(login.username), login_state(conn, app, kind, login.username)
+    if state is not None:
+        _refuse_to_change(conn, app, login.username, state)
     if state is None:
         create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
         query(conn, create.format(role, sql.Literal(verifier)))
@@ -393,10 +439,24 @@ def change_login(conn: Connection, app: Application, kind: str, login: Login) ->
     return state is None
 
 
+def _refuse_to_change(conn: Connection, app: Application, login: str, state: LoginState) -> None:
+    """Raise UserError if the role is used by another database, or cannot be brought into order by this admin."""
+    databases, _ = _databases_with_rights(conn, app)
+    if databases:
+        raise _shared(conn, app, databases)
+    if state.without:
+        raise UserError(
+            f"role {login} is more powerful than a limited user may be. It was not changed. "
+            f"As a superuser: ALTER ROLE {login} {' '.join(state.without)}; then invoke again."
+        )
+    if not _may_grant(conn, login):
+        raise _of_another_admin(conn, login)
+
+
 def follow_creator(conn: Connection, app: Application, kind: str, login: str) -> None:
     """Let both groups use what a login of the table creators has made and will make."""
     if is_followed(conn, app, kind, login):
         return
     _join(conn, login)
-    for group in group_states(conn, app, None):
+    for group in group_states(conn, app):
         grant_objects_of(conn, login, group)

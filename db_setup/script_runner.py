@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import psycopg2
-from database import HOLDS_LOCK, Connection, log, query, roll_back, session_settings, transaction
+from database import HOLDS_LOCK, Connection, literal, log, query, roll_back, session_settings, transaction
 from psycopg2 import sql
-from sql_scanner import Script, Statement, changes_reading, checksum, locate, scan
+from sql_scanner import Script, Statement, body_of, changes_reading, checksum, locate, opening_modes, scan
 
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-QUERY_CANCELED, SAVEPOINT_GONE = "57014", "3B001"
+SYNTAX_ERROR, SAVEPOINT_GONE = "42601", "3B001"
 SAVEPOINT = "db_setup_file"
 PIECE = 1 << 18  # characters
+OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
         offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
         exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
         place = offset if exact else _bad_row(script, message, exc)
+        if exc.diag.statement_position and offset < 0:  # in the words that open the transaction, which were the file's
+            place = min((statement.start for statement in script.left_out), default=place)
         return Outcome(error=exc, offset=place, exact=exact, at_end=message.at_end, connection_lost=lost)
 
 
@@ -119,16 +122,19 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     The next script finds the session as a new one would be: psql, started for each file, is the model.
     """
     return (
-        "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; "
-        f"CLOSE ALL; UNLISTEN *; {session_settings(conn.server_version, lock_timeout_ms)}{record}; COMMIT; {HOLDS_LOCK}"
+        f"{OWN_ROLE}; RESET ALL; CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; UNLISTEN *; "
+        f"{session_settings(conn.server_version, lock_timeout_ms)}{record}; COMMIT; {HOLDS_LOCK}"
     )
 
 
-def run_whole(conn: Connection, script: Script, end: str) -> Outcome:
+def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = False) -> Outcome:
     """Run the script in one transaction and, if it fails at no known place, once more to find that."""
-    outcome = _run_whole(conn, script, end, by_statement=False)
-    unclear = outcome.failed and not outcome.exact and not outcome.connection_lost and script.count > 1
-    if unclear and outcome.code not in (*RETRYABLE, *NOT_IN_TRANSACTION, QUERY_CANCELED, SAVEPOINT_GONE):
+    outcome = _run_whole(conn, script, end, by_statement)
+    if by_statement or not outcome.failed or outcome.exact or outcome.connection_lost:
+        return outcome
+    if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or "user request" in str(outcome.error):  # cancelled: out of time
+        return outcome
+    if script.count > 1 or (script.count and outcome.code == SYNTAX_ERROR):  # the ; that it does not like is ours
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
 
@@ -140,7 +146,7 @@ def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -
     A deferred constraint has to speak before the session is put back. The release of our savepoint is the proof
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
-    opening = f"{script.begin}; SAVEPOINT {SAVEPOINT};\n"
+    opening = f"{script.begin}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
     closing = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end}"
     if not (by_statement or script.in_pieces):
         return send(conn, script, [Message(-len(opening), opening + script.body() + closing, script.first)])
@@ -207,21 +213,23 @@ class Progress:
     def mark(self, conn: Connection, step: int, value: str) -> str:
         """Says *done*, whatever role the script has taken on."""
         insert = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})")
-        values = map(sql.Literal, (self.name, step, value))
+        values = (literal(self.name), sql.Literal(step), sql.Literal(value))
         return "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; " + insert.format(
             self.table, *values
         ).as_string(conn)
 
     def forget(self, conn: Connection) -> str:
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {}")
-        return delete.format(self.table, sql.Literal(self.name)).as_string(conn)
+        return delete.format(self.table, literal(self.name)).as_string(conn)
 
 
 def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress) -> Outcome:
     """Run the script's steps, each with its mark, so that a second run goes on where the first one ended."""
+    query(conn, f"{OWN_ROLE}; SET search_path = pg_catalog")  # a first attempt may have left others
     progress.ensure_table(conn)
     done = progress.done(conn)
-    for number, step in enumerate(steps(script), 1):
+    query(conn, "SET search_path TO DEFAULT")
+    for number, (begin, step) in enumerate(steps(script), 1):
         value = checksum("; ".join(map(script.sql, step)))
         if done.get(number, value) != value:
             why = "this statement has run already, and was edited since; restore it, and put the change behind it"
@@ -231,43 +239,40 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
         elif number in done:
             continue
         else:
-            outcome = _run_step(conn, script, step, progress.mark(conn, number, value))
+            outcome = _run_step(conn, script, begin, step, progress.mark(conn, number, value))
         if outcome.failed:
             return outcome
-    text = f"BEGIN READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; {progress.forget(conn)}; {end}"
+    text = f"BEGIN READ WRITE; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end}"
     return send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
 
 
-def steps(script: Script) -> Iterator[list[Statement]]:
-    """Single statements, and what stands between a BEGIN and its COMMIT, without these two."""
-    together: Optional[list[Statement]] = None
+def steps(script: Script) -> Iterator[tuple[str, list[Statement]]]:
+    """Single statements, and what stands between a BEGIN and its COMMIT, without these two; each with its BEGIN."""
+    begin, together = "", list[Statement]()
     for statement in script.statements():
         control = statement.transaction_control
-        if control == "BEGIN" and together is None:
-            together = []
+        if control == "BEGIN":
+            begin, together = " ".join(["BEGIN", *opening_modes(statement)]), []
         elif control == "COMMIT":
-            if together:
-                yield together
-            elif together is None:
+            if not begin:
                 log("COMMIT with nothing open", logging.WARNING, line=statement.line)
-            together = None
-        elif together is not None:
+            if together:
+                yield begin, together
+            begin, together = "", []
+        elif begin:
             together.append(statement)
         else:
-            yield [statement]
-    if together:
-        yield together
+            yield "BEGIN", [statement]
 
 
-def _run_step(conn: Connection, script: Script, step: Sequence[Statement], mark: str) -> Outcome:
+def _run_step(conn: Connection, script: Script, begin: str, step: Sequence[Statement], mark: str) -> Outcome:
     """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
-    if step[0].data:
-        messages = [_ours(script, "BEGIN"), Message(step[0].start, script.sql(step[0]), step[0].start, step[0].data)]
-        return send(conn, script, [*messages, _ours(script, f"{mark}; COMMIT; SELECT true")])
-    begin = "BEGIN; "
-    body = script.text[step[0].start : step[-1].end]
-    text = f"{begin}{body}\n;{mark}; COMMIT; SELECT true"
-    outcome = send(conn, script, [Message(step[0].start - len(begin), text, step[0].start)])
+    opening, closing = f"{begin}; ", f"\n;{mark}; COMMIT; SELECT true"
+    if any(statement.data for statement in step):
+        each = [Message(s.start, script.sql(s), s.start, s.data) for s in step]
+        return send(conn, script, [_ours(script, opening), *each, _ours(script, closing)])
+    text = opening + script.text[step[0].start : step[-1].end] + closing
+    outcome = send(conn, script, [Message(step[0].start - len(opening), text, step[0].start)])
     if outcome.code in ("25001", "2D000") and len(step) == 1:
         return _run_outside(conn, script, step[0], f"BEGIN READ WRITE; {mark}; COMMIT; ")
     return outcome
@@ -279,12 +284,17 @@ def _run_outside(conn: Connection, script: Script, statement: Statement, mark: s
     What an interrupted CREATE INDEX CONCURRENTLY has left behind is dropped before. A lock timeout would only
     leave such an index INVALID: it does not apply.
     """
-    before = []
-    if statement.concurrent_index:
-        drop_invalid_index(conn, *statement.concurrent_index)
-        before = [_ours(script, "SET lock_timeout = 0")]
     run = Message(statement.start, script.sql(statement), statement.start)
-    return send(conn, script, [*before, run, _ours(script, f"{mark}SELECT true")])
+    marking = _ours(script, f"{mark}SELECT true")
+    if not statement.concurrent_index:
+        return send(conn, script, [run, marking])
+    drop_invalid_index(conn, *statement.concurrent_index)
+    ((timeout,),) = query(conn, "SHOW lock_timeout")
+    before, after = _ours(script, "SET lock_timeout = 0"), _ours(script, f"SET lock_timeout = '{timeout}'")
+    outcome = send(conn, script, [before, run, after, marking])
+    if outcome.failed and not outcome.connection_lost:
+        drop_invalid_index(conn, *statement.concurrent_index)
+    return outcome
 
 
 def _ours(script: Script, text: str) -> Message:
@@ -294,13 +304,15 @@ def _ours(script: Script, text: str) -> Message:
 
 def drop_invalid_index(conn: Connection, index: str, table: str) -> None:
     """Drop the index of this name on this table if it is INVALID: an interrupted concurrent build left it."""
-    remnants = query(
-        conn,
+    found = (
         "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i' "
-        "AND c.relname = %s AND i.indrelid = to_regclass(%s)",
-        [index, table],
+        "AND c.relname = %s AND i.indrelid = %s"
     )
+    (oid,) = query(conn, "SELECT pg_catalog.to_regclass(%s::text)::oid", [table])[0]  # as the script's own path has it
+    with transaction(conn):
+        query(conn, "SET LOCAL search_path = pg_catalog")
+        remnants = query(conn, found, [index, oid])
     for remnant in remnants:
         log("dropping an index that was never finished", logging.WARNING, index=index)
         query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*remnant)))
@@ -313,13 +325,14 @@ def describe(script: Script, outcome: Outcome) -> str:
     """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
     if outcome.error is None:
         return outcome.refusal
-    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())[:400]
+    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())
     if outcome.code[:2] == "22" and not outcome.exact:
-        said = re.sub(r'"[^"]*"', '"…"', said)  # a value that does not stand in the script comes from a row
+        said = re.sub('".*"', '"…"', said)  # a value that does not stand in the script comes from a row
+    said = said[:400]
     at = script.text[outcome.offset : outcome.offset + 2]
-    if outcome.code == "42601" and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
+    if outcome.code == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
         said += "; variables of psql do not exist here: write the value itself"
-    elif outcome.code == "42601" and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+    elif outcome.code == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
         said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
     when = ", which showed at the end of the file" if outcome.at_end else ""
     return f"{said} ({outcome.code or 'no answer'}){when}"
@@ -330,16 +343,16 @@ def details(script: Script, outcome: Outcome) -> Iterator[str]:
     diag = outcome.error.diag if outcome.error else None
     if diag is None:
         return
-    inner = re.search(r"PL/pgSQL function (.+?) line (\d+)", diag.context or "")
+    inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", diag.context or "", re.MULTILINE)
     if inner and inner.group(1) == "inline_code_block":
-        body = locate(script.text, script.text.find("$", outcome.offset))[0]
-        yield f"IN: the DO block, line {body + int(inner.group(2)) - 1} of the file"
+        body = locate(script.text, body_of(script.text, outcome.offset))[0]
+        yield f"IN: the DO block, line {body + int(inner.group(3)) - 1} of the file"
     elif inner:
-        yield f"IN: function {inner.group(1)}, its line {inner.group(2)}"
+        yield f"IN: function {inner.group(1)}, its {inner.group(2)} {inner.group(3)}"
     named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
     if outcome.code[:2] in ("22", "23") and any(name for _, name in named):
         yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
-    elif diag.message_detail:
+    elif diag.message_detail and outcome.code[:2] not in ("22", "23"):
         yield f"DETAIL: {diag.message_detail[:300]}"
     if diag.message_hint:
         yield f"HINT: {diag.message_hint[:300]}"

@@ -57,7 +57,7 @@ _GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*)*")
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
-_CONTINUED = re.compile(r"(?:[ \t\f\v]|--[^\n\r]*)*[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
+_CONTINUED = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
 _END_OF_DATA = re.compile(r"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
 _REST_OF_LINE = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 # Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
@@ -283,6 +283,17 @@ def _token(text: str, at: int, backslashes: bool) -> tuple[str, int]:
     return kind, (_AFTER[kind](text, at, end) if kind in _AFTER else end)
 
 
+def body_of(text: str, start: int) -> int:
+    """Where the first string of the statement that begins at `start` stands: the body of a DO block."""
+    at, kind = start, ""
+    while at < len(text):
+        start = at
+        kind, at = _token(text, at, backslashes=False)
+        if kind in ("dollar", "string", "escaped"):
+            break
+    return start
+
+
 # --- Scanning -------------------------------------------------------------------------------------------------------
 
 
@@ -429,10 +440,13 @@ def checksum(text: str) -> str:
 
 # --- Scripts --------------------------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"^\s*--\s*no-transaction\s*$", re.MULTILINE | re.IGNORECASE)
+_MARK = re.compile(r"^\s*--\s*no-transaction\b", re.MULTILINE | re.IGNORECASE)
 _CONTROL_REFUSAL = (
     "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
     "or write -- no-transaction in its first line if it must not be one"
+)
+_UNIT_REFUSAL = (
+    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around what belongs together"
 )
 _INSTEAD = {
     ("\\i", "\\ir", "\\include", "\\include_relative"): "put the SQL of that file here, or into a migration of its own",
@@ -518,7 +532,7 @@ def read_script(text: str) -> Script:
         if _is_idle_command(statement):
             left_out.append(statement)
             continue
-        opening += [statement] if count < 2 else []
+        opening += [statement] if count < 8 else []
         last = statement
         count += 1
         if statement.is_rows:
@@ -533,19 +547,22 @@ def read_script(text: str) -> Script:
         pieces = pieces or statement.data is not None or changes_reading(statement)
     unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
     begin = "BEGIN"
-    if not unwrapped:
+    if unwrapped:
+        _check_units(controls)
+    elif opening and last:
         begin, own = _own_transaction(opening, last, controls)
         left_out += own
         count -= len(own)
         wild = [statement for statement in controls if statement not in own]
         if wild:
-            raise ScanError(_CONTROL_REFUSAL.format(wild[0].words[0]), wild[0].start)
+            at = wild[1] if len(wild) > 1 and wild[0] is opening[0] else wild[0]
+            raise ScanError(_CONTROL_REFUSAL.format(at.words[0]), at.start)
     first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
     return Script(text, unwrapped, begin, count, first, created, "1:" + digest.hexdigest(), pieces, tuple(left_out))
 
 
 def _own_transaction(
-    opening: list[Statement], last: Optional[Statement], controls: list[Statement]
+    opening: list[Statement], last: Statement, controls: list[Statement]
 ) -> tuple[str, list[Statement]]:
     """How the file's transaction begins, and the statements that are left out for it.
 
@@ -557,12 +574,32 @@ def _own_transaction(
     verbs = [control.transaction_control for control in around]
     if around == [opening[0], last] and verbs == ["BEGIN", "COMMIT"] and "CHAIN" not in around[1].words:
         own = around
-        begin += [token for token in around[0].tokens[1:] if token.upper() not in ("WORK", "TRANSACTION")]
-    modes = opening[1:] if own else opening[:1]
-    if modes and modes[0].words[:2] == ("SET", "TRANSACTION"):
-        own.append(modes[0])
-        begin += [";", *modes[0].tokens]
+        begin += opening_modes(around[0])
+    for statement in opening[len(own[:1]) :]:
+        if statement.setting != ("transaction", "") and statement.words[1:3] != ("SESSION", "TRANSACTION"):
+            break
+        own.append(statement)
+        begin += [";", *statement.tokens]
+    if "ONLY" in (token.upper() for token in begin):
+        raise ScanError("a READ ONLY transaction cannot record that this file is applied: remove that", own[0].start)
     return " ".join(begin), own
+
+
+def opening_modes(statement: Statement) -> list[str]:
+    """What a BEGIN says of its transaction, such as ISOLATION LEVEL SERIALIZABLE."""
+    return [token for token in statement.tokens[1:] if token.upper() not in ("WORK", "TRANSACTION")]
+
+
+def _check_units(controls: list[Statement]) -> None:
+    """In a marked file, BEGIN and COMMIT come in pairs; a COMMIT with nothing open is harmless, as in psql."""
+    opened: Optional[Statement] = None
+    for statement in controls:
+        control = statement.transaction_control
+        if control not in ("BEGIN", "COMMIT") or "CHAIN" in statement.words or (opened and control == "BEGIN"):
+            raise ScanError(_UNIT_REFUSAL.format(" ".join(statement.tokens[:3]).upper()), statement.start)
+        opened = statement if control == "BEGIN" else None
+    if opened:
+        raise ScanError(_UNIT_REFUSAL.format("BEGIN without COMMIT"), opened.start)
 
 
 def changes_reading(statement: Statement) -> bool:
@@ -590,8 +627,6 @@ def _refusal(statement: Statement, text: str) -> Optional[str]:
     control = statement.transaction_control
     if control and control.split()[-1] in ("PREPARED", "TRANSACTION"):
         return f"{control} is not possible here: a prepared transaction would outlive the run"
-    if control not in (None, "BEGIN", "COMMIT"):
-        return _CONTROL_REFUSAL.format(statement.words[0])
     if statement.copies == "STDOUT":
         return "COPY … TO STDOUT has no one to write to: remove it"
     name, value = statement.setting or ("", "")

@@ -46,12 +46,14 @@ FOLDERS: dict[str, dict[str, str]] = {
     },
     "backslashes in strings": {
         "1.sql": T
-        + "SET standard_conforming_strings = off;\nINSERT INTO t VALUES (1, 'it\\'s; \\\\');\nINSERT INTO t VALUES (2);",
+        + "SET standard_conforming_strings = off;\nINSERT INTO t VALUES (1, 'it\\'s; \\\\');\n"
+        + "INSERT INTO t VALUES (2);",
         "2.sql": "INSERT INTO t VALUES (3, 'a\\');\nINSERT INTO t VALUES (4, 'b');",
     },
     "copy": {
         "1.sql": T + "COPY t FROM stdin;\n1\tx;y\n2\t\\N\n3\tit's\n\\.\nINSERT INTO t VALUES (4, '\\.');\n",
-        "2.sql": "COPY t (a, b) FROM STDIN WITH (FORMAT csv, DELIMITER ';', NULL 'none');\n5;\"a;\n\"\"b\"\n6;none\n\\.\n",
+        "2.sql": "COPY t (a, b) FROM STDIN WITH (FORMAT csv, DELIMITER ';', NULL 'none');\n"
+        '5;"a;\n""b"\n6;none\n\\.\n',
         "3.sql": "COPY t FROM STDIN DELIMITER '|' NULL '-';\n7|-\n8|--\n\\.\n-- done\nSELECT 1;",
         "4.sql": "COPY t FROM stdin;\r\n9\tcr\r\n\\.\r\n",
         "5.sql": "COPY t FROM stdin;\n\\.\nCOPY t FROM STDIN;\n10\tlast",
@@ -71,7 +73,8 @@ FOLDERS: dict[str, dict[str, str]] = {
         "1.sql": T,
         "2.sql": "CREATE INDEX CONCURRENTLY i ON t (b);",
         "3.sql": "VACUUM t",
-        "4.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY j ON t (b);\nINSERT INTO t VALUES (1);\nBEGIN;\nINSERT INTO t VALUES (2);\nCOMMIT;\n",
+        "4.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY j ON t (b);\nINSERT INTO t VALUES (1);\n"
+        "BEGIN;\nINSERT INTO t VALUES (2);\nCOMMIT;\n",
         "5.sql": "REINDEX INDEX CONCURRENTLY i",
         "6.sql": "DROP INDEX CONCURRENTLY i;",
     },

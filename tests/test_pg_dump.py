@@ -45,7 +45,8 @@ COMMENT ON TABLE users IS 'it''s; a "comment"
 -- of two lines';
 INSERT INTO users (email, tags, data, raw, couple) VALUES
     ('A@example.com', '{"a;b","c\"d",NULL}', '{"a": "\\n;"}', '\x00ff5c', ROW(1, 'x,y')),
-    (E'tab\t\\newline\n;ü', NULL, NULL, '', NULL), ('', '{}', 'null', NULL, ROW(NULL, NULL)), (NULL, NULL, NULL, NULL, NULL),
+    (E'tab\t\\newline\n;ü', NULL, NULL, '', NULL),
+    ('', '{}', 'null', NULL, ROW(NULL, NULL)), (NULL, NULL, NULL, NULL, NULL),
     ('\.', NULL, NULL, NULL, NULL), ('\N', NULL, NULL, NULL, NULL), ('$$', NULL, NULL, NULL, NULL);
 INSERT INTO "Mixed; Case" ("strange "" name", price) SELECT 'row ' || i, i FROM generate_series(1, 300) i;
 INSERT INTO parts VALUES (1, '2026-05-05');
@@ -53,7 +54,11 @@ INSERT INTO base VALUES (1); INSERT INTO child VALUES (2), (3);
 INSERT INTO other.t (a) VALUES ('--'), ('/*'), ('''');
 REFRESH MATERIALIZED VIEW counted;
 """
-BEFORE = "CREATE TABLE base (id int); CREATE TABLE parent_of_child (id int PRIMARY KEY); INSERT INTO parent_of_child VALUES (2), (3);"
+BEFORE = """
+CREATE TABLE base (id int);
+CREATE TABLE parent_of_child (id int PRIMARY KEY);
+INSERT INTO parent_of_child VALUES (2), (3);
+"""
 
 
 @pytest.fixture
@@ -80,9 +85,14 @@ def dump(world: World, major: int, *options: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--inserts",), ("--column-inserts", "--rows-per-insert=7"), ("--clean", "--if-exists")]
+    ("major", "options"),
+    [
+        *((major, ()) for major in clients.MAJORS),
+        (18, ("--inserts",)),
+        (18, ("--column-inserts", "--rows-per-insert=7")),
+        (18, ("--clean", "--if-exists")),
+    ],
 )
-@pytest.mark.parametrize("major", clients.MAJORS)
 def test_pg_dump_of_rich_database_applied_gives_the_same_database(
     world: World, original: World, major: int, options: tuple[str, ...]
 ) -> None:

@@ -1,0 +1,914 @@
+"""A file is applied once, whole or not at all, and a failure says where, what, in which state, and what to do."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import initializer
+import psycopg2
+import pytest
+from harness.database import drop_database
+from harness.world import Context, World
+from initializer import MigrationError
+
+MEND = "Rolled back. Mend the file and deploy again. Applied in this run: nothing."
+MARK_IT = (
+    "Rolled back. This file of several statements is one transaction: put the statement into a file of its own, or "
+    "write -- no-transaction in the first line, and deploy again. Applied in this run: nothing."
+)
+
+
+@pytest.fixture(autouse=True)
+def _without_users(world: World) -> None:
+    """Users are no matter here, and take half of the time."""
+    world.environ["CREATE_USERS"] = "false"
+
+
+def failure(world: World, **environ: str) -> str:
+    """The message with which the deployment fails."""
+    with pytest.raises(MigrationError) as caught:
+        world.deploy(**environ)
+    return str(caught.value)
+
+
+def fail_with(world: World, text: str, name: str = "001_a.sql") -> str:
+    world.write(name, text)
+    return failure(world)
+
+
+def names(report: dict[str, Any]) -> list[str]:
+    return [entry["name"] for entry in report["applied"]]
+
+
+def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What files said by RAISE NOTICE, as it stands in the log."""
+    return [vars(record)["text"] for record in caplog.records if vars(record).get("severity") == "NOTICE"]
+
+
+# --- Whole or not at all --------------------------------------------------------------------------------------------
+
+
+def test_apply_file_and_row_commit_together(world: World) -> None:
+    """The row is written by the transaction that did the file's work."""
+    world.write("001_a.sql", "CREATE TABLE a (x xid8 DEFAULT pg_current_xact_id()); INSERT INTO a DEFAULT VALUES;")
+
+    world.deploy()
+
+    assert world.sql("SELECT x::xid = m.xmin FROM a, schema_migrations m") == [(True,)]
+
+
+def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(world: World) -> None:
+    """The failing file is rolled back whole; what came before stays, what comes behind waits; mended, all goes on."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nINSERT INTO a VALUES (1);\nSELECT 1 / 0;\n")
+    world.write("003_c.sql", "CREATE TABLE c (i int);")
+
+    message = failure(world)
+
+    assert message == (
+        "002_b.sql:3: division by zero (22012). Rolled back. Mend the file and deploy again. "
+        "Applied in this run: 001_a. Not tried: 003_c."
+    )
+    assert (world.applied(), world.tables()) == (["001_a"], ["a"])
+    assert world.sql("SELECT * FROM a") == []
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nINSERT INTO a VALUES (1);\n")
+    assert names(world.deploy()) == ["002_b", "003_c"]
+    assert world.sql("SELECT * FROM a") == [(1,)]
+
+
+def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> None:
+    """Without its row a file has not happened."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+    world.sql("ALTER TABLE schema_migrations ADD CHECK (migration_name <> '002_b')")
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nCREATE TABLE c (i int);")
+
+    message = failure(world)
+
+    assert 'check constraint "schema_migrations_migration_name_check" (23514), which showed at the end' in message
+    assert (world.applied(), world.tables()) == (["001_a"], ["a"])
+
+
+def test_apply_statement_that_succeeds_when_repeated_commits_once(world: World) -> None:
+    """The second attempt, which looks for the place of the failure, is an attempt: if it succeeds, it counts."""
+    world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
+    world.write(
+        "002_b.sql",
+        "INSERT INTO a VALUES (1);\nDO $$ BEGIN IF nextval('tries') = 1 THEN RAISE 'not yet'; END IF; END $$;\n",
+    )
+
+    report = world.deploy()
+
+    assert names(report) == ["001_a", "002_b"]
+    assert (world.applied(), world.sql("SELECT * FROM a")) == (["001_a", "002_b"], [(1,)])
+
+
+def test_apply_own_savepoints_work(world: World) -> None:
+    """Savepoints belong to the file."""
+    world.write(
+        "001_a.sql",
+        "CREATE TABLE a (i int); SAVEPOINT s; INSERT INTO a VALUES (1); ROLLBACK TO s; INSERT INTO a VALUES (2);"
+        "RELEASE s;",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT * FROM a") == [(2,)]
+
+
+# --- file:line:column where PostgreSQL gives a position -------------------------------------------------------------
+
+POSITIONS = {
+    "first character": ("SELEC 1;", "1:1", 'syntax error at or near "SELEC" (42601)'),
+    "third line": ("SELECT 1;\n\n  SELECT oops;", "3:10", 'column "oops" does not exist (42703)'),
+    "behind non-ASCII text": (
+        "SELECT 'größe', '😀' AS é;\nSELECT '😀é', oops;",
+        "2:14",
+        'column "oops" does not exist',
+    ),
+    "behind a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
+    "CRLF": ("SELECT 1;\r\nSELECT\r\n  oops;\r\n", "3:3", 'column "oops" does not exist (42703)'),
+    "behind a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
+    "end of the text": ("SELECT 1;\nSELECT (1", "2:10", "syntax error at end of input (42601)"),
+    "end of the only statement": ("CREATE TABLE a (\n  i int", "2:8", "syntax error at end of input (42601)"),
+    "behind BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
+    "unclosed string": ("SELECT 1;\nSELECT 'it", "2:8", "this string is never closed (a ' inside it is written twice)"),
+    "a single dollar": ("DO $\nBEGIN\nEND\n$;", "1:4", 'syntax error at or near "$" (42601)'),
+    "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "abc" (22P02)'),
+    "in a function's body": (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETRN 1;\nEND $$;",
+        "3:3",
+        'syntax error at or near "RETRN" (42601)',
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "place", "said"), POSITIONS.values(), ids=POSITIONS)
+def test_error_with_a_position_begins_with_line_and_column(world: World, text: str, place: str, said: str) -> None:
+    """Where PostgreSQL names a character, the message names its line and column in the file, in characters."""
+    message = fail_with(world, text)
+
+    assert message.startswith(f"001_a.sql:{place}: {said}")
+    assert world.tables() == []
+
+
+def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> None:
+    """The verdict stands in the first line; PostgreSQL's HINT follows."""
+    world.write("001_a.sql", "CREATE TABLE users (email text);")
+    world.write("002_b.sql", "SELECT emial FROM users;")
+    world.write("003_c.sql", "SELECT 1;")
+
+    assert failure(world) == (
+        '002_b.sql:1:8: column "emial" does not exist (42703). Rolled back. Mend the file and deploy again. '
+        "Applied in this run: 001_a. Not tried: 003_c.\n"
+        'HINT: Perhaps you meant to reference the column "users.email".'
+    )
+
+
+# --- file:line where it gives none ----------------------------------------------------------------------------------
+
+BEFORE = (
+    "CREATE TABLE t (i int PRIMARY KEY, n text NOT NULL, CONSTRAINT small CHECK (i < 10));\n"
+    "INSERT INTO t VALUES (1, 'x');"
+)
+LINES = {
+    "duplicate table": ("CREATE TABLE t (i int);", 'relation "t" already exists (42P07)'),
+    "duplicate key": (
+        "INSERT INTO t VALUES (1, 'y');",
+        'duplicate key value violates unique constraint "t_pkey" (23505)',
+    ),
+    "unknown role": ("GRANT SELECT ON t TO nobody_such;", 'role "nobody_such" does not exist (42704)'),
+    "null": (
+        "INSERT INTO t VALUES (2, NULL);",
+        'null value in column "n" of relation "t" violates not-null constraint',
+    ),
+    "check": ("INSERT INTO t VALUES (11, 'x');", 'new row for relation "t" violates check constraint "small" (23514)'),
+    "RAISE": ("DO $$ BEGIN RAISE 'no good'; END $$;", "no good (P0001)"),
+    "division": ("SELECT 1 / (i - 1) FROM t;", "division by zero (22012)"),
+    "dropped": ("DROP TABLE nothing;", 'table "nothing" does not exist (42P01)'),
+    "dependent objects": (
+        "CREATE VIEW v AS SELECT * FROM t;DROP TABLE t;",
+        "cannot drop table t because other objects",
+    ),
+    "statement timeout": ("SET statement_timeout = 50; SELECT pg_sleep(5);", "canceling statement due to statement"),
+    "not in a transaction": ("VACUUM t;", "VACUUM cannot run inside a transaction block (25001)"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), LINES.values(), ids=LINES)
+def test_error_without_a_position_begins_with_the_statements_line(world: World, text: str, said: str) -> None:
+    """Where PostgreSQL names no character, the message names the line of the statement that failed."""
+    message = fail_with(world, f"{BEFORE}\n\n-- comment\n{text}\nSELECT 2;\n")
+
+    assert message.startswith(f"001_a.sql:5: {said}")
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+def test_error_without_a_position_in_a_file_of_one_statement_names_its_line(world: World) -> None:
+    """A single statement needs no second attempt to be named."""
+    assert fail_with(world, "-- comment\n\nDROP TABLE nothing;\n") == (
+        f'001_a.sql:3: table "nothing" does not exist (42P01). {MEND}'
+    )
+
+
+def test_error_in_set_transaction_names_its_line(world: World) -> None:
+    """What is moved in front of the file's savepoint keeps its line."""
+    message = fail_with(world, "\nSET TRANSACTION SNAPSHOT 'nonsense';\n\nSELECT 1;\nSELECT 2;\n")
+
+    assert re.match(r"001_a\.sql:2(:\d+)?: a snapshot-importing transaction must have isolation level", message)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1;\nDO $$\nBEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
+        "SELECT 1;\nDO LANGUAGE plpgsql\n$body$ BEGIN\n  PERFORM '$x$';\n  RAISE 'no good';\nEND $body$;",
+        "SELECT 1;\nDO -- costs $5\n$$ BEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
+        "SELECT 1;\nDO '\nBEGIN\n  PERFORM 1;\n  RAISE ''no good'';\nEND';",
+        "DO $$\n\n\nBEGIN\n  RAISE 'no good';\nEND $$;",
+    ],
+    ids=["dollars", "a tag and a language", "a dollar in a comment", "a string", "the only statement"],
+)
+def test_error_inside_do_block_adds_its_own_line(world: World, text: str) -> None:
+    """A DO block is named by its statement's line, and the line inside it as a line of the file."""
+    message = fail_with(world, text)
+
+    line = 1 if text.startswith("DO") else 2
+    assert message == f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+
+
+def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
+    """Where PostgreSQL names the character inside a DO block, there is nothing to add."""
+    assert fail_with(world, "SELECT 1;\nDO $$\nBEGIN\n  RETRN 1;\nEND $$;") == (
+        f'001_a.sql:4:3: syntax error at or near "RETRN" (42601). {MEND}'
+    )
+
+
+def test_error_inside_function_names_the_function_and_its_line(world: World) -> None:
+    """What fails inside a function is named by the statement that calls it, the function, and its own line."""
+    world.write(
+        "001_a.sql", "CREATE FUNCTION f(n int) RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETURN 1 / n;\nEND $$;"
+    )
+    world.write("002_b.sql", "SELECT 1;\nSELECT f(0);")
+
+    message = failure(world)
+
+    assert message.splitlines() == [
+        f"002_b.sql:2: division by zero (22012). {MEND.replace('nothing', '001_a')}",
+        "IN: function f(integer), its line 3",
+    ]
+
+
+DEFERRED = {
+    "foreign key": (
+        "CREATE TABLE p (i int PRIMARY KEY);\n"
+        "CREATE TABLE c (i int CONSTRAINT to_p REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO c VALUES (1);",
+        'insert or update on table "c" violates foreign key constraint "to_p" (23503)',
+        "ON: constraint to_p, table c",
+    ),
+    "unique": (
+        "CREATE TABLE c (i int CONSTRAINT one UNIQUE DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO c VALUES (1);\nINSERT INTO c VALUES (1);",
+        'duplicate key value violates unique constraint "one" (23505)',
+        "ON: constraint one, table c",
+    ),
+    "constraint trigger": (
+        "CREATE TABLE c (i int);\n"
+        "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'c is wrong'; END $$;\n"
+        "CREATE CONSTRAINT TRIGGER judge AFTER INSERT ON c DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+        "EXECUTE FUNCTION judge();\nINSERT INTO c VALUES (1);",
+        "c is wrong (P0001)",
+        "IN: function judge(), its line 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said", "where"), DEFERRED.values(), ids=DEFERRED)
+def test_error_of_deferred_constraint_names_itself_and_the_end_of_the_file(
+    world: World, text: str, said: str, where: str
+) -> None:
+    """A deferred check speaks when the file is over; it names itself, since no single statement is to blame."""
+    message = fail_with(world, text)
+
+    last = text.count("\n") + 1
+    assert message.splitlines() == [
+        f"001_a.sql:{last}: {said}, which showed at the end of the file. {MEND}",
+        where,
+    ]
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+def test_deferred_constraint_trigger_sees_the_files_own_session(world: World) -> None:
+    """Deferred triggers fire before the session is put back, as they would at the file's own COMMIT."""
+    world.write(
+        "001_a.sql",
+        "CREATE SCHEMA s; CREATE TABLE s.t (i int); CREATE TABLE s.seen (path text);\n"
+        "CREATE FUNCTION s.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN\n"
+        "  INSERT INTO seen VALUES (current_setting('search_path')); RETURN NULL; END $$;\n"
+        "CREATE CONSTRAINT TRIGGER note AFTER INSERT ON s.t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "
+        "EXECUTE FUNCTION s.note();\nSET search_path = s; INSERT INTO t VALUES (1);",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT path FROM s.seen") == [("s",)]
+
+
+# --- No row data ----------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2"
+ROW_DATA = {
+    "unique index over rows": "CREATE UNIQUE INDEX u ON people (pin);",
+    "not null over rows": "INSERT INTO people SELECT NULL, pin FROM people;",
+    "check over rows": "ALTER TABLE people ADD CONSTRAINT short CHECK (length(pin) < 3);",
+    "check of a row": "ALTER TABLE people ADD CONSTRAINT short CHECK (i > 0); UPDATE people SET i = -1;",
+    "foreign key": "ALTER TABLE people ADD FOREIGN KEY (pin) REFERENCES pins;",
+    "cast to integer": "SELECT pin::int FROM people;",
+    "cast of a value with a quote": "SELECT ('a\"' || pin)::int FROM people;",
+    "cast of a long value": "SELECT (pin || repeat('x', 500))::int FROM people;",
+    "cast in ALTER TABLE": "ALTER TABLE people ALTER pin TYPE date USING pin::date;",
+    "cast to json": "SELECT pin::json FROM people;",
+    "cast to uuid": "SELECT pin::uuid FROM people;",
+    "cast to an array": "SELECT ('{a,\"' || pin)::text[] FROM people;",
+    "too long": "ALTER TABLE people ADD q varchar(2); UPDATE people SET q = pin;",
+    "regular expression": "SELECT 'x' ~ ('(' || pin) FROM people;",
+    "unit of time": "SELECT date_trunc(pin, now()) FROM people;",
+    "partition": "CREATE TABLE parts (pin text) PARTITION BY LIST (pin); INSERT INTO parts SELECT pin FROM people;",
+    "exclusion": "ALTER TABLE people ADD CONSTRAINT apart EXCLUDE (pin WITH =);",
+}
+
+
+@pytest.mark.parametrize("text", ROW_DATA.values(), ids=ROW_DATA)
+def test_error_about_rows_tells_nothing_of_them(
+    world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    """No value out of a row stands in the message or in the log (SQLSTATE classes 22 and 23)."""
+    world.write(
+        "001_a.sql",
+        "CREATE TABLE pins (pin text PRIMARY KEY); CREATE TABLE people (i int NOT NULL, pin text);\n"
+        f"INSERT INTO people VALUES (1, '{SECRET}'), (2, '{SECRET}');",
+    )
+    world.write("002_b.sql", f"SELECT 1;\n{text}")
+
+    message = failure(world)
+
+    assert re.match(r"002_b\.sql:2: .+ \(2[23][0-9A-Z]{3}\)", message)
+    assert SECRET not in message + caplog.text + "".join(capfd.readouterr())
+
+
+def test_error_about_rows_names_constraint_table_and_column(world: World) -> None:
+    """Instead of the row's data, what it violated is named."""
+    message = fail_with(world, f"{BEFORE}\nINSERT INTO t VALUES (2, NULL);")
+
+    assert message.splitlines()[1:] == ["ON: table t, column n"]
+
+
+def test_error_of_another_class_keeps_its_detail(world: World) -> None:
+    """Where DETAIL cannot hold a row it is shown, since it says what to do."""
+    message = fail_with(world, "CREATE TABLE t (i int);\nCREATE VIEW v AS SELECT * FROM t;\nDROP TABLE t;")
+
+    assert message.splitlines()[1:] == [
+        "DETAIL: view v depends on table t",
+        "HINT: Use DROP ... CASCADE to drop the dependent objects too.",
+    ]
+
+
+def test_error_message_stays_short(world: World) -> None:
+    """A message of any length stays under 1,500 characters, its verdict in the first line."""
+    message = fail_with(world, "DO $$ BEGIN RAISE '%', repeat('x', 9000) USING DETAIL = repeat('y', 9000); END $$;")
+
+    assert len(message) <= 1500
+    assert MEND in message.splitlines()[0]
+
+
+# --- Odd files ------------------------------------------------------------------------------------------------------
+
+ODD = {
+    "empty": "",
+    "white space": " \n\r\n\t",
+    "line comment": "-- nothing",
+    "block comment": "/* nothing */",
+    "lone semicolon": ";",
+    "semicolons": ";;\n;",
+    "BOM": "\ufeffCREATE TABLE a (i int);",
+    "BOM alone": "\ufeff",
+    "CRLF": "CREATE TABLE a (\r\n  i int\r\n);\r\nINSERT INTO a VALUES (1);\r\n",
+    "percent signs": "CREATE TABLE a (i int DEFAULT 7 % 4, t text DEFAULT '%s %(x)s %');",
+    "no final newline": "CREATE TABLE a (i int);",
+    "no final semicolon": "CREATE TABLE a (i int)",
+    "comment at the end": "CREATE TABLE a (i int) -- the end",
+    "block comment at the end": "CREATE TABLE a (i int); /* the end */",
+    "non-ASCII text": "CREATE TABLE größe (straße text DEFAULT '😀 日本');",
+    "own transaction": "BEGIN;\nCREATE TABLE a (i int);\nCOMMIT;",
+    "own transaction around nothing": "BEGIN; COMMIT;",
+    "own transaction in other words": "START TRANSACTION; CREATE TABLE a (i int); END",
+    "results": "SELECT 1; SELECT 2 WHERE false; VALUES (1), (2)",
+    "dollars": "CREATE TABLE a (a$b$c int); DO $x$ BEGIN PERFORM '$$'; END $x$",
+}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_apply_odd_file_is_applied(world: World, text: str) -> None:
+    """Files that look unusual are applied and recorded, and do not block what is behind them."""
+    world.write("001_a.sql", text)
+    world.write("002_last.sql", "CREATE TABLE last (i int);")
+
+    world.deploy()
+
+    assert world.applied() == ["001_a", "002_last"]
+    assert world.tables() == [*re.findall(r"TABLE (\w+)", text), "last"]
+
+
+def test_apply_text_arrives_as_written(world: World) -> None:
+    """Percent signs, quotes, backslashes and characters of any width arrive as they stand in the file."""
+    values = ["%s", "100%", "%(a)s", "C:\\new", "é😀日本", "it''s"]
+    world.write("001_a.sql", "CREATE TABLE a (t text);" + "".join(f"INSERT INTO a VALUES ('{v}');\n" for v in values))
+
+    world.deploy()
+
+    assert [text for (text,) in world.sql("SELECT t FROM a")] == [*values[:-1], "it's"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "001_größe 日本",
+        "001 with blanks",
+        "001_it's",
+        '001_"quoted"',
+        "001_back\\slash",
+        "001_100%s",
+        "001_$$;--",
+    ],
+)
+def test_apply_odd_file_name_is_recorded_as_it_is(world: World, name: str) -> None:
+    """A file's name is recorded as it stands in the folder, and recognised by that; it is named so in an error."""
+    world.write(f"{name}.sql", "CREATE TABLE a (i int);")
+
+    world.deploy()
+
+    assert world.applied() == [name]
+    assert names(world.deploy()) == []
+    world.write(f"9{name}.sql", "CREATE TABLE a (i int);")
+    assert failure(world).startswith(f'9{name}.sql:1: relation "a" already exists (42P07)')
+
+
+REFUSED_BYTES = {
+    "Latin-1": (b"SELECT 1;\nSELECT 'gr\xf6\xdfe';\n", "001_a.sql:2: byte 0xf6 is not UTF-8. "),
+    "UTF-16": ("SELECT 1;".encode("utf-16"), "001_a.sql:1: byte 0xff is not UTF-8. "),
+    "UTF-16 without BOM": ("SELECT 1;".encode("utf-16-le"), "001_a.sql:1:2: a NUL character"),
+    "NUL": (b"SELECT 1;\r\nSELECT '\0';", "001_a.sql:2:9: a NUL character, which PostgreSQL cannot take. "),
+}
+
+
+@pytest.mark.parametrize(("data", "beginning"), REFUSED_BYTES.values(), ids=REFUSED_BYTES)
+def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(
+    world: World, data: bytes, beginning: str
+) -> None:
+    """A file that is not UTF-8, or holds a NUL, is refused with the place; nothing has run, not even earlier files."""
+    world.write("000_first.sql", "CREATE TABLE first (i int);")
+    (world.folder / "001_a.sql").write_bytes(data)
+
+    message = failure(world)
+
+    assert message.startswith(beginning)
+    assert "Nothing has been applied." in message
+    assert "UTF-8" in message.split("applied.")[1]
+    assert world.tables() == []
+
+
+def test_apply_notices_reach_the_log_all_of_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What a file says by RAISE NOTICE stands in the log, also where psycopg2 would keep only the last 50."""
+    world.write("001_a.sql", "DO $$ BEGIN FOR i IN 1..60 LOOP RAISE NOTICE 'größe % of 60', i; END LOOP; END $$;")
+
+    world.deploy()
+
+    assert notices(caplog) == [f"größe {i} of 60" for i in range(1, 61)]
+
+
+# --- Transactions of the file's own ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("SELECT 1;", "read committed"),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT;", "serializable"),
+        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE; SELECT 1; COMMIT;", "repeatable read"),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;", "serializable"),
+        ("BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1; COMMIT;", "repeatable read"),
+        ("SET LOCAL TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;", "serializable"),
+    ],
+    ids=["none", "BEGIN", "START TRANSACTION", "SET TRANSACTION", "SET TRANSACTION in BEGIN", "SET LOCAL TRANSACTION"],
+)
+def test_apply_transaction_modes_of_the_file_are_honoured(world: World, text: str, level: str) -> None:
+    """A file runs in the isolation level that it asks for, and only that file."""
+    world.write("001_a.sql", "CREATE TABLE seen (level text);")
+    world.write(
+        "002_b.sql", text.replace("SELECT 1", "INSERT INTO seen VALUES (current_setting('transaction_isolation'))")
+    )
+    world.write("003_c.sql", "INSERT INTO seen VALUES (current_setting('transaction_isolation'))")
+
+    world.deploy()
+
+    assert world.sql("SELECT level FROM seen") == [(level,), ("read committed",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("CREATE TABLE b (i int);\nCOMMIT;\nCREATE TABLE c (i int);", "2:1: COMMIT"),
+        ("CREATE TABLE b (i int);\n  ROLLBACK;", "2:3: ROLLBACK"),
+        ("BEGIN;\nCREATE TABLE b (i int);", "1:1: BEGIN"),
+        ("CREATE TABLE b (i int);\nEND;", "2:1: END"),
+    ],
+    ids=["COMMIT", "ROLLBACK", "BEGIN", "END"],
+)
+def test_apply_transaction_control_in_a_later_file_is_refused_before_anything_ran(
+    world: World, text: str, place: str
+) -> None:
+    """What would cut a file in two is refused with its place; files before it have not run either."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("002_b.sql", text)
+
+    message = failure(world)
+
+    assert message == (
+        f"002_b.sql:{place} opens or ends a transaction, but a file is one transaction as a whole: split the file "
+        "here, or write -- no-transaction in its first line if it must not be one. Nothing has been applied. Mend the "
+        "file and deploy again."
+    )
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+def test_apply_commit_hidden_in_a_procedure_is_refused_by_postgresql(world: World) -> None:
+    """A transaction cannot be ended behind our back either: PostgreSQL refuses, and nothing has happened."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);\nDO $$ BEGIN INSERT INTO a VALUES (1); COMMIT; END $$;")
+
+    message = failure(world)
+
+    assert message.splitlines()[0] == f"001_a.sql:2: invalid transaction termination (2D000). {MARK_IT}"
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+# --- What cannot run in a transaction -------------------------------------------------------------------------------
+
+TABLE = "CREATE TABLE t (i int, s text); CREATE INDEX old ON t (i);"
+ALONE = {
+    "CREATE INDEX CONCURRENTLY": ("CREATE INDEX CONCURRENTLY new ON t (i)", "SELECT count(*) = 2 FROM pg_index {t}"),
+    "without a name": ("CREATE INDEX CONCURRENTLY ON t (s);", "SELECT count(*) = 2 FROM pg_index {t}"),
+    "in its own transaction": (
+        "BEGIN; CREATE INDEX CONCURRENTLY new ON t (i); COMMIT;",
+        "SELECT count(*) = 2 FROM pg_index {t}",
+    ),
+    "DROP INDEX CONCURRENTLY": ("DROP INDEX CONCURRENTLY old;", "SELECT count(*) = 0 FROM pg_index {t}"),
+    "REINDEX CONCURRENTLY": (
+        "REINDEX TABLE CONCURRENTLY t;",
+        "SELECT relfilenode <> (SELECT i FROM t) AND indisvalid FROM pg_index, pg_class c {t} AND c.oid = indexrelid",
+    ),
+    "VACUUM": (
+        "-- now\nVACUUM t -- done",
+        "SELECT relallvisible >= 0 AND relpages > 0 FROM pg_class WHERE relname = 't'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "done"), ALONE.values(), ids=ALONE)
+def test_apply_single_statement_that_cannot_run_in_a_transaction_runs_outside(
+    world: World, text: str, done: str
+) -> None:
+    """A file of one statement has no atomicity to lose: where PostgreSQL wants no transaction, it gets none."""
+    world.write("001_a.sql", TABLE)
+    world.write("002_b.sql", "INSERT INTO t SELECT relfilenode::bigint::int FROM pg_class WHERE relname = 'old';")
+    world.write("003_c.sql", text)
+
+    report = world.deploy()
+
+    assert names(report) == ["001_a", "002_b", "003_c"]
+    assert world.sql(done.format(t="WHERE indrelid = 't'::regclass")) == [(True,)]
+    assert names(world.deploy()) == []
+
+
+def test_apply_create_database_runs_outside(world: World) -> None:
+    """Even a database can be created."""
+    name = world.dbname + "_more"
+    world.write("001_a.sql", f"CREATE DATABASE {name};")
+    try:
+        world.deploy()
+
+        assert world.sql("SELECT count(*) FROM pg_database WHERE datname = %s", name) == [(1,)]
+    finally:
+        drop_database(world.server, name)
+
+
+def test_apply_single_statement_that_fails_outside_names_its_line(world: World) -> None:
+    """What needs no transaction and fails all the same is an error like any other."""
+    message = fail_with(world, "-- not for us\nALTER SYSTEM SET work_mem = '5MB';")
+
+    assert message.startswith("001_a.sql:2: ")
+    assert "(42501)" in message.splitlines()[0]
+    assert world.applied() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        (
+            "CREATE TABLE b (i int);\nCREATE INDEX CONCURRENTLY new ON t (i);",
+            "002_b.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001). ",
+        ),
+        (
+            "CREATE TABLE b (m mood);\nALTER TYPE mood ADD VALUE 'new';\nINSERT INTO b VALUES ('new');",
+            '002_b.sql:3:23: unsafe use of new value "new" of enum type mood (55P04). ',
+        ),
+        (
+            "CREATE TABLE b (i int);\nDO $$ BEGIN COMMIT; END $$;",
+            "002_b.sql:2: invalid transaction termination (2D000). ",
+        ),
+    ],
+    ids=["concurrent index", "new enum value", "COMMIT in a block"],
+)
+def test_apply_several_statements_that_need_the_mark_are_told_so(world: World, text: str, beginning: str) -> None:
+    """A file of several statements is not cut up unasked: nothing of it has happened, and the error says what to do."""
+    world.write("001_a.sql", TABLE + "CREATE TYPE mood AS ENUM ('old');")
+    world.write("002_b.sql", text)
+
+    message = failure(world)
+
+    assert message.splitlines()[0] == beginning + MARK_IT.replace("nothing", "001_a")
+    assert (world.applied(), world.tables()) == (["001_a"], ["t"])
+
+
+def test_apply_single_block_that_commits_is_told_to_be_marked(world: World) -> None:
+    """A block that commits by itself runs only where the file says so, also if it stands alone."""
+    message = fail_with(world, "DO $$ BEGIN PERFORM 1; COMMIT; END $$;")
+
+    assert message.startswith("001_a.sql:1: invalid transaction termination (2D000). Rolled back. ")
+    assert "-- no-transaction" in message
+
+
+def test_apply_marked_block_that_commits_runs(world: World) -> None:
+    """With the mark, a back-fill may commit in batches."""
+    world.write("001_a.sql", TABLE + "INSERT INTO t SELECT generate_series(1, 10);")
+    world.write(
+        "002_b.sql",
+        "-- no-transaction\nDO $$ BEGIN WHILE EXISTS (SELECT FROM t WHERE s IS NULL) LOOP\n"
+        "UPDATE t SET s = i WHERE i IN (SELECT i FROM t WHERE s IS NULL LIMIT 3); COMMIT; END LOOP; END $$;",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT count(s), count(DISTINCT xmin::text) FROM t") == [(10, 4)]
+
+
+def progress(world: World) -> list[tuple[Any, ...]]:
+    return world.sql("SELECT migration_name, step FROM schema_migrations_progress ORDER BY step")
+
+
+def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
+    """A marked file runs step by step; what is done stays done, once, and the next run goes on with what failed."""
+    world.write("001_a.sql", TABLE)
+    marked = (
+        "-- no-transaction\nINSERT INTO t VALUES (1);\nCREATE INDEX CONCURRENTLY new ON t (i);\n"
+        "INSERT INTO t VALUES (2);\nINSERT INTO {} VALUES (3);\nINSERT INTO t VALUES (4);\n"
+    )
+    world.write("002_b.sql", marked.format("missing"))
+
+    message = failure(world)
+
+    assert message == (
+        '002_b.sql:5:13: relation "missing" does not exist (42P01). What stands before this statement is done and '
+        "stays. Mend it and deploy again: the run goes on here. Applied in this run: 001_a."
+    )
+    assert world.sql("SELECT i FROM t ORDER BY i") == [(1,), (2,)]
+    assert (world.applied(), progress(world)) == (["001_a"], [("002_b", 1), ("002_b", 2), ("002_b", 3)])
+    world.write("002_b.sql", marked.format("t"))
+    assert names(world.deploy()) == ["002_b"]
+    assert world.sql("SELECT i FROM t ORDER BY i") == [(1,), (2,), (3,), (4,)]
+    assert (world.applied(), progress(world)) == (["001_a", "002_b"], [])
+
+
+def test_apply_marked_file_makes_one_unit_of_a_transaction(world: World) -> None:
+    """In a marked file what stands between BEGIN and COMMIT happens together or not at all."""
+    world.write("001_a.sql", TABLE)
+    marked = "-- no-transaction\nVACUUM t;\nBEGIN;\nINSERT INTO t VALUES (1);\nINSERT INTO {} VALUES (2);\nCOMMIT;\n"
+    world.write("002_b.sql", marked.format("missing"))
+
+    message = failure(world)
+
+    assert message.startswith('002_b.sql:5:13: relation "missing" does not exist (42P01). ')
+    assert world.sql("SELECT i FROM t") == []
+    world.write("002_b.sql", marked.format("t"))
+    world.deploy()
+    assert world.sql("SELECT i FROM t") == [(1,), (2,)]
+
+
+def test_apply_marked_transaction_keeps_its_modes(world: World) -> None:
+    """The modes on a BEGIN count in a marked file too."""
+    world.write("001_a.sql", "CREATE TABLE seen (level text);")
+    world.write(
+        "002_b.sql",
+        "-- no-transaction\nBEGIN ISOLATION LEVEL SERIALIZABLE;\n"
+        "INSERT INTO seen VALUES (current_setting('transaction_isolation'));\nCOMMIT;\nVACUUM seen;",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT level FROM seen") == [("serializable",)]
+
+
+def test_apply_marked_file_with_commit_and_nothing_open_warns(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A COMMIT with nothing open is a warning, as in psql."""
+    world.write("001_a.sql", "-- no-transaction\nCREATE TABLE a (i int);\nCOMMIT;\nVACUUM a;")
+
+    world.deploy()
+
+    assert world.applied() == ["001_a"]
+    assert "COMMIT with nothing open line=3" in caplog.text
+
+
+def test_apply_marked_file_with_a_done_step_edited_is_refused(world: World) -> None:
+    """A step that is done has been edited: that would have no effect, so nothing more of the file runs."""
+    marked = "-- no-transaction\nCREATE TABLE a (i int);\n-- next\nINSERT INTO {} VALUES (1);\n"
+    world.write("001_a.sql", marked.format("missing"))
+    failure(world)
+    world.write("001_a.sql", marked.format("a").replace("i int", "i bigint"))
+
+    message = failure(world)
+
+    assert message.startswith(
+        "001_a.sql:2: this statement has run already, and was edited since; restore it, and put the change behind it. "
+    )
+    assert world.sql("SELECT * FROM a") == []
+    world.write("001_a.sql", marked.format("a").replace("-- next", "/* a comment does not count */"))
+    assert names(world.deploy()) == ["001_a"]
+
+
+def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> None:
+    """A second run of a marked file finds the settings that the first part of the file has made."""
+    world.write("001_a.sql", "CREATE SCHEMA s;")
+    marked = "-- no-transaction\nSET search_path = s;\nCREATE TABLE a (i int);\nINSERT INTO {} VALUES (1);\n"
+    world.write("002_b.sql", marked.format("missing"))
+    failure(world)
+    world.write("002_b.sql", marked.format("a"))
+
+    world.deploy()
+
+    assert world.sql("SELECT * FROM s.a") == [(1,)]
+
+
+def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(world: World) -> None:
+    """Only the concurrent build itself may wait for as long as it takes; what stands behind it may not."""
+    world.write("001_a.sql", TABLE + "CREATE TABLE seen (t text);")
+    world.write(
+        "002_b.sql",
+        "-- no-transaction\nCREATE INDEX CONCURRENTLY new ON t (i);\n"
+        "INSERT INTO seen VALUES (current_setting('lock_timeout'));\n",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT t FROM seen") == [("4s",)]
+
+
+@pytest.mark.parametrize("guard", ["", "IF NOT EXISTS "], ids=["plain", "IF NOT EXISTS"])
+@pytest.mark.parametrize("mark", ["", "-- no-transaction\nSELECT 1;\n"], ids=["alone", "marked"])
+def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
+    world: World, caplog: pytest.LogCaptureFixture, mark: str, guard: str
+) -> None:
+    """What a failed concurrent build leaves behind is dropped before the next attempt, which then builds it."""
+    world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
+    world.write("002_b.sql", f"{mark}CREATE UNIQUE INDEX CONCURRENTLY {guard}once ON t (i);")
+    assert failure(world).startswith(f'002_b.sql:{3 if mark else 1}: could not create unique index "once" (23505). ')
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'once'::regclass"
+    assert world.sql(valid) == [(False,)]
+    world.sql("DELETE FROM t WHERE ctid = '(0,1)'")
+
+    world.deploy()
+
+    assert world.sql(valid) == [(True,)]
+    assert world.applied() == ["001_a", "002_b"]
+    assert "dropping an index that was never finished index=once" in caplog.text
+
+
+def test_error_of_a_concurrent_build_does_not_claim_to_be_rolled_back(world: World) -> None:
+    """A failed concurrent build leaves an INVALID index: the message says so, and that the next run sees to it."""
+    world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
+    world.write("002_b.sql", "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);")
+
+    message = failure(world)
+
+    assert "Rolled back" not in message
+    assert "INVALID" in message
+
+
+# --- In the way for a moment ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def blocker(world: World, seconds: float) -> Iterator[None]:
+    """Another session that holds table a for so long."""
+    with world.connection() as conn, conn.cursor() as cur:
+        cur.execute("BEGIN; LOCK TABLE a")
+        timer = threading.Timer(seconds, lambda: cur.execute("COMMIT"))
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
+
+
+def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that waits too long for a lock is rolled back and tried again, until the other session is done."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
+
+    with blocker(world, 1.2):
+        report = world.deploy(LOCK_TIMEOUT="300ms")
+
+    assert names(report) == ["002_b"]
+    assert "gave way migration=002_b sqlstate=55P03" in caplog.text
+    assert re.search(r'open_transactions="pid \d+ rds_admin', caplog.text)
+
+
+def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After ten attempts, or at the deadline, the message names the statement that waited and what to do."""
+    monkeypatch.setattr(initializer, "RETRIES_WITHOUT_DEADLINE", 1)
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
+
+    with blocker(world, 1.5):
+        message = failure(world, LOCK_TIMEOUT="50ms")
+
+    assert message == (
+        "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. Other sessions were in the way "
+        "each time: invoke again when they are done. Applied in this run: nothing."
+    )
+    assert (world.applied(), world.tables()) == (["001_a"], ["a"])
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
+@pytest.mark.parametrize("mark", ["", "-- no-transaction\n"], ids=["whole", "marked"])
+def test_apply_serialization_failure_and_deadlock_are_tried_again(world: World, mark: str, code: str) -> None:
+    """What failed because of other sessions is tried again, whole: it happens once."""
+    world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
+    world.write(
+        "002_b.sql",
+        f"{mark}INSERT INTO a VALUES (1);\n"
+        f"DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE SQLSTATE '{code}'; END IF; END $$;",
+    )
+
+    report = world.deploy()
+
+    assert names(report) == ["001_a", "002_b"]
+    assert world.sql("SELECT i FROM a") == [(1,)]
+    assert world.sql("SELECT last_value FROM tries") == [(2,)]
+
+
+def test_apply_marked_file_that_took_on_a_role_is_tried_again(world: World) -> None:
+    """A second attempt does not start in the role that the first one took on."""
+    world.write("001_a.sql", "CREATE SEQUENCE tries; GRANT ALL ON SEQUENCE tries TO tablecreator;")
+    world.write(
+        "002_b.sql",
+        "-- no-transaction\nSET ROLE tablecreator;\nCREATE TABLE a (i int);\n"
+        "DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE SQLSTATE '40001'; END IF; END $$;",
+    )
+
+    assert names(world.deploy(CREATE_USERS="true")) == ["001_a", "002_b"]
+
+
+def test_apply_real_deadlock_is_resolved(world: World) -> None:
+    """Two sessions that wait for each other: one is ended by PostgreSQL, and if it is ours, we try again."""
+    world.write("001_a.sql", "CREATE TABLE a (i int); CREATE TABLE b (i int);")
+    world.deploy()
+    world.write("002_b.sql", "LOCK TABLE b;\nLOCK TABLE a;")
+    locked = threading.Event()
+
+    def other() -> None:
+        with world.connection() as conn, conn.cursor() as cur:
+            cur.execute("BEGIN; LOCK TABLE a")
+            locked.set()
+            cur.execute("SELECT pg_sleep(0.3)")
+            try:
+                cur.execute("LOCK TABLE b; COMMIT")
+            except psycopg2.errors.DeadlockDetected:
+                cur.execute("ROLLBACK")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    locked.wait(10)
+
+    report = world.deploy(context=Context(60))
+
+    thread.join(20)
+    assert names(report) == ["002_b"]
+    assert not thread.is_alive()

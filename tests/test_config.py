@@ -1,0 +1,619 @@
+"""Every setting that design and README name, and every mistake in one: said at once, with nothing touched."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import initializer
+import pytest
+from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+
+USERS = "CREATE TABLE users (id int PRIMARY KEY);\n"
+UNTOUCHED = ". Nothing has been touched."
+ABSENT = "does not exist in this account and region (pass its ARN if it lives elsewhere)"
+VARIABLES = [
+    "DB_SECRET_NAME",
+    "DB_USER_SECRET_NAME",
+    "DB_PROXY",
+    "CREATE_USERS",
+    "DB_HOST",
+    "DB_PORT",
+    "DB_NAME",
+    "BASELINE",
+    "ALLOW_EDITED_MIGRATIONS",
+    "MIGRATIONS_TABLE",
+    "ROLE_PREFIX",
+    "LOCK_TIMEOUT",
+]
+TARGETS = ["DB_USER_SECRET_NAME", "DB_PROXY"]
+
+
+@pytest.fixture(autouse=True)
+def _one_migration(world: World) -> None:
+    world.write("001_users.sql", USERS)
+
+
+def touchable(world: World) -> tuple[Any, ...]:
+    """All that a run may change: relations, roles, and the values that each secret has had."""
+    found = world.sql(
+        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace "
+        "UNION ALL SELECT rolname::text FROM pg_roles ORDER BY 1"
+    )
+    names = [secret["Name"] for secret in world.secrets.list_secrets()["SecretList"]]
+    return found, {name: world.versions(name) for name in names}
+
+
+def refusal(world: World, **environ: Optional[str]) -> str:
+    """What the ConfigError of a deployment says, which must have touched nothing."""
+    before = touchable(world)
+
+    with pytest.raises(initializer.ConfigError) as caught:
+        world.deploy(**environ)
+
+    assert touchable(world) == before
+    return str(caught.value)
+
+
+def refusals(world: World, variable: str, values: Iterable[str]) -> dict[str, str]:
+    """What is said of each value of this variable."""
+    return {value: refusal(world, **{variable: value}) for value in values}
+
+
+def our_roles(world: World) -> list[str]:
+    found = world.sql("SELECT rolname FROM pg_roles WHERE rolname ~ '(readwrite|tablecreator|app_rw|app_tc)$'")
+    return sorted(name for (name,) in found)
+
+
+def arn(world: World, name: str) -> str:
+    return str(world.secrets.describe_secret(SecretId=name)["ARN"])
+
+
+def identified(world: World, name: str, how: str) -> str:
+    return arn(world, name) if how == "arn" else name
+
+
+def change_admin(world: World, **changes: Any) -> None:
+    """Change keys of the admin secret's object; None takes one away."""
+    value = {key: value for key, value in {**world.secret("admin"), **changes}.items() if value is not None}
+    world.put_secret("admin", value)
+
+
+# --- Variables ------------------------------------------------------------------------------------------------------
+
+
+def test_admin_secret_name_missing_is_refused(world: World) -> None:
+    """The one required variable is asked for by name and meaning."""
+    assert refusal(world, DB_SECRET_NAME=None) == (
+        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login" + UNTOUCHED
+    )
+
+
+@pytest.mark.parametrize("value", ["", " \t"], ids=["empty", "blank"])
+def test_variable_set_but_empty_is_refused(world: World, value: str) -> None:
+    """A variable that is there and says nothing is a mistake, not a wish for the default."""
+    said = {name: refusal(world, **{name: value}) for name in VARIABLES}
+
+    assert [name for name in VARIABLES if not said[name].startswith(f"{name} is set but empty: give it a value")] == []
+
+
+@pytest.mark.parametrize("name", ["CREATE_USERS", "ALLOW_EDITED_MIGRATIONS"])
+def test_flag_not_a_boolean_is_refused(world: World, name: str) -> None:
+    """Only true and false are understood."""
+    values = ["no", "0", "1", "yes", "truefalse", "true "]
+
+    said = refusals(world, name, values)
+
+    assert said == {value: f'{name} is {value!r}, but must be "true" or "false"{UNTOUCHED}' for value in values}
+
+
+def test_create_users_true_is_read_in_any_case(world: World) -> None:
+    """CDK writes "true", Python's str() writes "True"."""
+    users = [list(world.deploy(CREATE_USERS=value)["users"]) for value in ("true", "True", "TRUE")]
+
+    assert users == [["app_rw", "app_tc"]] * 3
+
+
+def test_create_users_false_touches_no_role_and_no_secret(world: World) -> None:
+    """The migrations run, nothing else; the target secrets are not even looked at."""
+    versions = touchable(world)[1]
+
+    reports = [
+        world.deploy(CREATE_USERS=value, DB_PROXY="not-there", DB_USER_SECRET_NAME="admin")
+        for value in ("false", "False", "FALSE")
+    ]
+
+    assert [report["users"] for report in reports] == [{}] * 3
+    assert world.applied() == ["001_users"]
+    assert our_roles(world) == []
+    assert touchable(world)[1] == versions
+
+
+def test_port_variable_not_a_port_is_refused_by_its_name(world: World) -> None:
+    """The variable is named, for the secret's own port may be right."""
+    values = ["x", "54x2", "-1", "5432.0", "5432 ", "123456", "0", "65536", "99999"]
+
+    said = refusals(world, "DB_PORT", values)
+
+    assert [v for v in values if not said[v].startswith(f"DB_PORT is {v!r}, but must be a port number")] == []
+    assert [value for value in values if "secret admin" in said[value]] == []
+
+
+def test_lock_timeout_of_another_form_is_refused(world: World) -> None:
+    """A number without its unit could be anything, and 0 would wait for ever."""
+    values = ["4", "0s", "0ms", "4 s", "1min", "-1s", "4S", "1.5s", "1000000s", "s"]
+
+    said = refusals(world, "LOCK_TIMEOUT", values)
+
+    form = 'a time such as "4s" or "500ms"'
+    assert said == {value: f"LOCK_TIMEOUT is {value!r}, but must be {form}{UNTOUCHED}" for value in values}
+
+
+def test_lock_timeout_is_in_force_for_migrations(world: World) -> None:
+    """The server works with the time that was set, 4 s by default."""
+    values = {None: 4000, "250ms": 250, "7s": 7000, "999999s": 999_999_000}
+    for number, value in enumerate(values, 2):
+        seen = f"CREATE TABLE seen_{number} AS SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'"
+        world.write(f"{number:03d}_seen.sql", seen)
+
+        world.deploy(LOCK_TIMEOUT=value)
+
+    assert [world.sql(f"SELECT * FROM seen_{number}") for number in range(2, 6)] == [[(ms,)] for ms in values.values()]
+
+
+def test_migrations_table_not_a_plain_identifier_is_refused(world: World) -> None:
+    """A name that has to be quoted is refused, and one that leaves no room for the names made from it."""
+    values = ["Migrations", "a b", "public.x", "x-y", '"x"', "1st", "x;", "größe", "a" * 50]
+
+    said = refusals(world, "MIGRATIONS_TABLE", values)
+
+    form = "lower-case letters, digits and _, at most 49 characters"
+    assert said == {value: f"MIGRATIONS_TABLE is {value!r}, but must be {form}{UNTOUCHED}" for value in values}
+
+
+@pytest.mark.parametrize("value", ["_m2", "user", "a" * 49], ids=["plain", "reserved word", "longest"])
+def test_migrations_table_holds_the_applied_names(world: World, value: str) -> None:
+    """Any plain identifier serves; the default table is not made."""
+    world.deploy(MIGRATIONS_TABLE=value)
+
+    assert world.applied(value) == ["001_users"]
+    assert world.sql("SELECT to_regclass('public.schema_migrations')") == [(None,)]
+
+
+def test_role_prefix_not_a_plain_identifier_is_refused(world: World) -> None:
+    """Four role names begin with it, none of which should need quotes or be cut off."""
+    values = ["Shop_", "shop-", "1_", "ä_", "a b", "a" * 42]
+
+    said = refusals(world, "ROLE_PREFIX", values)
+
+    form = "lower-case letters, digits and _, at most 41 characters"
+    assert said == {value: f"ROLE_PREFIX is {value!r}, but must be {form}{UNTOUCHED}" for value in values}
+
+
+def test_role_prefix_that_postgresql_reserves_is_refused(world: World) -> None:
+    """PostgreSQL keeps role names that begin with pg_ for itself (42939)."""
+    assert refusal(world, ROLE_PREFIX="pg_shop_").startswith("ROLE_PREFIX is 'pg_shop_', but must ")
+
+
+@pytest.mark.parametrize("prefix", ["shop_", "a" * 41], ids=["usual", "longest"])
+def test_role_prefix_stands_before_all_four_names(world: World, prefix: str) -> None:
+    """The prefix is put literally before both groups and both logins."""
+    report = world.deploy(ROLE_PREFIX=prefix)
+
+    assert our_roles(world) == [prefix + name for name in ("app_rw", "app_tc", "readwrite", "tablecreator")]
+    assert report["users"] == {f"{prefix}app_rw": "created", f"{prefix}app_tc": "created"}
+
+
+def test_baseline_that_names_no_file_is_refused(world: World) -> None:
+    """A misspelt baseline must not let everything run again on a database that exists."""
+    values = ["002_orders", "001", "001_USERS", "001_users.sql.sql", "../001_users"]
+
+    said = refusals(world, "BASELINE", values)
+
+    assert said == {
+        value: f"BASELINE is {value!r}, but there is no such file in migrations/{UNTOUCHED}" for value in values
+    }
+
+
+@pytest.mark.parametrize("value", ["001_users", "001_users.sql"])
+def test_baseline_names_a_file_with_or_without_its_ending(world: World, value: str) -> None:
+    """Both the migration's name and the file's are understood."""
+    world.sql(USERS)
+    world.write("002_orders.sql", "CREATE TABLE orders (id int)")
+
+    report = world.deploy(BASELINE=value)
+
+    assert (report["adopted"], world.applied()) == (["001_users"], ["001_users", "002_orders"])
+
+
+def test_migrations_folder_missing_is_refused(world: World) -> None:
+    """A folder that was left out of the asset is no empty folder."""
+    world.remove("001_users.sql")
+    world.folder.rmdir()
+
+    assert refusal(world) == f"the folder migrations/ is missing beside initializer.py{UNTOUCHED}"
+
+
+# --- The admin secret -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["name", "arn"])
+def test_secrets_are_found_by_name_and_by_arn(world: World, how: str) -> None:
+    """All three variables take either."""
+    report = world.deploy(
+        DB_SECRET_NAME=identified(world, "admin", how),
+        DB_USER_SECRET_NAME=identified(world, "user", how),
+        DB_PROXY=identified(world, "creator", how),
+    )
+
+    assert report["users"] == {"app_rw": "created", "app_tc": "created"}
+    assert [world.secret(name)["username"] for name in ("admin", "user", "creator")] == [ADMIN, "app_rw", "app_tc"]
+
+
+def test_admin_secret_absent_is_refused(world: World) -> None:
+    """The secret is named, and that it may be looked for in the wrong place."""
+    assert refusal(world, DB_SECRET_NAME="not-there") == f"secret not-there: {ABSENT}{UNTOUCHED}"
+
+
+def test_admin_secret_without_a_value_is_refused(world: World) -> None:
+    """A secret that was made and never filled says nothing."""
+    world.secrets.create_secret(Name="hollow")
+
+    assert refusal(world, DB_SECRET_NAME="hollow") == (
+        "secret hollow has no value yet: it must hold the admin login as a JSON object" + UNTOUCHED
+    )
+
+
+def test_admin_secret_of_another_form_is_refused_without_showing_it(world: World) -> None:
+    """The value may be a password on its own: it is not repeated."""
+    values = {
+        "pass word": "is not JSON",
+        "{'username': 'x'}": "is not JSON",
+        "[]": "is not a JSON object",
+        "null": "is not a JSON object",
+        '"text"': "is not a JSON object",
+    }
+    said = {}
+    for value in values:
+        world.put_secret("admin", value)
+        said[value] = refusal(world)
+
+    wanted = ": it must hold the admin login as a JSON object" + UNTOUCHED
+    assert said == {value: f"secret admin {complaint}{wanted}" for value, complaint in values.items()}
+
+
+def test_admin_secret_binary_is_refused(world: World) -> None:
+    """Secrets Manager also keeps bytes, which are no JSON."""
+    world.secrets.create_secret(Name="bytes", SecretBinary=b"\xff\x00")
+
+    assert refusal(world, DB_SECRET_NAME="bytes").startswith("secret bytes is not JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"), [("username", ""), ("password", ""), ("host", "DB_HOST"), ("dbname", "DB_NAME")]
+)
+def test_admin_secret_lacking_a_key_is_refused(world: World, key: str, variable: str) -> None:
+    """Absent, empty or no text: the key is named, and the variable that could stand in for it."""
+    said = []
+    for value in (None, "", [], {}, True, "a\0b"):
+        change_admin(world, **{key: value})
+        said.append(refusal(world))
+
+    remedy = f", or set {variable}" if variable else ""
+    assert said == [f"secret admin has no usable key {key!r}: add it to its JSON{remedy}{UNTOUCHED}"] * 6
+
+
+def test_admin_secret_with_a_wrong_port_is_refused(world: World) -> None:
+    """A port is a number from 1 to 65535, whichever way it is written."""
+    said = []
+    for value in ("x", 0, "0", -1, 65536, "5432.0", "", True, 5432.5, []):
+        change_admin(world, port=value)
+        said.append(refusal(world))
+
+    assert [message for message in said if not (message.startswith("secret admin") and "port" in message)] == []
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_admin_secret_port_is_a_number_or_a_string(world: World, kind: type) -> None:
+    """RDS writes a number, people and CDK write strings."""
+    change_admin(world, port=kind(world.server.port))
+
+    report = world.deploy()
+
+    assert report["database"] == f"{ADMIN}@{world.server.host}:{world.server.port}/{world.dbname}"
+
+
+def test_admin_secret_without_port_means_5432() -> None:
+    """PostgreSQL's own port is the default."""
+    problems: list[str] = []
+    secret = {"username": "u", "password": "p", "host": "h", "dbname": "d"}
+
+    login = initializer.Config("admin").login(secret, problems)
+
+    assert login is not None
+    assert (login.port, problems) == (5432, [])
+
+
+def test_admin_secret_of_another_engine_is_refused(world: World) -> None:
+    """The login of a MySQL database is the wrong secret."""
+    change_admin(world, engine="mysql")
+
+    assert refusal(world) == f"secret admin is for engine 'mysql': only PostgreSQL is supported{UNTOUCHED}"
+
+
+def test_admin_secret_of_any_postgresql_is_taken(world: World) -> None:
+    """RDS, Aurora, and a secret that does not say."""
+    engines = []
+    for engine in ("postgres", "aurora-postgresql", None):
+        change_admin(world, engine=engine)
+        engines.append(world.deploy()["status"])
+
+    assert engines == ["ok"] * 3
+
+
+def test_rds_managed_secret_needs_host_and_name(world: World) -> None:
+    """A secret that RDS manages holds username and password alone: what else is needed is said at once."""
+    world.put_secret("admin", {"username": ADMIN, "password": ADMIN_PASSWORD})
+
+    message = refusal(world)
+
+    assert message.startswith("secret admin has no usable key")
+    assert [word for word in ("'host'", "DB_HOST", "'dbname'", "DB_NAME") if word not in message] == []
+    assert "username" not in message
+
+
+def test_rds_managed_secret_is_completed_by_variables(world: World) -> None:
+    """The variables say what RDS leaves out; the limited users' secrets then hold all of it."""
+    world.put_secret("admin", {"username": ADMIN, "password": ADMIN_PASSWORD})
+
+    report = world.deploy(DB_HOST=world.server.host, DB_PORT=str(world.server.port), DB_NAME=world.dbname)
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_users"]
+    written = {key: value for key, value in world.secret("user").items() if key != "password"}
+    assert written == {
+        "engine": "postgres",
+        "host": world.server.host,
+        "port": world.server.port,
+        "dbname": world.dbname,
+        "username": "app_rw",
+    }
+    assert world.secret("admin") == {"username": ADMIN, "password": ADMIN_PASSWORD}
+
+
+def test_variables_take_precedence_over_the_secret(world: World) -> None:
+    """DB_HOST, DB_PORT and DB_NAME win, each of them."""
+    change_admin(world, host="elsewhere.invalid", port=1, dbname="another")
+
+    report = world.deploy(DB_HOST=world.server.host, DB_PORT=str(world.server.port), DB_NAME=world.dbname)
+
+    assert report["database"] == f"{ADMIN}@{world.server.host}:{world.server.port}/{world.dbname}"
+    assert world.applied() == ["001_users"]
+
+
+# --- The target secrets ---------------------------------------------------------------------------------------------
+
+
+def test_target_secret_absent_is_refused(world: World) -> None:
+    """A run that could not keep its promise to write a login does not begin."""
+    said = [refusal(world, **{name: "not-there"}) for name in TARGETS]
+
+    assert said == [f"secret not-there: {ABSENT}{UNTOUCHED}"] * 2
+
+
+def test_target_secret_marked_for_deletion_is_refused_with_the_reason(world: World) -> None:
+    """`cdk destroy` leaves such secrets behind for weeks, and the next deployment meets them."""
+    world.secrets.delete_secret(SecretId="creator", RecoveryWindowInDays=7)
+
+    message = refusal(world)
+
+    assert message.startswith("secret creator: ")
+    assert "deletion" in message
+
+
+@pytest.mark.parametrize("variable", TARGETS)
+def test_admin_secret_named_as_target_is_refused(world: World, variable: str) -> None:
+    """The admin's secret is never overwritten, whichever way it is named here and there."""
+    names = ["admin", arn(world, "admin")]
+
+    said = {(a, b): refusal(world, **{"DB_SECRET_NAME": a, variable: b}) for a in names for b in names}
+
+    verdict = "holds the admin login and is never written: name another one as a target"
+    assert said == {(a, b): f"secret {b} {verdict}{UNTOUCHED}" for a in names for b in names}
+
+
+def test_admin_secret_named_as_target_is_refused_also_when_it_cannot_be_read(world: World) -> None:
+    """Both mistakes are seen at once: that it is not there, and that it is named twice."""
+    message = refusal(world, DB_SECRET_NAME="not-there", DB_PROXY="not-there")
+
+    assert "secret not-there: does not exist" in message
+    assert "secret not-there holds the admin login and is never written" in message
+
+
+@pytest.mark.parametrize("value", [{"username": "applicationUsername"}, None], ids=["filled", "without a value"])
+def test_one_secret_for_both_users_is_refused(world: World, value: Optional[dict[str, str]]) -> None:
+    """The second login would overwrite the first one's; that is seen in an empty secret, as CDK makes it, too."""
+    if value:
+        world.put_secret("user", value)
+    names = ["user", arn(world, "user")]
+
+    said = {(a, b): refusal(world, DB_USER_SECRET_NAME=a, DB_PROXY=b) for a in names for b in names}
+
+    verdict = "is named for both users: each needs a secret of its own"
+    assert said == {(a, b): f"secret {b} {verdict}{UNTOUCHED}" for a in names for b in names}
+
+
+@pytest.mark.parametrize(
+    ("environ", "users"),
+    [
+        ({"DB_PROXY": None}, ["app_rw"]),
+        ({"DB_USER_SECRET_NAME": None}, ["app_tc"]),
+        ({"DB_USER_SECRET_NAME": None, "DB_PROXY": None}, []),
+    ],
+    ids=["only user", "only table creator", "neither"],
+)
+def test_target_variable_left_out_makes_no_such_login(
+    world: World, environ: dict[str, Optional[str]], users: list[str]
+) -> None:
+    """Both targets are optional, one without the other too; the group roles are made all the same."""
+    report = world.deploy(**environ)
+
+    assert list(report["users"]) == users
+    assert our_roles(world) == [*users, "readwrite", "tablecreator"]
+
+
+# --- All together ---------------------------------------------------------------------------------------------------
+
+EVERY_MISTAKE = {
+    "DB_HOST": "",
+    "DB_PORT": "many",
+    "DB_NAME": " ",
+    "CREATE_USERS": "perhaps",
+    "ALLOW_EDITED_MIGRATIONS": "1",
+    "MIGRATIONS_TABLE": "My Table",
+    "ROLE_PREFIX": "Shop-",
+    "LOCK_TIMEOUT": "soon",
+    "BASELINE": "000_nothing",
+}
+
+
+def long_arn(name: str) -> str:
+    """An ARN of the length that CDK's generated names have."""
+    return f"arn:aws:secretsmanager:eu-central-1:123456789012:secret:{name}SecretA1B2C3D4-x0YzAbCdEf12-AbCdEf"
+
+
+def test_mistakes_of_every_kind_are_reported_together(world: World) -> None:
+    """One deployment is enough to learn of all of them, with names as long as CDK makes them."""
+    world.put_secret("admin", {"engine": "mysql"})
+
+    message = refusal(
+        world,
+        **EVERY_MISTAKE,
+        DB_SECRET_NAME=arn(world, "admin"),
+        DB_USER_SECRET_NAME=long_arn("ApplicationUser"),
+        DB_PROXY=long_arn("TableCreator"),
+    )
+
+    missing = [
+        name for name in [*EVERY_MISTAKE, "'username'", "'password'", "'host'", "'dbname'"] if name not in message
+    ]
+    missing += [name for name in (long_arn("ApplicationUser"), long_arn("TableCreator")) if name not in message]
+    assert missing == []
+    assert "engine 'mysql'" in message
+    assert message.endswith(UNTOUCHED)
+    assert len(message) <= 1500
+
+
+def test_admin_secret_name_missing_does_not_hide_mistakes_in_the_targets(world: World) -> None:
+    """The target secrets can be looked at without the admin's."""
+    message = refusal(world, DB_SECRET_NAME=None, DB_PROXY="not-there")
+
+    assert message.startswith("DB_SECRET_NAME is missing")
+    assert "secret not-there: does not exist" in message
+
+
+def test_a_long_value_does_not_push_out_other_mistakes(world: World) -> None:
+    """A message ends at 1,500 characters: a value pasted into the wrong variable must not use them up."""
+    message = refusal(world, ROLE_PREFIX="x" * 3000, DB_PROXY="not-there")
+
+    assert message.startswith("ROLE_PREFIX is 'xxx")
+    assert "secret not-there: does not exist" in message
+    assert message.endswith(UNTOUCHED)
+
+
+# --- Secrets Manager ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def endpoint(answer: dict[str, str]) -> Iterator[str]:
+    """The URL of a Secrets Manager that gives everybody this answer."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(400)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_port}"
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_secrets_manager_denies_names_action_and_each_secret(world: World) -> None:
+    """Who has to grant what on which secret stands in the message."""
+    denial = {"__type": "AccessDeniedException", "Message": "User: … is not authorized to perform: …"}
+
+    with endpoint(denial) as url:
+        message = refusal(world, AWS_ENDPOINT_URL=url)
+
+    told = "secret {}: the function's role may not secretsmanager:GetSecretValue on it (or use its KMS key): grant that"
+    assert message == "; ".join(told.format(name) for name in ("admin", "user", "creator")) + UNTOUCHED
+
+
+def test_secrets_manager_answers_something_else_names_code_and_action(world: World) -> None:
+    """An answer that we have no words for is passed on."""
+    with endpoint({"__type": "DecryptionFailure", "Message": "the key is disabled"}) as url:
+        message = refusal(world, AWS_ENDPOINT_URL=url, DB_PROXY=None, DB_USER_SECRET_NAME=None)
+
+    assert message.startswith("secret admin: Secrets Manager answered DecryptionFailure to GetSecretValue")
+
+
+def test_secrets_manager_unreachable_says_what_a_vpc_needs(world: World) -> None:
+    """The commonest mistake of a first deployment: a function in a VPC without a way to Secrets Manager."""
+    message = refusal(world, AWS_ENDPOINT_URL="http://127.0.0.1:1", DB_PROXY=None, DB_USER_SECRET_NAME=None)
+
+    assert message == (
+        "secret admin: Secrets Manager could not be asked (EndpointConnectionError): a function in a VPC needs an "
+        "interface endpoint for Secrets Manager, or NAT, and a role" + UNTOUCHED
+    )
+
+
+def test_secrets_manager_without_a_region_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Lambda sets the region; a terminal may not."""
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+    with pytest.raises(initializer.ConfigError, match=r"^Secrets Manager: You must specify a region\..* touched\.$"):
+        world.deploy()
+
+
+def test_secrets_manager_silent_ends_before_lambda_does(world: World) -> None:
+    """Where packets vanish, as in a VPC without endpoint, the run says so itself instead of being killed."""
+    limit_s = 6
+    program = (
+        "import initializer\n"
+        "class Context:\n"
+        f"    get_remaining_time_in_millis = lambda self: {limit_s * 1000}\n"
+        "initializer.handler({}, Context())"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections are made, and nobody answers
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environ = {**os.environ, **AWS_ENVIRONMENT, **world.environ, "AWS_ENDPOINT_URL": url}
+        environ["PYTHONPATH"] = str(Path(initializer.__file__).parent)
+        with subprocess.Popen([sys.executable, "-c", program], env=environ, stderr=subprocess.PIPE, text=True) as run:
+            try:
+                _, said = run.communicate(timeout=limit_s + 2)  # some of it for the start of Python
+            except subprocess.TimeoutExpired:
+                run.kill()
+                _, said = run.communicate()
+
+    assert "ConfigError: secret admin: Secrets Manager could not be asked (ReadTimeoutError)" in said

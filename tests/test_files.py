@@ -1,0 +1,501 @@
+"""The folder of migrations: which files count, in which order, under which name. No database is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Optional
+
+import initializer
+import pytest
+import sql_scanner
+from initializer import MigrationError, Row
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder of migrations."""
+    return tmp_path
+
+
+def put(folder: Path, *names: str, content: bytes = b"SELECT 1;") -> None:
+    for name in names:
+        (folder / name).write_bytes(content)
+
+
+def load(folder: Any) -> list[initializer.Migration]:
+    problems: list[str] = []
+    files = initializer.load_migrations(folder, problems)
+    assert problems == []
+    return files
+
+
+def migrations(folder: Path, *names: str) -> list[initializer.Migration]:
+    """Files of these names, with one content, in the order in which they run."""
+    put(folder, *(f"{name}.sql" for name in names))
+    return load(folder)
+
+
+def rows(*names: str, checksum: Optional[str] = "1:other", file_sha256: Optional[str] = None) -> list[Row]:
+    return [Row(number, name, checksum, file_sha256) for number, name in enumerate(names, 1)]
+
+
+# --- Names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("2_b", 2),
+        ("010_b", 10),
+        ("00010-b", 10),
+        ("20240131120000_b", 20240131120000),
+        ("007", 7),
+        ("0_b", 0),
+        ("3b", 3),
+        ("b", None),
+        ("V2__b", None),
+        ("_2_b", None),
+        ("\u0663_b", None),  # an Arabic 3
+        ("\u00b2_b", None),  # a raised 2
+    ],
+)
+def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) -> None:
+    """Leading digits are a migration's number, and an integer."""
+    assert initializer.number_of(name) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [
+        ("012_b", "b"),
+        ("00010-b", "b"),
+        ("3 b", "b"),
+        ("4.b", "b"),
+        ("5b", "b"),
+        ("007", ""),
+        ("b", "b"),
+        ("V2__b", "V2__b"),
+        ("1_2_b", "2_b"),
+    ],
+)
+def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
+    """The name behind the number is what remains when a file is renumbered."""
+    assert initializer.bare(name) == behind
+
+
+@pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
+def test_bare_name_of_a_given_number_is_the_files_own_name(folder: Path, name: str) -> None:
+    """A file that was recorded with the number it was given is found again under its own name."""
+    files = migrations(folder, name)
+    recorded = [given for given, _ in initializer.number_files(files, files, [])]
+
+    claimed = initializer.claim_rows(files, rows(*recorded))
+
+    assert recorded == [f"001_{name}"]
+    assert [row.name for row in claimed.values()] == recorded
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["V2__b", "V10__b", "V100__b"], id="digits inside"),
+        pytest.param(["a9b10", "a10b9"], id="first difference decides"),
+        pytest.param(["a", "a1", "b"], id="prefix first"),
+        pytest.param(["1", "2", "\u00b2"], id="raised digits are letters"),
+        pytest.param(["1", "a", "\u0663"], id="foreign digits are letters"),
+        pytest.param(["a", "a1", "a1\u00b22"], id="raised digit inside"),
+    ],
+)
+def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> None:
+    """Names compare naturally, V2__ before V10__, and any two names can be compared."""
+    backwards = names[::-1]
+
+    assert sorted(backwards, key=initializer.natural) == names
+
+
+# --- Which files, in which order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["2_b", "10_b", "100_b"], id="as integers"),
+        pytest.param(["999_b", "1000_b"], id="beyond three digits"),
+        pytest.param(["00009-b", "00010-b", "11_a"], id="leading zeros"),
+        pytest.param(["002_b", "20240131120000_a", "20240201000000_a"], id="timestamps last"),
+        pytest.param(["001_b", "002_a", "a", "b"], id="numbered before unnumbered"),
+        pytest.param(["V2__b", "V10__a"], id="unnumbered naturally"),
+        pytest.param(["001_a", "01_b", "1_c"], id="equal numbers"),
+        pytest.param(["1", "1_a", "2"], id="number alone"),
+    ],
+)
+def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path, names: list[str]) -> None:
+    """Numbers compare as integers, then names naturally; files without a number come last."""
+    put(folder, *(f"{name}.sql" for name in reversed(names)))
+
+    files = load(folder)
+
+    assert [file.name for file in files] == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "002_b.down.sql",
+        "002_b.DOWN.SQL",
+        "notes.txt",
+        "._001_a.sql",
+        ".002_b.sql",
+        "002_b.sql.bak",
+        "002_b.sql~",
+        "sql",
+    ],
+)
+def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str) -> None:
+    """`*.down.sql` is never run; hidden files and files that are not `.sql` are ignored."""
+    put(folder, "001_a.sql", name)
+
+    files = load(folder)
+
+    assert [file.name for file in files] == ["001_a"]
+
+
+@pytest.mark.parametrize("ending", [".sql", ".SQL", ".Sql"])
+def test_load_migrations_takes_sql_in_any_case(folder: Path, ending: str) -> None:
+    """`.SQL` counts, and is no part of the name."""
+    put(folder, f"001_a{ending}")
+
+    files = load(folder)
+
+    assert [(file.name, file.path.name) for file in files] == [("001_a", f"001_a{ending}")]
+
+
+@pytest.mark.parametrize("name", ["old", "old.sql"])
+def test_load_migrations_names_a_sub_folder_in_a_warning(
+    folder: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is in a sub-folder is not run, and that is said."""
+    (folder / name).mkdir()
+    put(folder / name, "001_a.sql")
+    put(folder, "002_b.sql")
+
+    files = load(folder)
+
+    assert [file.name for file in files] == ["002_b"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [f"sub-folder ignored folder=migrations/{name}"]
+
+
+def test_load_migrations_without_a_folder_says_so(folder: Path) -> None:
+    """A copy of db_setup without its migrations is a mistake of the deployment, not an empty list."""
+    problems: list[str] = []
+
+    files = initializer.load_migrations(folder / "absent", problems)
+
+    assert (files, problems) == ([], ["the folder migrations/ is missing beside initializer.py"])
+
+
+@pytest.mark.parametrize("spelling", [NFC, NFD], ids=["NFC", "NFD"])
+def test_load_migrations_knows_one_spelling_for_a_name(folder: Path, spelling: str) -> None:
+    """A name that a Mac took apart is the same name."""
+    put(folder, f"001_{spelling}.sql")
+
+    files = load(folder)
+
+    assert [file.name for file in files] == [f"001_{NFC}"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pytest.param("001_a.SQL", "001_a.sql", id="case"), pytest.param(f"{NFD}.sql", f"{NFC}.sql", id="NFC and NFD")],
+)
+def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str, second: str) -> None:
+    """One name is one migration: two files cannot both be it, and both are named."""
+    paths = []
+    for parent, name in (("1", first), ("2", second)):  # a Mac could not keep both in one folder
+        (folder / parent).mkdir()
+        put(folder / parent, name)
+        paths.append(folder / parent / name)
+    problems: list[str] = []
+
+    initializer.load_migrations(SimpleNamespace(is_dir=lambda: True, iterdir=lambda: paths), problems)
+
+    assert problems == [f"{second} and {first} have the same name: rename one of them"]
+
+
+# --- Texts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        pytest.param(b"", "", id="empty"),
+        pytest.param("\ufeffSELECT 1".encode(), "SELECT 1", id="BOM"),
+        pytest.param(b"SELECT 1;\r\nSELECT 2;", "SELECT 1;\r\nSELECT 2;", id="CRLF is kept"),
+        pytest.param("SELECT '\u00fc\U0001f600'".encode(), "SELECT '\u00fc\U0001f600'", id="beyond ASCII"),
+    ],
+)
+def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, text: str) -> None:
+    """A file's text is what stands in it, but for the BOM."""
+    put(folder, "001_a.sql", content=content)
+
+    assert initializer.read_text(load(folder)[0]) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(
+            b"SELECT 1;\nSELECT 'M\xfcller';\n",
+            "001_a.sql:2: byte 0xfc is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again.",
+            id="Latin-1",
+        ),
+        pytest.param(
+            "\ufeffSELECT 1;".encode("utf-16-le"),
+            "001_a.sql:1: byte 0xff is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again.",
+            id="UTF-16 with BOM",
+        ),
+        pytest.param(
+            "-- \u00fc\r\nSELECT '\u00fc\0';".encode(),
+            "001_a.sql:2:10: a NUL character, which PostgreSQL cannot take. Nothing has been applied. "
+            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again.",
+            id="NUL",
+        ),
+        pytest.param(
+            "SELECT 1;".encode("utf-16-le"),
+            "001_a.sql:1:2: a NUL character, which PostgreSQL cannot take. Nothing has been applied. "
+            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again.",
+            id="UTF-16 without BOM",
+        ),
+    ],
+)
+def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
+    """What is not UTF-8 or holds a NUL is refused with its place and the way out."""
+    put(folder, "001_a.sql", content=content)
+    file = load(folder)[0]
+
+    with pytest.raises(MigrationError) as caught:
+        initializer.read_text(file)
+
+    assert str(caught.value) == message
+
+
+# --- Which row belongs to which file --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "recorded", "claims"),
+    [
+        pytest.param(["001_a"], ["001_a"], {"001_a": "001_a"}, id="own name"),
+        pytest.param(["001_a", "002_b"], ["001_a"], {"001_a": "001_a"}, id="new file"),
+        pytest.param(["a"], ["a"], {"a": "a"}, id="recorded raw"),
+        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="behind a number"),
+        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="behind another kind of number"),
+        pytest.param(["a"], ["a", "003_a"], {"a": "a"}, id="own name before number"),
+        pytest.param(["a"], ["013_a", "016_a"], {"a": "013_a"}, id="recorded twice"),
+        pytest.param(["a", "003_a"], ["003_a"], {"003_a": "003_a"}, id="the numbered file has it"),
+        pytest.param(["a", "b"], ["001_b"], {"b": "001_b"}, id="a file sorts before"),
+        pytest.param(["005_a"], ["004_a"], {}, id="another number"),
+        pytest.param(["a"], ["004_aa", "005_A", "xa"], {}, id="only alike"),
+        pytest.param(["004"], ["004"], {"004": "004"}, id="number alone"),
+    ],
+)
+def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
+    folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
+) -> None:
+    """A file is applied if its own name is recorded, or its name behind a recorded number."""
+    claimed = initializer.claim_rows(migrations(folder, *files), rows(*recorded))
+
+    assert {file.name: row.name for file, row in claimed.items()} == claims
+
+
+# --- Numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "recorded", "names"),
+    [
+        pytest.param(["a"], [], ["001_a"], id="alone"),
+        pytest.param(["001_a", "002_b"], [], ["001_a", "002_b"], id="numbered keep theirs"),
+        pytest.param(["a", "b"], [], ["001_a", "002_b"], id="in name order"),
+        pytest.param(["012_x", "add_limit"], [], ["012_x", "013_add_limit"], id="after the folder's"),
+        pytest.param(["a"], ["041_x"], ["042_a"], id="after the table's"),
+        pytest.param(["012_x", "a"], ["041_x"], ["012_x", "042_a"], id="after both"),
+        pytest.param(["999_x", "a"], [], ["999_x", "1000_a"], id="a fourth digit"),
+        pytest.param(["20240131_x", "a"], [], ["20240131_x", "20240132_a"], id="after a timestamp"),
+        pytest.param(["V2__b", "V10__a"], [], ["001_V2__b", "002_V10__a"], id="number inside the name"),
+        pytest.param(["0_x", "a"], [], ["0_x", "001_a"], id="after zero"),
+    ],
+)
+def test_number_files_gives_the_next_number(
+    folder: Path, files: list[str], recorded: list[str], names: list[str]
+) -> None:
+    """A file without a number gets the next one after every number seen, in name order, with three digits."""
+    found = migrations(folder, *files)
+
+    numbered = [name for name, _ in initializer.number_files(found, found, rows(*recorded))]
+
+    assert numbered == names
+
+
+def test_number_files_takes_the_longest_name_that_the_table_can_hold() -> None:
+    """migration_name holds 255 characters, not bytes."""
+    name = "\u00fc" * 251
+    file = initializer.Migration(Path(f"{name}.sql"), name)
+
+    assert [given for given, _ in initializer.number_files([file], [file], [])] == [f"001_{name}"]
+
+
+def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
+    """A name too long for its column, with the number it is given, is refused with a way out."""
+    name = "b" * 252
+    file = initializer.Migration(Path(f"{name}.sql"), name)
+
+    with pytest.raises(MigrationError) as caught:
+        list(initializer.number_files([file], [file], []))
+
+    assert str(caught.value).startswith(f"001_{name}: ")
+    for part in ("255 characters", "Nothing has been applied.", "shorter"):
+        assert part in str(caught.value)
+
+
+# --- The plan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "recorded", "warnings"),
+    [
+        pytest.param(["001_a", "002_b"], [], [], id="nothing odd"),
+        pytest.param(["002_a", "002_b"], [], ["number 2 is used more than once: 002_a, 002_b"], id="equal"),
+        pytest.param(
+            ["001_x", "02_a", "2_b"], ["001_x"], ["number 2 is used more than once: 02_a, 2_b"], id="equal as integers"
+        ),
+        pytest.param(["002_a", "002_b"], ["002_a", "002_b"], [], id="equal and applied is old news"),
+        pytest.param(
+            ["001_a", "002_b", "003_c"],
+            ["001_a", "003_c"],
+            ["002_b comes late: number 3 is applied already"],
+            id="late",
+        ),
+        pytest.param(["001_a", "004_b"], [], ["no file has number 2, 3"], id="gap"),
+        pytest.param(["003_a", "004_b"], [], [], id="begins at three"),
+        pytest.param(["002_b", "003_c"], ["001_a"], [], id="an old file was deleted"),
+        pytest.param(["20240131120000_a", "20240201120000_b"], [], [], id="timestamps"),
+        pytest.param(["001_a", "20240201120000_b"], [], [], id="timestamps from now on"),
+        pytest.param(["a", "b"], [], [], id="unnumbered"),
+    ],
+)
+def test_make_plan_says_what_may_be_a_slip(
+    folder: Path, files: list[str], recorded: list[str], warnings: Sequence[str]
+) -> None:
+    """Equal numbers, a late lower number and a gap are allowed and said; nothing else is."""
+    found = migrations(folder, *files)
+    checksum = initializer.tokens_checksum(found[0])
+
+    plan = initializer.make_plan(found, rows(*recorded, checksum=checksum))
+
+    assert list(plan.warnings) == warnings
+
+
+def test_make_plan_does_not_call_the_old_number_of_a_renumbered_file_used(folder: Path) -> None:
+    """Where a file made room for another of its number, that number is used once."""
+    put(folder, "004_theirs.sql", content=b"SELECT 'theirs'")
+    put(folder, "005_ours.sql", content=b"SELECT 'ours'")
+    theirs, ours = load(folder)
+
+    plan = initializer.make_plan([theirs, ours], rows("004_ours", checksum=initializer.tokens_checksum(ours)))
+
+    assert [(row.name, file.name) for row, file in plan.renumbered] == [("004_ours", "005_ours")]
+    assert [name for name, _ in plan.pending] == ["004_theirs"]
+    assert not [warning for warning in plan.warnings if "more than once" in warning]
+
+
+def test_make_plan_does_not_scan_files_that_are_as_recorded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unchanged file is recognised by its bytes."""
+    (file,) = migrations(folder, "001_a")
+    monkeypatch.setattr(sql_scanner, "checksum", lambda _: pytest.fail("scanned"))
+
+    plan = initializer.make_plan([file], rows("001_a", checksum="1:x", file_sha256=initializer.file_sha256(file)))
+
+    assert plan == initializer.Plan()
+
+
+def test_make_plan_names_rows_without_a_file(folder: Path) -> None:
+    """A deleted file, or one of a newer deployment, is an orphan and nothing else."""
+    (file,) = migrations(folder, "001_a")
+
+    plan = initializer.make_plan([file], rows("001_a", "002_b", checksum=initializer.tokens_checksum(file)))
+
+    assert (plan.orphans, plan.pending, plan.edited) == (("002_b",), (), ())
+
+
+# --- Edits ----------------------------------------------------------------------------------------------------------
+
+RICH = """CREATE TABLE t (x int DEFAULT 1 + 1, "Y" text DEFAULT 'a
+b');
+CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN E'x\\n';
+END $$;
+INSERT INTO t VALUES (1, 'a  b');
+"""
+
+NO_EDITS = [
+    pytest.param(lambda text: text, id="nothing"),
+    pytest.param(lambda text: "\ufeff" + text, id="BOM"),
+    pytest.param(lambda text: text.replace("\n", "\r\n"), id="CRLF everywhere"),
+    pytest.param(lambda text: "-- why\n" + text, id="comment before"),
+    pytest.param(lambda text: text + "-- why", id="comment behind"),
+    pytest.param(lambda text: text.replace("TABLE t", "TABLE /* a /* nested */ one */ t"), id="comment inside"),
+    pytest.param(lambda text: text.replace("TABLE t", "TABLE--why\nt"), id="line comment inside"),
+    pytest.param(lambda text: text.replace("(x int", "(\n\t x\f  int"), id="white space"),
+    pytest.param(lambda text: text.replace("1 + 1", "1+1"), id="no white space"),
+    pytest.param(lambda text: text.rstrip(), id="no final line end"),
+    pytest.param(lambda text: text.rstrip().rstrip(";"), id="no final semicolon"),
+    pytest.param(lambda text: ";" + text + ";;\n;", id="empty statements"),
+]
+EDITS = [
+    pytest.param(lambda text: text.replace("INSERT", "-- INSERT"), id="statement commented out"),
+    pytest.param(lambda text: text + "SELECT 1;", id="statement added"),
+    pytest.param(lambda text: text.replace("INSERT INTO t VALUES (1, 'a  b');", ""), id="statement removed"),
+    pytest.param(lambda text: text.replace("1 + 1", "1 - 1"), id="operator"),
+    pytest.param(lambda text: text.replace("1 + 1", "1 + 10"), id="number"),
+    pytest.param(lambda text: text.replace('"Y"', '"y"'), id="quoted name"),
+    pytest.param(lambda text: text.replace("x int", "z int"), id="name"),
+    pytest.param(lambda text: text.replace("x int", "x bigint"), id="type"),
+    pytest.param(lambda text: text.replace("'a  b'", "'a b'"), id="white space in a string"),
+    pytest.param(lambda text: text.replace("'a\nb'", "'a\n\nb'"), id="line in a string"),
+    pytest.param(lambda text: text.replace("'a  b'", "'a--b'"), id="no comment but string"),
+    pytest.param(lambda text: text.replace("E'x", "'x"), id="kind of string in a body"),
+    pytest.param(lambda text: text.replace("RETURN", "RETURN "), id="white space in a body"),
+    pytest.param(lambda text: text.replace("(1, ", "(1; "), id="semicolon for comma"),
+    pytest.param(lambda text: text.replace("(1, 'a  b')", "(1, 'a  b'), (1, 'a  b')"), id="more of the same"),
+    pytest.param(lambda text: "", id="emptied"),
+]
+
+
+def edited_after(before: str, after: str, folder: Path) -> list[str]:
+    """What the plan takes for edited, where `before` was applied and `after` stands in the folder."""
+    file = initializer.Migration(folder / "001_t.sql", "001_t")
+    file.path.write_bytes(before.encode())
+    row = Row(1, "001_t", initializer.tokens_checksum(file), initializer.file_sha256(file))
+    file.path.write_bytes(after.encode())
+    return [migration.name for migration in initializer.make_plan([file], [row]).edited]
+
+
+@pytest.mark.parametrize("change", NO_EDITS)
+def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> None:
+    """Comments, white space, line ends (in literals and bodies as well) and a BOM do not count."""
+    assert edited_after(RICH, change(RICH), tmp_path) == []
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
+    """Any other change of a token counts."""
+    assert change(RICH) != RICH
+    assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]

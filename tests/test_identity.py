@@ -1,0 +1,443 @@
+"""Which migration a file is: its name, the number it was given, its content. Through whole deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from harness.world import World
+from initializer import MigrationError
+
+# None of these can run twice.
+A, B, C, LIMIT = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE TABLE c (x int);", "CREATE TABLE l ();"
+
+
+@pytest.fixture(autouse=True)
+def _no_users(world: World) -> None:
+    """Users are another matter, and take their time."""
+    world.environ["CREATE_USERS"] = "false"
+
+
+def fill(world: World, files: Mapping[str, str]) -> None:
+    """Make these the files of the folder, and no others."""
+    for path in world.folder.iterdir():
+        path.unlink()
+    for name, text in files.items():
+        world.write(f"{name}.sql", text)
+
+
+def deploy(world: World, files: Mapping[str, str], **environ: str) -> list[str]:
+    """Deploy exactly these files; returns the names that were applied."""
+    fill(world, files)
+    return [entry["name"] for entry in world.deploy(**environ)["applied"]]
+
+
+def refused(world: World, files: Mapping[str, str], **environ: str) -> str:
+    """Deploy exactly these files, which must fail; returns the message."""
+    with pytest.raises(MigrationError) as caught:
+        deploy(world, files, **environ)
+    return str(caught.value)
+
+
+def recorded(world: World) -> list[tuple[Any, ...]]:
+    return world.sql("SELECT * FROM schema_migrations ORDER BY id")
+
+
+def forget_checksums(world: World) -> None:
+    """Make the rows what the predecessor's are."""
+    world.sql("UPDATE schema_migrations SET checksum = NULL, file_sha256 = NULL")
+
+
+def messages(caplog: pytest.LogCaptureFixture, phrase: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith(phrase)]
+
+
+# --- Files without a number -----------------------------------------------------------------------------------------
+
+
+def test_unnumbered_file_with_later_numbered_files_runs_once(world: World) -> None:
+    """`add_limit` beside 012_x is recorded as 013_add_limit and keeps that when 015_y comes."""
+    first = deploy(world, {"012_x": A, "add_limit": LIMIT})
+    second = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
+    third = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
+
+    assert (first, second, third) == (["012_x", "013_add_limit"], ["015_y"], [])
+    assert world.applied() == ["012_x", "013_add_limit", "015_y"]
+
+
+def test_unnumbered_file_that_sorts_before_an_applied_one_runs_after_it(world: World) -> None:
+    """A new `aaa` beside an applied `bbb` is the next migration; what is recorded stays."""
+    deploy(world, {"bbb": B})
+
+    applied = deploy(world, {"aaa": A, "bbb": B})
+
+    assert applied == ["002_aaa"]
+    assert world.applied() == ["001_bbb", "002_aaa"]
+    assert deploy(world, {"aaa": A, "bbb": B}) == []
+
+
+def test_unnumbered_file_gets_a_number_behind_those_of_deleted_files(world: World) -> None:
+    """The next number is after every number in the table as well as in the folder."""
+    deploy(world, {"001_a": A, "007_b": B})
+
+    applied = deploy(world, {"001_a": A, "c": C})
+
+    assert applied == ["008_c"]
+
+
+@pytest.mark.parametrize("name", ["add_limit", "V2__limit", "_limit", "-limit", " limit", "l\u00edmite", "limit.v2"])
+def test_unnumbered_file_of_any_name_runs_once(world: World, name: str) -> None:
+    """Whatever a file without a number is called, the second deployment knows it."""
+    first = deploy(world, {"001_a": A, name: LIMIT})
+
+    second = deploy(world, {"001_a": A, name: LIMIT})
+
+    assert (first, second) == (["001_a", f"002_{name}"], [])
+
+
+def test_unnumbered_file_recorded_raw_by_the_predecessor_does_not_run(world: World) -> None:
+    """A row may hold the bare name: it is the file's own."""
+    deploy(world, {"001_a": A})
+    world.sql("CREATE TABLE l ()")
+    world.sql("INSERT INTO schema_migrations (migration_name) VALUES ('add_limit')")
+
+    assert deploy(world, {"001_a": A, "add_limit": LIMIT}) == []
+    assert world.applied() == ["001_a", "add_limit"]
+
+
+def test_recorded_rows_do_not_change_when_files_come_and_go(world: World) -> None:
+    """A recorded number never changes: what was written at the first deployment is there after all others."""
+    deploy(world, {"012_x": A, "add_limit": LIMIT})
+    before = recorded(world)
+
+    deploy(world, {"001_late": B, "012_x": A, "aaa": C, "add_limit": LIMIT})
+    deploy(world, {"012_x": A})
+    deploy(world, {"012_x": A, "add_limit": LIMIT, "20240131120000_stamp": "CREATE TABLE s ();"})
+
+    assert recorded(world)[: len(before)] == before
+
+
+@pytest.mark.parametrize("spellings", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")], ids=["NFD", "NFC"])
+@pytest.mark.parametrize("number", ["", "001_"], ids=["unnumbered", "numbered"])
+def test_name_in_another_unicode_spelling_is_the_same_name(
+    world: World, number: str, spellings: tuple[str, str]
+) -> None:
+    """A file that went through a Mac has another spelling and stays the same migration."""
+    deploy(world, {number + spellings[0]: A})
+    world.sql("UPDATE schema_migrations SET migration_name = %s", f"001_{spellings[0]}")
+
+    assert deploy(world, {number + spellings[1]: A}) == []
+
+
+# --- Renumbered files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(B, B, id="same bytes"),
+        pytest.param(f"{B}\nSELECT 1;\n", f"{B}\r\nSELECT 1;\r\n", id="CRLF"),
+        pytest.param(B, f"-- moved: 004 was taken\n{B} /* sic */", id="comment"),
+    ],
+)
+def test_renumbered_file_does_not_run_again(
+    world: World, before: str, after: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same name behind another number with the same content is the same migration: the row follows the file."""
+    deploy(world, {"001_a": A, "004_b": before})
+    ids = world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id")
+
+    applied = deploy(world, {"001_a": A, "005_b": after})
+
+    assert applied == []
+    assert world.applied() == ["001_a", "005_b"]
+    assert world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id") == ids
+    assert messages(caplog, "renumbered") == ["renumbered migration=005_b was=004_b"]
+
+
+def test_renumbered_file_is_known_at_the_next_deployment(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Following a file is done once."""
+    deploy(world, {"004_b": B})
+    deploy(world, {"005_b": B})
+    caplog.clear()
+
+    assert deploy(world, {"005_b": B}) == []
+    assert messages(caplog, "renumbered") == []
+    assert messages(caplog, "applied, but not in the folder") == []
+
+
+def test_renumbered_file_makes_room_for_another_of_its_number(world: World) -> None:
+    """After a merge conflict, one file takes the number that another one had: only the new one runs, in silence."""
+    deploy(world, {"001_a": A, "002_ours": B})
+    fill(world, {"001_a": A, "002_theirs": C, "003_ours": B})
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["002_theirs"]
+    assert world.applied() == ["001_a", "003_ours", "002_theirs"]
+    assert not [warning for warning in report["warnings"] if "more than once" in warning]
+
+
+@pytest.mark.parametrize("name", ["002_add_limit", "007_add_limit"], ids=["its number", "another number"])
+def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World, name: str) -> None:
+    """A number that a file gets by hand is as good as the one that it was given."""
+    deploy(world, {"001_a": A, "add_limit": LIMIT})
+
+    assert deploy(world, {"001_a": A, name: LIMIT}) == []
+    assert world.applied() == ["001_a", name]
+
+
+def test_numbered_file_that_loses_its_number_does_not_run_again(world: World) -> None:
+    """A file that has the name behind a recorded number is that migration."""
+    deploy(world, {"001_a": A, "004_b": B})
+
+    assert deploy(world, {"001_a": A, "b": B}) == []
+    assert world.applied() == ["001_a", "004_b"]
+
+
+def test_copy_of_a_file_with_another_number_is_a_new_migration(world: World) -> None:
+    """A file was renumbered only if its own file is gone."""
+    insert = "INSERT INTO a VALUES (1);"
+    deploy(world, {"001_a": A, "002_add": insert})
+
+    applied = deploy(world, {"001_a": A, "002_add": insert, "003_add": insert})
+
+    assert applied == ["003_add"]
+    assert world.sql("SELECT count(*) FROM a") == [(2,)]
+
+
+def test_same_name_with_other_content_is_a_new_migration(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The name alone does not make a file the successor of one that is gone."""
+    deploy(world, {"001_init": A})
+
+    applied = deploy(world, {"002_init": B})
+
+    assert applied == ["002_init"]
+    assert world.applied() == ["001_init", "002_init"]
+    assert messages(caplog, "applied, but") == ["applied, but not in the folder migrations=001_init"]
+
+
+AMBIGUOUS = (
+    "005_b.sql: is this 004_b, which is applied and whose file is gone? It was recorded without a checksum, so "
+    "nothing can tell. Nothing has been applied. If it is, name the file 004_b.sql for one deployment, then rename "
+    "it; if not, give it another name behind the number."
+)
+
+
+def test_renumbered_file_of_a_row_without_checksum_is_refused(world: World) -> None:
+    """Where nothing can tell whether a file has run, nothing runs, and the message asks."""
+    deploy(world, {"001_a": A, "004_b": B})
+    forget_checksums(world)
+    before = recorded(world)
+
+    message = refused(world, {"001_a": A, "002_c": C, "005_b": B})
+
+    assert message == AMBIGUOUS
+    assert recorded(world) == before
+    assert world.tables() == ["a", "b"]
+
+
+def test_renumbered_file_of_a_row_without_checksum_follows_after_one_deployment_by_its_old_name(world: World) -> None:
+    """The first way out of the refusal works: the old name for one deployment, then the new one."""
+    deploy(world, {"001_a": A, "004_b": B})
+    forget_checksums(world)
+    refused(world, {"001_a": A, "005_b": B})
+
+    by_old_name = deploy(world, {"001_a": A, "004_b": B})
+    by_new_name = deploy(world, {"001_a": A, "005_b": B})
+
+    assert (by_old_name, by_new_name) == ([], [])
+    assert world.applied() == ["001_a", "005_b"]
+
+
+def test_new_file_with_the_name_of_a_row_without_checksum_runs_under_another_name(world: World) -> None:
+    """The second way out of the refusal works: another name behind the number."""
+    deploy(world, {"001_a": A, "004_b": B})
+    forget_checksums(world)
+    refused(world, {"001_a": A, "005_b": C})
+
+    assert deploy(world, {"001_a": A, "005_c": C}) == ["005_c"]
+
+
+# --- Rows without files: rolled-back deployments --------------------------------------------------------------------
+
+
+def test_older_folder_on_a_newer_database_is_no_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A rolled-back deployment invokes the previous version: it finds rows that it does not know, and says so."""
+    older, newer = {"001_a": A, "004_b": B}, {"001_a": A, "005_b": B, "006_c": C}
+    deploy(world, older)
+    deploy(world, newer)
+    caplog.clear()
+
+    back = deploy(world, older)
+
+    assert back == []
+    assert world.applied() == ["001_a", "004_b", "006_c"]
+    assert messages(caplog, "renumbered") == ["renumbered migration=004_b was=005_b"]
+    assert messages(caplog, "applied, but") == ["applied, but not in the folder migrations=006_c"]
+    assert deploy(world, newer) == []
+    assert world.applied() == ["001_a", "005_b", "006_c"]
+
+
+def test_deleted_file_leaves_a_row_that_is_only_logged(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """An applied file may be deleted."""
+    deploy(world, {"001_a": A, "002_b": B})
+    before = recorded(world)
+    caplog.clear()
+    fill(world, {"001_a": A})
+
+    report = world.deploy()
+
+    assert (report["applied"], report["warnings"]) == ([], [])
+    assert messages(caplog, "applied, but") == ["applied, but not in the folder migrations=002_b"]
+    assert recorded(world) == before
+
+
+# --- Order that may be a slip ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("added", "warning"),
+    [
+        ("003_c", "number 3 is used more than once: 003_b, 003_c"),
+        ("001_c", "001_c comes late: number 3 is applied already"),
+        ("006_c", "no file has number 4, 5"),
+    ],
+    ids=["equal", "late", "gap"],
+)
+def test_odd_number_is_applied_and_said(
+    world: World, added: str, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal numbers, a late lower number and a gap are allowed, and said in the log and in the report."""
+    deploy(world, {"002_a": A, "003_b": B})
+    caplog.clear()
+    fill(world, {"002_a": A, "003_b": B, added: C})
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == [added]
+    assert report["warnings"] == [warning]
+    assert messages(caplog, "please look") == [f'please look warning="{warning}"']
+
+
+# --- Edited files ---------------------------------------------------------------------------------------------------
+
+RICH = """CREATE TABLE t (x int, y text DEFAULT 'a
+b');
+CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN 'x';
+END $$;
+"""
+
+
+def test_applied_file_with_new_comments_and_line_ends_is_no_edit(world: World) -> None:
+    """What a formatter or git's line ends do to an applied file stops no deployment, and changes no row."""
+    deploy(world, {"001_t": RICH})
+    before = recorded(world)
+
+    applied = deploy(world, {"001_t": "\ufeff-- why\r\n" + RICH.replace("\n", "\r\n"), "002_a": A})
+
+    assert applied == ["002_a"]
+    assert recorded(world)[:1] == before
+
+
+EDITED = (
+    "001_a.sql: edited after it was applied, which has no effect on this database. Nothing has been applied. "
+    'Restore the file and put the change into a new one; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
+)
+A_EDITED = "CREATE TABLE a (x int, y int);"
+
+
+@pytest.mark.parametrize("pending", [{}, {"000_early": C, "002_b": B}], ids=["nothing pending", "pending"])
+def test_edited_applied_file_stops_the_run(world: World, pending: dict[str, str]) -> None:
+    """An edit would have no effect, which its author does not expect: nothing is applied, and the message says so."""
+    deploy(world, {"001_a": A})
+    before = recorded(world)
+
+    message = refused(world, {"001_a": A_EDITED, **pending})
+
+    assert message == EDITED
+    assert recorded(world) == before
+    assert world.tables() == ["a"]
+
+
+def test_edited_files_are_all_named(world: World) -> None:
+    """One message names every edited file, so that one more deployment is enough."""
+    deploy(world, {"001_a": A, "002_b": B, "003_c": C})
+
+    message = refused(world, {"001_a": A_EDITED, "002_b": B + "SELECT 1;", "003_c": C})
+
+    assert message.startswith("001_a.sql, 002_b.sql: edited after ")
+
+
+def test_edited_file_that_is_restored_and_followed_by_a_new_one_deploys(world: World) -> None:
+    """The first way out of the refusal works."""
+    deploy(world, {"001_a": A})
+    refused(world, {"001_a": A_EDITED})
+
+    assert deploy(world, {"001_a": A, "002_y": "ALTER TABLE a ADD y int;"}) == ["002_y"]
+
+
+def test_edited_file_that_is_allowed_is_a_warning(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """ALLOW_EDITED_MIGRATIONS goes on with the rest and keeps the recorded checksum, for a rolled-back deployment."""
+    deploy(world, {"001_a": A})
+    before = recorded(world)
+    fill(world, {"001_a": A_EDITED, "002_b": B})
+
+    report = world.deploy(ALLOW_EDITED_MIGRATIONS="true")
+
+    assert [entry["name"] for entry in report["applied"]] == ["002_b"]
+    assert report["warnings"] == ["edited after it was applied, without effect: 001_a.sql"]
+    assert messages(caplog, "please look") == [
+        'please look warning="edited after it was applied, without effect: 001_a.sql"'
+    ]
+    assert recorded(world)[:1] == before
+    assert deploy(world, {"001_a": A, "002_b": B}) == []
+
+
+def test_edited_file_that_is_not_allowed_by_the_word_false_stops_the_run(world: World) -> None:
+    """ALLOW_EDITED_MIGRATIONS="false" allows nothing."""
+    deploy(world, {"001_a": A})
+
+    assert refused(world, {"001_a": A_EDITED}, ALLOW_EDITED_MIGRATIONS="false") == EDITED
+
+
+# --- Checksums of a newer release -----------------------------------------------------------------------------------
+
+
+def record_as_a_newer_release(world: World, name: str, checksum: str = "9:unknown") -> None:
+    world.sql("UPDATE schema_migrations SET checksum = %s WHERE migration_name = %s", checksum, name)
+
+
+@pytest.mark.parametrize("checksum", ["9:unknown", "10:unknown", "whatever"])
+def test_checksum_of_a_newer_release_is_no_edit(world: World, checksum: str) -> None:
+    """A rolled-back deployment does not know the newer version's checksums, nor complains of or replaces them."""
+    deploy(world, {"001_a": A})
+    record_as_a_newer_release(world, "001_a", checksum)
+    world.sql("UPDATE schema_migrations SET file_sha256 = 'other'")
+    before = recorded(world)
+
+    assert deploy(world, {"001_a": A}) == []
+    assert recorded(world) == before
+
+
+def test_renumbered_file_with_the_checksum_of_a_newer_release_is_known_by_its_bytes(world: World) -> None:
+    """Rolled back over a renumbering by a newer version, the old folder does not run its file again."""
+    deploy(world, {"001_a": A, "005_b": B})
+    record_as_a_newer_release(world, "005_b")
+
+    assert deploy(world, {"001_a": A, "004_b": B}) == []
+    assert world.applied() == ["001_a", "004_b"]
+
+
+def test_renumbered_file_that_a_newer_release_recorded_with_other_bytes_is_refused(world: World) -> None:
+    """Where a checksum cannot be compared, nothing can tell whether a file has run, and nothing runs."""
+    deploy(world, {"001_a": A, "005_b": B})
+    record_as_a_newer_release(world, "005_b")
+
+    message = refused(world, {"001_a": A, "004_b": "-- before\n" + B})
+
+    assert message.startswith("004_b.sql: is this 005_b, which is applied and whose file is gone? ")
+    assert world.applied() == ["001_a", "005_b"]

@@ -1,0 +1,291 @@
+"""The repository's top level, and the folder on its own: copied elsewhere, read-only, with nothing done at import."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from harness import tls
+from harness.world import ADMIN, AWS_ENVIRONMENT, World
+from moto.server import ThreadedMotoServer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DB_SETUP = REPOSITORY / "db_setup"
+PROCESS_TIMEOUT_S = 60
+THIRD_PARTY = {"psycopg2", "boto3", "botocore"}
+
+INITIAL_SCHEMA = """\
+CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
+
+CREATE TABLE IF NOT EXISTS "users" (
+    "id" uuid PRIMARY KEY DEFAULT (uuid_generate_v4()),
+    "email" varchar UNIQUE,
+    "created_at" timestamp DEFAULT CURRENT_TIMESTAMP
+);
+
+CREATE TABLE IF NOT EXISTS "products" (
+    "id" uuid PRIMARY KEY DEFAULT (uuid_generate_v4()),
+    "name" varchar NOT NULL,
+    "price" decimal(10,2),
+    "user_id" uuid REFERENCES "users"("id")
+);
+"""
+
+HANDLE = "import initializer, json; print(json.dumps(initializer.handler({}, None)))"
+
+
+# --- Another process ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def secrets_manager() -> Iterator[str]:
+    """The URL at which another process finds the same secrets as `world` has in this one."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def python(
+    code: str, folder: Path, cwd: Path, environ: Optional[dict[str, str]] = None
+) -> subprocess.CompletedProcess[str]:
+    """Run code as Lambda does, with `folder` on the path, in an environment of its own, bounded in time."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
+        cwd=cwd,
+        env={"PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_TIMEOUT_S,
+        check=False,
+    )
+
+
+def deploy_elsewhere(
+    world: World, folder: Path, cwd: Path, code: str = HANDLE, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Invoke the handler of this folder in a process of its own, on the database and the secrets of `world`."""
+    with secrets_manager() as url:
+        return python(code, folder, cwd, {**AWS_ENVIRONMENT, **world.environ, "AWS_ENDPOINT_URL": url, **environ})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """db_setup/ copied to another place and made read-only, as in /var/task."""
+    folder = tmp_path / "lambda" / "db_setup"
+    shutil.copytree(DB_SETUP, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    everything = [folder, *folder.rglob("*")]
+    for path in everything:
+        path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    yield folder
+    for path in everything:
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+
+
+# --- The repository -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "db_setup/initializer.py",
+        "db_setup/sql_scanner.py",
+        "db_setup/migrations/001_initial_schema.sql",
+        "migrations",
+        "tests",
+        "cdk_example/README.md",
+        "README.md",
+        "databaseModificationGuide.md",
+        "pyproject.toml",
+        "Makefile",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        ".ci/run",
+    ],
+)
+def test_repository_has_what_its_readers_look_for(name: str) -> None:
+    """The layout is part of the contract."""
+    assert (REPOSITORY / name).exists()
+
+
+def test_ci_run_is_executable() -> None:
+    """It is called by its name."""
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+
+
+def test_license_is_mit() -> None:
+    """The folder is made to be copied, and the licence says that it may be."""
+    assert (REPOSITORY / "LICENSE").read_text().startswith("MIT License")
+
+
+def test_migrations_is_a_relative_link_into_the_folder() -> None:
+    """One set of files, and a link that holds wherever the repository is cloned to."""
+    assert os.readlink(REPOSITORY / "migrations") == "db_setup/migrations"
+
+
+def test_initial_schema_is_the_documented_one() -> None:
+    """The file is, byte for byte, what people find in the README."""
+    assert (DB_SETUP / "migrations" / "001_initial_schema.sql").read_bytes() == INITIAL_SCHEMA.encode()
+
+
+# --- The folder -----------------------------------------------------------------------------------------------------
+
+
+def test_copied_folder_works_from_any_directory_and_writes_nothing(
+    world: World, elsewhere: Path, tmp_path: Path
+) -> None:
+    """`cp -r db_setup elsewhere/` is the whole installation; /var/task is read-only."""
+    before = contents(elsewhere)
+    (tmp_path / "cwd").mkdir()
+
+    run = deploy_elsewhere(world, elsewhere, tmp_path / "cwd")
+
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert [entry["name"] for entry in report["applied"]] == ["001_initial_schema"]
+    assert report["users"] == {"app_rw": "created", "app_tc": "created"}
+    assert world.tables() == ["products", "users"]
+    assert world.secret("user")["username"] == "app_rw"
+    assert contents(elsewhere) == before
+    assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_copied_folder_finds_its_certificate_bundle(world: World, elsewhere: Path, tmp_path: Path) -> None:
+    """global-bundle.pem beside the handler is found there: one of another authority refuses our server."""
+    elsewhere.chmod(0o755)
+    (elsewhere / "global-bundle.pem").write_text(tls.issue_certificate("127.0.0.1").ca)
+    code = f"import database; database.CONNECT_PATIENCE_S = 0\n{HANDLE}"
+    environ = {key: value for key, value in world.environ.items() if key != "PGSSLMODE"}
+
+    with secrets_manager() as url:
+        run = python(code, elsewhere, tmp_path, {**AWS_ENVIRONMENT, **environ, "AWS_ENDPOINT_URL": url})
+
+    assert run.returncode == 1
+    assert f"ConnectError: cannot connect to {ADMIN}@" in run.stderr
+    assert world.tables() == []
+
+
+def test_failure_in_lambda_is_an_exception(world: World, elsewhere: Path, tmp_path: Path) -> None:
+    """A failed run ends the invocation with an exception, never with a result."""
+    run = deploy_elsewhere(world, elsewhere, tmp_path, BASELINE="no_such_file")
+
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.rstrip().endswith(
+        "ConfigError: BASELINE is 'no_such_file', but there is no such file in migrations/. Nothing has been touched."
+    )
+
+
+# What the import may not do, once all that is not ours has been imported before: no audit event of this kind, and
+# no look into the environment.
+WATCHED_IMPORT = """
+import os
+import initializer  # brings the standard library, psycopg2 and boto3 along
+
+class Refused(dict):
+    def refuse(self, *args):
+        raise AssertionError(f"the environment is read at import: {args}")
+    __getitem__ = __contains__ = __iter__ = get = keys = items = values = copy = refuse
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a client or a connection is made at import")
+
+def watch(event, args):
+    if event.startswith(("socket.", "subprocess.")) or (event == "open" and args[1] not in ("r", "rb", None)):
+        raise AssertionError(f"{event} at import: {args}")
+
+folder = sys.path[0]
+for name, module in list(sys.modules.items()):
+    if str(getattr(module, "__file__", "")).startswith(folder):
+        del sys.modules[name]
+import boto3, psycopg2
+boto3.client = boto3.resource = boto3.Session = psycopg2.connect = refuse
+os.environ = Refused()
+sys.addaudithook(watch)
+import initializer
+print(initializer.__version__)
+"""
+
+
+def test_import_does_nothing(elsewhere: Path, tmp_path: Path) -> None:
+    """Lambda imports the module within 10 s and long before a secret or a network may be there."""
+    run = python(WATCHED_IMPORT, elsewhere, tmp_path)
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.strip() != ""
+
+
+@pytest.mark.parametrize(
+    ("statement", "complaint"),
+    [
+        ("os.environ['X']", "the environment is read at import"),
+        ("os.getenv('X')", "the environment is read at import"),
+        ("boto3.client('sts')", "a client or a connection is made at import"),
+        ("open('x', 'w')", "open at import"),
+        ("__import__('socket').getaddrinfo('localhost', 1)", "socket.getaddrinfo at import"),
+    ],
+)
+def test_import_that_did_something_would_be_noticed(
+    elsewhere: Path, tmp_path: Path, statement: str, complaint: str
+) -> None:
+    """The watch of the test above sees what it is meant to see."""
+    module = elsewhere / "initializer.py"
+    module.chmod(0o644)
+    with module.open("a") as text:
+        text.write(f"\nimport __main__\nif hasattr(__main__, 'watch'):\n    {statement}\n")
+
+    run = python(WATCHED_IMPORT, elsewhere, tmp_path)
+
+    assert run.returncode == 1
+    assert f"AssertionError: {complaint}" in run.stderr
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add("." if node.level else str(node.module).partition(".")[0])
+    return found
+
+
+def is_standard(name: str) -> bool:
+    """Whether a module belongs to the standard library (sys.stdlib_module_names came with Python 3.10)."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return False
+    paths = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    return spec.origin in ("built-in", "frozen") or (spec.origin.startswith(paths) and "-packages" not in spec.origin)
+
+
+def test_folder_imports_nothing_that_lambda_lacks() -> None:
+    """The standard library, psycopg2, boto3, and the folder's own modules; nothing relative, for it is no package."""
+    own = {path.stem for path in DB_SETUP.glob("*.py")}
+    names = {name for path in DB_SETUP.glob("*.py") for name in imported(path)}
+
+    strangers = {name for name in names - own - THIRD_PARTY if not is_standard(name)}
+
+    assert strangers == set()
+    assert {"psycopg2", "boto3", "json"} <= names

@@ -1,0 +1,610 @@
+"""SQL text is split, understood and refused as PostgreSQL's lexer and psql see it; no database is needed for that."""
+
+from __future__ import annotations
+
+import time
+from typing import Optional
+
+import pytest
+from sql_scanner import ScanError, Script, Statement, checksum, locate, read_script, scan
+
+FUNCTION = """CREATE FUNCTION double(n int) RETURNS int LANGUAGE plpgsql AS $body$
+BEGIN
+    -- a comment; with a semicolon
+    RETURN n * 2;
+END;
+$body$"""
+ATOMIC = """CREATE OR REPLACE FUNCTION sign_of(n int) RETURNS text
+BEGIN ATOMIC
+    SELECT 1;
+    SELECT CASE WHEN n > 0 THEN CASE n WHEN 1 THEN 'one' ELSE 'many' END ELSE 'none' END;
+END"""
+
+
+def split(text: str) -> list[str]:
+    """The texts of the statements."""
+    return [text[s.start : s.end] for s in scan(text)]
+
+
+def only(text: str) -> Statement:
+    (statement,) = scan(text)
+    return statement
+
+
+def texts(script: Script) -> list[str]:
+    return [script.sql(statement) for statement in script.statements]
+
+
+def refusal(text: str) -> tuple[str, tuple[int, int]]:
+    """What `read_script` says against the text, and at which line and column."""
+    with pytest.raises(ScanError) as caught:
+        read_script(text)
+    return str(caught.value), locate(text, caught.value.offset)
+
+
+# --- Where a statement ends -----------------------------------------------------------------------------------------
+
+ONE_STATEMENT = {
+    "string": "SELECT 'a;b'",
+    "string with a doubled quote": "SELECT 'it''s; fine'",
+    "string with a backslash at its end": r"SELECT 'C:\', ';'",
+    "string over several lines": "SELECT 'a;\nb;\n'",
+    "string that looks like a comment": "SELECT '-- ; /*'",
+    "escape string": r"SELECT E'it\'s; \\'",
+    "escape string in lower case": r"SELECT e'\';'",
+    "escape string with a doubled quote": r"SELECT E'\\'';'",
+    "escape string continued on the next line": "SELECT E'a'\n  '\\';'",
+    "escape string continued behind a comment": "SELECT E'a' -- more\n  -- and more\n '\\';'",
+    "string behind a word that ends in e": r"SELECT date'2020;\', ';'",
+    "unicode string": r"SELECT U&'d\0061t;\' || ';'",
+    "unicode name": r'SELECT 1 AS u&"d;\0061"";"',
+    "bit and hex and national strings": "SELECT B'1;', x'f;', N'n;'",
+    "quoted name": 'SELECT 1 AS "a;b"',
+    "quoted name with a doubled quote": 'SELECT 1 AS "a"";"',
+    "quoted name with an apostrophe": """SELECT 1 AS "it's;", ';'""",
+    "dollar quotes": "SELECT $$a;b$$",
+    "dollar quotes with a tag": "SELECT $tag$a; $$; $other$; $TAG$ $tag$",
+    "dollar quotes with a non-ASCII tag": "SELECT $größe$a;$größe$",
+    "dollar quotes that hold other quotes": """SELECT $$it's " /* -- ;$$""",
+    "dollar quotes behind a number": "SELECT 1$$;$$",
+    "line comment": "SELECT 1 -- a; 'b\n, 2",
+    "line comment ended by a carriage return": "SELECT 1 -- a; 'b\r, 2",
+    "block comment": "SELECT 1 /* a; 'b */, 2",
+    "line comment right behind an operator": "SELECT 2 *-- ;'\n 3",
+    "block comment right behind an operator": "SELECT 2 +/* ;' */ 3",
+    "nested block comment": "SELECT 1 /* a /* b; */ c; */, 2",
+    "parentheses": "SELECT (1; 2)",
+    "rule with several actions": "CREATE RULE r AS ON INSERT TO a DO (INSERT INTO b VALUES (1); DELETE FROM c)",
+    "body of a function": FUNCTION,
+    "DO block": "DO $$ BEGIN PERFORM 1; END; $$",
+    "SQL-standard body with nested CASE": ATOMIC,
+    "SQL-standard body of a procedure": "CREATE PROCEDURE p() BEGIN ATOMIC SELECT 1; SELECT 2; END",
+}
+
+
+@pytest.mark.parametrize("text", ONE_STATEMENT.values(), ids=ONE_STATEMENT)
+def test_scan_semicolon_inside_something_is_no_end(text: str) -> None:
+    """A semicolon in quotes, comments, parentheses and bodies belongs to its statement; the next one ends it."""
+    assert split(f"{text};\nSELECT 2;") == [text, "SELECT 2"]
+
+
+TWO_STATEMENTS = {
+    "dollars inside a name open nothing": ("SELECT a$b$c", "SELECT a$b$c"),
+    "dollars behind a non-ASCII name open nothing": ("SELECT é$$", "SELECT é$$"),
+    "a parameter opens nothing": ("SELECT $1", "SELECT $1"),
+    "a backslash in a plain string escapes nothing": ("SELECT '\\'", "SELECT '\\'"),
+    "a string behind a blank is no continuation": ("SELECT E'a' 'b\\'", "SELECT 'c'"),
+    "CASE outside a body hides nothing": ("SELECT CASE WHEN true THEN 1 END", "SELECT 2"),
+    "BEGIN in a view's column hides nothing": ("CREATE VIEW v AS SELECT begin FROM t", "SELECT 2"),
+    "END outside a body is not counted": ("CREATE FUNCTION f() RETURNS int RETURN 1", "SELECT 2"),
+    "a parenthesis closed once too often": ("SELECT 1)", "SELECT (2)"),
+    "a parenthesis in quotes": ("SELECT '('", 'SELECT "("'),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), TWO_STATEMENTS.values(), ids=TWO_STATEMENTS)
+def test_scan_what_only_looks_like_quotes_ends_at_semicolon(first: str, second: str) -> None:
+    """What only looks like an opening quote or body hides no semicolon."""
+    assert split(f"{first};{second};") == [first, second]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ";", " ;;\n; ", "-- nothing", "/* nothing */", "-- a\n/* b; */ ;\n", "\r\n\t\f"],
+    ids=["empty", "semicolon", "semicolons", "line comment", "block comment", "all of it", "white space"],
+)
+def test_scan_nothing_gives_no_statement(text: str) -> None:
+    """Comments, white space and lone semicolons are no statements."""
+    assert split(text) == []
+
+
+def test_scan_last_statement_needs_no_semicolon() -> None:
+    """The last statement ends with the text; a comment behind it does not belong to it."""
+    assert split("SELECT 1; SELECT 2 -- the end") == ["SELECT 1", "SELECT 2"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_scan_gives_line_and_offset_of_each_statement(newline: str) -> None:
+    """A statement begins at its first word, whatever comments stand before it."""
+    text = newline.join(
+        ["-- größe 😀", "", "SELECT 'a", "b';/* c", "*/ SELECT 2; SELECT 3", ";", "$$x", "y$$;", "SELECT 4"]
+    )
+
+    found = list(scan(text))
+
+    assert [s.line for s in found] == [3, 5, 5, 7, 9]
+    assert [locate(text, s.start) for s in found] == [(3, 1), (5, 4), (5, 14), (7, 1), (9, 1)]
+
+
+def test_locate_counts_characters_from_one() -> None:
+    """Line and column count characters, not bytes."""
+    text = "é\n😀x"
+
+    assert [locate(text, offset) for offset in range(4)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+UNTERMINATED = {
+    "string": ("'it", "this string is never closed (a ' inside it is written twice)"),
+    "escape string": (r"E'it\'", "this E'' string is never closed"),
+    "unicode string": ("U&'x", "this string is never closed (a ' inside it is written twice)"),
+    "name": ('"it', 'this quoted name is never closed (a " inside it is written twice)'),
+    "dollar quotes": ("$$ BEGIN END $ $;", "the body that $$ opens is never closed by another $$"),
+    "dollar quotes with a tag": ("$a$ x $A$ $$", "the body that $a$ opens is never closed by another $a$"),
+    "block comment": ("/* a /* b */", "this /* comment is never closed"),
+}
+
+
+@pytest.mark.parametrize(("opened", "message"), UNTERMINATED.values(), ids=UNTERMINATED)
+def test_scan_unterminated_quote_is_refused_where_it_began(opened: str, message: str) -> None:
+    """What is never closed is reported with the place where it was opened, not with the end of the file."""
+    text = f"SELECT 1;\nSELECT {opened}\n;\nSELECT 2;\n"
+
+    assert refusal(text) == (message, (2, 8))
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------
+
+LONG = {
+    "statements": "INSERT INTO t VALUES (1, 'it''s', E'\\n', $$x$$, \"c\"); -- a comment\n",
+    "one statement": "(1, 'it''s', 2.5, a.b), /* c */\n",
+    "parentheses": "(",
+    "lone semicolons": ";\n",
+    "escape strings": "E'a'\n\n\n",
+    "operators": "+-*",
+    "line comments": "--\n",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", LONG.values(), ids=LONG)
+def test_scan_large_text_takes_linear_time(piece: str) -> None:
+    """Five times the text takes about five times the time."""
+
+    def seconds(size: int) -> float:
+        text, started = piece * (size // len(piece)), time.perf_counter()
+        for _ in scan(text):
+            pass
+        return time.perf_counter() - started
+
+    small = min(seconds(200_000), seconds(200_000))
+    large = seconds(1_000_000)
+
+    assert large < 3 * 5 * small + 0.2  # quadratic would be 25 times
+
+
+@pytest.mark.timeout(60)
+def test_read_script_of_five_megabytes_takes_seconds() -> None:
+    """A file of 5 MB is read in seconds, not in minutes."""
+    text = "BEGIN;\n" + LONG["statements"] * (5_000_000 // len(LONG["statements"])) + "COMMIT;\n"
+    started = time.perf_counter()
+
+    script = read_script(text)
+
+    assert len(script.statements) == 5_000_000 // len(LONG["statements"])
+    assert time.perf_counter() - started < 30
+
+
+@pytest.mark.timeout(30)
+def test_scan_escape_string_before_a_line_of_dashes_takes_no_time() -> None:
+    """A comment that is a line of dashes behind E'' is passed over once, not in every way it could be cut up."""
+    text = "SELECT E'a' " + "-" * 42 + "\n;"
+    started = time.perf_counter()
+
+    assert split(text) == ["SELECT E'a'"]
+    assert time.perf_counter() - started < 1
+
+
+# --- Backslash commands ---------------------------------------------------------------------------------------------
+
+
+def test_read_script_restrict_is_skipped_with_places_kept() -> None:
+    """pg_dump's \\restrict and \\unrestrict are left out; everything else stays where it was."""
+    text = "--\n-- a dump\n--\n\n\\restrict aB1\n\nSELECT 'a';\n\\unrestrict aB1\n"
+
+    script = read_script(text)
+
+    assert texts(script) == ["SELECT 'a'"]
+    assert script.text == text.replace("\\restrict aB1", " " * 13).replace("\\unrestrict aB1", " " * 15)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("SELECT 1;\n\\i other.sql\n", "\\i is a command of psql, not SQL: write what it does as SQL", (2, 1)),
+        ("\\connect shop\n", "\\connect is a command of psql, not SQL: write what it does as SQL", (1, 1)),
+        ("SELECT 1;\n  \\set x 1", "\\set is a command of psql, not SQL: write what it does as SQL", (2, 3)),
+        (
+            "SELECT 1\n\\gexec\n",
+            "a backslash outside quotes is a psql command; write plain SQL here",
+            (2, 1),
+        ),
+    ],
+    ids=["include", "connect", "indented", "behind a statement"],
+)
+def test_read_script_other_backslash_command_is_refused(text: str, message: str, place: tuple[int, int]) -> None:
+    """Any other command of psql is refused with its place, since only psql could run it."""
+    assert refusal(text) == (message, place)
+
+
+COPIES = {
+    "no data": "COPY t FROM stdin;\n\\.\n",
+    "data": "COPY public.t (a) FROM stdin WITH (FORMAT text);\nabc\t\\N\n\\.\n",
+    "data with an apostrophe": "COPY t FROM STDIN;\n1\tit's\n\\.\n",
+    "data with dollars": "COPY t FROM STDIN;\n$$\n\\.\n",
+    "to standard output": "COPY (SELECT 1) TO STDOUT;\n",
+}
+
+
+@pytest.mark.parametrize("text", COPIES.values(), ids=COPIES)
+def test_read_script_copy_with_data_is_refused_at_the_copy(text: str) -> None:
+    """COPY data is no SQL: the COPY itself is named, not the first oddity in its data."""
+    assert refusal("SELECT 1;\n" + text) == (
+        "COPY from STDIN or to STDOUT is not supported: write INSERT statements",
+        (2, 1),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["COPY t FROM '/tmp/x'", "INSERT INTO t SELECT stdin FROM stdout"],
+    ids=["from a file of the server", "columns of these names"],
+)
+def test_read_script_copy_without_data_is_left_alone(text: str) -> None:
+    """Only COPY through the client is refused."""
+    assert texts(read_script(text)) == [text]
+
+
+# --- Checksums ------------------------------------------------------------------------------------------------------
+
+SCRIPT = "CREATE TABLE t (a int DEFAULT 1, b text);\nINSERT INTO t VALUES (1, 'a\nb'), (2, $$c\nd$$);\n"
+SAME = {
+    "line comment": "-- hello\n" + SCRIPT,
+    "block comment": SCRIPT.replace("(a int", "(/* no; */ a int"),
+    "blank lines": SCRIPT.replace(";", "\n\n;\t\n"),
+    "no final semicolon": SCRIPT.rstrip().rstrip(";"),
+    "an empty statement": ";" + SCRIPT + ";",
+    "CRLF, also in literals and bodies": SCRIPT.replace("\n", "\r\n"),
+    "CR alone": SCRIPT.replace("\n", "\r"),
+    "indentation": SCRIPT.replace(", ", ",\n        "),
+}
+DIFFERENT = {
+    "a word": SCRIPT.replace("int", "bigint"),
+    "a literal": SCRIPT.replace("'a", "'A"),
+    "white space in a literal": SCRIPT.replace("'a\nb'", "'a\n b'"),
+    "white space in a body": SCRIPT.replace("$$c\nd$$", "$$c\n\nd$$"),
+    "a comment in a body": SCRIPT.replace("$$c\nd$$", "$$c -- x\nd$$"),
+    "a statement more": SCRIPT + "SELECT 1;",
+    "a semicolon between": SCRIPT.replace("INSERT INTO t", "INSERT; INTO t"),
+    "two words from one": SCRIPT.replace("TABLE t", "TAB LE t"),
+    "an operator cut in two": SCRIPT.replace("DEFAULT 1", "DEFAULT - -1"),
+    "order": "INSERT INTO t VALUES (1, 'a\nb'), (2, $$c\nd$$);\nCREATE TABLE t (a int DEFAULT 1, b text);",
+}
+
+
+@pytest.mark.parametrize("text", SAME.values(), ids=SAME)
+def test_checksum_of_the_same_tokens_is_the_same(text: str) -> None:
+    """Comments, white space and line ends do not count."""
+    assert checksum(text) == checksum(SCRIPT)
+    assert checksum(text) == read_script(text).checksum
+
+
+def test_checksum_of_other_tokens_differs() -> None:
+    """Whatever PostgreSQL would see differently counts, white space in a literal and comments in a body too."""
+    assert len({checksum(text) for text in [SCRIPT, *DIFFERENT.values()]}) == 1 + len(DIFFERENT)
+
+
+def test_checksum_names_its_algorithm_and_never_changes() -> None:
+    """The value begins with the algorithm's version, and is what the versions before this one have recorded."""
+    assert checksum("SELECT 1;\n") == "1:2e9be1158eacad299f315900d905445fecfcf452feebd7560b51595484d69f2c"
+
+
+@pytest.mark.parametrize("text", ["SELECT 'a\nb", "/* a\nb"], ids=["string", "comment"])
+def test_checksum_of_text_that_cannot_be_scanned_is_of_its_lines(text: str) -> None:
+    """A text without end of a quote has a checksum too, of another kind, in which line ends do not count either."""
+    assert checksum(text)[:2] == "0:"
+    assert checksum(text) == checksum(text.replace("\n", "\r\n"))
+    assert checksum(text) != checksum(text + "c")
+
+
+# --- What a statement is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "control"),
+    [
+        ("BEGIN", "BEGIN"),
+        ("begin work", "BEGIN"),
+        ("BEGIN /* x */ TRANSACTION ISOLATION LEVEL SERIALIZABLE", "BEGIN"),
+        ("START TRANSACTION READ ONLY", "BEGIN"),
+        ("COMMIT", "COMMIT"),
+        ("commit and chain", "COMMIT"),
+        ("END TRANSACTION", "COMMIT"),
+        ("ROLLBACK", "ROLLBACK"),
+        ("ROLLBACK WORK", "ROLLBACK"),
+        ("ABORT", "ROLLBACK"),
+        ("PREPARE TRANSACTION 'x'", "PREPARE TRANSACTION"),
+        ("COMMIT PREPARED 'x'", "COMMIT PREPARED"),
+        ("ROLLBACK PREPARED 'x'", "ROLLBACK PREPARED"),
+        ("SAVEPOINT a", None),
+        ("RELEASE SAVEPOINT a", None),
+        ("ROLLBACK TO a", None),
+        ("ROLLBACK WORK TO SAVEPOINT a", None),
+        ("ROLLBACK TRANSACTION TO a", None),
+        ("PREPARE transactions AS SELECT 1", None),
+        ("SET TRANSACTION READ ONLY", None),
+        ("START REPLICATION", None),
+        ('"begin"', None),
+        ("DO $$ BEGIN COMMIT; END $$", None),
+    ],
+)
+def test_transaction_control_of_every_form_is_seen(text: str, control: Optional[str]) -> None:
+    """What opens or ends a transaction is known in every spelling; savepoints and bodies are none of it."""
+    assert only(text).transaction_control == control
+
+
+@pytest.mark.parametrize(
+    ("text", "guarded"),
+    [
+        ("CREATE TABLE IF NOT EXISTS t (a int)", True),
+        ("CREATE UNLOGGED TABLE IF NOT EXISTS t (a int)", True),
+        ("create extension if not exists pgcrypto", True),
+        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON t (a)", True),
+        ("CREATE OR REPLACE VIEW v AS SELECT 1", True),
+        ("CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", True),
+        ("SET search_path = public", True),
+        ("COMMENT ON TABLE t IS 'x'", True),
+        ("GRANT SELECT ON t TO readwrite", True),
+        ("CREATE TABLE t (a int)", False),
+        ("CREATE VIEW v AS SELECT 'IF NOT EXISTS'", False),
+        ("INSERT INTO t VALUES (1)", False),
+        ("ALTER TABLE t ADD COLUMN a int", False),
+        ("DROP TABLE t", False),
+        ("DO $$ BEGIN CREATE TABLE IF NOT EXISTS t (a int); END $$", False),
+    ],
+)
+def test_is_guarded_only_what_can_run_again(text: str, guarded: bool) -> None:
+    """A statement is guarded if running it again changes nothing."""
+    assert only(text).is_guarded is guarded
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("CREATE TABLE users (id int)", (None, "users")),
+        ("create table Users(id int)", (None, "users")),
+        ('CREATE TABLE "Users" (id int)', (None, "Users")),
+        ('CREATE TABLE "a""b;c" (id int)', (None, 'a"b;c')),
+        ("CREATE TABLE größe (id int)", (None, "größe")),
+        ("CREATE TABLE IF NOT EXISTS users (id int)", (None, "users")),
+        ("CREATE TABLE public.users (id int)", ("public", "users")),
+        ('CREATE TABLE "My Schema" . "My Table" (id int)', ("My Schema", "My Table")),
+        ("CREATE TABLE IF NOT EXISTS shop.public.users (id int)", ("public", "users")),
+        ("CREATE UNLOGGED TABLE IF NOT EXISTS a.b (id int)", ("a", "b")),
+        ("CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)", (None, "p1")),
+        ("CREATE TABLE s.p1 PARTITION OF s.p DEFAULT", ("s", "p1")),
+        ("CREATE TABLE copy AS SELECT * FROM users", (None, "copy")),
+        ("CREATE TABLE t OF a_type", (None, "t")),
+        ("CREATE /* a */ TABLE -- b\n t (id int)", (None, "t")),
+        ("CREATE TEMP TABLE t (id int)", None),
+        ("CREATE TEMPORARY TABLE IF NOT EXISTS t (id int)", None),
+        ("CREATE LOCAL TEMP TABLE t (id int)", None),
+        ("CREATE GLOBAL TEMPORARY TABLE t (id int)", None),
+        ("CREATE VIEW v AS SELECT 1", None),
+        ("CREATE INDEX ON users (id)", None),
+        ("ALTER TABLE users ADD a int", None),
+        ("DROP TABLE users", None),
+    ],
+)
+def test_created_table_of_every_form_is_named(text: str, name: Optional[tuple[Optional[str], str]]) -> None:
+    """The permanent table that a statement creates is known by schema and name, as PostgreSQL stores them."""
+    assert only(text).created_table == name
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", ("i", "t")),
+        ("create unique index concurrently I on T using btree (a)", ("i", "T")),
+        ("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON public.t (a)", ("i", "public.t")),
+        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY s.t (a)", ("i", "s.t")),
+        ('CREATE INDEX CONCURRENTLY "My ""I""" ON "My S"."My T" (a)', ('My "I"', '"My S"."My T"')),
+        ('CREATE INDEX CONCURRENTLY "on" ON t (a)', ("on", "t")),
+        ("CREATE INDEX CONCURRENTLY ON t (a)", None),
+        ("CREATE UNIQUE INDEX CONCURRENTLY ON t (a)", None),
+        ("CREATE INDEX i ON t (a)", None),
+        ("CREATE INDEX concurrently_built ON t (a)", None),
+        ("DROP INDEX CONCURRENTLY i", None),
+        ("REINDEX INDEX CONCURRENTLY i", None),
+    ],
+)
+def test_concurrent_index_of_every_form_is_named(text: str, index: Optional[tuple[str, str]]) -> None:
+    """A concurrent build is known by its index, as stored, and its table, as written."""
+    assert only(text).concurrent_index == index
+
+
+@pytest.mark.parametrize(
+    ("text", "lasting"),
+    [
+        ("SET search_path = a", True),
+        ("SET SESSION AUTHORIZATION a", True),
+        ("set role a", True),
+        ("RESET ALL", True),
+        ("SET LOCAL search_path = a", False),
+        ("SET CONSTRAINTS ALL DEFERRED", False),
+        ("SET TRANSACTION READ ONLY", False),
+        ("SELECT 1", False),
+    ],
+)
+def test_is_session_setting_only_what_outlasts_its_transaction(text: str, lasting: bool) -> None:
+    """SET and RESET last for the session, unless they say that they do not."""
+    assert only(text).is_session_setting is lasting
+
+
+# --- A file as one unit of work -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "begin"),
+    [
+        ("BEGIN", "COMMIT", "BEGIN"),
+        ("begin work", "commit work", "BEGIN"),
+        ("BEGIN TRANSACTION", "END TRANSACTION", "BEGIN"),
+        ("START TRANSACTION", "END", "BEGIN"),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE", "COMMIT", "BEGIN ISOLATION LEVEL SERIALIZABLE"),
+        (
+            "START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE",
+            "COMMIT",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ , READ WRITE",
+        ),
+    ],
+)
+def test_read_script_own_begin_and_commit_are_left_out_in_place(first: str, last: str, begin: str) -> None:
+    """BEGIN first and COMMIT last are left out, BEGIN's modes are kept, and nothing else moves."""
+    text = f"-- a file\n{first};\nSELECT 1;\n{last};\n-- end\n"
+
+    script = read_script(text)
+
+    assert (texts(script), script.begin) == (["SELECT 1"], begin)
+    assert script.text == text.replace(first, " " * len(first)).replace(last, " " * len(last))
+
+
+def test_read_script_transaction_over_several_lines_keeps_line_ends() -> None:
+    """What is left out keeps its line ends, so that no line gets another number."""
+    text = "BEGIN\r\n  ISOLATION LEVEL\r\n  SERIALIZABLE;\r\nSELECT 1;\r\nCOMMIT\r\n;"
+
+    script = read_script(text)
+
+    assert [locate(script.text, s.start) for s in script.statements] == [(4, 1)]
+    assert len(script.text) == len(text)
+
+
+def test_read_script_of_nothing_but_begin_and_commit_is_empty() -> None:
+    """A transaction around nothing is nothing."""
+    assert texts(read_script("BEGIN; COMMIT;")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "begin"),
+    [
+        (
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1",
+            "BEGIN; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+        ),
+        ("-- x\nBEGIN;\nset transaction read write;\nSELECT 1; COMMIT", "BEGIN; set transaction read write"),
+        (
+            "SET TRANSACTION READ WRITE; SET TRANSACTION NOT DEFERRABLE; SELECT 1",
+            "BEGIN; SET TRANSACTION READ WRITE; SET TRANSACTION NOT DEFERRABLE",
+        ),
+    ],
+    ids=["alone", "behind BEGIN", "twice"],
+)
+def test_read_script_leading_set_transaction_goes_to_begin(text: str, begin: str) -> None:
+    """SET TRANSACTION at the beginning becomes part of what opens the transaction."""
+    script = read_script(text)
+
+    assert (script.begin, texts(script)) == (begin, ["SELECT 1"])
+
+
+CONTROL = (
+    "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
+    "or write -- no-transaction in its first line if it must not be one"
+)
+PREPARED = "{} is not possible here: a prepared transaction would outlive the run"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        ("SELECT 1;\nCOMMIT;\nSELECT 2;", CONTROL.format("COMMIT"), (2, 1)),
+        ("SELECT 1;\nSELECT 2; END;", CONTROL.format("END"), (2, 11)),
+        ("SELECT 1;\n  BEGIN;\nSELECT 2;\nCOMMIT;", CONTROL.format("BEGIN"), (2, 3)),
+        ("BEGIN;\nSELECT 1;", CONTROL.format("BEGIN"), (1, 1)),
+        ("BEGIN;\nSELECT 1;\nROLLBACK;", CONTROL.format("BEGIN"), (1, 1)),
+        ("BEGIN;\nSELECT 1;\nCOMMIT;\nBEGIN;\nSELECT 2;\nCOMMIT;", CONTROL.format("COMMIT"), (3, 1)),
+        ("SELECT 1;\nROLLBACK;", CONTROL.format("ROLLBACK"), (2, 1)),
+        ("ABORT", CONTROL.format("ABORT"), (1, 1)),
+        ("SELECT 1; PREPARE TRANSACTION 'x'", PREPARED.format("PREPARE TRANSACTION"), (1, 11)),
+        ("-- no-transaction\nCOMMIT PREPARED 'x'", PREPARED.format("COMMIT PREPARED"), (2, 1)),
+        ("ROLLBACK PREPARED 'x'", PREPARED.format("ROLLBACK PREPARED"), (1, 1)),
+    ],
+)
+def test_read_script_other_transaction_control_is_refused(text: str, message: str, place: tuple[int, int]) -> None:
+    """Any other transaction control is refused with its place and a way out."""
+    assert refusal(text) == (message, place)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-- no-transaction\nVACUUM;\nVACUUM;",
+        "--no-transaction\r\nVACUUM;\r\nVACUUM;",
+        "\n  --  No-Transaction  \nVACUUM;\nVACUUM",
+        "-- what it does\n/* and why */\n-- no-transaction\n\nVACUUM;\nVACUUM;",
+        "-- no-transaction\n\\restrict x\nVACUUM;\nVACUUM;",
+    ],
+    ids=["first line", "CRLF", "blanks and capitals", "third line", "before restrict"],
+)
+def test_read_script_marked_in_leading_comment_is_unwrapped(text: str) -> None:
+    """`-- no-transaction` before the first statement takes the transaction away."""
+    script = read_script(text)
+
+    assert (script.unwrapped, texts(script)) == (True, ["VACUUM", "VACUUM"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1;\n-- no-transaction\n",
+        "SELECT 1 -- no-transaction",
+        "SELECT '\n-- no-transaction\n'",
+        "-- there is no-transaction here\nSELECT 1",
+    ],
+    ids=["behind", "beside", "in a string", "in a sentence"],
+)
+def test_read_script_marked_elsewhere_stays_one_transaction(text: str) -> None:
+    """The mark counts as a line comment of its own before the first statement, and nowhere else."""
+    assert read_script(text).unwrapped is False
+
+
+def test_read_script_unwrapped_keeps_its_transactions() -> None:
+    """In a marked file BEGIN and COMMIT are left for the runner, who makes one unit of what stands between."""
+    script = read_script("-- no-transaction\nBEGIN; SELECT 1; COMMIT; VACUUM; COMMIT;")
+
+    assert texts(script) == ["BEGIN", "SELECT 1", "COMMIT", "VACUUM", "COMMIT"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("-- no-transaction\nBEGIN;\nSELECT 1;\nROLLBACK;", (4, 1)),
+        ("-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT AND CHAIN;\nSELECT 2;\nCOMMIT;", (4, 1)),
+        ("-- no-transaction\nSELECT 1;\nBEGIN;\nSELECT 2;", (3, 1)),
+    ],
+    ids=["ROLLBACK", "AND CHAIN", "BEGIN without COMMIT"],
+)
+def test_read_script_unwrapped_with_an_unclear_unit_is_refused(text: str, place: tuple[int, int]) -> None:
+    """What psql would roll back, or chain, is refused in a marked file, without the advice to mark it."""
+    message, where = refusal(text)
+
+    assert where == place
+    assert "write -- no-transaction" not in message

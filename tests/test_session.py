@@ -1,0 +1,235 @@
+"""No file can change the session for the next one, or for the row that records it."""
+
+from __future__ import annotations
+
+import pytest
+from harness.world import World
+from initializer import MigrationError
+
+# What a session can carry from one file to the next, as rows (file, what, value).
+SNAPSHOT = """
+    INSERT INTO public.seen
+    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings
+    UNION ALL SELECT '{0}', 'role', pg_catalog.concat(session_user, ' ', current_user)
+    UNION ALL SELECT '{0}', 'own setting', coalesce(pg_catalog.current_setting('app.tenant', true), '')
+    UNION ALL SELECT '{0}', 'prepared', name FROM pg_catalog.pg_prepared_statements
+    UNION ALL SELECT '{0}', 'cursor', name FROM pg_catalog.pg_cursors
+    UNION ALL SELECT '{0}', 'channel', channel FROM pg_catalog.pg_listening_channels() channel
+    UNION ALL SELECT '{0}', 'temporary', relname FROM pg_catalog.pg_class
+        WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind = 'r'
+    UNION ALL SELECT '{0}', 'lock', pg_catalog.count(*)::text FROM pg_catalog.pg_locks
+        WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid();
+"""
+
+PG_DUMP_PREAMBLE = """
+--
+-- PostgreSQL database dump
+--
+
+\\restrict 0aB1cD2eF3
+
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET client_encoding = 'UTF8';
+SET standard_conforming_strings = on;
+SELECT pg_catalog.set_config('search_path', '', false);
+SET check_function_bodies = false;
+SET xmloption = content;
+SET client_min_messages = warning;
+SET row_security = off;
+
+SET default_tablespace = '';
+SET default_table_access_method = heap;
+
+CREATE TABLE public.dumped (id integer NOT NULL);
+ALTER TABLE ONLY public.dumped ADD CONSTRAINT dumped_pkey PRIMARY KEY (id);
+
+--
+-- PostgreSQL database dump complete
+--
+
+\\unrestrict 0aB1cD2eF3
+"""
+
+CHANGES = {
+    "search_path": "SET search_path = s;",
+    "search_path with a tracking table of its own": (
+        "CREATE TABLE s.schema_migrations (LIKE public.schema_migrations); SET search_path = s, pg_catalog;"
+    ),
+    "search_path by set_config": "SELECT set_config('search_path', '', false);",
+    "role": "SET ROLE tablecreator;",
+    "role without rights on the tracking table": "SET ROLE readwrite;",
+    "local role": "SET LOCAL ROLE readwrite;",
+    "local search_path": "SET LOCAL search_path = s;",
+    "read-only sessions": "SET default_transaction_read_only = on;",
+    "session characteristics": "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY;",
+    "encoding": "SET client_encoding = 'LATIN1';",
+    "encoding by another name": "SET NAMES 'SQL_ASCII';",
+    "strings": "SET standard_conforming_strings = off;",
+    "backslash quotes": "SET backslash_quote = on;",
+    "date style": "SET DateStyle = 'German'; SET IntervalStyle = 'sql_standard';",
+    "time zone": "SET TIME ZONE 'Asia/Tokyo';",
+    "time-outs": "SET lock_timeout = 1; SET statement_timeout = '1h'; SET idle_in_transaction_session_timeout = 1;",
+    "keepalives": "SET tcp_keepalives_idle = 77; SET tcp_keepalives_count = 9;",
+    "messages": "SET client_min_messages = 'error';",
+    "application name": "SET application_name = 'mine';",
+    "own setting": "SET app.tenant = 'mine';",
+    "RESET ALL": "RESET ALL;",
+    "RESET lock_timeout": "RESET lock_timeout;",
+    "DISCARD ALL": "DISCARD ALL;",
+    "DISCARD PLANS and TEMP": "DISCARD PLANS; DISCARD TEMP;",
+    "advisory unlock": "SELECT pg_advisory_unlock_all();",
+    "advisory lock": "SELECT pg_advisory_xact_lock(1);",
+    "temporary table": "CREATE TEMP TABLE t (i int); CREATE TEMP TABLE schema_migrations (migration_name text);",
+    "temporary table with an open cursor": (
+        "CREATE TEMP TABLE t AS SELECT 1 i; DECLARE c CURSOR WITH HOLD FOR SELECT * FROM t; FETCH c;"
+    ),
+    "prepared statement": "PREPARE p AS SELECT 1;",
+    "cursor": "DECLARE c CURSOR FOR SELECT generate_series(1, 9); FETCH c;",
+    "cursor with hold": "DECLARE c CURSOR WITH HOLD FOR SELECT generate_series(1, 9); FETCH c;",
+    "LISTEN": "LISTEN news;",
+    "constraints deferred": "SET CONSTRAINTS ALL DEFERRED;",
+    "planner": "SET enable_seqscan = off; SET work_mem = '1MB'; SET jit = off;",
+    "pg_dump's preamble": PG_DUMP_PREAMBLE,
+}
+
+
+def changed(world: World) -> list[tuple[object, ...]]:
+    """What the two snapshots do not have in common."""
+    return world.sql(
+        "SELECT file, what, value FROM seen WHERE (what, value) NOT IN "
+        "(SELECT what, value FROM seen GROUP BY 1, 2 HAVING count(DISTINCT file) = 2) ORDER BY 1, 2"
+    )
+
+
+def write_between_snapshots(world: World, text: str, name: str = "002_change.sql") -> None:
+    # The DO block brings PL/pgSQL's own settings into the session.
+    tables = "CREATE TABLE seen (file text, what text, value text); GRANT SELECT ON seen TO PUBLIC; DO $$ BEGIN END $$;"
+    world.write("001_before.sql", f"CREATE SCHEMA s; {tables} {SNAPSHOT.format('1')}")
+    world.write(name, text)
+    world.write("003_after.sql", SNAPSHOT.format("3"))
+
+
+def assert_recorded(world: World, change: str = "002_change") -> None:
+    """All three are recorded, in our table, under their names and at the right time; and the next run agrees."""
+    assert world.applied() == ["001_before", change, "003_after"]
+    assert world.sql(
+        "SELECT count(*) FROM schema_migrations WHERE applied_at BETWEEN localtimestamp - interval '2 min' "
+        "AND localtimestamp AND checksum LIKE '1:%' AND length(file_sha256) = 64"
+    ) == [(3,)]
+    assert world.deploy()["applied"] == []
+
+
+@pytest.mark.parametrize("text", CHANGES.values(), ids=CHANGES)
+def test_session_changed_by_a_file_is_fresh_for_the_next(world: World, text: str) -> None:
+    """The next file, and the row that records this one, see the session as a new one would be."""
+    write_between_snapshots(world, text)
+
+    world.deploy()
+
+    assert changed(world) == []
+    assert_recorded(world)
+
+
+MARKED = ("search_path", "role without rights on the tracking table", "read-only sessions", "encoding", "strings",
+          "date style", "time zone", "DISCARD ALL", "advisory unlock", "temporary table", "prepared statement",
+          "cursor with hold", "LISTEN", "pg_dump's preamble")  # fmt: skip
+
+
+@pytest.mark.parametrize("change", MARKED)
+def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World, change: str) -> None:
+    """So it is behind a file that runs step by step, whose settings outlast each step; also under a non-ASCII name."""
+    write_between_snapshots(world, "-- no-transaction\n" + CHANGES[change], "002_größe.sql")
+
+    world.deploy()
+
+    assert changed(world) == []
+    assert_recorded(world, "002_größe")
+
+
+def test_session_changed_by_a_file_that_is_tried_twice_is_fresh_for_the_next(world: World) -> None:
+    """So it is where the file succeeds only at the second attempt, which goes statement by statement."""
+    write_between_snapshots(
+        world,
+        "SET client_encoding = 'LATIN1'; SET search_path = s; SET ROLE tablecreator; SET TIME ZONE 'Asia/Tokyo';\n"
+        "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet'; END IF; END $$;",
+        "002_größe.sql",
+    )
+    world.write("000_tries.sql", "CREATE SEQUENCE tries; GRANT ALL ON SEQUENCE tries TO tablecreator;")
+
+    world.deploy()
+
+    assert changed(world) == []
+    assert world.applied() == ["000_tries", "001_before", "002_größe", "003_after"]
+    assert world.sql("SELECT last_value FROM tries") == [(2,)]
+
+
+@pytest.mark.parametrize("mark", ["", "-- no-transaction\n"], ids=["whole", "marked"])
+def test_session_authorization_changed_by_a_superuser_is_fresh_for_the_next(world: World, mark: str) -> None:
+    """Even an admin who can become anybody is himself again for the row and for the next file."""
+    admin = {**world.secret("admin"), "username": world.server.user, "password": world.server.password}
+    world.put_secret("admin", admin)
+    world.sql("CREATE ROLE tmp_somebody")
+    write_between_snapshots(world, f"{mark}SET SESSION AUTHORIZATION tmp_somebody;\nSELECT 1;")
+
+    world.deploy(CREATE_USERS="false")
+
+    assert changed(world) == []
+    assert world.sql("SELECT value FROM seen WHERE what = 'role' AND file = '3'") == [
+        (f"{world.server.user} {world.server.user}",)
+    ]
+
+
+def test_session_settings_are_in_force_for_the_file_that_made_them(world: World) -> None:
+    """Within a file its settings count, from the statement on that made them."""
+    world.write(
+        "001_a.sql",
+        "CREATE SCHEMA s; SET search_path = s; CREATE TABLE t (i int); SET LOCAL TIME ZONE 'Asia/Tokyo';\n"
+        "CREATE TABLE zones AS SELECT current_setting('TimeZone') AS zone;",
+    )
+
+    world.deploy()
+
+    assert world.sql("SELECT zone FROM s.zones, s.t RIGHT JOIN (VALUES (1)) v(x) ON true") == [("Asia/Tokyo",)]
+
+
+def test_session_users_are_made_behind_any_file(world: World) -> None:
+    """What the last file leaves behind does not reach the users either."""
+    world.write(
+        "001_a.sql", "CREATE SCHEMA s; SET search_path = s; SET ROLE readwrite; SET client_encoding = 'LATIN1';"
+    )
+
+    report = world.deploy()
+
+    assert report["users"] == {"app_rw": "created", "app_tc": "created"}
+
+
+def test_error_under_another_encoding_keeps_its_form(world: World) -> None:
+    """A file that changes the encoding fails like any other, though PostgreSQL then answers in that encoding."""
+    world.write("001_a.sql", "SET client_encoding = 'LATIN1';\nSELECT 'größe', oops;")
+
+    with pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    assert str(caught.value).startswith('001_a.sql:2:17: column "oops" does not exist (42703). ')
+
+
+def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: World) -> None:
+    """RESET ALL goes back to what ALTER DATABASE has set; what we depend on is set again behind it."""
+    for setting in (
+        "DateStyle = 'German'",
+        "client_encoding = 'LATIN1'",
+        "lock_timeout = 0",
+        "statement_timeout = 5000",
+    ):
+        world.sql(f"ALTER DATABASE {world.dbname} SET {setting}")
+    names = ("DateStyle", "client_encoding", "lock_timeout", "statement_timeout")
+    world.write("001_a.sql", "CREATE TABLE größe AS SELECT 'é' AS a;")
+    settings = ", ".join(f"current_setting('{name}') AS {name}" for name in names)
+    world.write("002_b.sql", f"CREATE TABLE seen AS SELECT {settings};")
+
+    world.deploy()
+
+    assert world.tables() == ["größe", "seen"]
+    assert world.sql("SELECT * FROM seen") == [("ISO, DMY", "UTF8", "4s", "0")]
