@@ -21,6 +21,9 @@ test: $(READY)  ## run the tests on a real PostgreSQL (ARGS="-k lock", WORKERS=0
 demo: $(READY)  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	$(BIN)/python tests/demo.py $(if $(MIGRATIONS),--migrations "$(MIGRATIONS)")
 
+compare: $(READY)  ## the same result through psql? (MIGRATIONS=folder)
+	$(BIN)/python tests/harness/compare.py "$(if $(MIGRATIONS),$(MIGRATIONS),migrations)"
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +59,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo lint format lock clean
+.PHONY: help test demo compare lint format lock clean

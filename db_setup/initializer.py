@@ -33,7 +33,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -77,7 +77,7 @@ MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 ADMIN = "DB_SECRET_NAME"
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 RETRIES_WITHOUT_DEADLINE = 10
-CHECKSUMS = ("0:", "1:")  # the kinds that sql_scanner.checksum makes
+CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
 
@@ -480,11 +480,16 @@ def read_text(migration: Migration) -> str:
 
 
 def file_sha256(migration: Migration) -> str:
-    return hashlib.sha256(migration.path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with migration.path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def tokens_checksum(migration: Migration) -> str:
-    return sql_scanner.checksum(read_text(migration))
+def tokens_checksum(migration: Migration, like: str = "") -> str:
+    """The file's checksum, of the kind of `like`."""
+    return sql_scanner.checksum(read_text(migration), like[:2])
 
 
 # --- Plan: which file is which row (pure, but for checksums) --------------------------------------------------------
@@ -533,7 +538,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         elif row.file_sha256 != file_sha256(file):
             if not row.checksum:
                 unchecked.append((row, file))
-            elif row.checksum.startswith(CHECKSUMS) and row.checksum != tokens_checksum(file):
+            elif row.checksum.startswith(CHECKSUMS) and row.checksum != tokens_checksum(file, row.checksum):
                 edited.append(file)
     moved_rows = [row for row, _ in renumbered]
     return Plan(
@@ -550,9 +555,12 @@ def _same_migration(file: Migration, rows: Iterable[Row]) -> Optional[Row]:
     """The row without a file that has this file's name behind its number, and its content."""
     alike = [row for row in rows if bare(file.name) and bare(row.name) == bare(file.name)]
     for row in alike:
-        if row.file_sha256 == file_sha256(file) or row.checksum == tokens_checksum(file):
+        known = (row.checksum or "").startswith(CHECKSUMS)
+        if row.file_sha256 == file_sha256(file) or (
+            known and row.checksum == tokens_checksum(file, row.checksum or "")
+        ):
             return row
-        if not (row.checksum or "").startswith(CHECKSUMS):
+        if not known:
             how = "by a newer version" if row.checksum else "without a checksum"
             raise MigrationError(
                 f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? It was recorded "
@@ -639,11 +647,9 @@ def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
     statement of the file can run again.
     """
     files, baseline = setup.files, setup.config.baseline
-    first = files[0] if files else None
-    statements = scan_file(first) if first else []
-    names = list(dict.fromkeys(s.created_table for s in statements if s.created_table))
+    names, guarded = created_tables(files[0]) if files and query(conn, ANY_TABLE) else ([], True)
     there = [name for name in names if table_exists(conn, *name)]
-    if not there or not first:
+    if not there:
         if baseline:
             log("baseline not used: no table of the first migration exists", baseline=baseline)
         return []
@@ -651,13 +657,13 @@ def adoptable(conn: Connection, setup: Setup) -> list[Migration]:
         last = next(i for i, file in enumerate(files) if baseline in spellings(file))
         return list(files[: last + 1])
     if len(there) == len(names):
-        return [first]
-    if all(statement.is_guarded or statement.transaction_control for statement in statements):
+        return [files[0]]
+    if guarded:
         return []
     missing = [name for name in names if name not in there]
     raise MigrationError(
-        f"{first.path.name}: the database has no tracking table, and only some of the tables of the first migration. "
-        f"There: {_table_list(there)}. Missing: {_table_list(missing)}. Nothing has been changed. Write the file's "
+        f"{files[0].path.name}: the database has no tracking table, and only some of the tables of the first migration."
+        f" There: {_table_list(there)}. Missing: {_table_list(missing)}. Nothing has been changed. Write the file's "
         "statements with IF NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
         "that this database has behind it."
     )
@@ -667,16 +673,15 @@ def _table_list(names: Sequence[sql_scanner.Name]) -> str:
     return ", ".join(f"{schema}.{name}" if schema else name for schema, name in names)
 
 
+# An extension's table (PostGIS brings some) does not count.
+ANY_TABLE = """
+    SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT EXISTS
+        (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')"""
+
+
 def table_exists(conn: Connection, schema: Optional[str], name: str) -> bool:
-    """A table of an extension (PostGIS brings some) does not count."""
-    found = query(
-        conn,
-        "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
-        "WHERE relname = %s AND nspname = coalesce(%s, 'public') AND relkind IN ('r', 'p', 'f') AND NOT EXISTS "
-        "(SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')",
-        [name, schema],
-    )
-    return bool(found)
+    return bool(query(conn, ANY_TABLE + " AND c.relname = %s AND n.nspname = %s", [name, schema or "public"]))
 
 
 def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
@@ -709,11 +714,15 @@ def located(migration: Migration, text: str) -> Iterator[None]:
         ) from exc
 
 
-def scan_file(migration: Migration) -> list[sql_scanner.Statement]:
-    """The statements of a file that need not run."""
-    text = read_text(migration)
+def created_tables(migration: Migration) -> tuple[list[sql_scanner.Name], bool]:
+    """The tables that a file creates, which may never have to run, and whether all of it can run again."""
+    text, names, guarded = read_text(migration), dict[sql_scanner.Name, None](), True
     with located(migration, text):
-        return list(sql_scanner.scan(text))
+        for statement in sql_scanner.scan(text):
+            guarded = guarded and (statement.is_guarded or statement.transaction_control is not None)
+            if statement.created_table:
+                names[statement.created_table] = None
+    return list(names), guarded
 
 
 def load_script(migration: Migration, config: Config) -> Script:
@@ -727,10 +736,10 @@ def load_script(migration: Migration, config: Config) -> Script:
     return script
 
 
-def tracking_insert(conn: Connection, config: Config, name: str, migration: Migration, script: Script) -> str:
+def tracking_insert(conn: Connection, config: Config, one: Pending) -> str:
     """The row that says *applied*."""
     insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
-    values = map(literal, (name, script.checksum, file_sha256(migration)))
+    values = map(literal, (one.name, one.script.checksum, file_sha256(one.migration)))
     return insert.format(config.tracking, *values).as_string(conn)
 
 
@@ -743,80 +752,51 @@ def pauses(deadline: Deadline) -> Iterator[float]:
         yield pause
 
 
-def apply_migration(conn: Connection, config: Config, name: str, migration: Migration, deadline: Deadline) -> Outcome:
-    """Apply a file and record it as `name`, both or neither; what stands in its way for a moment is tried again."""
-    script = load_script(migration, config).without_later_settings(conn.server_version)
-    for unknown in script.unknown_settings:
-        log("setting unknown to this server left out", logging.WARNING, migration=name, setting=unknown)
-    row = tracking_insert(conn, config, name, migration, script)
-    end = script_runner.recording(conn, row, config.lock_timeout_ms)
-    progress = script_runner.Progress(config.progress, name)
-    waits, in_steps, by_statement = pauses(deadline), script.unwrapped, False
+class Pending(NamedTuple):
+    """A file that is to be applied, and recorded as `name`."""
+
+    name: str
+    migration: Migration
+    script: Script
+
+
+def apply_migration(conn: Connection, config: Config, one: Pending, deadline: Deadline) -> Outcome:
+    """Apply a file and record it, both or neither; what stands in its way for a moment is tried again."""
+    for unknown in one.script.unknown_settings:
+        log("setting unknown to this server left out", logging.WARNING, migration=one.name, setting=unknown)
+    end = script_runner.recording(conn, tracking_insert(conn, config, one), config.lock_timeout_ms)
+    progress = script_runner.Progress(config.progress, one.name)
+    waits, in_steps, by_statement = pauses(deadline), one.script.unwrapped, False
     while True:
         if in_steps:
-            outcome = script_runner.run_in_steps(conn, script, end, progress)
+            outcome = script_runner.run_in_steps(conn, one.script, end, progress)
         else:
-            outcome = script_runner.run_whole(conn, script, end, by_statement)
-            in_steps = outcome.code == "25001" and script.count == 1  # it has no atomicity to lose
+            outcome = script_runner.run_whole(conn, one.script, end, by_statement)
+            in_steps = outcome.code == "25001" and one.script.count == 1  # it has no atomicity to lose
             if in_steps:
                 continue
         pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
         if pause is None:
             return outcome
         others = open_transactions(conn)
-        log("gave way", migration=name, sqlstate=outcome.code, again_in_s=round(pause, 1), open_transactions=others)
+        log("gave way", migration=one.name, sqlstate=outcome.code, again_in_s=round(pause, 1), open_transactions=others)
         time.sleep(pause)
         by_statement = True  # so that the last one can name the statement
 
 
-def failure_message(
-    migration: Migration, script: Script, outcome: Outcome, applied: Sequence[str], waiting: Sequence[str]
-) -> str:
-    """file:line:column, what PostgreSQL said, the state, the next step: under 1,500 characters, without row data."""
+def failure_message(one: Pending, outcome: Outcome, report: Mapping[str, Any]) -> str:
+    """file:line:column, what PostgreSQL said, the state, the next step: without row data."""
+    file, script = one.migration.path.name, one.script
     line, column = sql_scanner.locate(script.text, outcome.offset)
-    place = f"{migration.path.name}:{line}:{column}" if outcome.exact else f"{migration.path.name}:{line}"
-    verdict = [f"{place}: {script_runner.describe(script, outcome)}.", _state_and_step(script, outcome)]
-    verdict.append(f"Applied in this run: {shortened(applied) or 'nothing'}.")
-    if waiting:
-        verdict.append(f"Not tried: {shortened(waiting)}.")
+    place = f"{file}:{line}:{column}" if outcome.exact else f"{file}:{line}"
+    verdict = [
+        f"{place}: {script_runner.describe(script, outcome)}.",
+        script_runner.state_and_step(script, outcome),
+        f"Applied in this run: {shortened([entry['name'] for entry in report['applied']]) or 'nothing'}.",
+    ]
+    if report["pending"][1:]:
+        verdict.append(f"Not tried: {shortened(report['pending'][1:])}.")
     return "\n".join([" ".join(verdict), *script_runner.details(script, outcome)])
-
-
-def _state_and_step(script: Script, outcome: Outcome) -> str:
-    """Of the cases that apply, the first: the state we are in, and what to do."""
-    code, several = outcome.code, script.count > 1
-    gone = code == script_runner.SAVEPOINT_GONE and script_runner.SAVEPOINT in str(outcome.error)
-    cases = (
-        (
-            outcome.connection_lost,
-            "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
-            "table knows. Invoke again.",
-        ),
-        (
-            script.unwrapped,
-            "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here.",
-        ),
-        (
-            code == "2D000",
-            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
-            "in the first line, see that the block can be repeated, and deploy again.",
-        ),
-        (
-            code in script_runner.NOT_IN_TRANSACTION and several,
-            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
-            "own, or write -- no-transaction in the first line, and deploy again.",
-        ),
-        (
-            gone,
-            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
-            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
-        ),
-        (
-            code in script_runner.RETRYABLE,
-            "Rolled back. Other sessions were in the way each time: invoke again when they are done.",
-        ),
-    )
-    return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -875,11 +855,11 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
         report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
         plan = make_plan(setup.files, read_state(conn, setup.config).rows)
         check_edited(setup.config, plan, report)
-        for _, migration in plan.pending:
-            load_script(migration, setup.config)  # what cannot work is refused before anything has run
+        # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
+        pending = [Pending(name, m, replace(load_script(m, setup.config), text="")) for name, m in plan.pending]
         follow_renames(conn, setup.config, plan)
         ensure_groups(conn, setup)
-        if apply_pending(conn, setup.config, plan, deadline, report):
+        if apply_pending(conn, setup.config, pending, deadline, report):
             break
         log("a migration released the lock, which is taken again", logging.WARNING)
     try:
@@ -914,21 +894,22 @@ def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
         log("applied, but not in the folder", migrations=shortened(plan.orphans))
 
 
-def apply_pending(conn: Connection, config: Config, plan: Plan, deadline: Deadline, report: dict[str, Any]) -> bool:
+def apply_pending(
+    conn: Connection, config: Config, pending: Sequence[Pending], deadline: Deadline, report: dict[str, Any]
+) -> bool:
     """Apply the pending files in order; False when one of them released the lock and the state has to be read again."""
-    report["pending"] = [name for name, _ in plan.pending]
-    for name, migration in plan.pending:
+    report["pending"] = [each.name for each in pending]
+    for light in pending:
         started = time.monotonic()
-        outcome = apply_migration(conn, config, name, migration, deadline)
+        script = replace(light.script, text=read_text(light.migration)).without_later_settings(conn.server_version)
+        one = light._replace(script=script)
+        outcome = apply_migration(conn, config, one, deadline)
         if outcome.failed:
-            applied = [entry["name"] for entry in report["applied"]]
-            script = load_script(migration, config)
-            message = failure_message(migration, script, outcome, applied, report["pending"][1:])
-            raise MigrationError(message) from outcome.error
+            raise MigrationError(failure_message(one, outcome, report)) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
-        report["pending"].remove(name)
-        report["applied"].append({"name": name, "duration_ms": duration_ms})
-        log("applied", migration=name, duration_ms=duration_ms)
+        report["pending"].remove(one.name)
+        report["applied"].append({"name": one.name, "duration_ms": duration_ms})
+        log("applied", migration=one.name, duration_ms=duration_ms)
         if not outcome.holds_lock:
             return False
     return True

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple, Optional
 import psycopg2
 from database import HOLDS_LOCK, Connection, literal, log, query, roll_back, session_settings, transaction
 from psycopg2 import sql
-from sql_scanner import Script, Statement, body_of, changes_reading, checksum, locate, opening_modes, scan
+from sql_scanner import Script, Statement, body_of, checksum, locate, opening_modes
 
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
 SYNTAX_ERROR, SAVEPOINT_GONE = "42601", "3B001"
 SAVEPOINT = "db_setup_file"
-PIECE = 1 << 18  # characters
 OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
 
 
@@ -148,33 +147,18 @@ def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -
     """
     opening = f"{script.begin}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
     closing = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end}"
-    if not (by_statement or script.in_pieces):
+    if not (by_statement or script.pieces):
         return send(conn, script, [Message(-len(opening), opening + script.body() + closing, script.first)])
-    return send(conn, script, _in_pieces(script, opening, closing, by_statement))
+    return send(conn, script, _messages(script, opening, closing, by_statement))
 
 
-def _in_pieces(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
-    """Statements that follow each other go together, up to some 256 kB; a COPY goes alone."""
-    far = len(script.text) + 1  # no position in our own words is a place in the script
-    yield Message(far, opening, script.first)
-    pieces = list[Statement]()
-    left_out = {statement.start for statement in script.left_out}
+def _messages(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
+    yield _ours(script, opening)
     last = script.first
-    for statement in scan(script.text):
-        alone = by_statement or statement.data or statement.start in left_out or changes_reading(statement)
-        if pieces and (alone or statement.end - pieces[0].start > PIECE):
-            yield Message(pieces[0].start, script.text[pieces[0].start : pieces[-1].end], pieces[0].start)
-            pieces = []
-        if statement.start in left_out:
-            continue
-        last = statement.start
-        if alone:
-            yield Message(statement.start, script.sql(statement), statement.start, statement.data)
-        else:
-            pieces = [*pieces[:1], statement]  # the first and the last are enough
-    if pieces:
-        yield Message(pieces[0].start, script.text[pieces[0].start : pieces[-1].end], pieces[0].start)
-    yield Message(far, closing, last, at_end=True)
+    for start, end, data in script.to_send(by_statement):
+        last = start
+        yield Message(start, script.text[start:end], start, data)
+    yield Message(len(script.text) + 1, closing, last, at_end=True)
 
 
 # --- Step by step ---------------------------------------------------------------------------------------------------
@@ -336,6 +320,43 @@ def describe(script: Script, outcome: Outcome) -> str:
         said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
     when = ", which showed at the end of the file" if outcome.at_end else ""
     return f"{said} ({outcome.code or 'no answer'}){when}"
+
+
+def state_and_step(script: Script, outcome: Outcome) -> str:
+    """Of the cases that apply, the first: the state we are in, and what to do."""
+    code, several = outcome.code, script.count > 1
+    gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
+    cases = (
+        (
+            outcome.connection_lost,
+            "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
+            "table knows. Invoke again.",
+        ),
+        (
+            script.unwrapped,
+            "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here.",
+        ),
+        (
+            code == "2D000",
+            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
+            "in the first line, see that the block can be repeated, and deploy again.",
+        ),
+        (
+            code in NOT_IN_TRANSACTION and several,
+            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
+            "own, or write -- no-transaction in the first line, and deploy again.",
+        ),
+        (
+            gone,
+            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
+            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
+        ),
+        (
+            code in RETRYABLE,
+            "Rolled back. Other sessions were in the way each time: invoke again when they are done.",
+        ),
+    )
+    return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")
 
 
 def details(script: Script, outcome: Outcome) -> Iterator[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 # PostgreSQL's white space (\v since 16). A no-break space is none: it is a letter of an identifier.
 _SPACE = r"[ \t\n\r\f\v]"
@@ -58,12 +58,17 @@ _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
 _CONTINUED = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
-_END_OF_DATA = re.compile(r"^\\\.\r?(?:\n|\Z)", re.MULTILINE)
+ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
+PIECE = 1 << 18  # characters
+_END_OF_DATA = re.compile(r"\\\.\r?(?:\n|\Z)")
 _REST_OF_LINE = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 # Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
 _ROWS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
 
 Name = tuple[Optional[str], str]
+
+# How a checksum was made stands before it, so that one of any age can be made again.
+PLAIN, TOKENS, LONG = "0:", "1:", "2:"
 
 
 class ScanError(Exception):
@@ -300,9 +305,10 @@ def body_of(text: str, start: int) -> int:
 class _Scan:
     """One pass over one text. What it reads goes into `digest` as well, if there is one."""
 
-    def __init__(self, text: str, digest: Any = None) -> None:
+    def __init__(self, text: str, digest: Any = None, kind: str = TOKENS) -> None:
         self.text = text
         self.digest = digest
+        self.kind = kind
         self.backslashes = False  # standard_conforming_strings = off
 
     def statements(self) -> Iterator[Statement]:
@@ -386,8 +392,14 @@ class _Scan:
         rest = _REST_OF_LINE.match(self.text, at)
         if rest is None:
             raise ScanError("the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;", at)
-        closing = _END_OF_DATA.search(self.text, rest.end())
-        end, after = closing.span() if closing else (len(self.text), len(self.text))
+        end = after = len(self.text)
+        line_end = self.text.find("\n\\.", rest.end() - 1)
+        while line_end >= 0:
+            closing = _END_OF_DATA.match(self.text, line_end + 1)
+            if closing:
+                end, after = closing.span()
+                break
+            line_end = self.text.find("\n\\.", line_end + 1)
         for part in range(rest.end(), end, 1 << 20):
             self._hash(self.text[part : min(part + (1 << 20), end)], as_it_is=True)
         return replace(statement, data=(rest.end(), end)), after
@@ -399,7 +411,9 @@ class _Scan:
             self.digest.update(text.encode())
 
     def _hash_run(self, start: int, end: int) -> None:
-        if self.digest is not None:
+        if self.digest is not None and self.kind == LONG:
+            self._hash(self.text[start:end])
+        elif self.digest is not None:
             tokens = filter(None, _RUN_TOKEN.findall(self.text, start, end))
             self._hash("\0".join(tokens) + "\0")
 
@@ -423,19 +437,23 @@ def scan(text: str) -> Iterator[Statement]:
     return _Scan(text).statements()
 
 
-def checksum(text: str) -> str:
-    """`1:` and the SHA-256 of the tokens: comments, white space, line ends and a BOM do not count; rows of COPY do.
+def checksum(text: str, kind: str = "") -> str:
+    """The SHA-256 of the tokens: comments, white space, line ends and a BOM do not count; rows of COPY do, as they are.
 
-    A text that cannot be scanned has `0:` and the SHA-256 of its text, line ends aside.
+    In a text of more than a million characters, statements that read or write rows count as they are, line ends aside;
+    of a text that cannot be scanned, so does all. `kind`, the first two characters of another checksum, asks for one
+    that can be compared with it.
     """
+    kind = kind or (LONG if len(text) > ONE_MESSAGE else TOKENS)
     digest = hashlib.sha256()
     try:
-        for _ in _Scan(text, digest).statements():
+        for _ in _Scan(text, digest, kind).statements() if kind != PLAIN else ():
             pass
     except ScanError:
-        plain = text.replace("\r\n", "\n").replace("\r", "\n")
-        return "0:" + hashlib.sha256(plain.encode()).hexdigest()
-    return "1:" + digest.hexdigest()
+        kind = PLAIN
+    if kind == PLAIN:
+        digest = hashlib.sha256(text.replace("\r\n", "\n").replace("\r", "\n").encode())
+    return kind + digest.hexdigest()
 
 
 # --- Scripts --------------------------------------------------------------------------------------------------------
@@ -467,7 +485,14 @@ _INSTEAD = {
 }
 # What pg_dump of a newer major writes at the beginning, and the first server version that knows it.
 LATER_SETTINGS = {"transaction_timeout": 170000}
-ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
+
+
+class Piece(NamedTuple):
+    """A part of a script that is one message: statements that follow each other, or a COPY with its rows."""
+
+    start: int
+    end: int
+    data: Optional[tuple[int, int]] = None
 
 
 @dataclass(frozen=True)
@@ -475,8 +500,8 @@ class Script:
     """A file of SQL that can run as one unit of work.
 
     Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin` opens the transaction, with the
-    modes that the file asked for. `in_pieces`: it cannot go to the server in one message, since rows follow a COPY, a
-    setting changes how the rest is read, or it is too long.
+    modes that the file asked for. `pieces` are the messages in which it goes to the server where one would not do:
+    rows follow a COPY, a setting changes how the rest is read, or it is too long.
     """
 
     text: str
@@ -486,7 +511,7 @@ class Script:
     first: int  # where the first statement begins
     created: Mapping[Name, int]  # the tables that it creates, and where
     checksum: str
-    in_pieces: bool
+    pieces: tuple[Piece, ...]  # empty where the text goes in one message
     left_out: tuple[Statement, ...] = ()
     unknown_settings: tuple[str, ...] = ()
 
@@ -507,6 +532,12 @@ class Script:
             text = text[: statement.start] + blank + text[statement.end :]
         return text
 
+    def to_send(self, by_statement: bool = False) -> Iterator[Piece]:
+        """The pieces without what is left out; or the single statements."""
+        pieces = in_pieces(scan(self.text), by_statement=True) if by_statement else iter(self.pieces)
+        places = {statement.start for statement in self.left_out}
+        return (piece for piece in pieces if piece.start not in places)
+
     def without_later_settings(self, version: int) -> Script:
         """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
         later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text]
@@ -519,32 +550,66 @@ class Script:
         )
 
 
+def in_pieces(statements: Iterable[Statement], by_statement: bool = False) -> Iterator[Piece]:
+    """Statements that follow each other go together, up to some 256,000 characters; alone goes a COPY, and what may
+    be left out or changes how the rest is read."""
+    piece: Optional[Piece] = None
+    for statement in statements:
+        alone = by_statement or not (statement.is_rows or _goes_with_others(statement))
+        if piece and (alone or statement.end - piece.start > PIECE):
+            yield piece
+            piece = None
+        if alone:
+            yield Piece(statement.start, statement.end, statement.data)
+        else:
+            piece = Piece(piece.start if piece else statement.start, statement.end)
+    if piece:
+        yield piece
+
+
+def _goes_with_others(statement: Statement) -> bool:
+    name = statement.setting[0] if statement.setting else ""
+    return not (
+        statement.data
+        or statement.is_meta_command
+        or statement.transaction_control
+        or name in ("transaction", *LATER_SETTINGS)
+        or changes_reading(statement)
+    )
+
+
 def read_script(text: str) -> Script:
     """Look through `text`, and set aside what the runner does anyway; raises ScanError for what cannot work."""
-    digest = hashlib.sha256()
-    count, pieces = 0, len(text) > ONE_MESSAGE
+    kind = LONG if len(text) > ONE_MESSAGE else TOKENS
+    digest, count, split = hashlib.sha256(), 0, kind == LONG
     opening: list[Statement] = []
     last: Optional[Statement] = None
     controls: list[Statement] = []
     left_out: list[Statement] = []
     created: dict[Name, int] = {}
-    for statement in _Scan(text, digest).statements():
-        if _is_idle_command(statement):
-            left_out.append(statement)
-            continue
-        opening += [statement] if count < 8 else []
-        last = statement
-        count += 1
-        if statement.is_rows:
-            continue
-        why = _refusal(statement, text)
-        if why:
-            raise ScanError(why, statement.start)
-        if statement.transaction_control:
-            controls.append(statement)
-        if statement.created_table:
-            created.setdefault(statement.created_table, statement.start)
-        pieces = pieces or statement.data is not None or changes_reading(statement)
+
+    def looked_at() -> Iterator[Statement]:
+        nonlocal count, last, split
+        for statement in _Scan(text, digest, kind).statements():
+            yield statement
+            if _is_idle_command(statement):
+                left_out.append(statement)
+                continue
+            opening.extend([statement] if count < 8 else [])
+            last = statement
+            count += 1
+            if statement.is_rows:
+                continue
+            why = _refusal(statement, text)
+            if why:
+                raise ScanError(why, statement.start)
+            if statement.transaction_control:
+                controls.append(statement)
+            if statement.created_table:
+                created.setdefault(statement.created_table, statement.start)
+            split = split or statement.data is not None or changes_reading(statement)
+
+    pieces = tuple(in_pieces(looked_at()))
     unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
     begin = "BEGIN"
     if unwrapped:
@@ -558,7 +623,8 @@ def read_script(text: str) -> Script:
             at = wild[1] if len(wild) > 1 and wild[0] is opening[0] else wild[0]
             raise ScanError(_CONTROL_REFUSAL.format(at.words[0]), at.start)
     first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
-    return Script(text, unwrapped, begin, count, first, created, "1:" + digest.hexdigest(), pieces, tuple(left_out))
+    value = kind + digest.hexdigest()
+    return Script(text, unwrapped, begin, count, first, created, value, pieces if split else (), tuple(left_out))
 
 
 def _own_transaction(

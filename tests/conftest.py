@@ -75,5 +75,4 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
             yield World(server, dbname, tmp_path / "migrations")
     finally:
         drop_database(server, dbname)
-        for pattern in ROLE_PATTERNS:
-            drop_roles(server, pattern)
+        drop_roles(server, *ROLE_PATTERNS)

@@ -59,16 +59,16 @@ def drop_database(server: Server, name: str) -> None:
         cursor.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def drop_roles(server: Server, pattern: str) -> None:
-    """Drop the roles whose names are LIKE `pattern` (`_` is any character), with what they have in database postgres.
+def drop_roles(server: Server, *patterns: str) -> None:
+    """Drop the roles whose names are LIKE one of the patterns (`_` is any character), and what they own.
 
     Databases in which they own something must have been dropped before.
     """
     with superuser_connection(server) as connection, connection.cursor() as cursor:
         cursor.execute(
-            r"SELECT rolname FROM pg_roles WHERE rolname LIKE %s AND rolname NOT LIKE 'pg\_%%'"
+            r"SELECT rolname FROM pg_roles WHERE rolname LIKE ANY (%s) AND rolname NOT LIKE 'pg\_%%'"
             " AND rolname <> current_user",
-            (pattern,),
+            (list(patterns),),
         )
         names = [name for (name,) in cursor]
         if not names:
