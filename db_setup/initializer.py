@@ -22,6 +22,7 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -225,7 +226,7 @@ def secrets_client(deadline: Deadline) -> Any:
         )
         return boto3.client("secretsmanager", config=options)
     except BotoCoreError as exc:
-        raise ConfigError(f"Secrets Manager: {exc}") from exc
+        raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
 
 
 def read_secret(client: Any, name: str) -> Secret:
@@ -274,7 +275,8 @@ def _aws_problem(exc: Exception, action: str, name: str) -> str:
         return f"does not exist in this account and region{elsewhere}"
     if code in ("AccessDeniedException", "AccessDenied"):
         return f"is closed to the function's role: grant it secretsmanager:{action}, and the use of the KMS key"
-    return f"is refused: Secrets Manager answered {code} to {action}: {exc.response['Error'].get('Message', '')[:200]}"
+    message = " ".join(exc.response["Error"].get("Message", "").split()).rstrip(".")
+    return f"is refused: Secrets Manager answered {code} to {action}: {message[:200]}"
 
 
 def same_secret(one: str, other: str) -> bool:
@@ -334,14 +336,13 @@ def read_secrets(named: Mapping[str, str], deadline: Deadline, problems: list[st
     client: Any = None
     for key, name in named.items():
         variable = VARIABLES.get(key, key)
-        other = next((k for k in named if k != key and named[k] and name and same_secret(named[k], name)), None)
+        other = next((k for k in named if k != key and name and key != ADMIN and same_secret(named[k], name)), None)
         if other == ADMIN:
-            problems.append(
-                f"{variable}: secret {shown(name)} holds the admin login and is never written: name another"
-            )
+            what = "holds the admin login and is never written: name another"
+            problems.append(f"{variable}: secret {shown(name)} {what}")
         elif other and key == limited_users.TABLECREATOR:
             problems.append(f"{variable}: secret {shown(name)} is named for both users: each needs a secret of its own")
-        if not name:
+        if not name or other == ADMIN:
             continue
         try:
             client = client or secrets_client(deadline)
@@ -461,11 +462,12 @@ def load_migrations(folder: Path, problems: list[str]) -> list[Migration]:
 
 def read_text(migration: Migration) -> str:
     """The file's text without BOM; raises MigrationError with the place where it is not UTF-8 or holds a NUL."""
-    data = migration.path.read_bytes()
+    data = migration.path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode()
     except UnicodeDecodeError as exc:
-        line, column = sql_scanner.locate(data[: exc.start].decode(), exc.start)
+        before = data[: exc.start].decode()
+        line, column = sql_scanner.locate(before, len(before))
         raise MigrationError(
             f"{migration.path.name}:{line}:{column}: byte 0x{data[exc.start]:02x} is not UTF-8. "
             "Nothing has been applied. Save the file as UTF-8 and deploy again."
@@ -608,7 +610,7 @@ def _order_warnings(pending: Sequence[Migration], files: Sequence[Migration], ro
 # --- Tracking table and adoption ------------------------------------------------------------------------------------
 
 CREATE_TRACKING = sql.SQL(
-    "CREATE TABLE IF NOT EXISTS {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
+    "CREATE TABLE {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
     "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
 )
 # Additive and nullable: the versions before us insert migration_name alone.
@@ -625,7 +627,8 @@ def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
         return []
     with transaction(conn):
         adopted = adoptable(conn, setup) if state.columns is None else []
-        query(conn, CREATE_TRACKING.format(config.tracking))
+        if state.columns is None:
+            query(conn, CREATE_TRACKING.format(config.tracking))
         query(conn, ADD_COLUMNS.format(config.tracking))
         named = list(number_files(adopted, setup.files, ()))
         for name, file in named:
@@ -918,7 +921,7 @@ def apply_pending(
 def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
     """One invocation from beginning to end; everything it opened is closed."""
     started = time.monotonic()
-    if event not in (None, {}) and event != {"action": "migrate"}:
+    if event not in (None, {}) and not (isinstance(event, dict) and event.get("action") == "migrate"):
         what = f"action {event['action']!r:.60}" if isinstance(event, dict) and "action" in event else "this event"
         raise ConfigError(
             f'{what} is not for db_setup: send {{}} or {{"action": "migrate"}}. Nothing has been touched.'

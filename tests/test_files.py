@@ -191,15 +191,6 @@ def test_load_migrations_names_a_sub_folder_in_a_warning(
     assert warnings == [f"sub-folder ignored folder=migrations/{name}"]
 
 
-def test_load_migrations_without_a_folder_says_so(folder: Path) -> None:
-    """A copy of db_setup without its migrations is a mistake of the deployment, not an empty list."""
-    problems: list[str] = []
-
-    files = initializer.load_migrations(folder / "absent", problems)
-
-    assert (files, problems) == ([], ["the folder migrations/ is missing beside initializer.py"])
-
-
 @pytest.mark.parametrize("spelling", [NFC, NFD], ids=["NFC", "NFD"])
 def test_load_migrations_knows_one_spelling_for_a_name(folder: Path, spelling: str) -> None:
     """A name that a Mac took apart is the same name."""
@@ -230,6 +221,12 @@ def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str,
 
 # --- Texts ----------------------------------------------------------------------------------------------------------
 
+NOT_UTF_8 = "is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again."
+NUL = (
+    "a NUL character, which PostgreSQL cannot take. Nothing has been applied. Remove it (the file may be UTF-16: save "
+    "it as UTF-8) and deploy again."
+)
+
 
 @pytest.mark.parametrize(
     ("content", "text"),
@@ -250,28 +247,18 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        pytest.param(b"SELECT 1;\nSELECT 'M\xfcller';\n", f"001_a.sql:2:10: byte 0xfc {NOT_UTF_8}", id="Latin-1"),
         pytest.param(
-            b"SELECT 1;\nSELECT 'M\xfcller';\n",
-            "001_a.sql:2: byte 0xfc is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again.",
-            id="Latin-1",
+            "-- \u00fc\r\nSELECT '\u00fc\u00fc".encode() + b"\xe4'",
+            f"001_a.sql:2:11: byte 0xe4 {NOT_UTF_8}",
+            id="Latin-1 after UTF-8",
         ),
+        pytest.param(b"\xef\xbb\xbfa\n\xfc", f"001_a.sql:2:1: byte 0xfc {NOT_UTF_8}", id="Latin-1 after a BOM"),
         pytest.param(
-            "\ufeffSELECT 1;".encode("utf-16-le"),
-            "001_a.sql:1: byte 0xff is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again.",
-            id="UTF-16 with BOM",
+            "\ufeffSELECT 1;".encode("utf-16-le"), f"001_a.sql:1:1: byte 0xff {NOT_UTF_8}", id="UTF-16 with BOM"
         ),
-        pytest.param(
-            "-- \u00fc\r\nSELECT '\u00fc\0';".encode(),
-            "001_a.sql:2:10: a NUL character, which PostgreSQL cannot take. Nothing has been applied. "
-            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again.",
-            id="NUL",
-        ),
-        pytest.param(
-            "SELECT 1;".encode("utf-16-le"),
-            "001_a.sql:1:2: a NUL character, which PostgreSQL cannot take. Nothing has been applied. "
-            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again.",
-            id="UTF-16 without BOM",
-        ),
+        pytest.param("-- \u00fc\r\nSELECT '\u00fc\0';".encode(), f"001_a.sql:2:10: {NUL}", id="NUL"),
+        pytest.param("SELECT 1;".encode("utf-16-le"), f"001_a.sql:1:2: {NUL}", id="UTF-16 without BOM"),
     ],
 )
 def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
