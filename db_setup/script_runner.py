@@ -73,8 +73,6 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
         offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
         exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
         place = offset if exact else _bad_row(script, message, exc)
-        if exc.diag.statement_position and offset < 0:  # in the words that open the transaction, which were the file's
-            place = min((statement.start for statement in script.left_out), default=place)
         return Outcome(error=exc, offset=place, exact=exact, at_end=message.at_end, connection_lost=lost)
 
 
@@ -133,7 +131,9 @@ def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = F
         return outcome
     if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or "user request" in str(outcome.error):  # cancelled: out of time
         return outcome
-    if script.count > 1 or (script.count and outcome.code == SYNTAX_ERROR):  # the ; that it does not like is ours
+    if (
+        script.count > 1 or script.left_out or (script.count and outcome.code == SYNTAX_ERROR)
+    ):  # the ; that it does not like is ours
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
 
@@ -153,7 +153,8 @@ def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -
 
 
 def _messages(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
-    yield _ours(script, opening)
+    own = min((statement.start for statement in script.left_out), default=script.first)  # its BEGIN or SET TRANSACTION
+    yield Message(len(script.text) + 1, opening, own)
     last = script.first
     for start, end, data in script.to_send(by_statement):
         last = start

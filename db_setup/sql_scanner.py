@@ -53,7 +53,7 @@ _RUN = re.compile(
     re.VERBOSE,
 )
 _RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'|"[^"]*"|.)""", re.DOTALL)
-_GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*)*")
+_GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*){1,250}")
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
@@ -346,10 +346,12 @@ class _Scan:
         """The beginning of the next statement: behind white space, comments and lone semicolons."""
         while True:
             gap = _GAP.match(self.text, at)
-            at = gap.end() if gap else at
-            if not self.text.startswith("/*", at):
+            if gap:
+                at = gap.end()
+            elif self.text.startswith("/*", at):
+                at = _after_block_comment(self.text, at)
+            else:
                 return at
-            at = _after_block_comment(self.text, at)
 
     def _statement(self, start: int, line: int) -> tuple[Statement, int]:
         """The statement that begins here, and the place behind its semicolon."""
@@ -642,7 +644,7 @@ def _own_transaction(
         own = around
         begin += opening_modes(around[0])
     for statement in opening[len(own[:1]) :]:
-        if statement.setting != ("transaction", "") and statement.words[1:3] != ("SESSION", "TRANSACTION"):
+        if not statement.setting or statement.setting[0] != "transaction":
             break
         own.append(statement)
         begin += [";", *statement.tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,20 @@ from typing import Any
 import initializer
 import psycopg2
 import pytest
+import sql_scanner
 from harness.database import drop_database
 from harness.world import Context, World
 from initializer import MigrationError
 
 MEND = "Rolled back. Mend the file and deploy again. Applied in this run: nothing."
+GOES_ON = (
+    "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here. "
+    "Applied in this run: nothing."
+)
+COMMITS_ITSELF = (
+    "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction in the "
+    "first line, see that the block can be repeated, and deploy again. Applied in this run: nothing."
+)
 MARK_IT = (
     "Rolled back. This file of several statements is one transaction: put the statement into a file of its own, or "
     "write -- no-transaction in the first line, and deploy again. Applied in this run: nothing."
@@ -133,11 +143,16 @@ POSITIONS = {
     "behind a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
     "CRLF": ("SELECT 1;\r\nSELECT\r\n  oops;\r\n", "3:3", 'column "oops" does not exist (42703)'),
     "behind a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
+    "behind a doubled quote and a BOM": ("\ufeffSELECT 'it''s';\nSELECT oops;", "2:8", 'column "oops" does not exist'),
+    "behind backslashes in strings": (
+        "SET standard_conforming_strings = off;\nSELECT 'it\\'s; x';\nSELECT oops;",
+        "3:8",
+        'column "oops" does not exist (42703)',
+    ),
     "end of the text": ("SELECT 1;\nSELECT (1", "2:10", "syntax error at end of input (42601)"),
     "end of the only statement": ("CREATE TABLE a (\n  i int", "2:8", "syntax error at end of input (42601)"),
     "behind BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
     "unclosed string": ("SELECT 1;\nSELECT 'it", "2:8", "this string is never closed (a ' inside it is written twice)"),
-    "a single dollar": ("DO $\nBEGIN\nEND\n$;", "1:4", 'syntax error at or near "$" (42601)'),
     "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "abc" (22P02)'),
     "in a function's body": (
         "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETRN 1;\nEND $$;",
@@ -147,13 +162,37 @@ POSITIONS = {
 }
 
 
-@pytest.mark.parametrize(("text", "place", "said"), POSITIONS.values(), ids=POSITIONS)
-def test_error_with_a_position_begins_with_line_and_column(world: World, text: str, place: str, said: str) -> None:
+def test_error_with_a_position_begins_with_line_and_column(world: World) -> None:
     """Where PostgreSQL names a character, the message names its line and column in the file, in characters."""
-    message = fail_with(world, text)
+    for case, (text, place, said) in POSITIONS.items():
+        message = fail_with(world, text)
 
-    assert message.startswith(f"001_a.sql:{place}: {said}")
-    assert world.tables() == []
+        assert message.startswith(f"001_a.sql:{place}: {said}"), case
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+PSQL_VARIABLES = [":name", ":'name'", ':"name"']
+
+
+def test_error_at_a_variable_of_psql_says_what_to_write_instead(world: World) -> None:
+    """A variable is a syntax error of PostgreSQL, and explained; where : is something else there is nothing to add."""
+    for variable in PSQL_VARIABLES:
+        assert fail_with(world, f"SELECT\n({variable});") == (
+            '001_a.sql:2:2: syntax error at or near ":"; variables of psql do not exist here: write the value '
+            f"itself (42601). {MEND}"
+        )
+    assert "psql" not in fail_with(world, "SELECT (ARRAY[1])[1:1], 'a'::text, ::oops;")
+
+
+def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> None:
+    """A no-break space, a zero-width space or a BOM in the middle cannot be seen: the message names it."""
+    for code in ("00A0", "200B", "FEFF"):
+        odd = chr(int(code, 16))
+        said = " ".join(f'syntax error at or near "{odd}"'.split())
+
+        assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
+            f"001_a.sql:2:1: {said}; the character there is no space, but U+{code}: delete it (42601). {MEND}"
+        )
 
 
 def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> None:
@@ -199,12 +238,12 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize(("text", "said"), LINES.values(), ids=LINES)
-def test_error_without_a_position_begins_with_the_statements_line(world: World, text: str, said: str) -> None:
+def test_error_without_a_position_begins_with_the_statements_line(world: World) -> None:
     """Where PostgreSQL names no character, the message names the line of the statement that failed."""
-    message = fail_with(world, f"{BEFORE}\n\n-- comment\n{text}\nSELECT 2;\n")
+    for case, (text, said) in LINES.items():
+        message = fail_with(world, f"{BEFORE}\n\n-- comment\n{text}\nSELECT 2;\n")
 
-    assert message.startswith(f"001_a.sql:5: {said}")
+        assert message.startswith(f"001_a.sql:5: {said}"), case
     assert (world.applied(), world.tables()) == ([], [])
 
 
@@ -222,23 +261,25 @@ def test_error_in_set_transaction_names_its_line(world: World) -> None:
     assert re.match(r"001_a\.sql:2(:\d+)?: a snapshot-importing transaction must have isolation level", message)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "SELECT 1;\nDO $$\nBEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
-        "SELECT 1;\nDO LANGUAGE plpgsql\n$body$ BEGIN\n  PERFORM '$x$';\n  RAISE 'no good';\nEND $body$;",
-        "SELECT 1;\nDO -- costs $5\n$$ BEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
-        "SELECT 1;\nDO '\nBEGIN\n  PERFORM 1;\n  RAISE ''no good'';\nEND';",
-        "DO $$\n\n\nBEGIN\n  RAISE 'no good';\nEND $$;",
-    ],
-    ids=["dollars", "a tag and a language", "a dollar in a comment", "a string", "the only statement"],
-)
-def test_error_inside_do_block_adds_its_own_line(world: World, text: str) -> None:
-    """A DO block is named by its statement's line, and the line inside it as a line of the file."""
-    message = fail_with(world, text)
+DO_BLOCKS = {
+    "dollars": "SELECT 1;\nDO $$\nBEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
+    "a tag and a language": (
+        "SELECT 1;\nDO LANGUAGE plpgsql\n$body$ BEGIN\n  PERFORM '$x$';\n  RAISE 'no good';\nEND $body$;"
+    ),
+    "a dollar in a comment": "SELECT 1;\nDO -- costs $5\n$$ BEGIN\n  PERFORM 1;\n  RAISE 'no good';\nEND $$;",
+    "a string": "SELECT 1;\nDO '\nBEGIN\n  PERFORM 1;\n  RAISE ''no good'';\nEND';",
+    "the only statement": "DO $$\n\n\nBEGIN\n  RAISE 'no good';\nEND $$;",
+}
 
-    line = 1 if text.startswith("DO") else 2
-    assert message == f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+
+def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
+    """A DO block is named by its statement's line, and the line inside it as a line of the file."""
+    for case, text in DO_BLOCKS.items():
+        line = 1 if text.startswith("DO") else 2
+
+        assert fail_with(world, text) == (
+            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+        ), case
 
 
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
@@ -288,18 +329,15 @@ DEFERRED = {
 }
 
 
-@pytest.mark.parametrize(("text", "said", "where"), DEFERRED.values(), ids=DEFERRED)
-def test_error_of_deferred_constraint_names_itself_and_the_end_of_the_file(
-    world: World, text: str, said: str, where: str
-) -> None:
+def test_error_of_deferred_constraint_names_itself_and_the_end_of_the_file(world: World) -> None:
     """A deferred check speaks when the file is over; it names itself, since no single statement is to blame."""
-    message = fail_with(world, text)
+    for case, (text, said, where) in DEFERRED.items():
+        last = text.count("\n") + 1
 
-    last = text.count("\n") + 1
-    assert message.splitlines() == [
-        f"001_a.sql:{last}: {said}, which showed at the end of the file. {MEND}",
-        where,
-    ]
+        assert fail_with(world, text).splitlines() == [
+            f"001_a.sql:{last}: {said}, which showed at the end of the file. {MEND}",
+            where,
+        ], case
     assert (world.applied(), world.tables()) == ([], [])
 
 
@@ -343,9 +381,8 @@ ROW_DATA = {
 }
 
 
-@pytest.mark.parametrize("text", ROW_DATA.values(), ids=ROW_DATA)
 def test_error_about_rows_tells_nothing_of_them(
-    world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], text: str
+    world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No value out of a row stands in the message or in the log (SQLSTATE classes 22 and 23)."""
     world.write(
@@ -353,12 +390,13 @@ def test_error_about_rows_tells_nothing_of_them(
         "CREATE TABLE pins (pin text PRIMARY KEY); CREATE TABLE people (i int NOT NULL, pin text);\n"
         f"INSERT INTO people VALUES (1, '{SECRET}'), (2, '{SECRET}');",
     )
-    world.write("002_b.sql", f"SELECT 1;\n{text}")
+    world.deploy()
+    for case, text in ROW_DATA.items():
+        message = fail_with(world, f"SELECT 1;\n{text}", "002_b.sql")
 
-    message = failure(world)
-
-    assert re.match(r"002_b\.sql:2: .+ \(2[23][0-9A-Z]{3}\)", message)
-    assert SECRET not in message + caplog.text + "".join(capfd.readouterr())
+        assert re.match(r"002_b\.sql:2: .+ \(2[23][0-9A-Z]{3}\)", message), case
+        assert SECRET not in message, case
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
 
 
 def test_error_about_rows_names_constraint_table_and_column(world: World) -> None:
@@ -395,33 +433,33 @@ ODD = {
     "block comment": "/* nothing */",
     "lone semicolon": ";",
     "semicolons": ";;\n;",
-    "BOM": "\ufeffCREATE TABLE a (i int);",
+    "BOM": "\ufeffCREATE TABLE {} (i int);",
     "BOM alone": "\ufeff",
-    "CRLF": "CREATE TABLE a (\r\n  i int\r\n);\r\nINSERT INTO a VALUES (1);\r\n",
-    "percent signs": "CREATE TABLE a (i int DEFAULT 7 % 4, t text DEFAULT '%s %(x)s %');",
-    "no final newline": "CREATE TABLE a (i int);",
-    "no final semicolon": "CREATE TABLE a (i int)",
-    "comment at the end": "CREATE TABLE a (i int) -- the end",
-    "block comment at the end": "CREATE TABLE a (i int); /* the end */",
-    "non-ASCII text": "CREATE TABLE größe (straße text DEFAULT '😀 日本');",
-    "own transaction": "BEGIN;\nCREATE TABLE a (i int);\nCOMMIT;",
+    "CRLF": "CREATE TABLE {0} (\r\n  i int\r\n);\r\nINSERT INTO {0} VALUES (1);\r\n",
+    "percent signs": "CREATE TABLE {} (i int DEFAULT 7 % 4, t text DEFAULT '%s %(x)s %');",
+    "no final newline": "CREATE TABLE {} (i int);",
+    "no final semicolon": "CREATE TABLE {} (i int)",
+    "comment at the end": "CREATE TABLE {} (i int) -- the end",
+    "comment at the end of rows": "CREATE TABLE {0} (i int); INSERT INTO {0} VALUES (1) -- the end",
+    "block comment at the end": "CREATE TABLE {} (i int); /* the end */",
+    "non-ASCII text": "CREATE TABLE {} (straße text DEFAULT '😀 日本');",
+    "own transaction": "BEGIN;\nCREATE TABLE {} (i int);\nCOMMIT;",
     "own transaction around nothing": "BEGIN; COMMIT;",
-    "own transaction in other words": "START TRANSACTION; CREATE TABLE a (i int); END",
+    "own transaction in other words": "START TRANSACTION; CREATE TABLE {} (i int); END",
     "results": "SELECT 1; SELECT 2 WHERE false; VALUES (1), (2)",
-    "dollars": "CREATE TABLE a (a$b$c int); DO $x$ BEGIN PERFORM '$$'; END $x$",
+    "dollars": "CREATE TABLE {} (a$b$c int); DO $x$ BEGIN PERFORM '$$'; END $x$",
 }
 
 
-@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
-def test_apply_odd_file_is_applied(world: World, text: str) -> None:
+def test_apply_odd_file_is_applied(world: World) -> None:
     """Files that look unusual are applied and recorded, and do not block what is behind them."""
-    world.write("001_a.sql", text)
-    world.write("002_last.sql", "CREATE TABLE last (i int);")
+    for number, text in enumerate(ODD.values(), 1):
+        world.write(f"{number:03d}_a.sql", text.format(f"größe_{number:03d}"))
 
     world.deploy()
 
-    assert world.applied() == ["001_a", "002_last"]
-    assert world.tables() == [*re.findall(r"TABLE (\w+)", text), "last"]
+    assert world.applied() == [f"{number:03d}_a" for number in range(1, len(ODD) + 1)]
+    assert world.tables() == [f"größe_{number:03d}" for number, text in enumerate(ODD.values(), 1) if "TABLE" in text]
 
 
 def test_apply_text_arrives_as_written(world: World) -> None:
@@ -434,52 +472,77 @@ def test_apply_text_arrives_as_written(world: World) -> None:
     assert [text for (text,) in world.sql("SELECT t FROM a")] == [*values[:-1], "it's"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "001_größe 日本",
-        "001 with blanks",
-        "001_it's",
-        '001_"quoted"',
-        "001_back\\slash",
-        "001_100%s",
-        "001_$$;--",
-    ],
-)
-def test_apply_odd_file_name_is_recorded_as_it_is(world: World, name: str) -> None:
+ODD_NAMES = [
+    "001_größe 日本",
+    "002 with blanks",
+    "003_it's",
+    '004_"quoted"',
+    "005_back\\slash",
+    "006_100%s",
+    "007_$$;--",
+    "00008-[brackets](x)",
+    "20260101120000_stamp",
+]
+
+
+def test_apply_odd_file_name_is_recorded_as_it_is(world: World) -> None:
     """A file's name is recorded as it stands in the folder, and recognised by that; it is named so in an error."""
-    world.write(f"{name}.sql", "CREATE TABLE a (i int);")
+    for number, name in enumerate(ODD_NAMES):
+        world.write(f"{name}.sql", f"CREATE TABLE a{number} (i int);")
 
     world.deploy()
 
-    assert world.applied() == [name]
+    assert world.applied() == ODD_NAMES
     assert names(world.deploy()) == []
-    world.write(f"9{name}.sql", "CREATE TABLE a (i int);")
-    assert failure(world).startswith(f'9{name}.sql:1: relation "a" already exists (42P07)')
+    for name in ODD_NAMES:
+        file = f"9{name}.sql"
+        message = fail_with(world, "CREATE TABLE a1 (i int);", file)
+        world.remove(file)
+        assert message.startswith(f'{file}:1: relation "a1" already exists (42P07)')
 
 
 REFUSED_BYTES = {
-    "Latin-1": (b"SELECT 1;\nSELECT 'gr\xf6\xdfe';\n", "001_a.sql:2: byte 0xf6 is not UTF-8. "),
-    "UTF-16": ("SELECT 1;".encode("utf-16"), "001_a.sql:1: byte 0xff is not UTF-8. "),
+    "Latin-1": (b"SELECT 1;\nSELECT 'gr\xf6\xdfe';\n", "001_a.sql:2:11: byte 0xf6 is not UTF-8. "),
+    "UTF-16": ("SELECT 1;".encode("utf-16"), "001_a.sql:1:1: byte 0xff is not UTF-8. "),
     "UTF-16 without BOM": ("SELECT 1;".encode("utf-16-le"), "001_a.sql:1:2: a NUL character"),
     "NUL": (b"SELECT 1;\r\nSELECT '\0';", "001_a.sql:2:9: a NUL character, which PostgreSQL cannot take. "),
 }
 
 
-@pytest.mark.parametrize(("data", "beginning"), REFUSED_BYTES.values(), ids=REFUSED_BYTES)
-def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(
-    world: World, data: bytes, beginning: str
-) -> None:
+def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(world: World) -> None:
     """A file that is not UTF-8, or holds a NUL, is refused with the place; nothing has run, not even earlier files."""
     world.write("000_first.sql", "CREATE TABLE first (i int);")
-    (world.folder / "001_a.sql").write_bytes(data)
+    for case, (data, beginning) in REFUSED_BYTES.items():
+        (world.folder / "001_a.sql").write_bytes(data)
 
-    message = failure(world)
+        message = failure(world)
 
-    assert message.startswith(beginning)
-    assert "Nothing has been applied." in message
-    assert "UTF-8" in message.split("applied.")[1]
-    assert world.tables() == []
+        assert message.startswith(beginning), case
+        assert "Nothing has been applied." in message
+        assert "UTF-8" in message.split("applied.")[1]
+    assert (world.applied(), world.tables()) == ([], [])
+
+
+REFUSED_TEXTS = {
+    "2:1: COMMIT opens or ends a transaction, but a file is one transaction as a whole: split the file here, or write "
+    "-- no-transaction in its first line if it must not be one": "CREATE TABLE b (i int);\nCOMMIT;\nSELECT 1;",
+    "1:3: \\i is a command of psql, not SQL: put the SQL of that file here, or into a migration of its own": (
+        "  \\i b.sql"
+    ),
+    "2:1: COPY … TO STDOUT has no one to write to: remove it": "CREATE TABLE b (i int);\nCOPY b TO STDOUT;",
+    "2:8: this string is never closed (a ' inside it is written twice)": "CREATE TABLE b (i int);\nSELECT 'it",
+    "1:4: a lone $: a body stands between $$ and $$, or between $name$ and $name$": "DO $\nBEGIN\nEND\n$;",
+}
+
+
+def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World) -> None:
+    """What the scanner refuses is refused with its place and a way out; files before it have not run either."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    for refusal, text in REFUSED_TEXTS.items():
+        assert fail_with(world, text, "002_b.sql") == (
+            f"002_b.sql:{refusal}. Nothing has been applied. Mend the file and deploy again."
+        )
+    assert (world.applied(), world.tables()) == ([], [])
 
 
 def test_apply_notices_reach_the_log_all_of_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -494,103 +557,94 @@ def test_apply_notices_reach_the_log_all_of_them(world: World, caplog: pytest.Lo
 # --- Transactions of the file's own ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("text", "level"),
-    [
-        ("SELECT 1;", "read committed"),
-        ("BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT;", "serializable"),
-        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE; SELECT 1; COMMIT;", "repeatable read"),
-        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;", "serializable"),
-        ("BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1; COMMIT;", "repeatable read"),
-        ("SET LOCAL TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;", "serializable"),
-    ],
-    ids=["none", "BEGIN", "START TRANSACTION", "SET TRANSACTION", "SET TRANSACTION in BEGIN", "SET LOCAL TRANSACTION"],
-)
-def test_apply_transaction_modes_of_the_file_are_honoured(world: World, text: str, level: str) -> None:
+MODES = {
+    "SELECT 1;": "read committed",
+    "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT 1; COMMIT;": "serializable",
+    "START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE; SELECT 1; COMMIT;": "repeatable read",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;": "serializable",
+    "BEGIN; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1; COMMIT;": "repeatable read",
+    "SET LOCAL TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1;": "serializable",
+    "SELECT 1; -- again": "read committed",
+}
+
+
+def test_apply_transaction_modes_of_the_file_are_honoured(world: World) -> None:
     """A file runs in the isolation level that it asks for, and only that file."""
-    world.write("001_a.sql", "CREATE TABLE seen (level text);")
-    world.write(
-        "002_b.sql", text.replace("SELECT 1", "INSERT INTO seen VALUES (current_setting('transaction_isolation'))")
-    )
-    world.write("003_c.sql", "INSERT INTO seen VALUES (current_setting('transaction_isolation'))")
+    world.write("001_a.sql", "CREATE TABLE seen (i serial, level text);")
+    insert = "INSERT INTO seen (level) VALUES (current_setting('transaction_isolation'))"
+    for number, text in enumerate(MODES, 2):
+        world.write(f"{number:03d}_b.sql", text.replace("SELECT 1", insert))
 
     world.deploy()
 
-    assert world.sql("SELECT level FROM seen") == [(level,), ("read committed",)]
+    assert [level for (level,) in world.sql("SELECT level FROM seen ORDER BY i")] == list(MODES.values())
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("CREATE TABLE b (i int);\nCOMMIT;\nCREATE TABLE c (i int);", "2:1: COMMIT"),
-        ("CREATE TABLE b (i int);\n  ROLLBACK;", "2:3: ROLLBACK"),
-        ("BEGIN;\nCREATE TABLE b (i int);", "1:1: BEGIN"),
-        ("CREATE TABLE b (i int);\nEND;", "2:1: END"),
-    ],
-    ids=["COMMIT", "ROLLBACK", "BEGIN", "END"],
-)
-def test_apply_transaction_control_in_a_later_file_is_refused_before_anything_ran(
-    world: World, text: str, place: str
-) -> None:
-    """What would cut a file in two is refused with its place; files before it have not run either."""
-    world.write("001_a.sql", "CREATE TABLE a (i int);")
-    world.write("002_b.sql", text)
+def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the scanner ever overlooks a COMMIT, the missing savepoint shows it, and no row says *applied*."""
+    monkeypatch.setattr(sql_scanner.Statement, "transaction_control", None)
 
-    message = failure(world)
+    message = fail_with(world, "CREATE TABLE a (i int);\nCOMMIT;\nBEGIN;\nSELECT 1;")
 
     assert message == (
-        f"002_b.sql:{place} opens or ends a transaction, but a file is one transaction as a whole: split the file "
-        "here, or write -- no-transaction in its first line if it must not be one. Nothing has been applied. Mend the "
-        "file and deploy again."
+        '001_a.sql:1: savepoint "db_setup_file" does not exist (3B001). A statement of this file has ended the '
+        "transaction that the file is: what stands before it is kept, but the file is not recorded. Look at what it "
+        "has done, make the file repeatable, and deploy again. Applied in this run: nothing."
     )
-    assert (world.applied(), world.tables()) == ([], [])
+    assert (world.applied(), world.tables()) == ([], ["a"])
 
 
 def test_apply_commit_hidden_in_a_procedure_is_refused_by_postgresql(world: World) -> None:
-    """A transaction cannot be ended behind our back either: PostgreSQL refuses, and nothing has happened."""
+    """A block that commits by itself runs only where the file says so, also if it stands alone."""
     world.write("001_a.sql", "CREATE TABLE a (i int);\nDO $$ BEGIN INSERT INTO a VALUES (1); COMMIT; END $$;")
 
     message = failure(world)
 
-    assert message.splitlines()[0] == f"001_a.sql:2: invalid transaction termination (2D000). {MARK_IT}"
+    assert message.splitlines()[0] == f"001_a.sql:2: invalid transaction termination (2D000). {COMMITS_ITSELF}"
     assert (world.applied(), world.tables()) == ([], [])
+    assert fail_with(world, "DO $$ BEGIN PERFORM 1; COMMIT; END $$;").splitlines()[0] == (
+        f"001_a.sql:1: invalid transaction termination (2D000). {COMMITS_ITSELF}"
+    )
 
 
 # --- What cannot run in a transaction -------------------------------------------------------------------------------
 
 TABLE = "CREATE TABLE t (i int, s text); CREATE INDEX old ON t (i);"
+MARKED = "-- no-transaction\nSELECT 1;\n"
 ALONE = {
-    "CREATE INDEX CONCURRENTLY": ("CREATE INDEX CONCURRENTLY new ON t (i)", "SELECT count(*) = 2 FROM pg_index {t}"),
-    "without a name": ("CREATE INDEX CONCURRENTLY ON t (s);", "SELECT count(*) = 2 FROM pg_index {t}"),
-    "in its own transaction": (
-        "BEGIN; CREATE INDEX CONCURRENTLY new ON t (i); COMMIT;",
-        "SELECT count(*) = 2 FROM pg_index {t}",
+    "VACUUM": ("-- now\nVACUUM t -- done", "SELECT relpages > 0 FROM pg_class WHERE relname = 't'"),
+    "CREATE INDEX CONCURRENTLY": (
+        "CREATE INDEX CONCURRENTLY new ON t (i)",
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'new'::regclass",
     ),
-    "DROP INDEX CONCURRENTLY": ("DROP INDEX CONCURRENTLY old;", "SELECT count(*) = 0 FROM pg_index {t}"),
+    "without a name": (
+        "CREATE INDEX CONCURRENTLY ON t (s);",
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 't_s_idx'::regclass",
+    ),
+    "in its own transaction": (
+        "BEGIN; CREATE INDEX CONCURRENTLY own ON t (i); COMMIT;",
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'own'::regclass",
+    ),
     "REINDEX CONCURRENTLY": (
         "REINDEX TABLE CONCURRENTLY t;",
-        "SELECT relfilenode <> (SELECT i FROM t) AND indisvalid FROM pg_index, pg_class c {t} AND c.oid = indexrelid",
+        "SELECT relfilenode <> (SELECT i FROM t) AND indisvalid FROM pg_index, pg_class c "
+        "WHERE c.oid = indexrelid AND relname = 'old'",
     ),
-    "VACUUM": (
-        "-- now\nVACUUM t -- done",
-        "SELECT relallvisible >= 0 AND relpages > 0 FROM pg_class WHERE relname = 't'",
-    ),
+    "DROP INDEX CONCURRENTLY": ("DROP INDEX CONCURRENTLY older;", "SELECT to_regclass('older') IS NULL"),
 }
 
 
-@pytest.mark.parametrize(("text", "done"), ALONE.values(), ids=ALONE)
-def test_apply_single_statement_that_cannot_run_in_a_transaction_runs_outside(
-    world: World, text: str, done: str
-) -> None:
+def test_apply_single_statement_that_cannot_run_in_a_transaction_runs_outside(world: World) -> None:
     """A file of one statement has no atomicity to lose: where PostgreSQL wants no transaction, it gets none."""
-    world.write("001_a.sql", TABLE)
+    world.write("001_a.sql", TABLE + "CREATE INDEX older ON t (i);")
     world.write("002_b.sql", "INSERT INTO t SELECT relfilenode::bigint::int FROM pg_class WHERE relname = 'old';")
-    world.write("003_c.sql", text)
+    for number, (text, _) in enumerate(ALONE.values(), 3):
+        world.write(f"{number:03d}_c.sql", text)
 
     report = world.deploy()
 
-    assert names(report) == ["001_a", "002_b", "003_c"]
-    assert world.sql(done.format(t="WHERE indrelid = 't'::regclass")) == [(True,)]
+    assert names(report) == ["001_a", "002_b", *(f"{number:03d}_c" for number in range(3, len(ALONE) + 3))]
+    assert {case: world.sql(done) for case, (_, done) in ALONE.items()} == {case: [(True,)] for case in ALONE}
     assert names(world.deploy()) == []
 
 
@@ -615,41 +669,23 @@ def test_apply_single_statement_that_fails_outside_names_its_line(world: World) 
     assert world.applied() == []
 
 
-@pytest.mark.parametrize(
-    ("text", "beginning"),
-    [
-        (
-            "CREATE TABLE b (i int);\nCREATE INDEX CONCURRENTLY new ON t (i);",
-            "002_b.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001). ",
-        ),
-        (
-            "CREATE TABLE b (m mood);\nALTER TYPE mood ADD VALUE 'new';\nINSERT INTO b VALUES ('new');",
-            '002_b.sql:3:23: unsafe use of new value "new" of enum type mood (55P04). ',
-        ),
-        (
-            "CREATE TABLE b (i int);\nDO $$ BEGIN COMMIT; END $$;",
-            "002_b.sql:2: invalid transaction termination (2D000). ",
-        ),
-    ],
-    ids=["concurrent index", "new enum value", "COMMIT in a block"],
-)
-def test_apply_several_statements_that_need_the_mark_are_told_so(world: World, text: str, beginning: str) -> None:
+NEED_THE_MARK = {
+    "002_b.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001). ": (
+        "CREATE TABLE b (i int);\nCREATE INDEX CONCURRENTLY new ON t (i);"
+    ),
+    '002_b.sql:3:23: unsafe use of new value "new" of enum type mood (55P04). ': (
+        "CREATE TABLE b (m mood);\nALTER TYPE mood ADD VALUE 'new';\nINSERT INTO b VALUES ('new');"
+    ),
+}
+
+
+def test_apply_several_statements_that_need_the_mark_are_told_so(world: World) -> None:
     """A file of several statements is not cut up unasked: nothing of it has happened, and the error says what to do."""
     world.write("001_a.sql", TABLE + "CREATE TYPE mood AS ENUM ('old');")
-    world.write("002_b.sql", text)
-
-    message = failure(world)
-
-    assert message.splitlines()[0] == beginning + MARK_IT.replace("nothing", "001_a")
+    world.deploy()
+    for beginning, text in NEED_THE_MARK.items():
+        assert fail_with(world, text, "002_b.sql").splitlines()[0] == beginning + MARK_IT
     assert (world.applied(), world.tables()) == (["001_a"], ["t"])
-
-
-def test_apply_single_block_that_commits_is_told_to_be_marked(world: World) -> None:
-    """A block that commits by itself runs only where the file says so, also if it stands alone."""
-    message = fail_with(world, "DO $$ BEGIN PERFORM 1; COMMIT; END $$;")
-
-    assert message.startswith("001_a.sql:1: invalid transaction termination (2D000). Rolled back. ")
-    assert "-- no-transaction" in message
 
 
 def test_apply_marked_block_that_commits_runs(world: World) -> None:
@@ -682,8 +718,7 @@ def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
     message = failure(world)
 
     assert message == (
-        '002_b.sql:5:13: relation "missing" does not exist (42P01). What stands before this statement is done and '
-        "stays. Mend it and deploy again: the run goes on here. Applied in this run: 001_a."
+        '002_b.sql:5:13: relation "missing" does not exist (42P01). ' + GOES_ON.replace("nothing", "001_a")
     )
     assert world.sql("SELECT i FROM t ORDER BY i") == [(1,), (2,)]
     assert (world.applied(), progress(world)) == (["001_a"], [("002_b", 1), ("002_b", 2), ("002_b", 3)])
@@ -776,35 +811,45 @@ def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(w
     assert world.sql("SELECT t FROM seen") == [("4s",)]
 
 
-@pytest.mark.parametrize("guard", ["", "IF NOT EXISTS "], ids=["plain", "IF NOT EXISTS"])
-@pytest.mark.parametrize("mark", ["", "-- no-transaction\nSELECT 1;\n"], ids=["alone", "marked"])
 def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
-    world: World, caplog: pytest.LogCaptureFixture, mark: str, guard: str
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a failed concurrent build leaves behind is dropped before the next attempt, which then builds it."""
-    world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
-    world.write("002_b.sql", f"{mark}CREATE UNIQUE INDEX CONCURRENTLY {guard}once ON t (i);")
-    assert failure(world).startswith(f'002_b.sql:{3 if mark else 1}: could not create unique index "once" (23505). ')
-    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'once'::regclass"
-    assert world.sql(valid) == [(False,)]
-    world.sql("DELETE FROM t WHERE ctid = '(0,1)'")
+    """What an interrupted concurrent build has left behind is dropped before the next attempt, which then builds it."""
+    world.write("001_a.sql", "CREATE SCHEMA s; CREATE TABLE s.t (i int); INSERT INTO s.t VALUES (1), (1);")
+    world.deploy()
+    indexes = [("a", "", ""), ("b", "", "IF NOT EXISTS "), ("c", MARKED, ""), ("d", MARKED, "IF NOT EXISTS ")]
+    for name, mark, guard in indexes:
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            world.sql(f"CREATE UNIQUE INDEX CONCURRENTLY {name} ON s.t (i)")
+        world.write(f"002_{name}.sql", f"{mark}CREATE UNIQUE INDEX CONCURRENTLY {guard}{name} ON s.t (i);")
+    valid = "SELECT relname, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid AND length(relname) = 1"
+    assert sorted(world.sql(valid)) == [(name, False) for name, _, _ in indexes]
+    world.sql("DELETE FROM s.t WHERE ctid = '(0,1)'")
 
     world.deploy()
 
-    assert world.sql(valid) == [(True,)]
-    assert world.applied() == ["001_a", "002_b"]
-    assert "dropping an index that was never finished index=once" in caplog.text
+    assert sorted(world.sql(valid)) == [(name, True) for name, _, _ in indexes]
+    assert world.applied() == ["001_a", "002_a", "002_b", "002_c", "002_d"]
+    assert [caplog.text.count(f"dropping an index that was never finished index={name}") for name, _, _ in indexes] == (
+        [1] * 4
+    )
 
 
-def test_error_of_a_concurrent_build_does_not_claim_to_be_rolled_back(world: World) -> None:
-    """A failed concurrent build leaves an INVALID index: the message says so, and that the next run sees to it."""
+def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) -> None:
+    """What PostgreSQL leaves of a failed concurrent build is dropped at once."""
     world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
-    world.write("002_b.sql", "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);")
+    world.deploy()
+    said = 'could not create unique index "once" (23505). '
+    constraint = "ON: constraint once, table t"
 
-    message = failure(world)
+    alone = fail_with(world, "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
+    left = [world.sql("SELECT to_regclass('once')")]
+    marked = fail_with(world, MARKED + "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
+    left.append(world.sql("SELECT to_regclass('once')"))
 
-    assert "Rolled back" not in message
-    assert "INVALID" in message
+    assert alone.splitlines() == [f"002_b.sql:1: {said}{MEND}", constraint]
+    assert marked.splitlines() == [f"002_b.sql:3: {said}{GOES_ON}", constraint]
+    assert left == [[(None,)]] * 2
 
 
 # --- In the way for a moment ----------------------------------------------------------------------------------------
@@ -856,22 +901,21 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])
 
 
-@pytest.mark.parametrize("code", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
-@pytest.mark.parametrize("mark", ["", "-- no-transaction\n"], ids=["whole", "marked"])
-def test_apply_serialization_failure_and_deadlock_are_tried_again(world: World, mark: str, code: str) -> None:
+def test_apply_serialization_failure_and_deadlock_are_tried_again(world: World) -> None:
     """What failed because of other sessions is tried again, whole: it happens once."""
-    world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
-    world.write(
-        "002_b.sql",
-        f"{mark}INSERT INTO a VALUES (1);\n"
-        f"DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE SQLSTATE '{code}'; END IF; END $$;",
-    )
+    world.write("001_a.sql", "CREATE TABLE a (i int); " + "".join(f"CREATE SEQUENCE tries{i};" for i in range(4)))
+    for number, (mark, code) in enumerate(itertools.product(["", "-- no-transaction\n"], ["40001", "40P01"])):
+        world.write(
+            f"00{number + 2}_b.sql",
+            f"{mark}INSERT INTO a VALUES ({number});\n"
+            f"DO $$ BEGIN IF nextval('tries{number}') = 1 THEN RAISE SQLSTATE '{code}'; END IF; END $$;",
+        )
 
     report = world.deploy()
 
-    assert names(report) == ["001_a", "002_b"]
-    assert world.sql("SELECT i FROM a") == [(1,)]
-    assert world.sql("SELECT last_value FROM tries") == [(2,)]
+    assert names(report) == ["001_a", "002_b", "003_b", "004_b", "005_b"]
+    assert world.sql("SELECT i FROM a ORDER BY i") == [(0,), (1,), (2,), (3,)]
+    assert world.sql("SELECT last_value FROM pg_sequences WHERE sequencename ~ 'tries'") == [(2,)] * 4
 
 
 def test_apply_marked_file_that_took_on_a_role_is_tried_again(world: World) -> None:

@@ -12,43 +12,57 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 T = "CREATE TABLE t (a int PRIMARY KEY, b text);\n"
 
 FOLDERS: dict[str, dict[str, str]] = {
-    "nothing in files": {
-        "1.sql": "",
-        "2.sql": "-- only a comment",
-        "3.sql": ";",
-        "4.sql": "/* a */\n;;\n",
-        "5.sql": "\ufeff",
+    "what a file may look like": {
+        "01.sql": "",
+        "02.sql": "-- only a comment",
+        "03.sql": ";",
+        "04.sql": "/* a */\n;;\n",
+        "05.sql": "\ufeff",
+        "06.sql": T + "INSERT INTO t VALUES (1, 'x')",
+        "07.sql": "INSERT INTO t VALUES (2) -- last",
+        "08.sql": "CREATE TABLE crlf (a int);\r\n-- x\r\nINSERT INTO crlf\r\nVALUES (1);\r\n",
+        "09.sql": "INSERT INTO t VALUES (5 % 3 + 2, '%s %(a)s %% %');\nSELECT 1 WHERE 'a' LIKE '%a%';",
+        "10.sql": "\\set ON_ERROR_STOP on\nINSERT INTO t VALUES (5);",
+        "11.sql": "\\set ON_ERROR_STOP\nINSERT INTO t VALUES (6);",
+        "12.sql": "VACUUM -- with a comment",
     },
-    "no final semicolon": {"1.sql": T + "INSERT INTO t VALUES (1, 'x')", "2.sql": "INSERT INTO t VALUES (2) -- last"},
-    "windows line ends": {"1.sql": "CREATE TABLE t (a int);\r\n-- x\r\nINSERT INTO t\r\nVALUES (1);\r\n"},
-    "percent": {"1.sql": T + "INSERT INTO t VALUES (5 % 3, '%s %(a)s %% %');\nSELECT 1 WHERE 'a' LIKE '%a%';"},
     "quotes": {
-        "1.sql": T + r"""INSERT INTO t VALUES (1, 'it''s;'), (2, E'\';'), (3, $$;$$), (4, U&'\0041;'), (5, 'a\');"""
+        "1.sql": T + r"""INSERT INTO t VALUES (1, 'it''s;'), (2, E'\';'), (3, $$;$$), (4, U&'\0041;'), (5, 'a\');""",
+        "2.sql": "SET standard_conforming_strings = off;\nINSERT INTO t VALUES (6, 'it\\'s; \\\\');\n"
+        + "INSERT INTO t VALUES (7);",
+        "3.sql": "INSERT INTO t VALUES (8, 'a\\');\nINSERT INTO t VALUES (9, 'b');",
+        "4.sql": "INSERT INTO t SELECT ((ARRAY[10,11])[1:2])[1]::int, (ARRAY['a','b'])[1:1]::text;",
+        "5.sql": "CREATE TABLE texts AS SELECT b FROM t;\nALTER TABLE texts ADD n int DEFAULT 1 - -- ;\n 2;",
     },
-    "rule": {
-        "1.sql": T + "CREATE RULE r AS ON DELETE TO t DO ALSO (INSERT INTO t VALUES (8); INSERT INTO t VALUES (9));"
+    "bodies": {
+        "1.sql": T + "CREATE RULE r AS ON DELETE TO t DO ALSO (INSERT INTO t VALUES (8); INSERT INTO t VALUES (9));",
+        "2.sql": "DO $$ BEGIN FOR i IN 1..3 LOOP INSERT INTO t VALUES (i); END LOOP; END $$;",
+        "3.sql": "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $a$ BEGIN RETURN 1; /* $$ */ END; $a$;",
+        "4.sql": "CREATE TYPE mood AS ENUM ('sad');\nCREATE TABLE m (a mood);",
+        "5.sql": "ALTER TYPE mood ADD VALUE 'happy';",
+        "6.sql": "INSERT INTO m VALUES ('happy');",
+        "7.sql": "CREATE TABLE p (a int PRIMARY KEY, b int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
+        "INSERT INTO p VALUES (1, 2), (2, 1);",
     },
-    "do block": {"1.sql": T + "DO $$ BEGIN FOR i IN 1..3 LOOP INSERT INTO t VALUES (i); END LOOP; END $$;"},
-    "session settings": {
+    "the session": {
         "1.sql": "CREATE SCHEMA s;\nSET search_path = s;\nCREATE TABLE here (a int);",
         "2.sql": "CREATE TABLE there (a int);",
         "3.sql": "SET TIME ZONE 'Asia/Tokyo';\nCREATE TABLE z AS SELECT current_setting('TimeZone') AS zone;",
         "4.sql": "CREATE TABLE y AS SELECT current_setting('search_path') AS path;",
+        "5.sql": "CREATE TEMP TABLE tmp AS SELECT 1 AS a;\nCREATE TABLE u AS SELECT * FROM tmp;",
+        "6.sql": "CREATE TEMP TABLE tmp AS SELECT 2 AS a;\nCREATE TABLE v AS SELECT * FROM tmp;",
     },
-    "temporary tables": {
-        "1.sql": "CREATE TEMP TABLE tmp AS SELECT 1 AS a;\nCREATE TABLE u AS SELECT * FROM tmp;",
-        "2.sql": "CREATE TEMP TABLE tmp AS SELECT 2 AS a;\nCREATE TABLE v AS SELECT * FROM tmp;",
-    },
-    "own transaction": {
-        "1.sql": "BEGIN;\n" + T + "COMMIT;\n",
-        "2.sql": "START TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nINSERT INTO t VALUES (1);\nEND;",
-        "3.sql": "SAVEPOINT a; INSERT INTO t VALUES (2); ROLLBACK TO a; RELEASE a; INSERT INTO t VALUES (3);",
-    },
-    "backslashes in strings": {
-        "1.sql": T
-        + "SET standard_conforming_strings = off;\nINSERT INTO t VALUES (1, 'it\\'s; \\\\');\n"
-        + "INSERT INTO t VALUES (2);",
-        "2.sql": "INSERT INTO t VALUES (3, 'a\\');\nINSERT INTO t VALUES (4, 'b');",
+    "transactions": {
+        "01.sql": "BEGIN;\n" + T + "COMMIT;\n",
+        "02.sql": "START TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nINSERT INTO t VALUES (1);\nEND;",
+        "03.sql": "SAVEPOINT a; INSERT INTO t VALUES (2); ROLLBACK TO a; RELEASE a; INSERT INTO t VALUES (3);",
+        "04.sql": "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;\nINSERT INTO t VALUES (4);",
+        "05.sql": "CREATE INDEX CONCURRENTLY i ON t (b);",
+        "06.sql": "VACUUM t",
+        "07.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY j ON t (b);\nINSERT INTO t VALUES (5);\n"
+        "BEGIN;\nINSERT INTO t VALUES (6);\nCOMMIT;\n",
+        "08.sql": "REINDEX INDEX CONCURRENTLY i",
+        "09.sql": "DROP INDEX CONCURRENTLY i;",
     },
     "copy": {
         "1.sql": T + "COPY t FROM stdin;\n1\tx;y\n2\t\\N\n3\tit's\n\\.\nINSERT INTO t VALUES (4, '\\.');\n",
@@ -68,28 +82,6 @@ FOLDERS: dict[str, dict[str, str]] = {
         "V10__ten.sql": "CREATE TABLE f (i int)",
         "4_a.sql": "CREATE TABLE g (i int)",
         "4_b.sql": "CREATE TABLE h (i int)",
-    },
-    "outside a transaction": {
-        "1.sql": T,
-        "2.sql": "CREATE INDEX CONCURRENTLY i ON t (b);",
-        "3.sql": "VACUUM t",
-        "4.sql": "-- no-transaction\nCREATE INDEX CONCURRENTLY j ON t (b);\nINSERT INTO t VALUES (1);\n"
-        "BEGIN;\nINSERT INTO t VALUES (2);\nCOMMIT;\n",
-        "5.sql": "REINDEX INDEX CONCURRENTLY i",
-        "6.sql": "DROP INDEX CONCURRENTLY i;",
-    },
-    "enum value": {
-        "1.sql": "CREATE TYPE mood AS ENUM ('sad');\nCREATE TABLE m (a mood);",
-        "2.sql": "ALTER TYPE mood ADD VALUE 'happy';",
-        "3.sql": "INSERT INTO m VALUES ('happy');",
-    },
-    "psql's set": {"1.sql": "\\set ON_ERROR_STOP on\n" + T, "2.sql": "\\set ON_ERROR_STOP\nINSERT INTO t VALUES (1);"},
-    "slices and casts": {
-        "1.sql": T + "INSERT INTO t SELECT ((ARRAY[1,2,3])[1:2])[1]::int, (ARRAY['a','b'])[1:1]::text;"
-    },
-    "deferred constraint": {
-        "1.sql": "CREATE TABLE p (a int PRIMARY KEY, b int REFERENCES p DEFERRABLE INITIALLY DEFERRED);\n"
-        "INSERT INTO p VALUES (1, 2), (2, 1);",
     },
     "fails: unknown column": {
         "1.sql": T,

@@ -227,10 +227,10 @@ def test_lock_waiter_gives_up_before_its_deadline_and_names_the_holder(world: Wo
 
     assert re.fullmatch(
         rf"another run \(pid {pid}, user rds_admin, '', connected for \d s\) holds the lock\. "
-        r"Waited 1 s; this run has changed nothing\. Invoke again when that one is done\.",
+        r"Waited [01] s; this run has changed nothing\. Invoke again when that one is done\.",
         message,
     )
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 4.5
 
 
 def test_lock_waiter_without_a_deadline_gives_up_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,19 +380,19 @@ RELEASES = {
 }
 
 
-@pytest.mark.parametrize("text", RELEASES.values(), ids=RELEASES)
-def test_lock_released_by_a_file_is_taken_again(world: World, caplog: pytest.LogCaptureFixture, text: str) -> None:
+def test_lock_released_by_a_file_is_taken_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A file cannot leave the next one without the lock."""
-    world.write("001_a.sql", f"CREATE TABLE a (i int); {HELD}")
-    world.write("002_b.sql", text)
-    world.write("003_c.sql", HELD)
+    world.write("000_a.sql", f"CREATE TABLE a (i int); {HELD}")
+    for number, text in enumerate(RELEASES.values()):
+        world.write(f"{2 * number + 1:03d}_release.sql", text)
+        world.write(f"{2 * number + 2:03d}_look.sql", HELD)
 
     report = world.deploy()
 
-    assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b", "003_c"]
-    assert world.applied() == ["001_a", "002_b", "003_c"]
-    assert world.sql("SELECT i FROM a") == [(1,), (1,)]
-    assert caplog.text.count("a migration released the lock, which is taken again") == 1
+    assert [entry["name"] for entry in report["applied"]] == [path.stem for path in sorted(world.folder.iterdir())]
+    assert world.applied() == [path.stem for path in sorted(world.folder.iterdir())]
+    assert world.sql("SELECT i FROM a") == [(1,)] * (len(RELEASES) + 1)
+    assert caplog.text.count("a migration released the lock, which is taken again") == len(RELEASES)
 
 
 def test_lock_released_by_a_file_and_taken_by_another_run_has_the_state_read_again(world: World) -> None:

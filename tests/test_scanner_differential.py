@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
+from typing import Optional
 
 import pglast
 import sql_scanner
@@ -86,11 +89,18 @@ STATEMENTS = [
 GLUE = [" ", "\n", "\r\n", "\t", "-- ;'\n", "/* ; ' */", "/* /* ' */ ; */", "\f", "--\r", " -- $$ \n", "-- ü\n"]
 
 
-def boundaries_of_postgresql(sql: str) -> list[str]:
-    return [sql[part] for part in pglast.parser.split(sql, with_parser=True, only_slices=True)]
+def statements_of_postgresql(sql: str) -> Optional[list[str]]:
+    """The texts of the statements, or None where the parser takes the script for wrong."""
+    try:
+        count = len(json.loads(pglast.parser.parse_sql_json(sql)).get("stmts", []))
+        found = [sql[part] for part in pglast.parser.split(sql, with_parser=True, only_slices=True)]
+    except (pglast.parser.ParseError, UnicodeError):
+        return None
+    assert len(found) == count
+    return found
 
 
-def boundaries_of_ours(sql: str) -> list[str]:
+def statements_of_ours(sql: str) -> list[str]:
     return [sql[statement.start : statement.end] for statement in sql_scanner.scan(sql)]
 
 
@@ -103,16 +113,15 @@ def plain_tokens(sql: str) -> list[str]:
     return [sql[token.start : token.end + 1] for token in pglast.parser.scan(sql) if "COMMENT" not in token.name]
 
 
-def accepted(sql: str) -> bool:
-    try:
-        pglast.parser.parse_sql_json(sql)
-    except (pglast.parser.ParseError, UnicodeError):
-        return False
-    return True
-
-
-def assert_equal_boundaries(sql: str) -> None:
-    assert meaning(boundaries_of_ours(sql)) == meaning(boundaries_of_postgresql(sql))
+def compare(sql: str) -> int:
+    """How many statements both see, at the same places; 0 where the parser takes the script for wrong."""
+    theirs = statements_of_postgresql(sql)
+    if theirs is None:
+        return 0
+    ours = statements_of_ours(sql)
+    assert len(ours) == len(theirs)
+    assert meaning(ours) == meaning(theirs)
+    return len(ours)
 
 
 glue = st.lists(st.sampled_from(GLUE), min_size=1, max_size=3).map("".join)
@@ -130,34 +139,39 @@ noise = st.text(alphabet=list("';\"$-/*\\eEuU&nNbBxX a1_\n\r(ü."), max_size=30)
 @example("SELECT 1;;;SELECT 2")
 def test_scanner_on_composed_scripts_splits_like_postgresql(sql: str) -> None:
     """Statements with everything that is hard to split, glued by comments and white space."""
-    if accepted(sql):
-        assert_equal_boundaries(sql)
+    compare(sql)
 
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(noise)
 def test_scanner_on_noise_splits_like_postgresql(text: str) -> None:
     """Random quotes, dollars, comments and backslashes: what the parser takes is split alike."""
-    sql = f"SELECT {text}; SELECT 2"
-    if accepted(sql):
-        assert_equal_boundaries(sql)
+    compare(f"SELECT {text}; SELECT 2")
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def sql_files() -> list[Path]:
-    """The SQL files that packages on this machine bring, PostgreSQL's own extension scripts among them."""
-    places = ["/usr/share/postgresql", str(Path(__file__).resolve().parent.parent / ".venv"), "/usr/lib/python3"]
-    return sorted({path for place in places if Path(place).is_dir() for path in Path(place).rglob("*.sql")})[:500]
+    """The SQL files of this machine: our own, and PostgreSQL's extension scripts, of the newest version at hand."""
+    places = [
+        Path("/usr/share/postgresql"),
+        Path("/usr/lib/python3"),
+        Path("/opt/homebrew/share"),
+        REPOSITORY / ".venv",
+    ]
+    servers = [path for path in (REPOSITORY / ".postgres").glob("*") if path.is_dir()]
+    places += sorted(servers, key=lambda path: path.name)[-1:]
+    found = [path for place in places for path in sorted(place.rglob("*.sql"))]
+    return [*(REPOSITORY / "db_setup" / "migrations").glob("*.sql"), *found[:500]]
 
 
 def test_scanner_on_sql_files_of_this_machine_splits_like_postgresql() -> None:
-    """Every .sql file at hand that the parser takes is split alike."""
-    repository = sorted(Path(__file__).resolve().parent.parent.glob("db_setup/migrations/*.sql"))
-
+    """Every .sql file at hand that the parser takes is split alike: nearly all, but for lines that only psql reads."""
+    files = sql_files()
     compared = 0
-    for path in repository + sql_files():
-        sql = path.read_text(encoding="utf-8", errors="replace")
-        if accepted(sql):
-            assert_equal_boundaries(sql)
-            compared += 1
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        compared += compare(re.sub(r"^\\.*$", "", text, flags=re.MULTILINE)) > 0
 
-    assert compared > 0
+    assert compared >= max(1, 0.8 * len(files))

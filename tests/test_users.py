@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
-from database import ConnectError
+from database import ConnectError, Deadline
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError
 from limited_users import UserError
@@ -78,8 +78,8 @@ def hooked(event: str, action: Callable[..., Any]) -> Iterator[None]:
     """Call `action` at this event of the handler's own Secrets Manager client (botocore's events)."""
     original = initializer.secrets_client
 
-    def client() -> Any:
-        made = original()
+    def client(deadline: Deadline) -> Any:
+        made = original(deadline)
         made.meta.events.register(event, action)
         return made
 
@@ -274,35 +274,35 @@ def test_users_never_write_the_admin_secret(world: World) -> None:
 # --- Broken secrets -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param("not JSON", id="not JSON"),
-        pytest.param("[1, 2]", id="JSON array"),
-        pytest.param("null", id="JSON null"),
-        pytest.param("{}", id="no login"),
-        pytest.param({"username": "applicationUsername", "password": "applicationPassword"}, id="placeholder"),
-        pytest.param({"username": "app_rw", "password": "wrong"}, id="wrong password"),
-        pytest.param({"username": "app_rw", "password": ""}, id="empty password"),
-        pytest.param({"username": "app_rw", "password": 17}, id="password no text"),
-        pytest.param({"username": ["app_rw"], "password": "x"}, id="username no text"),
-        pytest.param({"username": "app_rw", "password": "a\0b"}, id="NUL in the password"),
-        pytest.param({"username": "app_rw", "password": "\ud800"}, id="password that is no Unicode"),
-        pytest.param({"username": "\ud800", "password": "x"}, id="username that is no Unicode"),
-        pytest.param({"username": ADMIN, "password": ADMIN_PASSWORD}, id="the admin's login"),
-    ],
-)
-def test_users_with_a_broken_secret_get_a_new_password(world: World, value: Any) -> None:
+BROKEN_SECRETS = {
+    "not JSON": "not JSON",
+    "JSON array": "[1, 2]",
+    "JSON null": "null",
+    "no login": "{}",
+    "placeholder": {"username": "applicationUsername", "password": "applicationPassword"},
+    "wrong password": {"username": "app_rw", "password": "wrong"},
+    "empty password": {"username": "app_rw", "password": ""},
+    "password no text": {"username": "app_rw", "password": 17},
+    "username no text": {"username": ["app_rw"], "password": "x"},
+    "NUL in the password": {"username": "app_rw", "password": "a\0b"},
+    "password that is no Unicode": {"username": "app_rw", "password": "\ud800"},
+    "username that is no Unicode": {"username": "\ud800", "password": "x"},
+    "the admin's login": {"username": ADMIN, "password": ADMIN_PASSWORD},
+}
+
+
+def test_users_with_a_broken_secret_get_a_new_password(world: World) -> None:
     """A secret that holds no working, limited login gets one; the other secret and its login stay."""
     world.deploy()
-    before = verifiers(world)
-    world.put_secret("user", value)
+    for case, value in BROKEN_SECRETS.items():
+        before = verifiers(world)
+        world.put_secret("user", value)
 
-    report = world.deploy()
+        report = world.deploy()
 
-    assert report["users"] == {"app_rw": "mended", "app_tc": "kept"}
-    assert logs_in(world, "user") == ("app_rw", True)
-    assert {name for name, verifier in verifiers(world).items() if verifier != before[name]} == {"app_rw"}
+        assert report["users"] == {"app_rw": "mended", "app_tc": "kept"}, case
+        assert logs_in(world, "user") == ("app_rw", True), case
+        assert {name for name, verifier in verifiers(world).items() if verifier != before[name]} == {"app_rw"}, case
     assert world.versions("creator") == 1
 
 
@@ -332,65 +332,71 @@ def test_users_with_each_others_secrets_get_their_own_login(world: World) -> Non
 # --- Broken roles ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("damage", "what"),
-    [
-        pytest.param("DROP ROLE app_rw", "created", id="dropped"),
-        pytest.param("ALTER ROLE app_rw NOLOGIN", "mended", id="NOLOGIN"),
-        pytest.param("ALTER ROLE app_rw VALID UNTIL '2001-01-01'", "mended", id="expired"),
-        pytest.param("ALTER ROLE app_rw PASSWORD NULL", "mended", id="without a password"),
-        pytest.param("ALTER ROLE app_rw PASSWORD 'by hand'", "mended", id="password changed in the database alone"),
-        pytest.param("ALTER ROLE app_rw CREATEDB", "mended", id="CREATEDB"),
-        pytest.param("ALTER ROLE app_rw CREATEROLE", "mended", id="CREATEROLE"),
-        pytest.param("REVOKE readwrite FROM app_rw", "mended", id="taken out of its group"),
-    ],
-)
-def test_users_with_a_broken_role_are_mended(world: World, damage: str, what: str) -> None:
+BROKEN_ROLES = {
+    "DROP ROLE app_rw": "created",
+    "ALTER ROLE app_rw NOLOGIN": "mended",
+    "ALTER ROLE app_rw VALID UNTIL '2001-01-01'": "mended",
+    "ALTER ROLE app_rw PASSWORD NULL": "mended",
+    "ALTER ROLE app_rw PASSWORD 'by hand'": "mended",
+    "ALTER ROLE app_rw CREATEDB": "mended",
+    "ALTER ROLE app_rw CREATEROLE": "mended",
+    "REVOKE readwrite FROM app_rw": "mended",
+}
+
+
+def test_users_with_a_broken_role_are_mended(world: World) -> None:
     """Whatever was done to the login's role, the next run gives the application a limited login that works."""
     world.deploy()
-    world.sql(damage)
+    for damage, what in BROKEN_ROLES.items():
+        world.sql(damage)
 
-    report = world.deploy()
+        report = world.deploy()
 
-    assert report["users"] == {"app_rw": what, "app_tc": "kept"}
-    assert logs_in(world, "user") == ("app_rw", True)
-    assert world.sql(
-        "SELECT rolcreatedb, rolcreaterole, coalesce(rolvaliduntil, 'infinity') = 'infinity' "
-        "FROM pg_roles WHERE rolname = 'app_rw'"
-    ) == [(False, False, True)]
+        assert report["users"] == {"app_rw": what, "app_tc": "kept"}, damage
+        assert logs_in(world, "user") == ("app_rw", True), damage
+        assert world.sql(
+            "SELECT rolcreatedb, rolcreaterole, coalesce(rolvaliduntil, 'infinity') = 'infinity' "
+            "FROM pg_roles WHERE rolname = 'app_rw'"
+        ) == [(False, False, True)], damage
     assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
-@pytest.mark.parametrize("attribute", ["SUPERUSER", "REPLICATION", "BYPASSRLS"])
-def test_users_with_an_attribute_only_a_superuser_takes_away_are_refused(world: World, attribute: str) -> None:
+def test_users_with_an_attribute_only_a_superuser_takes_away_are_refused(world: World) -> None:
     """The message names the role, the attribute and the statement that helps; nothing is changed."""
     world.deploy()
-    rows_as_superuser(world, f"ALTER ROLE app_rw {attribute}")
-    before = standing(world)
+    for attribute in ("SUPERUSER", "REPLICATION", "BYPASSRLS"):
+        rows_as_superuser(world, f"ALTER ROLE app_rw {attribute}")
+        before = standing(world)
 
-    with pytest.raises(UserError, match=r"^role app_rw is more powerful than a limited user may be") as caught:
-        world.deploy()
+        with pytest.raises(UserError) as caught:
+            world.deploy()
 
-    assert f"ALTER ROLE app_rw NO{attribute}" in str(caught.value)
-    assert "was not changed" in str(caught.value)
-    assert standing(world) == before
+        assert str(caught.value) == (
+            "role app_rw is more powerful than a limited user may be. It was not changed. As a superuser: "
+            f"ALTER ROLE app_rw NO{attribute}; then invoke again."
+        )
+        assert standing(world) == before
+        rows_as_superuser(world, f"ALTER ROLE app_rw NO{attribute}")
+    assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
-@pytest.mark.parametrize("power", ["tablecreator", "tmp_chief"])
-def test_users_in_a_more_powerful_role_are_refused(world: World, power: str) -> None:
+def test_users_in_a_more_powerful_role_are_refused(world: World) -> None:
     """The message names the role that gives the power; nothing is changed, and its advice helps."""
     world.deploy()
-    rows_as_superuser(world, f"CREATE ROLE tmp_chief CREATEROLE; GRANT {power} TO app_rw")
-    before = standing(world)
+    rows_as_superuser(world, "CREATE ROLE tmp_chief CREATEROLE")
+    for power in ("tablecreator", "tmp_chief"):
+        rows_as_superuser(world, f"GRANT {power} TO app_rw")
+        before = standing(world)
 
-    with pytest.raises(
-        UserError, match=rf"^role app_rw is more powerful than a limited user may be, .*{power}"
-    ) as caught:
-        world.deploy()
+        with pytest.raises(UserError) as caught:
+            world.deploy()
 
-    assert str(caught.value).endswith(". It was not changed. REVOKE that, and invoke again.")
-    assert standing(world) == before
-    rows_as_superuser(world, f"REVOKE {power} FROM app_rw")
+        assert str(caught.value) == (
+            f"role app_rw is more powerful than a limited user may be, through {power}. It was not changed. REVOKE "
+            "that, and invoke again."
+        )
+        assert standing(world) == before
+        rows_as_superuser(world, f"REVOKE {power} FROM app_rw")
     assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
@@ -580,8 +586,8 @@ def test_users_whose_secret_may_not_be_written_are_told_so(world: World) -> None
         world.deploy()
 
     assert str(caught.value) == (
-        f"{WRITE_FAILED}the function's role may not secretsmanager:PutSecretValue on it (or use its KMS key): "
-        f"grant that{NOT_CHANGED}"
+        f"{WRITE_FAILED}it is closed to the function's role: grant it secretsmanager:PutSecretValue, and the use of "
+        f"the KMS key{NOT_CHANGED}"
     )
 
 
@@ -591,8 +597,8 @@ def test_users_whose_secret_is_out_of_reach_are_told_so(world: World) -> None:
         world.deploy()
 
     assert str(caught.value) == (
-        f"{WRITE_FAILED}Secrets Manager could not be asked (ReadTimeoutError): a function in a VPC needs an interface "
-        f"endpoint for Secrets Manager, or NAT, and a role{NOT_CHANGED}"
+        f"{WRITE_FAILED}it could not be asked for (ReadTimeoutError): a function in a VPC needs an interface endpoint "
+        f"for Secrets Manager, or NAT, and a role{NOT_CHANGED}"
     )
 
 
@@ -672,7 +678,7 @@ def test_users_data_classes_hide_passwords(world: World) -> None:
     keeper = limited_users.Keeper({"password": "very secret"}, print)
     secret = initializer.Secret("name", "arn", {"password": "very secret"})
     with mock.patch.dict(os.environ, {**world.environ, "DB_SECRET_NAME": "admin"}):
-        setup = initializer.load_setup(os.environ)
+        setup = initializer.load_setup(os.environ, Deadline())
     everything = (login, keeper, secret, setup.application)
 
     assert "very secret" not in repr(everything)
