@@ -132,7 +132,7 @@ def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = F
     if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or "user request" in str(outcome.error):  # cancelled: out of time
         return outcome
     if (
-        script.count > 1 or script.left_out or (script.count and outcome.code == SYNTAX_ERROR)
+        script.count > 1 or script.begin != "BEGIN" or (script.count and outcome.code == SYNTAX_ERROR)
     ):  # the ; that it does not like is ours
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
@@ -153,7 +153,9 @@ def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -
 
 
 def _messages(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
-    own = min((statement.start for statement in script.left_out), default=script.first)  # its BEGIN or SET TRANSACTION
+    own = min(
+        (s.start for s in script.left_out if not s.is_meta_command), default=script.first
+    )  # BEGIN, SET TRANSACTION
     yield Message(len(script.text) + 1, opening, own)
     last = script.first
     for start, end, data in script.to_send(by_statement):

@@ -44,7 +44,7 @@ _RUN = re.compile(
     rf"""(?:
       [ \t\n\r\f\v0-9.,:=+*<>~!@#%^&|`?()\[\]{{}}]+
     | (?![eE]'){_WORD}
-    | '[^']*'
+    | '[^']*'(?:'[^']*')*
     | "[^"]*"
     | --[^\n\r]*
     | -
@@ -52,7 +52,7 @@ _RUN = re.compile(
     ){{1,250}}""",
     re.VERBOSE,
 )
-_RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'|"[^"]*"|.)""", re.DOTALL)
+_RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'(?:'[^']*')*|"[^"]*"|.)""", re.DOTALL)
 _GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*){1,250}")
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
 _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
@@ -461,6 +461,7 @@ def checksum(text: str, kind: str = "") -> str:
 # --- Scripts --------------------------------------------------------------------------------------------------------
 
 _MARK = re.compile(r"^\s*--\s*no-transaction\b", re.MULTILINE | re.IGNORECASE)
+TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
 _CONTROL_REFUSAL = (
     "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
     "or write -- no-transaction in its first line if it must not be one"
@@ -575,7 +576,7 @@ def _goes_with_others(statement: Statement) -> bool:
         statement.data
         or statement.is_meta_command
         or statement.transaction_control
-        or name in ("transaction", *LATER_SETTINGS)
+        or name in (*TRANSACTION_SETTINGS, *LATER_SETTINGS)
         or changes_reading(statement)
     )
 
@@ -644,7 +645,9 @@ def _own_transaction(
         own = around
         begin += opening_modes(around[0])
     for statement in opening[len(own[:1]) :]:
-        if not statement.setting or statement.setting[0] != "transaction":
+        if statement.setting and statement.setting[0] not in TRANSACTION_SETTINGS:
+            continue
+        if not statement.setting:
             break
         own.append(statement)
         begin += [";", *statement.tokens]
