@@ -116,11 +116,13 @@ def _bad_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
 def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the lock looked after.
 
+    Cursors and temporary tables go behind the COMMIT, which may still find fault with them.
     The next script finds the session as a new one would be: psql, started for each file, is the model.
     """
+    ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
-        f"{OWN_ROLE}; RESET ALL; CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DEALLOCATE ALL; UNLISTEN *; "
-        f"{session_settings(conn.server_version, lock_timeout_ms)}{record}; COMMIT; {HOLDS_LOCK}"
+        f"{OWN_ROLE}; RESET ALL; DISCARD SEQUENCES; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; COMMIT; "
+        f"CLOSE ALL; DISCARD TEMP; {HOLDS_LOCK}"
     )
 
 
@@ -221,7 +223,7 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
         if done.get(number, value) != value:
             why = "this statement has run already, and was edited since; restore it, and put the change behind it"
             return Outcome(refusal=why, offset=step[0].start)
-        if step[0].is_session_setting:
+        if len(step) == 1 and step[0].is_session_setting:
             outcome = _run_outside(conn, script, step[0], "")  # no progress: a second run needs it again
         elif number in done:
             continue
@@ -255,7 +257,7 @@ def steps(script: Script) -> Iterator[tuple[str, list[Statement]]]:
 def _run_step(conn: Connection, script: Script, begin: str, step: Sequence[Statement], mark: str) -> Outcome:
     """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
     opening, closing = f"{begin}; ", f"\n;{mark}; COMMIT; SELECT true"
-    if any(statement.data for statement in step):
+    if any(statement.data or statement.switches for statement in step):
         each = [Message(s.start, script.sql(s), s.start, s.data) for s in step]
         return send(conn, script, [_ours(script, opening), *each, _ours(script, closing)])
     text = opening + script.text[step[0].start : step[-1].end] + closing

@@ -61,7 +61,7 @@ _CONTINUED = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n
 ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
 PIECE = 1 << 18  # characters
 _END_OF_DATA = re.compile(r"\\\.\r?(?:\n|\Z)")
-_REST_OF_LINE = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
+_REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 # Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
 _ROWS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
 
@@ -100,6 +100,7 @@ class Statement:
     line: int
     tokens: tuple[str, ...]
     data: Optional[tuple[int, int]] = None
+    switches: bool = False  # what follows is read in another way, which the server must know before it gets it
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -128,7 +129,8 @@ class Statement:
             return {"END": "COMMIT", "ABORT": "ROLLBACK"}.get(first, first)
         if (first, second) == ("START", "TRANSACTION"):
             return "BEGIN"
-        return "PREPARE TRANSACTION" if (first, second) == ("PREPARE", "TRANSACTION") else None
+        named = third in ("AS", "(")  # a statement that is called so
+        return "PREPARE TRANSACTION" if (first, second) == ("PREPARE", "TRANSACTION") and not named else None
 
     @property
     def setting(self) -> Optional[tuple[str, str]]:
@@ -330,7 +332,10 @@ class _Scan:
             if statement.copies == "STDIN":
                 statement, at = self._with_data(statement, at)
             if statement.setting and statement.setting[0] in ("standard_conforming_strings", "all"):
-                self.backslashes = statement.setting[1] in ("off", "false", "no", "0", "f", "n")
+                before, self.backslashes = self.backslashes, _is_off(statement.setting[1])
+                statement = replace(statement, switches=before != self.backslashes)
+            elif statement.setting and statement.setting[0] == "backslash_quote":
+                statement = replace(statement, switches=True)
             yield statement
 
     def _where_it_began(self, at: int, error: ScanError) -> ScanError:
@@ -420,6 +425,11 @@ class _Scan:
             self._hash("\0".join(tokens) + "\0")
 
 
+def _is_off(value: str) -> bool:
+    """PostgreSQL takes any beginning of false and no, and two letters of off."""
+    return value in ("0", "of", "off") or (value != "" and ("false".startswith(value) or "no".startswith(value)))
+
+
 def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
     """psql's rule for SQL-standard bodies: in CREATE FUNCTION or PROCEDURE, BEGIN and CASE hide semicolons to END."""
     if word not in ("BEGIN", "CASE", "END") or tokens[0].upper() != "CREATE":
@@ -461,6 +471,7 @@ def checksum(text: str, kind: str = "") -> str:
 # --- Scripts --------------------------------------------------------------------------------------------------------
 
 _MARK = re.compile(r"^\s*--\s*no-transaction\b", re.MULTILINE | re.IGNORECASE)
+UTF8 = ("utf8", "unicode", "sqlascii", "default", "")
 TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
 _CONTROL_REFUSAL = (
     "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
@@ -468,6 +479,10 @@ _CONTROL_REFUSAL = (
 )
 _UNIT_REFUSAL = (
     "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around what belongs together"
+)
+_READING = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
+_UNFOLLOWED = (
+    "{} changes how strings are read, which cannot be followed: write SET standard_conforming_strings = … instead"
 )
 _INSTEAD = {
     ("\\i", "\\ir", "\\include", "\\include_relative"): "put the SQL of that file here, or into a migration of its own",
@@ -577,7 +592,7 @@ def _goes_with_others(statement: Statement) -> bool:
         or statement.is_meta_command
         or statement.transaction_control
         or name in (*TRANSACTION_SETTINGS, *LATER_SETTINGS)
-        or changes_reading(statement)
+        or statement.switches
     )
 
 
@@ -591,8 +606,14 @@ def read_script(text: str) -> Script:
     left_out: list[Statement] = []
     created: dict[Name, int] = {}
 
+    switched = False
+    hidden = _READING if _READING.search(text) else None
+
+    def _text(statement: Statement) -> str:
+        return text[statement.start : statement.end]
+
     def looked_at() -> Iterator[Statement]:
-        nonlocal count, last, split
+        nonlocal count, last, split, switched
         for statement in _Scan(text, digest, kind).statements():
             yield statement
             if _is_idle_command(statement):
@@ -601,6 +622,8 @@ def read_script(text: str) -> Script:
             opening.extend([statement] if count < 8 else [])
             last = statement
             count += 1
+            if hidden and statement.words[0] in ("SELECT", "WITH", "DO", "CALL") and hidden.search(_text(statement)):
+                raise ScanError(_UNFOLLOWED.format("this statement"), statement.start)
             if statement.is_rows:
                 continue
             why = _refusal(statement, text)
@@ -610,7 +633,10 @@ def read_script(text: str) -> Script:
                 controls.append(statement)
             if statement.created_table:
                 created.setdefault(statement.created_table, statement.start)
-            split = split or statement.data is not None or changes_reading(statement)
+            split = split or statement.data is not None or statement.switches
+            switched = switched or statement.switches
+            if switched and statement.words[0] == "ROLLBACK":
+                raise ScanError(_UNFOLLOWED.format("this ROLLBACK TO"), statement.start)
 
     pieces = tuple(in_pieces(looked_at()))
     unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
@@ -641,10 +667,11 @@ def _own_transaction(
     begin, own = ["BEGIN"], []
     around = [controls[0], controls[-1]] if len(controls) > 1 else []
     verbs = [control.transaction_control for control in around]
-    if around == [opening[0], last] and verbs == ["BEGIN", "COMMIT"] and "CHAIN" not in around[1].words:
+    lead = next((statement for statement in opening if not statement.is_session_setting), last)
+    if around == [lead, last] and verbs == ["BEGIN", "COMMIT"] and not chains(last):
         own = around
         begin += opening_modes(around[0])
-    for statement in opening[len(own[:1]) :]:
+    for statement in (statement for statement in opening if statement not in own):
         if statement.setting and statement.setting[0] not in TRANSACTION_SETTINGS:
             continue
         if not statement.setting:
@@ -661,31 +688,30 @@ def opening_modes(statement: Statement) -> list[str]:
     return [token for token in statement.tokens[1:] if token.upper() not in ("WORK", "TRANSACTION")]
 
 
+def chains(statement: Statement) -> bool:
+    """COMMIT AND CHAIN opens the next transaction."""
+    return "CHAIN" in statement.words and "NO" not in statement.words
+
+
 def _check_units(controls: list[Statement]) -> None:
     """In a marked file, BEGIN and COMMIT come in pairs; a COMMIT with nothing open is harmless, as in psql."""
     opened: Optional[Statement] = None
     for statement in controls:
         control = statement.transaction_control
-        if control not in ("BEGIN", "COMMIT") or "CHAIN" in statement.words or (opened and control == "BEGIN"):
+        if control not in ("BEGIN", "COMMIT") or chains(statement) or (opened and control == "BEGIN"):
             raise ScanError(_UNIT_REFUSAL.format(" ".join(statement.tokens[:3]).upper()), statement.start)
         opened = statement if control == "BEGIN" else None
     if opened:
         raise ScanError(_UNIT_REFUSAL.format("BEGIN without COMMIT"), opened.start)
 
 
-def changes_reading(statement: Statement) -> bool:
-    """What follows is read in another way by the server, which must know that before it gets it."""
-    name, value = statement.setting or ("", "")
-    return name == "backslash_quote" or (name == "standard_conforming_strings" and value not in ("on", "true", "1"))
-
-
 def _is_idle_command(statement: Statement) -> bool:
     """A command of psql that changes nothing here: pg_dump's \\restrict, and stopping at errors, which is always so."""
     if not statement.is_meta_command:
         return False
-    words = statement.tokens[0].rstrip(";").split()
+    words = [word.strip("'") for word in statement.tokens[0].split()]
     return words[0] in ("\\restrict", "\\unrestrict") or (
-        words[:2] == ["\\set", "ON_ERROR_STOP"] and words[2:] in ([], ["on"], ["1"], ["true"])
+        words[:2] == ["\\set", "ON_ERROR_STOP"] and [w.lower() for w in words[2:]] in ([], ["on"], ["1"], ["true"])
     )
 
 
@@ -701,6 +727,6 @@ def _refusal(statement: Statement, text: str) -> Optional[str]:
     if statement.copies == "STDOUT":
         return "COPY … TO STDOUT has no one to write to: remove it"
     name, value = statement.setting or ("", "")
-    if name == "client_encoding" and re.sub(r"[-_ ]", "", value) not in ("utf8", "unicode", "") and not text.isascii():
+    if name == "client_encoding" and re.sub(r"[-_ ]", "", value) not in UTF8 and not text.isascii():
         return f"this file says that it is in {value}, but it is read as UTF-8: save it as UTF-8 and remove this"
     return None

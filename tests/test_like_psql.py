@@ -83,6 +83,27 @@ FOLDERS: dict[str, dict[str, str]] = {
         "4_a.sql": "CREATE TABLE g (i int)",
         "4_b.sql": "CREATE TABLE h (i int)",
     },
+    "settings in a unit of a marked file": {
+        "1.sql": T,
+        "2.sql": "-- no-transaction\nBEGIN;\nSET search_path = public;\nINSERT INTO t VALUES (1);\nCOMMIT;\n"
+        "BEGIN;\nSET LOCAL standard_conforming_strings = off;\nINSERT INTO t VALUES (2, 'a\\\\b');\nCOMMIT;\n"
+        "DELETE FROM t WHERE b = 'a\\b';\n",
+    },
+    "backslashes in strings, off and on again": {
+        "1.sql": T + "SET standard_conforming_strings = of;\nINSERT INTO t VALUES (1, 'it\\'s');\n"
+        "SET standard_conforming_strings = on;\nINSERT INTO t VALUES (2, 'C:\\temp\\');\nINSERT INTO t VALUES (3);\n"
+        "DELETE FROM t WHERE b = 'C:\\temp\\';",
+    },
+    "settings before BEGIN": {
+        "1.sql": "SET client_min_messages = warning;\nBEGIN;\n" + T + "COMMIT AND NO CHAIN;\n",
+        "2.sql": "PREPARE transaction AS SELECT 1;\nEXECUTE transaction;\nINSERT INTO t VALUES (1);",
+        "3.sql": "SET NAMES DEFAULT;\nINSERT INTO t VALUES (2, 'ü');",
+        "4.sql": "COPY t FROM stdin; /* rows */\n3\tx\n\\.\n",
+    },
+    "fails: a cursor that is read at the end": {
+        "1.sql": T + "INSERT INTO t VALUES (1);",
+        "2.sql": "INSERT INTO t VALUES (2);\nDECLARE c CURSOR WITH HOLD FOR SELECT 1 / (a - 1) FROM t;",
+    },
     "fails: unknown column": {
         "1.sql": T,
         "2.sql": "INSERT INTO t VALUES (1);\nSELECT nope FROM t;",

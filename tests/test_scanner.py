@@ -354,7 +354,7 @@ DECLARED = {
     "SET client_encoding = 'LATIN1'": "latin1",
     "SET NAMES 'latin1'": "latin1",
     "set client_encoding to win1252": "win1252",
-    'SET SESSION client_encoding TO "SQL_ASCII"': "sql_ascii",
+    'SET SESSION client_encoding TO "WIN1252"': "win1252",
 }
 
 
@@ -749,3 +749,37 @@ def test_read_script_unwrapped_with_an_unclear_unit_is_refused(text: str, place:
 
     assert where == place
     assert "write -- no-transaction" not in message
+
+
+# --- What changes how strings are read ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("SELECT 1;\nSELECT set_config('standard_conforming_strings', 'off', false);", (2, 1)),
+        ("DO $$ BEGIN SET standard_conforming_strings = off; END $$;", (1, 1)),
+        ("SAVEPOINT s;\nSET standard_conforming_strings = off;\nROLLBACK TO s;", (3, 1)),
+    ],
+    ids=["set_config", "DO", "ROLLBACK TO"],
+)
+def test_read_script_reading_changed_in_a_way_that_cannot_be_followed_is_refused(
+    text: str, place: tuple[int, int]
+) -> None:
+    """Only SET shows the scanner that a backslash means something else from here on."""
+    message, where = refusal(text)
+
+    assert where == place
+    assert message.endswith(
+        "changes how strings are read, which cannot be followed: write SET standard_conforming_strings = … instead"
+    )
+
+
+def test_read_script_reading_named_in_data_is_no_matter() -> None:
+    """A row or a function that only speaks of the setting is left alone."""
+    text = (
+        "INSERT INTO t VALUES ('standard_conforming_strings');\nCREATE FUNCTION f() RETURNS int LANGUAGE sql "
+        "SET standard_conforming_strings = on AS 'SELECT 1';"
+    )
+
+    assert read_script(text).pieces == ()
