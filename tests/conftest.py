@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from harness.database import create_admin, create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World, exactly
 from moto import mock_aws
 
 TEMPLATE = "db_setup_template"
@@ -72,7 +72,9 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     create_database(server, dbname, ADMIN, template=TEMPLATE)
     try:
         with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
-            yield World(server, dbname, tmp_path / "migrations")
+            world = World(server, dbname, tmp_path / "migrations")
+            with exactly(world.environ):
+                yield world
     finally:
         drop_database(server, dbname)
         drop_roles(server, *ROLE_PATTERNS)

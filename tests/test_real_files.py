@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import initializer
 import pytest
@@ -128,22 +129,22 @@ def watched_backend(world: World) -> Iterator[list[int]]:
     """The largest private memory in kB, seen meanwhile, of the server's process for the handler (on this machine)."""
     peak, over = [0], threading.Event()
 
-    def watch() -> None:
-        with world.superuser() as conn:
-            while not over.wait(0.02):
-                pids = rows(conn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'db_setup'")
-                for (pid,) in pids:
-                    status = Path(f"/proc/{pid}/status")
-                    if status.exists() and "postgres" in status.read_text():
-                        peak[0] = max(peak[0], int(status.read_text().split("RssAnon:")[1].split()[0]))
+    def watch(conn: Any) -> None:
+        while not over.wait(0.02):
+            pids = rows(conn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'db_setup'")
+            for (pid,) in pids:
+                status = Path(f"/proc/{pid}/status")
+                if status.exists() and "postgres" in status.read_text():
+                    peak[0] = max(peak[0], int(status.read_text().split("RssAnon:")[1].split()[0]))
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
+    with world.superuser() as conn:
+        thread = threading.Thread(target=watch, args=[conn])
+        thread.start()
+        try:
+            yield peak
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_long_file_is_sent_in_pieces_of_one_transaction(world: World) -> None:

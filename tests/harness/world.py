@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -29,6 +29,12 @@ AWS_ENVIRONMENT = {
     "AWS_SESSION_TOKEN": "testing",
     "AWS_DEFAULT_REGION": REGION,
 }
+
+
+OURS = (
+    *("DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY", "CREATE_USERS", "DB_HOST", "DB_PORT", "DB_NAME", "BASELINE"),
+    *("ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
+)
 
 
 class Context:
@@ -81,11 +87,9 @@ class World:
 
     def deploy(self, event: Any = None, context: Any = None, **environ: Optional[str]) -> dict[str, Any]:
         """Invoke the handler as a deployment does. `environ` adds variables; None takes one away."""
-        variables = {**self.environ, **environ}
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("DB_", "PG"))}
-        present = {key: value for key, value in variables.items() if value is not None}
+        wanted = {key: value for key, value in {**self.environ, **environ}.items() if value is not None}
         folder = mock.patch.object(initializer, "MIGRATIONS_DIR", self.folder)
-        with mock.patch.dict(os.environ, {**inherited, **present}, clear=True), folder:
+        with folder, exactly(wanted):
             return initializer.handler(event, context)
 
     # --- what came of it
@@ -138,6 +142,16 @@ class World:
                 "AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
             )
         ]
+
+
+def exactly(wanted: dict[str, str]) -> AbstractContextManager[Any]:
+    """Exactly these of our and libpq's variables. Nothing is changed where they are so already: libpq reads the
+    environment in other threads, and dies if it changes meanwhile."""
+    ours = {key: value for key, value in os.environ.items() if key in OURS or key.startswith("PG")}
+    if ours == wanted:
+        return nullcontext()
+    others = {key: value for key, value in os.environ.items() if key not in ours}
+    return mock.patch.dict(os.environ, {**others, **wanted}, clear=True)
 
 
 def rows(conn: Any, statement: str, *args: Any) -> list[tuple[Any, ...]]:
