@@ -607,10 +607,6 @@ def read_script(text: str) -> Script:
     created: dict[Name, int] = {}
 
     switched = False
-    hidden = _READING if _READING.search(text) else None
-
-    def _text(statement: Statement) -> str:
-        return text[statement.start : statement.end]
 
     def looked_at() -> Iterator[Statement]:
         nonlocal count, last, split, switched
@@ -622,7 +618,8 @@ def read_script(text: str) -> Script:
             opening.extend([statement] if count < 8 else [])
             last = statement
             count += 1
-            if hidden and statement.words[0] in ("SELECT", "WITH", "DO", "CALL") and hidden.search(_text(statement)):
+            changing = statement.words[0] in ("SELECT", "WITH", "DO", "CALL")
+            if changing and _READING.search(text, statement.start, statement.end):
                 raise ScanError(_UNFOLLOWED.format("this statement"), statement.start)
             if statement.is_rows:
                 continue
