@@ -1,6 +1,7 @@
 """The handler: brings a PostgreSQL database to the state that the SQL files in `migrations/` describe.
 
-Order of work, and of this file:
+Order of work, and of this file (connect and acquire_lock stand in database.py, the running of a script in
+script_runner.py, the making of roles in limited_users.py):
 
     Config.from_env       every mistake in variables and secrets is reported at once, nothing touched yet
     connect               to the database's own endpoint, over TLS, again while it starts or resumes
