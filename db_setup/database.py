@@ -1,4 +1,4 @@
-"""A connection that ends in time: opened with patience, one session lock, a deadline that is kept.
+"""A connection that ends in time: opened with patience, one session lock, bounded waits.
 
 Knows PostgreSQL and the clock, nothing of migrations or AWS. Raises ConnectError and LockError.
 """
@@ -10,14 +10,12 @@ import logging
 import os
 import random
 import re
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import psycopg2
 from psycopg2 import sql
@@ -35,7 +33,6 @@ RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 DEADLINE_CLASS = 0x64625F73  # its first half; the second key of this lock is the holder's deadline, in epoch seconds
 
-Connection = connection
 logger = logging.getLogger("db_setup")
 
 
@@ -116,8 +113,31 @@ class Deadline:
         """Seconds until the deadline, or `otherwise` where there is none."""
         return otherwise if self.at is None else self.at - time.monotonic()
 
+    @property
+    def is_near(self) -> bool:
+        """Too late to begin something: less than half the reserve is left before the deadline."""
+        return self.at is not None and self.left(0) < self.reserve / 2
+
 
 # --- Connection -----------------------------------------------------------------------------------------------------
+
+
+class Connection(connection):
+    """psycopg2's, and what a watcher wants to know and tells."""
+
+    busy_since: Optional[float] = None  # on the monotonic clock; None: no answer is waited for
+    about: Mapping[str, Any] = {}  # fields for the log
+    blocked_by: Sequence[str] = ()  # the sessions that stood in the way when the watcher last looked
+    defaults: str = ""  # a fingerprint of what ALTER DATABASE and ALTER ROLE have set when the session began
+
+
+@contextmanager
+def waiting(conn: Connection) -> Iterator[None]:
+    conn.busy_since = time.monotonic()
+    try:
+        yield
+    finally:
+        conn.busy_since = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +157,7 @@ class Login:
 
 def query(conn: Connection, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
     """Send one message and return the rows of its last statement. Without `args` a % is left alone."""
-    with conn.cursor() as cur:
+    with waiting(conn), conn.cursor() as cur:
         cur.execute(statement, args)
         return cur.fetchall() if cur.description else []
 
@@ -180,25 +200,28 @@ def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
     return options
 
 
+def options(login: Login, timeout: int) -> dict[str, Any]:
+    """What to connect with; a vanished server is noticed after about 20 s."""
+    return {
+        "host": login.host,
+        "port": login.port,
+        "dbname": login.dbname,
+        "user": login.username,
+        "password": login.password,
+        "client_encoding": "UTF8",
+        "application_name": "db_setup",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+        "tcp_user_timeout": 20000,
+        **({} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": timeout}),
+        **_tls_options(os.environ),
+    }
+
+
 def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connection:
-    """One attempt. Autocommit, UTF-8; a vanished server is noticed after about 20 s."""
-    options: dict[str, Any] = {"connect_timeout": timeout, **_tls_options(os.environ)}
-    if "PGCONNECT_TIMEOUT" in os.environ:
-        del options["connect_timeout"]
-    conn: Connection = psycopg2.connect(
-        host=login.host,
-        port=login.port,
-        dbname=login.dbname,
-        user=login.username,
-        password=login.password,
-        client_encoding="UTF8",
-        application_name="db_setup",
-        keepalives_idle=10,
-        keepalives_interval=5,
-        keepalives_count=2,
-        tcp_user_timeout=20000,
-        **options,
-    )
+    """One attempt; in autocommit and UTF-8."""
+    conn: Connection = psycopg2.connect(connection_factory=Connection, **options(login, timeout))
     conn.autocommit = True
     conn.notices = NoticeLog()  # type: ignore[assignment]  # any object with append() will do
     return conn
@@ -282,10 +305,18 @@ def session_settings(version: int, lock_timeout_ms: int) -> str:
     return "".join(f"SET {name} = '{value}'; " for name, value in settings.items())
 
 
+DEFAULTS = (
+    "SELECT coalesce(md5(string_agg(s::text, ' ' ORDER BY s::text)), '') FROM pg_db_role_setting s "
+    "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
+    "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
+)
+
+
 def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
     """Set up the session; refuse what is not the writer's own endpoint."""
     settings = session_settings(conn.server_version, lock_timeout_ms)
-    pid, standby = query(conn, settings + "SELECT pg_backend_pid(), pg_is_in_recovery()")[0]
+    ask = f"SELECT pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS})"
+    pid, standby, conn.defaults = query(conn, settings + ask)[0]
     if pid != conn.info.backend_pid:
         raise ConnectError(
             f"{conn.info.host} is a connection pooler or proxy, where a session lock protects nothing: "
@@ -299,24 +330,35 @@ def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
 
 # --- Lock -----------------------------------------------------------------------------------------------------------
 
-HOLDER = """
+# Another session, called a, that builds an index: never to be ended or cancelled.
+BUILDING = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
+HOLDER = f"""
     SELECT a.pid, a.usename, a.application_name, extract(epoch FROM clock_timestamp() - a.backend_start)::int,
            coalesce(d.objid::bigint < extract(epoch FROM clock_timestamp()) AND a.usename = current_user
-                    AND NOT (a.state = 'active' AND a.query ~* 'concurrently'), false)
+                    AND NOT ({BUILDING}), false),
+           (SELECT command || ': ' || phase || CASE WHEN blocks_total > 0
+                   THEN format(', %%s %%%%', 100 * blocks_done / blocks_total) ELSE '' END
+            FROM pg_stat_progress_create_index p WHERE p.pid = a.pid)
     FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
     JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory' AND d.classid = %s AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND (l.classid::bigint << 32) + l.objid::bigint = %s"""
-
-HOLDS_LOCK = (
-    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "  # noqa: S608
-    f"AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}"
-)
+      AND (l.classid::bigint << 32) + l.objid::bigint = %s"""  # noqa: S608
 
 
-def acquire_lock(conn: Connection, deadline: Deadline) -> None:
-    """Take the session lock of this database, and publish until when it can be held at the longest.
+def is_as_it_was(conn: Connection) -> str:
+    """Asks whether the session still holds the lock, and would begin as it did: ALTER DATABASE … SET counts only in
+    sessions that begin behind it."""
+    return (
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "  # noqa: S608
+        f"AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}) "
+        f"AND ({DEFAULTS}) = '{conn.defaults}'"
+    )
+
+
+def acquire_lock(conn: Connection, deadline: Deadline) -> int:
+    """Take the session lock of this database, and publish until when it can be held at the longest; returns how many
+    milliseconds that took.
 
     Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX CONCURRENTLY (40P01).
     A holder of our own login that is past its deadline cannot be alive any more and is ended. Raises LockError.
@@ -325,9 +367,10 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
     while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
         waited = time.monotonic() - started
         holder = "another run"
-        for pid, user, application, age_s, overdue in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
+        for pid, user, application, age_s, overdue, building in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
             since = "" if age_s is None else f", connected for {age_s} s"  # not shown of another login
-            holder = f"another run (pid {pid}, user {user}, {application!r}{since})"
+            at = f", still at {building}" if building else ""
+            holder = f"another run (pid {pid}, user {user}, {application!r}{since}{at})"
             if overdue:
                 log("ending a run that is past its deadline", logging.WARNING, pid=pid, age_s=age_s)
                 query(conn, "SELECT pg_terminate_backend(%s)", [pid])
@@ -343,54 +386,4 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> None:
     if deadline.at is not None:
         publish = "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)"
         query(conn, publish, [DEADLINE_CLASS, deadline.left(0) + deadline.reserve])
-
-
-def open_transactions(conn: Connection) -> list[str]:
-    """The oldest open transactions of others in this database: one of them may hold the lock that is waited for."""
-    found = query(
-        conn,
-        "SELECT pid, usename, application_name, state, extract(epoch FROM clock_timestamp() - xact_start)::int "
-        "FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL "
-        "AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 3",
-    )
-    return [f"pid {pid} {user} {application!r} {state} {age_s} s" for pid, user, application, state, age_s in found]
-
-
-# --- Watchdog --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def watchdog(conn: Connection, reconnect: Callable[[], Connection], deadline: Deadline) -> Iterator[threading.Event]:
-    """Stops what the server is doing for `conn` once the deadline has passed; yields an event that says so.
-
-    A second connection cancels: libpq's own cancel has no timeout and holds Python's lock. If that does not help
-    within 2 s the socket is shut down, on which the server rolls back.
-    """
-    fired, over = threading.Event(), threading.Event()
-    pid, descriptor = conn.info.backend_pid, conn.fileno()
-
-    def watch() -> None:
-        if over.wait(deadline.left(0)):
-            return
-        fired.set()
-        try:
-            helper = reconnect()
-            try:
-                query(helper, "SELECT pg_cancel_backend(%s)", [pid])
-            finally:
-                helper.close()
-        except psycopg2.Error:
-            pass  # the socket comes next
-        if not over.wait(2):
-            with socket.socket(fileno=os.dup(descriptor)) as handle:
-                handle.shutdown(socket.SHUT_RDWR)
-
-    thread = threading.Thread(target=watch, name="db_setup watchdog", daemon=True)
-    if deadline.at is not None:
-        thread.start()
-    try:
-        yield fired
-    finally:
-        over.set()
-        if thread.ident is not None:
-            thread.join(timeout=5)
+    return round((time.monotonic() - started) * 1000)

@@ -58,18 +58,16 @@ from database import (
     connect,
     literal,
     log,
-    open_connection,
-    open_transactions,
     prepare_session,
     query,
     set_up_logging,
     transaction,
-    watchdog,
 )
 from limited_users import UserError
 from psycopg2 import sql
 from script_runner import Outcome
 from sql_scanner import Script
+from watcher import Watcher
 
 __version__ = "1.0.0"
 __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
@@ -217,7 +215,7 @@ def secrets_client(deadline: Deadline) -> Any:
 
     botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is missing.
     """
-    left = deadline.left(60)
+    left = max(deadline.left(60), 4)
     attempts = 3 if left > 40 else 1
     try:
         options = AwsConfig(
@@ -769,7 +767,7 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
     for unknown in one.script.unknown_settings:
         log("setting unknown to this server left out", logging.WARNING, migration=one.name, setting=unknown)
     end = script_runner.recording(conn, tracking_insert(conn, config, one), config.lock_timeout_ms)
-    progress = script_runner.Progress(config.progress, one.name)
+    progress = script_runner.Progress(config.progress, one.migration.name)
     waits, in_steps, by_statement = pauses(deadline), one.script.unwrapped, False
     while True:
         if in_steps:
@@ -782,20 +780,22 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
         pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
         if pause is None:
             return outcome
-        others = open_transactions(conn)
-        log("gave way", migration=one.name, sqlstate=outcome.code, again_in_s=round(pause, 1), open_transactions=others)
+        by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
+        log("gave way", migration=one.name, sqlstate=outcome.code, again_in_s=round(pause, 1), **by)
         time.sleep(pause)
         by_statement = True  # so that the last one can name the statement
 
 
-def failure_message(one: Pending, outcome: Outcome, report: Mapping[str, Any]) -> str:
+def failure_message(one: Pending, outcome: Outcome, report: Mapping[str, Any], blocked_by: Sequence[str]) -> str:
     """file:line:column, what PostgreSQL said, the state, the next step: without row data."""
     file, script = one.migration.path.name, one.script
     line, column = sql_scanner.locate(script.text, outcome.offset)
     place = f"{file}:{line}:{column}" if outcome.exact else f"{file}:{line}"
+    if (outcome.stopped or outcome.connection_lost) and not script.unwrapped:
+        place = file  # one message, of which nothing tells how far the server was
     verdict = [
         f"{place}: {script_runner.describe(script, outcome)}.",
-        script_runner.state_and_step(script, outcome),
+        script_runner.state_and_step(script, outcome, blocked_by),
         f"Applied in this run: {shortened([entry['name'] for entry in report['applied']]) or 'nothing'}.",
     ]
     if report["pending"][1:]:
@@ -830,9 +830,10 @@ def ensure_groups(conn: Connection, setup: Setup) -> None:
 def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[str, str]:
     """A working login in each target secret; one that works is never changed. Returns what was done, by login."""
     done: dict[str, str] = {}
+    client = setup.secrets_client if deadline.left(60) > 40 else secrets_client(deadline)
     for kind, target in setup.targets.items():
-        secret = read_secret(setup.secrets_client, target.name)  # another run may have written it meanwhile
-        keeper = limited_users.Keeper(secret.value, partial(write_secret, setup.secrets_client, secret))
+        secret = read_secret(client, target.name)  # another run may have written it meanwhile
+        keeper = limited_users.Keeper(secret.value, partial(write_secret, client, secret))
         name, what = limited_users.ensure_login(conn, setup.application, kind, keeper, deadline)
         done[name] = what
         if what != "kept":
@@ -843,35 +844,37 @@ def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[st
 # --- The run --------------------------------------------------------------------------------------------------------
 
 
-def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> None:
-    """Bring the database to the state of the folder; `report` says at any moment what is done."""
+def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """Bring the database to the state of the folder; `report` says at any moment what is done.
+
+    False where a file has changed the session, and a new one has to do the rest.
+    """
     state = read_state(conn, setup.config)
     plan = make_plan(setup.files, state.rows)
     users = working_users(conn, setup, deadline) if is_complete(state, plan) else None
     if users is not None:
         check_edited(setup.config, plan, report)
         report["users"] = users
-        return
-    while True:
-        acquire_lock(conn, deadline)
-        if setup.config.create_users:
-            limited_users.refuse_roles_of_others(conn, setup.application)
-        report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
-        plan = make_plan(setup.files, read_state(conn, setup.config).rows)
-        check_edited(setup.config, plan, report)
-        # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
-        pending = [Pending(name, m, replace(load_script(m, setup.config), text="")) for name, m in plan.pending]
-        follow_renames(conn, setup.config, plan)
-        ensure_groups(conn, setup)
-        if apply_pending(conn, setup.config, pending, deadline, report):
-            break
-        log("a migration released the lock, which is taken again", logging.WARNING)
+        return True
+    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    if setup.config.create_users:
+        limited_users.refuse_roles_of_others(conn, setup.application)
+    report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
+    plan = make_plan(setup.files, read_state(conn, setup.config).rows)
+    check_edited(setup.config, plan, report)
+    # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
+    pending = [Pending(name, m, replace(load_script(m, setup.config), text="")) for name, m in plan.pending]
+    follow_renames(conn, setup.config, plan)
+    ensure_groups(conn, setup)
+    if not apply_pending(conn, setup.config, pending, deadline, report):
+        return False
     try:
         ensure_groups(conn, setup)  # a file may have granted too much on the tracking table
         report["users"] = ensure_logins(conn, setup, deadline)
     except InitializerError as exc:
         applied = shortened([entry["name"] for entry in report["applied"]])
         raise type(exc)(f"{exc}{f' Applied before, and kept: {applied}.' if applied else ''}") from exc
+    return True
 
 
 def is_complete(state: State, plan: Plan) -> bool:
@@ -901,48 +904,45 @@ def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
 def apply_pending(
     conn: Connection, config: Config, pending: Sequence[Pending], deadline: Deadline, report: dict[str, Any]
 ) -> bool:
-    """Apply the pending files in order; False when one of them released the lock and the state has to be read again."""
+    """Apply the pending files in order; False when one has changed the session, and the rest needs a new one."""
     report["pending"] = [each.name for each in pending]
+    begun = script_runner.unfinished(conn, config.progress) if pending else set()
     for light in pending:
         started = time.monotonic()
+        if deadline.is_near:
+            raise MigrationError(out_of_time_message(report, "before"))
         script = replace(light.script, text=read_text(light.migration)).without_later_settings(conn.server_version)
+        script = replace(script, unwrapped=script.unwrapped or light.migration.name in begun)
         one = light._replace(script=script)
+        conn.about, conn.blocked_by = {"migration": one.name}, ()
         outcome = apply_migration(conn, config, one, deadline)
         if outcome.failed:
-            raise MigrationError(failure_message(one, outcome, report)) from outcome.error
+            raise MigrationError(failure_message(one, outcome, report, conn.blocked_by)) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(one.name)
         report["applied"].append({"name": one.name, "duration_ms": duration_ms})
         log("applied", migration=one.name, duration_ms=duration_ms)
-        if not outcome.holds_lock:
+        if not outcome.session_kept:
+            log("session renewed: the migration changed its settings or its lock", migration=one.name)
             return False
     return True
 
 
-def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
-    """One invocation from beginning to end; everything it opened is closed."""
-    started = time.monotonic()
-    if event not in (None, {}) and not (isinstance(event, dict) and event.get("action") == "migrate"):
-        what = f"action {event['action']!r:.60}" if isinstance(event, dict) and "action" in event else "this event"
-        raise ConfigError(
-            f'{what} is not for db_setup: send {{}} or {{"action": "migrate"}}. Nothing has been touched.'
-        )
-    deadline = Deadline.from_context(context)
-    setup = load_setup(environ, deadline)
-    log("starting", version=__version__, database=setup.login, files=len(setup.files))
-    report: dict[str, Any] = {"status": "ok", "action": "migrate", "version": __version__}
-    report.update(applied=[], adopted=[], pending=[], users={}, warnings=[], database=str(setup.login))
+def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """Connect, migrate and close; False where a new session has to do the rest."""
     conn = connect(setup.login, deadline)
+    watcher = Watcher(conn, setup.login, deadline, look_after_s=setup.config.lock_timeout_ms * 0.6 / 1000)
     try:
-        with watchdog(conn, lambda: open_connection(setup.login, timeout=2), deadline) as out_of_time:
-            try:
-                prepare_session(conn, setup.config.lock_timeout_ms)
-                migrate(conn, setup, deadline, report)
-            except (psycopg2.Error, InitializerError) as exc:
-                if not out_of_time.is_set() or isinstance(exc, LockError):
-                    raise
-                raise MigrationError(out_of_time_message(report)) from exc
+        with watcher.watching():
+            prepare_session(conn, setup.config.lock_timeout_ms)
+            return migrate(conn, setup, deadline, report)
+    except InitializerError as exc:
+        if not watcher.rang.is_set() or isinstance(exc, LockError):
+            raise
+        raise type(exc)(f"out of time: {exc}") from exc
     except psycopg2.Error as exc:
+        if watcher.rang.is_set():
+            raise MigrationError(out_of_time_message(report, "in")) from exc
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         kind = ConnectError if conn.closed else InitializerError
         step = "Give the admin that right, or make it the owner" if exc.pgcode == "42501" else "Invoke again"
@@ -950,28 +950,54 @@ def run(environ: Mapping[str, str], event: Any, context: Any) -> dict[str, Any]:
         raise kind(f"PostgreSQL: {said}{code}. Whatever was not finished is rolled back. {step}.") from exc
     finally:
         conn.close()
-    report["duration_ms"] = round((time.monotonic() - started) * 1000)
-    counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
-    users = {"users": report["users"]} if report["users"] else {}
-    log("done", **counts, **users, duration_ms=report["duration_ms"])
-    return report
 
 
-def out_of_time_message(report: Mapping[str, Any]) -> str:
+def out_of_time_message(report: Mapping[str, Any], where: str) -> str:
     applied = [entry["name"] for entry in report["applied"]]
-    place = f" in {report['pending'][0]}: it was stopped, and is rolled back unless it had just finished"
+    state = "it was not started" if where == "before" else "it is rolled back unless it had just finished"
+    place = f" {where} {report['pending'][0]}: {state}" if report["pending"] else ""
     return (
-        f"out of time{place if report['pending'] else ''}. Applied in this run: {shortened(applied) or 'nothing'}. "
+        f"out of time{place}. Applied in this run: {shortened(applied) or 'nothing'}. "
         f"Not applied: {shortened(report['pending']) or 'nothing'}. "
         "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
     )
 
 
+def new_report() -> dict[str, Any]:
+    lists: dict[str, Any] = {"applied": [], "adopted": [], "pending": [], "users": {}, "warnings": []}
+    return {"status": "ok", "action": "migrate", "version": __version__, **lists, "database": "", "lock_wait_ms": 0}
+
+
+def run(environ: Mapping[str, str], event: Any, context: Any, report: dict[str, Any]) -> None:
+    """One invocation from beginning to end; everything it opened is closed."""
+    if event not in (None, {}) and not (isinstance(event, dict) and event.get("action") == "migrate"):
+        what = f"action {event['action']!r:.60}" if isinstance(event, dict) and "action" in event else "this event"
+        raise ConfigError(
+            f'{what} is not for db_setup: send {{}} or {{"action": "migrate"}}. Nothing has been touched.'
+        )
+    deadline = Deadline.from_context(context)
+    setup = load_setup(environ, deadline)
+    report["database"] = str(setup.login)
+    log("starting", version=__version__, database=setup.login, files=len(setup.files))
+    while not in_session(setup, deadline, report):
+        pass
+
+
 def handler(event: Any, context: Any) -> dict[str, Any]:
     """Lambda's entry point. Returns the report, plain JSON; raises InitializerError, so that the deployment fails."""
+    started = time.monotonic()
     set_up_logging()
+    report = new_report()
+    failure: dict[str, Any] = {}
     try:
-        return run(os.environ, event, context)
+        run(os.environ, event, context, report)
+        return report
     except Exception as exc:
-        log("failed", logging.ERROR, error=type(exc).__name__, reason=str(exc))
+        failure = {"error": type(exc).__name__, "reason": str(exc)}
         raise
+    finally:
+        report["duration_ms"] = round((time.monotonic() - started) * 1000)
+        counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
+        figures = {key: report[key] for key in ("users", "lock_wait_ms", "duration_ms") if report[key] != {}}
+        level = logging.ERROR if failure else logging.INFO
+        log("failed" if failure else "done", level, **failure, **counts, failed=int(bool(failure)), **figures)

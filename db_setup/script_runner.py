@@ -9,19 +9,28 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
 import psycopg2
-from database import HOLDS_LOCK, Connection, literal, log, query, roll_back, session_settings, transaction
+from database import Connection, is_as_it_was, literal, log, query, roll_back, session_settings, transaction, waiting
 from psycopg2 import sql
-from sql_scanner import Script, Statement, body_of, checksum, locate, opening_modes
+from sql_scanner import Script, Statement, Target, body_of, checksum, locate, opening_modes
 
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-SYNTAX_ERROR, SAVEPOINT_GONE = "42601", "3B001"
+SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
 SAVEPOINT = "db_setup_file"
 OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
+OWN_ROLE_HERE = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
+RUN_AND_EDITED = "this statement has run already, and was edited since; restore it, and put the change behind it"
+BEGUN_AND_EDITED = (
+    "a run was interrupted in this statement, which was edited since, so that nothing can tell whether it has done its "
+    "work; restore it for one deployment, and edit then"
+)
+RUN_AND_REMOVED = "statements that have run already are missing at the end of this file; restore them"
 
 
 @dataclass(frozen=True)
@@ -29,17 +38,22 @@ class Outcome:
     """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
     `at_end` where all statements went well and what comes behind them did not."""
 
-    holds_lock: bool = True
+    session_kept: bool = True
     error: Optional[psycopg2.Error] = None
     refusal: str = ""
     offset: int = 0
     exact: bool = False
     at_end: bool = False
     connection_lost: bool = False
+    goes_on: bool = False  # the server may still be at it
 
     @property
     def failed(self) -> bool:
         return self.error is not None or self.refusal != ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.code == "57014" and "user request" in str(self.error)
 
     @property
     def code(self) -> str:
@@ -57,7 +71,7 @@ class Message(NamedTuple):
 
 
 def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outcome:
-    """Send the messages one after the other; the last one answers whether the lock is still held."""
+    """Send the messages one after the other; the last one answers whether the session is as it was."""
     answer: list[tuple[Any, ...]] = []
     message = Message(0, "", 0)
     try:
@@ -66,7 +80,7 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
                 copy_in(conn, message.text, script.text, message.data)
             else:
                 answer = query(conn, message.text)
-        return Outcome(holds_lock=bool(answer[0][0]))
+        return Outcome(session_kept=bool(answer[0][0]))
     except psycopg2.Error as exc:
         lost = conn.closed != 0
         roll_back(conn)
@@ -78,7 +92,7 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
 
 def copy_in(conn: Connection, statement: str, text: str, data: tuple[int, int]) -> None:
     """Run COPY … FROM STDIN with the rows that stand in `text`, as they are."""
-    with conn.cursor() as cur:
+    with waiting(conn), conn.cursor() as cur:
         cur.copy_expert(statement, _Rows(text, *data), size=1 << 16)
 
 
@@ -114,7 +128,7 @@ def _bad_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
 
 
 def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
-    """The end of a script's last transaction: the session is put back, the record written, the lock looked after.
+    """The end of a script's last transaction: the session is put back, the record written, the session looked at.
 
     Cursors and temporary tables go behind the COMMIT, which may still find fault with them.
     The next script finds the session as a new one would be: psql, started for each file, is the model.
@@ -122,7 +136,7 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
         f"{OWN_ROLE}; RESET ALL; DISCARD SEQUENCES; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; COMMIT; "
-        f"CLOSE ALL; DISCARD TEMP; {HOLDS_LOCK}"
+        f"CLOSE ALL; DISCARD TEMP; {is_as_it_was(conn)}"
     )
 
 
@@ -131,7 +145,7 @@ def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = F
     outcome = _run_whole(conn, script, end, by_statement)
     if by_statement or not outcome.failed or outcome.exact or outcome.connection_lost:
         return outcome
-    if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or "user request" in str(outcome.error):  # cancelled: out of time
+    if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or outcome.stopped:
         return outcome
     if (
         script.count > 1 or script.begin != "BEGIN" or (script.count and outcome.code == SYNTAX_ERROR)
@@ -169,6 +183,14 @@ def _messages(script: Script, opening: str, closing: str, by_statement: bool) ->
 # --- Step by step ---------------------------------------------------------------------------------------------------
 
 
+class Mark(NamedTuple):
+    """What is known of a step: that it is done, or only that it was begun, and which objects were there before."""
+
+    checksum: str
+    done: bool
+    before: list[int]
+
+
 @dataclass(frozen=True)
 class Progress:
     """The table of marks and the name under which this script has its own. Made on first need."""
@@ -182,8 +204,9 @@ class Progress:
         if query(conn, "SELECT to_regclass(%s)", [table])[0][0]:
             return
         create = (
-            "CREATE TABLE {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT, "
-            "done_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, PRIMARY KEY (migration_name, step))"
+            "CREATE TABLE {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT NULL, "
+            "objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at TIMESTAMP, "
+            "PRIMARY KEY (migration_name, step))"
         )
         others = (
             "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee "
@@ -194,49 +217,79 @@ class Progress:
             for (role,) in query(conn, others, [table]):
                 query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(self.table, sql.Identifier(role)))
 
-    def done(self, conn: Connection) -> dict[int, str]:
-        """The steps that are done, with the checksums that they had."""
-        select = sql.SQL("SELECT step, checksum FROM {} WHERE migration_name = %s").format(self.table)
-        return dict(query(conn, select, [self.name]))
+    def marks(self, conn: Connection) -> dict[int, Mark]:
+        """The steps that were begun, by number."""
+        select = "SELECT step, checksum, done_at IS NOT NULL, objects_before FROM {} WHERE migration_name = %s"
+        return {step: Mark(*rest) for step, *rest in query(conn, sql.SQL(select).format(self.table), [self.name])}
 
-    def mark(self, conn: Connection, step: int, value: str) -> str:
-        """Says *done*, whatever role the script has taken on."""
-        insert = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})")
-        values = (literal(self.name), sql.Literal(step), sql.Literal(value))
-        return "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; " + insert.format(
-            self.table, *values
-        ).as_string(conn)
+    def mark(self, conn: Connection, step: int, value: str, done: bool = True, before: Sequence[int] = ()) -> str:
+        """Says *begun* or *done*, whatever role the script has taken on."""
+        insert = sql.SQL(
+            "INSERT INTO {} VALUES ({}, {}, {}, {}::bigint[], now(), {}) ON CONFLICT (migration_name, step) "
+            "DO UPDATE SET (checksum, objects_before, started_at, done_at) = "
+            "(excluded.checksum, excluded.objects_before, excluded.started_at, excluded.done_at)"
+        )
+        values = (literal(self.name), sql.Literal(step), sql.Literal(value), sql.Literal(list(before)))
+        return OWN_ROLE_HERE + insert.format(self.table, *values, sql.SQL("now()" if done else "NULL")).as_string(conn)
 
-    def forget(self, conn: Connection) -> str:
-        delete = sql.SQL("DELETE FROM {} WHERE migration_name = {}")
-        return delete.format(self.table, literal(self.name)).as_string(conn)
+    def forget(self, conn: Connection, step: Optional[int] = None) -> str:
+        delete = sql.SQL("DELETE FROM {} WHERE migration_name = {} AND step = coalesce({}, step)")
+        return OWN_ROLE_HERE + delete.format(self.table, literal(self.name), sql.Literal(step)).as_string(conn)
+
+
+def unfinished(conn: Connection, table: sql.Composable) -> set[str]:
+    """The names of the scripts that ran in part."""
+    if not query(conn, "SELECT to_regclass(%s)", [table.as_string(conn)])[0][0]:
+        return set()
+    return {name for (name,) in query(conn, sql.SQL("SELECT DISTINCT migration_name FROM {}").format(table))}
+
+
+class Step(NamedTuple):
+    """A single statement, or what stands between a BEGIN and its COMMIT, without these two; with its mark."""
+
+    number: int
+    begin: str
+    statements: list[Statement]
+    checksum: str
+    mark: Optional[Mark]
+
+    @property
+    def first(self) -> Statement:
+        return self.statements[0]
 
 
 def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress) -> Outcome:
-    """Run the script's steps, each with its mark, so that a second run goes on where the first one ended."""
+    """Run the script's steps, each with its mark, so that a second run goes on where the first one ended.
+
+    What belongs to the session (a SET, a PREPARE) a second run needs again.
+    """
     query(conn, f"{OWN_ROLE}; SET search_path = pg_catalog")  # a first attempt may have left others
     progress.ensure_table(conn)
-    done = progress.done(conn)
+    marks = progress.marks(conn)
     query(conn, "SET search_path TO DEFAULT")
-    for number, (begin, step) in enumerate(steps(script), 1):
-        value = checksum("; ".join(map(script.sql, step)))
-        if done.get(number, value) != value:
-            why = "this statement has run already, and was edited since; restore it, and put the change behind it"
-            return Outcome(refusal=why, offset=step[0].start)
-        if len(step) == 1 and step[0].is_session_setting:
-            outcome = _run_outside(conn, script, step[0], "")  # no progress: a second run needs it again
-        elif number in done:
-            continue
+    number = 0
+    for number, (begin, statements) in enumerate(steps(script), 1):
+        value = checksum("; ".join(map(script.sql, statements)))
+        step = Step(number, begin, statements, value, marks.get(number))
+        if step.mark and step.mark.checksum != value:
+            why = RUN_AND_EDITED if step.mark.done else BEGUN_AND_EDITED
+            return Outcome(refusal=why, offset=step.first.start)
+        again = [s for s in statements if belongs_to_session(script, s)]
+        if (step.mark and step.mark.done) or (again == statements and not begin):
+            messages = [*(_as_it_stands(script, s) for s in again), _ours(script, "SELECT true")]
+            outcome = send(conn, script, messages) if again else Outcome()
         else:
-            outcome = _run_step(conn, script, begin, step, progress.mark(conn, number, value))
+            outcome = _run_step(conn, script, step, progress)
         if outcome.failed:
             return outcome
+    if marks and max(marks) > number:
+        return Outcome(refusal=RUN_AND_REMOVED, offset=len(script.text))
     text = f"BEGIN READ WRITE; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end}"
     return send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
 
 
 def steps(script: Script) -> Iterator[tuple[str, list[Statement]]]:
-    """Single statements, and what stands between a BEGIN and its COMMIT, without these two; each with its BEGIN."""
+    """The statements of each step, and the BEGIN that the script gives it (empty: none)."""
     begin, together = "", list[Statement]()
     for statement in script.statements():
         control = statement.transaction_control
@@ -251,39 +304,42 @@ def steps(script: Script) -> Iterator[tuple[str, list[Statement]]]:
         elif begin:
             together.append(statement)
         else:
-            yield "BEGIN", [statement]
+            yield "", [statement]
 
 
-def _run_step(conn: Connection, script: Script, begin: str, step: Sequence[Statement], mark: str) -> Outcome:
-    """Run statements and their mark in one transaction, or, where PostgreSQL refuses that, one statement outside."""
-    opening, closing = f"{begin}; ", f"\n;{mark}; COMMIT; SELECT true"
-    if any(statement.data or statement.switches for statement in step):
-        each = [Message(s.start, script.sql(s), s.start, s.data) for s in step]
+def belongs_to_session(script: Script, statement: Statement) -> bool:
+    """It changes the session, not the database."""
+    of_session = statement.is_session_setting or statement.words[0] in ("PREPARE", "DEALLOCATE", "LOAD")
+    return of_session or SET_CONFIG.match(script.text, statement.start) is not None
+
+
+def _run_step(conn: Connection, script: Script, step: Step, progress: Progress) -> Outcome:
+    """Run a step and its mark in one transaction or, where PostgreSQL refuses that, the mark behind it."""
+    if step.mark:  # it was begun outside a transaction, which is known only of those that cannot run in one
+        return _run_outside(conn, script, step, progress)
+    done = progress.mark(conn, step.number, step.checksum)
+    begin = step.begin or "BEGIN"
+    outcome = _run_in_transaction(conn, script, step, begin, f"{done}; COMMIT; SELECT true")
+    if outcome.code == READ_ONLY:  # where nothing can be written, a mark cannot be, and a second run does no harm
+        marking = f"COMMIT; BEGIN READ WRITE; {done}; COMMIT; SELECT true"
+        return _run_in_transaction(conn, script, step, begin, marking)
+    if outcome.code in ("25001", "2D000") and not step.begin:
+        return _run_outside(conn, script, step, progress)
+    return outcome
+
+
+def _run_in_transaction(conn: Connection, script: Script, step: Step, begin: str, closing: str) -> Outcome:
+    opening, closing = f"{begin}; ", f"\n;{closing}"
+    if any(statement.data or statement.switches for statement in step.statements):
+        each = [_as_it_stands(script, statement) for statement in step.statements]
         return send(conn, script, [_ours(script, opening), *each, _ours(script, closing)])
-    text = opening + script.text[step[0].start : step[-1].end] + closing
-    outcome = send(conn, script, [Message(step[0].start - len(opening), text, step[0].start)])
-    if outcome.code in ("25001", "2D000") and len(step) == 1:
-        return _run_outside(conn, script, step[0], f"BEGIN READ WRITE; {mark}; COMMIT; ")
-    return outcome
+    start = step.first.start
+    text = opening + script.text[start : step.statements[-1].end] + closing
+    return send(conn, script, [Message(start - len(opening), text, start)])
 
 
-def _run_outside(conn: Connection, script: Script, statement: Statement, mark: str) -> Outcome:
-    """Run one statement with no transaction around it, then its mark.
-
-    What an interrupted CREATE INDEX CONCURRENTLY has left behind is dropped before. A lock timeout would only
-    leave such an index INVALID: it does not apply.
-    """
-    run = Message(statement.start, script.sql(statement), statement.start)
-    marking = _ours(script, f"{mark}SELECT true")
-    if not statement.concurrent_index:
-        return send(conn, script, [run, marking])
-    drop_invalid_index(conn, *statement.concurrent_index)
-    ((timeout,),) = query(conn, "SHOW lock_timeout")
-    before, after = _ours(script, "SET lock_timeout = 0"), _ours(script, f"SET lock_timeout = '{timeout}'")
-    outcome = send(conn, script, [before, run, after, marking])
-    if outcome.failed and not outcome.connection_lost:
-        drop_invalid_index(conn, *statement.concurrent_index)
-    return outcome
+def _as_it_stands(script: Script, statement: Statement) -> Message:
+    return Message(statement.start, script.sql(statement), statement.start, statement.data)
 
 
 def _ours(script: Script, text: str) -> Message:
@@ -291,20 +347,123 @@ def _ours(script: Script, text: str) -> Message:
     return Message(len(script.text) + 1, text, script.first)
 
 
-def drop_invalid_index(conn: Connection, index: str, table: str) -> None:
-    """Drop the index of this name on this table if it is INVALID: an interrupted concurrent build left it."""
-    found = (
-        "SELECT n.nspname, c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE NOT i.indisvalid AND c.relkind = 'i' "
-        "AND c.relname = %s AND i.indrelid = %s"
-    )
-    (oid,) = query(conn, "SELECT pg_catalog.to_regclass(%s::text)::oid", [table])[0]  # as the script's own path has it
+# --- Outside a transaction ------------------------------------------------------------------------------------------
+
+
+class Trace(NamedTuple):
+    """An object that tells whether a statement has run: what it makes, or takes away."""
+
+    oid: int
+    valid: bool
+    schema: str
+    name: str
+
+
+_INDEX = (
+    "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname FROM pg_index i "
+    "JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+)
+# What REINDEX CONCURRENTLY leaves where it is stopped; of a TOAST table it cannot be dropped everywhere.
+_LEFT_BY_REINDEX = "_cc(new|old)[0-9]*$"
+_TRACES = {
+    "CREATE INDEX": _INDEX + "i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
+    "DROP INDEX": _INDEX + "i.indexrelid = %(on)s",
+    "REINDEX": _INDEX + "%(on)s IN (i.indexrelid, i.indrelid) OR (NOT i.indisvalid AND c.relname ~ %(left)s "
+    "AND n.nspname <> 'pg_toast' AND (%(on)s IS NULL OR i.indrelid IN "
+    "(SELECT o.indrelid FROM pg_index o WHERE %(on)s IN (o.indexrelid, o.indrelid))))",
+    "DETACH": "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits WHERE inhparent = %(on)s AND inhrelid = %(part)s",
+    "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
+}
+
+
+def traces(conn: Connection, target: Target) -> list[Trace]:
+    """The objects that are there now. Names mean what they mean in the script's search path."""
+    if target.kind not in _TRACES:
+        return []
+    find = "SELECT pg_catalog.to_regclass(%s::text)::oid, pg_catalog.to_regclass(%s::text)::oid"
+    ((on, part),) = query(conn, find, [target.on or None, target.part or None])
+    values = {"on": on, "part": part, "name": target.name, "left": _LEFT_BY_REINDEX}
     with transaction(conn):
         query(conn, "SET LOCAL search_path = pg_catalog")
-        remnants = query(conn, found, [index, oid])
-    for remnant in remnants:
-        log("dropping an index that was never finished", logging.WARNING, index=index)
-        query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*remnant)))
+        return [Trace(*row) for row in query(conn, _TRACES[target.kind], values)]
+
+
+def _run_outside(conn: Connection, script: Script, step: Step, progress: Progress) -> Outcome:
+    """Run one statement with no transaction around it, between the marks *begun* and *done*.
+
+    An answer, good or bad, leaves no doubt. Where none came, the objects tell: those that the statement makes are
+    there and were not before, or those that it takes away are gone. Of other statements nothing tells: they run again.
+    """
+    target, mark = step.first.target, step.mark
+    done = _ours(script, f"BEGIN READ WRITE; {progress.mark(conn, step.number, step.checksum)}; COMMIT; SELECT true")
+    try:
+        if mark:
+            log("a run was interrupted in this statement", logging.WARNING, line=step.first.line)
+            if _has_run(target, mark.before, traces(conn, target)):
+                log("it had done its work", line=step.first.line)
+                return send(conn, script, [done])
+        drop_invalid(conn, target, mark.before if mark else None)
+        before = [trace.oid for trace in traces(conn, target)]
+        begun = progress.mark(conn, step.number, step.checksum, done=False, before=before)
+        query(conn, f"BEGIN READ WRITE; {begun}; COMMIT")
+        with _patience(conn, target):
+            outcome = send(conn, script, [_finalize(conn, script, step.first), _ours(script, "SELECT true")])
+        if not outcome.failed:
+            return send(conn, script, [done])
+        if not outcome.connection_lost:
+            drop_invalid(conn, target, before)
+            query(conn, f"BEGIN READ WRITE; {progress.forget(conn, step.number)}; COMMIT")
+    except psycopg2.Error as exc:
+        lost = conn.closed != 0
+        roll_back(conn)
+        return Outcome(error=exc, offset=step.first.start, connection_lost=lost)
+    return replace(outcome, goes_on=outcome.connection_lost and target.is_build)
+
+
+def _has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool:
+    if target.creates:
+        return any(trace.valid and trace.oid not in before for trace in now)
+    there = {trace.oid for trace in now if trace.valid or target.kind == "DROP INDEX"}
+    return bool(before) and not there.intersection(before)  # REINDEX puts new indexes in the place of all of them
+
+
+def drop_invalid(conn: Connection, target: Target, before: Optional[Sequence[int]]) -> None:
+    """Drop the INVALID indexes that an interrupted concurrent build has left: of its name, or new since `before`."""
+    for trace in traces(conn, target) if target.is_build else ():
+        new = before is not None and trace.oid not in before
+        ours = re.search(_LEFT_BY_REINDEX, trace.name) if target.kind == "REINDEX" else target.name or new
+        if ours and not trace.valid:
+            log("dropping an index that was never finished", logging.WARNING, index=trace.name)
+            query(conn, sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(trace.schema, trace.name)))
+
+
+@contextmanager
+def _patience(conn: Connection, target: Target) -> Iterator[None]:
+    """A concurrent build waits for others without standing in their way: a lock timeout would only leave its index
+    INVALID. It goes on when we are gone: it may take longer than any Lambda lives."""
+    names = ["lock_timeout"] if target.is_concurrent else []
+    if target.is_build and conn.server_version >= 140000:
+        names.append("client_connection_check_interval")
+    before = [query(conn, f"SHOW {name}")[0][0] for name in names]
+    if names:
+        query(conn, "".join(f"SET {name} = 0;" for name in names))
+    yield
+    if names and not conn.closed:
+        query(conn, "".join(f"SET {name} = '{value}';" for name, value in zip(names, before)))
+
+
+def _finalize(conn: Connection, script: Script, statement: Statement) -> Message:
+    """The statement; or, where a DETACH … CONCURRENTLY was stopped half way, what PostgreSQL wants instead."""
+    target = statement.target
+    if target.kind == "DETACH" and conn.server_version >= 140000:
+        half_way = (
+            "SELECT FROM pg_catalog.pg_inherits WHERE inhdetachpending AND inhparent = pg_catalog.to_regclass(%s) "
+            "AND inhrelid = pg_catalog.to_regclass(%s)"
+        )
+        if query(conn, half_way, [target.on, target.part]):
+            finish = f"ALTER TABLE {target.on} DETACH PARTITION {target.part} FINALIZE"
+            return Message(len(script.text) + 1, finish, statement.start)
+    return _as_it_stands(script, statement)
 
 
 # --- What to tell ---------------------------------------------------------------------------------------------------
@@ -327,18 +486,30 @@ def describe(script: Script, outcome: Outcome) -> str:
     return f"{said} ({outcome.code or 'no answer'}){when}"
 
 
-def state_and_step(script: Script, outcome: Outcome) -> str:
+def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] = ()) -> str:
     """Of the cases that apply, the first: the state we are in, and what to do."""
-    code, several = outcome.code, script.count > 1
+    code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
+    by = f" ({', '.join(blocked_by)})" if blocked_by else ""
     gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
     cases = (
+        (
+            outcome.goes_on,
+            "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "
+            "then: a finished index is recorded, an unfinished one built anew.",
+        ),
         (
             outcome.connection_lost,
             "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
             "table knows. Invoke again.",
         ),
         (
-            script.unwrapped,
+            outcome.stopped,
+            ("What stands before this statement is done and stays. " if in_steps else "Rolled back. ")
+            + "It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer than "
+            "the function's timeout, raise that or split the file.",
+        ),
+        (
+            in_steps,
             "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here.",
         ),
         (
@@ -358,7 +529,7 @@ def state_and_step(script: Script, outcome: Outcome) -> str:
         ),
         (
             code in RETRYABLE,
-            "Rolled back. Other sessions were in the way each time: invoke again when they are done.",
+            f"Rolled back. Other sessions were in the way each time{by}: invoke again when they are done.",
         ),
     )
     return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")

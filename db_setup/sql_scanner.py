@@ -88,6 +88,24 @@ def locate(text: str, offset: int) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a statement outside a transaction is about. `on` and `part` are names as they are written, `name` is one as
+    PostgreSQL stores it."""
+
+    kind: str
+    on: str = ""
+    part: str = ""
+    name: Optional[str] = None
+    creates: bool = False
+    is_concurrent: bool = False
+
+    @property
+    def is_build(self) -> bool:
+        """It builds indexes, and leaves an INVALID one where it is stopped."""
+        return self.kind in ("CREATE INDEX", "REINDEX")
+
+
+@dataclass(frozen=True)
 class Statement:
     """One statement: `text[start:end]`, from its first token to its semicolon, which is not included.
 
@@ -174,17 +192,27 @@ class Statement:
         return _qualified(self.tokens[at:])
 
     @property
-    def concurrent_index(self) -> Optional[tuple[str, str]]:
-        """Name of the index and of its table (as it is written) that this builds concurrently, if it names both."""
-        words = self.words
-        if words[0] != "CREATE" or "CONCURRENTLY" not in words[2:4] or "ON" not in words[4:]:
-            return None
-        on = words.index("ON", 4)
-        if words[on - 1] == "CONCURRENTLY":
-            return None
-        at = on + 2 if words[on + 1] == "ONLY" else on + 1
-        table = self.tokens[at] if self.tokens[at + 1 : at + 2] != (".",) else "".join(self.tokens[at : at + 3])
-        return _identifier(self.tokens[on - 1]), table
+    def target(self) -> Target:
+        """What it makes, takes away or rebuilds, where it is one of the statements that want no transaction."""
+        words, tokens = self.words, self.tokens
+        verb, concurrent = words[:2], "CONCURRENTLY" in (*words, tokens[-1].upper())
+        if verb in (("CREATE", "DATABASE"), ("DROP", "DATABASE")):
+            name = _identifier("".join(tokens[_behind(words, 2) :][:1]))
+            return Target("DATABASE", name=name, creates=words[0] == "CREATE")
+        if words[0] == "REINDEX" and concurrent:
+            kind = next((i for i, word in enumerate(words) if word in ("INDEX", "TABLE")), len(tokens))
+            return Target("REINDEX", _written(tokens[_behind(words, kind + 1) :]), is_concurrent=True)
+        if words[0] == "CREATE" and "CONCURRENTLY" in words[2:4] and "ON" in words[3:]:
+            on = words.index("ON", 3)
+            index = None if words[on - 1] == "CONCURRENTLY" else _identifier(tokens[on - 1])
+            table = _written(tokens[_behind(words, on + 1) :])
+            return Target("CREATE INDEX", table, name=index, creates=True, is_concurrent=True)
+        if verb == ("DROP", "INDEX") and concurrent:
+            return Target("DROP INDEX", _written(tokens[_behind(words, 2) :]), is_concurrent=True)
+        if verb == ("ALTER", "TABLE") and concurrent and "DETACH" in words:
+            part = tokens[words.index("DETACH") + 2 :]
+            return Target("DETACH", _written(tokens[_behind(words, 2) :]), _written(part))
+        return Target("")
 
     @property
     def copies(self) -> Optional[str]:
@@ -198,6 +226,21 @@ class Statement:
                 return "STDIN" if before == "FROM" else "STDOUT"
             before = word
         return None
+
+
+def _behind(words: tuple[str, ...], at: int) -> int:
+    """The place behind the words that may stand before a name."""
+    while at < len(words) and words[at] in ("IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"):
+        at += 1
+    return at
+
+
+def _written(tokens: tuple[str, ...]) -> str:
+    """The name that these tokens begin with, with its schema, as it is written."""
+    parts = 1
+    while tokens[parts : parts + 1] == (".",):
+        parts += 2
+    return "".join(tokens[:parts])
 
 
 def _identifier(token: str) -> str:

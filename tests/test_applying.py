@@ -879,7 +879,7 @@ def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pyte
 
     assert names(report) == ["002_b"]
     assert "gave way migration=002_b sqlstate=55P03" in caplog.text
-    assert re.search(r'open_transactions="pid \d+ rds_admin', caplog.text)
+    assert re.search(r"""blocked_by="pid \d+ rds_admin '' idle in transaction \d s""", caplog.text)
 
 
 def test_apply_lock_that_is_never_free_fails_with_the_statements_line(

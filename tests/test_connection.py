@@ -590,9 +590,9 @@ def test_deadline_stops_the_running_statement(world: World) -> None:
     message, seconds = failure(world, initializer.MigrationError, Context(3))
 
     assert message == (
-        "out of time in 002_slow: it was stopped, and is rolled back unless it had just finished. Applied in this "
-        "run: 001_users. Not applied: 002_slow, 003_later. Invoke again to go on; if one file needs longer than the "
-        "function's timeout, raise that or split the file."
+        "out of time: 002_slow.sql: canceling statement due to user request (57014). Rolled back. It was stopped, by "
+        "the deadline or by an administrator. Invoke again to go on; if it needs longer than the function's timeout, "
+        "raise that or split the file. Applied in this run: 001_users. Not tried: 003_later."
     )
     assert seconds < 3
     assert (backends(world), world.tables(), world.applied()) == (0, ["users"], ["001_users"])
@@ -602,7 +602,7 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ignores the cancellation loses its connection 2 s later; the server ends it, or it ended whole."""
-    soon = classmethod(lambda cls, context: cls(time.monotonic() + 0.5, 5))
+    soon = classmethod(lambda cls, context: cls(time.monotonic() + 0.5, 0.5))
     monkeypatch.setattr(database.Deadline, "from_context", soon)
     world.write(
         "001_stubborn.sql",
@@ -613,7 +613,7 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
 
     message, seconds = failure(world, initializer.MigrationError, CREATE_USERS="false")
 
-    assert message.startswith("out of time in 001_stubborn: it was stopped, ")
+    assert message.startswith("out of time: 001_stubborn.sql: ")
     assert 2 < seconds < 4.5
     assert backends(world) == 0
     assert (world.applied() == ["001_stubborn"]) == (world.tables() == ["stubborn"])

@@ -545,25 +545,44 @@ def test_created_table_of_every_form_is_named(text: str, name: Optional[tuple[Op
 
 
 @pytest.mark.parametrize(
-    ("text", "index"),
+    ("text", "kind", "names"),
     [
-        ("CREATE INDEX CONCURRENTLY i ON t (a)", ("i", "t")),
-        ("create unique index concurrently I on T using btree (a)", ("i", "T")),
-        ("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON public.t (a)", ("i", "public.t")),
-        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY s.t (a)", ("i", "s.t")),
-        ('CREATE INDEX CONCURRENTLY "My ""I""" ON "My S"."My T" (a)', ('My "I"', '"My S"."My T"')),
-        ('CREATE INDEX CONCURRENTLY "on" ON t (a)', ("on", "t")),
-        ("CREATE INDEX CONCURRENTLY ON t (a)", None),
-        ("CREATE UNIQUE INDEX CONCURRENTLY ON t (a)", None),
-        ("CREATE INDEX i ON t (a)", None),
-        ("CREATE INDEX concurrently_built ON t (a)", None),
-        ("DROP INDEX CONCURRENTLY i", None),
-        ("REINDEX INDEX CONCURRENTLY i", None),
+        ("CREATE INDEX CONCURRENTLY i ON t (a)", "CREATE INDEX", ("t", "", "i")),
+        ("create unique index concurrently I on T using btree (a)", "CREATE INDEX", ("T", "", "i")),
+        ("CREATE INDEX CONCURRENTLY IF NOT EXISTS i ON public.t (a)", "CREATE INDEX", ("public.t", "", "i")),
+        ("CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON ONLY s.t (a)", "CREATE INDEX", ("s.t", "", "i")),
+        (
+            'CREATE INDEX CONCURRENTLY "My ""I""" ON "My S"."My T" (a)',
+            "CREATE INDEX",
+            ('"My S"."My T"', "", 'My "I"'),
+        ),
+        ('CREATE INDEX CONCURRENTLY "on" ON t (a)', "CREATE INDEX", ("t", "", "on")),
+        ("CREATE INDEX CONCURRENTLY ON t (a)", "CREATE INDEX", ("t", "", None)),
+        ("CREATE UNIQUE INDEX CONCURRENTLY ON ONLY t (a)", "CREATE INDEX", ("t", "", None)),
+        ("CREATE INDEX i ON t (a)", "", ("", "", None)),
+        ("CREATE INDEX concurrently_built ON t (a)", "", ("", "", None)),
+        ("DROP INDEX CONCURRENTLY i", "DROP INDEX", ("i", "", None)),
+        ("DROP INDEX CONCURRENTLY IF EXISTS s.i CASCADE", "DROP INDEX", ("s.i", "", None)),
+        ("DROP INDEX i", "", ("", "", None)),
+        ("REINDEX INDEX CONCURRENTLY s.i", "REINDEX", ("s.i", "", None)),
+        ("REINDEX (VERBOSE, CONCURRENTLY) TABLE t", "REINDEX", ("t", "", None)),
+        ("REINDEX DATABASE CONCURRENTLY d", "REINDEX", ("", "", None)),
+        ("REINDEX TABLE t", "", ("", "", None)),
+        ("ALTER TABLE p DETACH PARTITION q CONCURRENTLY", "DETACH", ("p", "q", None)),
+        ("ALTER TABLE IF EXISTS ONLY s.p DETACH PARTITION s.q CONCURRENTLY", "DETACH", ("s.p", "s.q", None)),
+        ("ALTER TABLE p DETACH PARTITION q", "", ("", "", None)),
+        ('CREATE DATABASE "D"', "DATABASE", ("", "", "D")),
+        ("DROP DATABASE IF EXISTS D", "DATABASE", ("", "", "d")),
+        ("CREATE DATABASE", "DATABASE", ("", "", "")),
+        ("VACUUM t", "", ("", "", None)),
     ],
 )
-def test_concurrent_index_of_every_form_is_named(text: str, index: Optional[tuple[str, str]]) -> None:
-    """A concurrent build is known by its index, as stored, and its table, as written."""
-    assert only(text).concurrent_index == index
+def test_target_of_a_statement_outside_a_transaction_is_named(
+    text: str, kind: str, names: tuple[str, str, Optional[str]]
+) -> None:
+    """What tells whether such a statement has run is known by its kind, and by its names as written or as stored."""
+    target = only(text).target
+    assert (target.kind, (target.on, target.part, target.name)) == (kind, names)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from initializer import MigrationError
 # What a session can carry from one file to the next, as rows (file, what, value).
 SNAPSHOT = """
     INSERT INTO public.seen
-    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings
+    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings WHERE name NOT LIKE 'plpgsql.%' /* there once it is loaded */
     UNION ALL SELECT '{0}', 'role', pg_catalog.concat(session_user, ' ', current_user)
     UNION ALL SELECT '{0}', 'own setting', coalesce(pg_catalog.current_setting('app.tenant', true), '')
     UNION ALL SELECT '{0}', 'prepared', name FROM pg_catalog.pg_prepared_statements

@@ -295,7 +295,9 @@ def deploy_together(*environs: dict[str, str]) -> list[Any]:
     def deploy(environ: dict[str, str]) -> Any:
         start.wait(timeout=10)
         try:
-            return initializer.run(environ, None, None)
+            report = initializer.new_report()
+            initializer.run(environ, None, None, report)
+            return report
         except InitializerError as exc:
             return exc
 

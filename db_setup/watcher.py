@@ -1,0 +1,157 @@
+"""Watches a connection from a second one: says what a long statement waits for and how far it is, and stops it in time.
+
+Knows PostgreSQL and the clock, nothing of migrations or AWS. The second connection is opened on first need, and is
+never waited for longer than it is told: whatever happens to it, the watched connection is not harmed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg2
+from database import BUILDING, Connection, Deadline, Login, log, options
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+
+ANSWER_S = 3  # for a look, or for a cancel, connecting included
+CANCELLED_S = 2  # what a cancelled statement may take to end
+FIRST_LINE_S, NEXT_LINE_S = 5, 10
+TICK_S = 0.25
+
+# View, since which server, what it is at, how much is done and of how much.
+PROGRESS = (
+    (
+        "pg_stat_progress_create_index",
+        120000,
+        "command || ': ' || phase",
+        "CASE WHEN tuples_total > 0 THEN tuples_done ELSE blocks_done END",
+        "CASE WHEN tuples_total > 0 THEN tuples_total ELSE blocks_total END",
+    ),
+    ("pg_stat_progress_cluster", 120000, "command || ': ' || phase", "heap_blks_scanned", "heap_blks_total"),
+    ("pg_stat_progress_vacuum", 90600, "'VACUUM: ' || phase", "heap_blks_scanned", "heap_blks_total"),
+    ("pg_stat_progress_copy", 140000, "command", "bytes_processed", "bytes_total"),
+)
+WAITS_FOR = """
+    SELECT concat_ws(' ', a.wait_event_type, a.wait_event), ARRAY(
+        SELECT CASE WHEN p = 0 THEN 'a prepared transaction' ELSE concat_ws(' ', 'pid', p, b.usename,
+                   quote_literal(b.application_name), coalesce(b.state, 'in a state that is hidden from us'),
+                   extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
+        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)
+    FROM pg_stat_activity a WHERE a.pid = %s"""
+# What an index is built by goes on: stopped, it would have to begin anew, and may never come to an end.
+CANCEL = f"SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = %s AND NOT ({BUILDING})"  # noqa: S608
+
+
+def progress_query(version: int) -> str:
+    """What the server knows of how far a process id is: phase, done, total."""
+    views = (
+        f"SELECT {phase}, ({done})::float8, ({total})::float8 FROM {view} WHERE pid = %(pid)s"  # noqa: S608
+        for view, since, phase, done, total in PROGRESS
+        if version >= since
+    )
+    return " UNION ALL ".join(views)
+
+
+class Watcher:
+    """One connection's watcher; `rang` tells that the deadline has passed."""
+
+    def __init__(self, conn: Connection, login: Login, deadline: Deadline, look_after_s: float) -> None:
+        self.rang = threading.Event()
+        self._conn, self._deadline, self._look_after_s = conn, deadline, min(look_after_s, FIRST_LINE_S)
+        self._pid, self._version, self._socket = conn.info.backend_pid, conn.server_version, conn.fileno()
+        self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
+        with socket.socket(fileno=os.dup(self._socket)) as handle:  # the very same server, and no wait for DNS
+            if handle.family in (socket.AF_INET, socket.AF_INET6):
+                self._options["hostaddr"] = handle.getpeername()[0]
+        self._helper: Any = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="db_setup watcher", daemon=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watcher]:
+        """Watch for as long as the block lasts; no thread and no connection is left behind."""
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            self._thread.join(timeout=2 * ANSWER_S)
+
+    def _watch(self) -> None:
+        """A look shortly before a lock timeout strikes, and a line in the log from time to time."""
+        since, due, next_look = None, itertools.count(), 0.0
+        try:
+            tick = min(TICK_S, self._look_after_s / 4)
+            while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
+                if self._deadline.left(1) <= 0:
+                    return self._stop()
+                if self._conn.busy_since != since:
+                    since = self._conn.busy_since
+                    due, next_look = itertools.count(FIRST_LINE_S, NEXT_LINE_S), self._look_after_s
+                elif since is not None and time.monotonic() - since >= next_look:
+                    self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
+                    next_look = next(due)
+        finally:
+            if self._helper is not None:
+                self._helper.close()
+
+    def _look(self, elapsed_s: float, tell: bool) -> None:
+        found = self._ask(WAITS_FOR, [self._pid])
+        if not found:
+            return
+        waits_for, self._conn.blocked_by = found[0]
+        if tell:
+            fields = {"waits_for": waits_for, "blocked_by": self._conn.blocked_by, **self._progress(elapsed_s)}
+            fields = {key: value for key, value in fields.items() if value}
+            log("still running", **self._conn.about, elapsed_s=round(elapsed_s), **fields)
+
+    def _progress(self, elapsed_s: float) -> dict[str, Any]:
+        """Phase, percent and an estimate, where PostgreSQL knows them."""
+        for phase, done, total in self._ask(progress_query(self._version), {"pid": self._pid}):
+            percent = round(100 * done / total) if total else 0
+            left = {"phase_left_s": round(elapsed_s * (100 - percent) / percent)} if percent else {}
+            return {"phase": phase, **({"percent": percent} if total else {"done": round(done)}), **left}
+        return {}
+
+    def _stop(self) -> None:
+        """Cancel the running statement; if that does not help, shut the socket down, on which the server rolls back.
+
+        libpq's own cancel has no timeout and holds Python's lock: one that hangs would freeze every thread.
+        """
+        self.rang.set()
+        self._ask(CANCEL, [self._pid])
+        if not self._over.wait(CANCELLED_S):
+            with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
+                handle.shutdown(socket.SHUT_RDWR)
+
+    def _ask(self, statement: str, args: Any) -> list[tuple[Any, ...]]:
+        """The answer to a query on the second connection; nothing where none comes in time."""
+        end = time.monotonic() + ANSWER_S
+        try:
+            if self._helper is None:
+                self._helper = psycopg2.connect(**self._options)
+                self._settle(end)
+            with self._helper.cursor() as cur:
+                cur.execute("SET search_path = pg_catalog; " + statement, args)
+                self._settle(end)
+                rows: list[tuple[Any, ...]] = cur.fetchall()
+                return rows
+        except (psycopg2.Error, OSError):
+            if self._helper is not None:
+                self._helper.close()
+                self._helper = None
+            return []
+
+    def _settle(self, end: float) -> None:
+        while (state := self._helper.poll()) != POLL_OK:
+            read = [self._helper] if state == POLL_READ else []
+            write = [self._helper] if state == POLL_WRITE else []
+            if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
+                raise psycopg2.OperationalError("no answer in time")
