@@ -727,11 +727,12 @@ def created_tables(migration: Migration) -> tuple[list[sql_scanner.Name], bool]:
     return list(names), guarded
 
 
-def load_script(migration: Migration, config: Config) -> Script:
+def load_script(conn: Connection, migration: Migration, config: Config) -> Script:
     """Read and scan a file that is to run; what cannot work is a MigrationError before anything ran."""
     text = read_text(migration)
     with located(migration, text):
-        script = sql_scanner.read_script(text)
+        backslashes = conn.info.parameter_status("standard_conforming_strings") == "off"
+        script = sql_scanner.read_script(text, backslashes)
         for (schema, name), place in script.created.items():
             if schema in (None, "public") and name == config.table:
                 raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
@@ -863,7 +864,7 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     plan = make_plan(setup.files, read_state(conn, setup.config).rows)
     check_edited(setup.config, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
-    pending = [Pending(name, m, replace(load_script(m, setup.config), text="")) for name, m in plan.pending]
+    pending = [Pending(name, m, replace(load_script(conn, m, setup.config), text="")) for name, m in plan.pending]
     follow_renames(conn, setup.config, plan)
     ensure_groups(conn, setup)
     if not apply_pending(conn, setup.config, pending, deadline, report):

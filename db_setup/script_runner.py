@@ -361,16 +361,17 @@ class Trace(NamedTuple):
 
 _INDEX = (
     "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname FROM pg_index i "
-    "JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+    "JOIN pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = c.relnamespace "
 )
 # What REINDEX CONCURRENTLY leaves where it is stopped; of a TOAST table it cannot be dropped everywhere.
 _LEFT_BY_REINDEX = "_cc(new|old)[0-9]*$"
 _TRACES = {
-    "CREATE INDEX": _INDEX + "i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
-    "DROP INDEX": _INDEX + "i.indexrelid = %(on)s",
-    "REINDEX": _INDEX + "%(on)s IN (i.indexrelid, i.indrelid) OR (NOT i.indisvalid AND c.relname ~ %(left)s "
-    "AND n.nspname <> 'pg_toast' AND (%(on)s IS NULL OR i.indrelid IN "
-    "(SELECT o.indrelid FROM pg_index o WHERE %(on)s IN (o.indexrelid, o.indrelid))))",
+    "CREATE INDEX": _INDEX + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
+    "DROP INDEX": _INDEX + "WHERE i.indexrelid = %(on)s",
+    "REINDEX": _INDEX  # noqa: S608
+    + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR
+        (NOT i.indisvalid AND c.relname ~ %(left)s AND n.nspname <> 'pg_toast' AND (%(on)s IS NULL OR i.indrelid IN
+            (SELECT o.indrelid FROM pg_index o WHERE %(on)s IN (o.indexrelid, o.indrelid))))""",
     "DETACH": "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits WHERE inhparent = %(on)s AND inhrelid = %(part)s",
     "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
 }

@@ -170,6 +170,14 @@ class Statement:
         return first == "RESET" or (first == "SET" and second not in ("LOCAL", "CONSTRAINTS", "TRANSACTION"))
 
     @property
+    def is_fleeting(self) -> bool:
+        """It makes what lasts as long as the session: a temporary object, or a cursor held beyond its transaction."""
+        if self.words[0] == "DECLARE":
+            return "HOLD" in self.words and "WITHOUT" not in self.words
+        words = self.words[3:5] if self.words[1:3] == ("OR", "REPLACE") else self.words[1:3]
+        return self.words[0] == "CREATE" and ("TEMP" in words or "TEMPORARY" in words)
+
+    @property
     def is_guarded(self) -> bool:
         """Running it again changes nothing: IF NOT EXISTS, OR REPLACE, a setting, a comment, a GRANT."""
         words = self.words
@@ -350,11 +358,11 @@ def body_of(text: str, start: int) -> int:
 class _Scan:
     """One pass over one text. What it reads goes into `digest` as well, if there is one."""
 
-    def __init__(self, text: str, digest: Any = None, kind: str = TOKENS) -> None:
+    def __init__(self, text: str, digest: Any = None, kind: str = TOKENS, backslashes: bool = False) -> None:
         self.text = text
         self.digest = digest
         self.kind = kind
-        self.backslashes = False  # standard_conforming_strings = off
+        self.backslashes = backslashes  # standard_conforming_strings = off
 
     def statements(self) -> Iterator[Statement]:
         text, at, line, counted = self.text, 0, 1, 0
@@ -487,9 +495,12 @@ def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
     return depth - 1 if word == "END" and depth > 0 else depth
 
 
-def scan(text: str) -> Iterator[Statement]:
-    """The statements of `text`, in order; raises ScanError where quotes or comments do not close."""
-    return _Scan(text).statements()
+def scan(text: str, backslashes: bool = False) -> Iterator[Statement]:
+    """The statements of `text`, in order; raises ScanError where quotes or comments do not close.
+
+    `backslashes`: the session has standard_conforming_strings off, and '\\'' is a quote.
+    """
+    return _Scan(text, backslashes=backslashes).statements()
 
 
 def checksum(text: str, kind: str = "") -> str:
@@ -522,6 +533,10 @@ _CONTROL_REFUSAL = (
 )
 _UNIT_REFUSAL = (
     "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around what belongs together"
+)
+_FLEETING = (
+    "this {} makes something that is gone where a run is interrupted, and the next run goes on behind it: "
+    "write BEGIN before it and COMMIT behind its last use"
 )
 _READING = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 _UNFOLLOWED = (
@@ -575,11 +590,12 @@ class Script:
     pieces: tuple[Piece, ...]  # empty where the text goes in one message
     left_out: tuple[Statement, ...] = ()
     unknown_settings: tuple[str, ...] = ()
+    backslashes: bool = False  # how the session reads strings when the script begins
 
     def statements(self) -> Iterator[Statement]:
         """The statements that are sent; read anew each time, since there may be millions."""
         places = {statement.start for statement in self.left_out}
-        return (statement for statement in scan(self.text) if statement.start not in places)
+        return (statement for statement in scan(self.text, self.backslashes) if statement.start not in places)
 
     def sql(self, statement: Statement) -> str:
         """The statement's text."""
@@ -595,7 +611,7 @@ class Script:
 
     def to_send(self, by_statement: bool = False) -> Iterator[Piece]:
         """The pieces without what is left out; or the single statements."""
-        pieces = in_pieces(scan(self.text), by_statement=True) if by_statement else iter(self.pieces)
+        pieces = in_pieces(scan(self.text, self.backslashes), by_statement=True) if by_statement else iter(self.pieces)
         places = {statement.start for statement in self.left_out}
         return (piece for piece in pieces if piece.start not in places)
 
@@ -639,21 +655,20 @@ def _goes_with_others(statement: Statement) -> bool:
     )
 
 
-def read_script(text: str) -> Script:
+def read_script(text: str, backslashes: bool = False) -> Script:
     """Look through `text`, and set aside what the runner does anyway; raises ScanError for what cannot work."""
     kind = LONG if len(text) > ONE_MESSAGE else TOKENS
     digest, count, split = hashlib.sha256(), 0, kind == LONG
     opening: list[Statement] = []
     last: Optional[Statement] = None
-    controls: list[Statement] = []
+    notable: list[Statement] = []
     left_out: list[Statement] = []
     created: dict[Name, int] = {}
-
     switched = False
 
     def looked_at() -> Iterator[Statement]:
         nonlocal count, last, split, switched
-        for statement in _Scan(text, digest, kind).statements():
+        for statement in _Scan(text, digest, kind, backslashes).statements():
             yield statement
             if _is_idle_command(statement):
                 left_out.append(statement)
@@ -669,8 +684,8 @@ def read_script(text: str) -> Script:
             why = _refusal(statement, text)
             if why:
                 raise ScanError(why, statement.start)
-            if statement.transaction_control:
-                controls.append(statement)
+            if statement.transaction_control or statement.is_fleeting:
+                notable.append(statement)
             if statement.created_table:
                 created.setdefault(statement.created_table, statement.start)
             split = split or statement.data is not None or statement.switches
@@ -682,8 +697,9 @@ def read_script(text: str) -> Script:
     unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
     begin = "BEGIN"
     if unwrapped:
-        _check_units(controls)
+        _check_units(notable)
     elif opening and last:
+        controls = [statement for statement in notable if statement.transaction_control]
         begin, own = _own_transaction(opening, last, controls)
         left_out += own
         count -= len(own)
@@ -693,7 +709,10 @@ def read_script(text: str) -> Script:
             raise ScanError(_CONTROL_REFUSAL.format(at.words[0]), at.start)
     first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
     value = kind + digest.hexdigest()
-    return Script(text, unwrapped, begin, count, first, created, value, pieces if split else (), tuple(left_out))
+    return Script(
+        *(text, unwrapped, begin, count, first, created, value, pieces if split else (), tuple(left_out)),
+        backslashes=backslashes,
+    )
 
 
 def _own_transaction(
@@ -733,11 +752,16 @@ def chains(statement: Statement) -> bool:
     return "CHAIN" in statement.words and "NO" not in statement.words
 
 
-def _check_units(controls: list[Statement]) -> None:
-    """In a marked file, BEGIN and COMMIT come in pairs; a COMMIT with nothing open is harmless, as in psql."""
+def _check_units(found: list[Statement]) -> None:
+    """In a marked file, BEGIN and COMMIT come in pairs; a COMMIT with nothing open is harmless, as in psql. What would
+    be lost where the run is interrupted stands between them."""
     opened: Optional[Statement] = None
-    for statement in controls:
+    for statement in found:
         control = statement.transaction_control
+        if statement.is_fleeting and opened:
+            continue
+        if statement.is_fleeting:
+            raise ScanError(_FLEETING.format(statement.words[0]), statement.start)
         if control not in ("BEGIN", "COMMIT") or chains(statement) or (opened and control == "BEGIN"):
             raise ScanError(_UNIT_REFUSAL.format(" ".join(statement.tokens[:3]).upper()), statement.start)
         opened = statement if control == "BEGIN" else None

@@ -89,6 +89,19 @@ FOLDERS: dict[str, dict[str, str]] = {
         "BEGIN;\nSET LOCAL standard_conforming_strings = off;\nINSERT INTO t VALUES (2, 'a\\\\b');\nCOMMIT;\n"
         "DELETE FROM t WHERE b = 'a\\b';\n",
     },
+    "defaults of the database and of the role": {
+        "1.sql": "CREATE SCHEMA s;\nDO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = s', "
+        "current_database()); END $$;",
+        "2.sql": "CREATE TABLE in_s (a int);",
+        "3.sql": "ALTER ROLE CURRENT_USER SET TimeZone = 'Asia/Tokyo';",
+        "4.sql": "CREATE TABLE z AS SELECT current_setting('TimeZone') AS zone;",
+        "5.sql": "ALTER ROLE CURRENT_USER RESET ALL;",
+    },
+    "read-only by default in a marked file": {
+        "1.sql": T,
+        "2.sql": "-- no-transaction\nSET default_transaction_read_only = on;\nSELECT 1;\nBEGIN READ ONLY;\nSELECT 2;\n"
+        "COMMIT;\nBEGIN READ WRITE;\nINSERT INTO t VALUES (1);\nCOMMIT;",
+    },
     "backslashes in strings, off and on again": {
         "1.sql": T + "SET standard_conforming_strings = of;\nINSERT INTO t VALUES (1, 'it\\'s');\n"
         "SET standard_conforming_strings = on;\nINSERT INTO t VALUES (2, 'C:\\temp\\');\nINSERT INTO t VALUES (3);\n"

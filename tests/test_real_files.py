@@ -172,7 +172,7 @@ def test_memory_of_the_client_is_a_small_multiple_of_the_file(world: World) -> N
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import initializer, json\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "initializer.load_script(initializer.Migration(Path(sys.argv[2]), '001_big'), initializer.Config('x'))\n"
+        "initializer.sql_scanner.read_script(initializer.read_text(initializer.Migration(Path(sys.argv[2]), '001')))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
 

@@ -770,6 +770,25 @@ def test_read_script_unwrapped_with_an_unclear_unit_is_refused(text: str, place:
     assert "write -- no-transaction" not in message
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TEMP TABLE t (i int)",
+        "CREATE LOCAL TEMPORARY TABLE t (i int)",
+        "CREATE OR REPLACE TEMP VIEW v AS SELECT 1",
+        "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    ],
+)
+def test_read_script_unwrapped_with_what_a_kill_would_take_away_is_refused(statement: str) -> None:
+    """A marked file is resumed in another session: what lasts as long as the session stands inside a unit."""
+    message, where = refusal(f"-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT;\n{statement};\nSELECT 2;")
+
+    assert where == (5, 1)
+    assert "write BEGIN before it and COMMIT behind its last use" in message
+    assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").count == 3
+    assert read_script(f"{statement};\nSELECT 2").count == 2
+
+
 # --- What changes how strings are read ------------------------------------------------------------------------------
 
 

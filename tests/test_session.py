@@ -11,7 +11,7 @@ from initializer import MigrationError
 # What a session can carry from one file to the next, as rows (file, what, value).
 SNAPSHOT = """
     INSERT INTO public.seen
-    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings WHERE name NOT LIKE 'plpgsql.%' /* there once it is loaded */
+    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings WHERE name NOT LIKE 'plpgsql.%'
     UNION ALL SELECT '{0}', 'role', pg_catalog.concat(session_user, ' ', current_user)
     UNION ALL SELECT '{0}', 'own setting', coalesce(pg_catalog.current_setting('app.tenant', true), '')
     UNION ALL SELECT '{0}', 'prepared', name FROM pg_catalog.pg_prepared_statements
@@ -146,7 +146,10 @@ MARKED = ("search_path", "role without rights on the tracking table", "read-only
 
 def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World) -> None:
     """So it is behind a file that runs step by step, whose settings outlast each step; also under a non-ASCII name."""
-    files = write_between_snapshots(world, {f"größe {key}": CHANGES[key] for key in MARKED}, "-- no-transaction\n")
+    units = {
+        key: f"BEGIN; {text} COMMIT;" if "temporary" in key or "hold" in key else text for key, text in CHANGES.items()
+    }
+    files = write_between_snapshots(world, {f"größe {key}": units[key] for key in MARKED}, "-- no-transaction\n")
 
     world.deploy()
 
@@ -238,3 +241,13 @@ def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: W
 
     assert world.tables() == ["größe", "seen"]
     assert world.sql("SELECT * FROM seen") == [("ISO, DMY", "UTF8", "4s", "0")]
+
+
+def test_session_of_a_database_with_backslashes_in_strings_reads_files_so(world: World) -> None:
+    """Where the database says that \\' is a quote, it is one in the files as well, as for psql."""
+    world.sql(f'ALTER DATABASE "{world.dbname}" SET standard_conforming_strings = off')
+    world.write("001_strings.sql", "CREATE TABLE strings AS SELECT 'it\\'s; \\\\' AS s;\nCREATE TABLE next (i int);")
+
+    world.deploy()
+
+    assert (world.tables(), world.sql("SELECT s FROM strings")) == (["next", "strings"], [("it's; \\",)])
