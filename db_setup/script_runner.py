@@ -271,6 +271,7 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
     for number, (begin, statements) in enumerate(steps(script), 1):
         value = checksum("; ".join(map(script.sql, statements)))
         step = Step(number, begin, statements, value, marks.get(number))
+        conn.about = {**conn.about, "line": step.first.line}
         if step.mark and step.mark.checksum != value:
             why = RUN_AND_EDITED if step.mark.done else BEGUN_AND_EDITED
             return Outcome(refusal=why, offset=step.first.start)

@@ -116,7 +116,7 @@ class Watcher:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
         for phase, done, total in self._ask(progress_query(self._version), {"pid": self._pid}):
             percent = round(100 * done / total) if total else 0
-            left = {"phase_left_s": round(elapsed_s * (100 - percent) / percent)} if percent else {}
+            left = {"phase_left_s": round(elapsed_s * (100 - percent) / percent) or 1} if percent else {}
             return {"phase": phase, **({"percent": percent} if total else {"done": round(done)}), **left}
         return {}
 

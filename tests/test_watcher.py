@@ -1,0 +1,114 @@
+"""A long statement is watched from a second connection: what it waits for, how far it is, and never any harm."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import watcher
+from harness.world import World, rows
+
+SLOW_INDEX = (
+    "CREATE TABLE big AS SELECT generate_series(1, 20000) AS id;\n"
+    "CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS "
+    "'BEGIN IF $1 % 1000 = 0 THEN PERFORM pg_catalog.pg_sleep(0.1); END IF; RETURN $1; END';"
+)
+
+
+@pytest.fixture
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line at 0.5 s and not at 5 s."""
+    monkeypatch.setattr(watcher, "FIRST_LINE_S", 0.5)
+    monkeypatch.setattr(watcher, "NEXT_LINE_S", 0.5)
+
+
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How the watcher has connected, each time that it did so."""
+    made: list[dict[str, Any]] = []
+    connect = watcher.psycopg2.connect
+
+    def counted(**options: Any) -> Any:
+        if options.get("async_"):
+            made.append(options)
+        return connect(**options)
+
+    monkeypatch.setattr(watcher.psycopg2, "connect", counted)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(world: World) -> Iterator[None]:
+    """No thread and no connection outlives a run."""
+    yield
+    assert [thread.name for thread in threading.enumerate() if "db_setup" in thread.name] == []
+    until = time.monotonic() + 5
+    while world.sql("SELECT 1 FROM pg_stat_activity WHERE application_name = 'db_setup'"):
+        assert time.monotonic() < until, "a connection is left"
+        time.sleep(0.02)
+
+
+def test_watcher_of_a_short_run_opens_no_connection(world: World, connections: list[dict[str, Any]]) -> None:
+    """What takes no time is not watched."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+
+    world.deploy()
+
+    assert connections == []
+
+
+@pytest.mark.usefixtures("_soon")
+def test_watcher_of_a_blocked_statement_names_who_blocks_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The line says which file, for how long, what it waits for, and the session in its way."""
+    world.sql("CREATE TABLE things (id int)")
+    world.write("001_alter.sql", "ALTER TABLE things ADD name text;")
+    with world.connection() as other:
+        rows(other, "SET application_name = 'psql by hand'; BEGIN; SELECT FROM things")
+        pid = other.info.backend_pid
+        release = threading.Timer(2, rows, [other, "COMMIT"])
+        release.start()
+        world.deploy(CREATE_USERS="false")
+        release.join()
+
+    line = next(line for line in caplog.messages if line.startswith("still running "))
+    assert re.fullmatch(
+        r"still running migration=001_alter elapsed_s=\d waits_for=\"Lock relation\" "
+        rf"blocked_by=\"pid {pid} rds_admin 'psql by hand' idle in transaction \d s\"",
+        line,
+    )
+
+
+@pytest.mark.usefixtures("_soon")
+def test_watcher_of_an_index_build_tells_phase_percent_and_an_estimate(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where PostgreSQL knows how far it is, the log does, too."""
+    world.write("001_big.sql", SLOW_INDEX)
+    world.write("002_index.sql", "CREATE INDEX CONCURRENTLY i ON big (slow(id));")
+
+    world.deploy(CREATE_USERS="false")
+
+    lines = [line for line in caplog.messages if line.startswith("still running migration=002_index line=1 ")]
+    assert re.search(r'phase="CREATE INDEX CONCURRENTLY: building index[^"]*" percent=\d+ phase_left_s=\d+', lines[-1])
+
+
+@pytest.mark.usefixtures("_soon")
+def test_watcher_that_cannot_connect_harms_nothing(
+    world: World, connections: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run whose second connection is refused goes on without it."""
+    world.write("001_slow.sql", "SELECT pg_sleep(1.5);")
+    with world.superuser() as superuser:
+        rows(superuser, "ALTER ROLE rds_admin CONNECTION LIMIT 1")
+        try:
+            report = world.deploy(CREATE_USERS="false")
+        finally:
+            rows(superuser, "ALTER ROLE rds_admin CONNECTION LIMIT -1")
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_slow"]
+    assert len(connections) > 0
+    assert "still running" not in caplog.text
