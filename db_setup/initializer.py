@@ -258,7 +258,7 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
     except (BotoCoreError, ClientError) as exc:
         raise UserError(
             f"secret {secret.name} could not be written: it {_aws_problem(exc, 'PutSecretValue', secret.name)}. "
-            "The login's role was not changed; mend this and invoke again."
+            "The login that it holds was left as it was; mend this and invoke again."
         ) from exc
 
 
@@ -828,14 +828,17 @@ def ensure_groups(conn: Connection, setup: Setup) -> None:
             log("group role created", role=role)
 
 
-def ensure_logins(conn: Connection, setup: Setup, deadline: Deadline) -> dict[str, str]:
-    """A working login in each target secret; one that works is never changed. Returns what was done, by login."""
+def ensure_logins(
+    conn: Connection, setup: Setup, deadline: Deadline, ensure: Any = limited_users.ensure_login
+) -> dict[str, str]:
+    """A working login in each target secret; one that works is never changed, unless `ensure` is to rotate it.
+    Returns what was done, by login."""
     done: dict[str, str] = {}
     client = setup.secrets_client if deadline.left(60) > 40 else secrets_client(deadline)
     for kind, target in setup.targets.items():
         secret = read_secret(client, target.name)  # another run may have written it meanwhile
         keeper = limited_users.Keeper(secret.value, partial(write_secret, client, secret))
-        name, what = limited_users.ensure_login(conn, setup.application, kind, keeper, deadline)
+        name, what = ensure(conn, setup.application, kind, keeper, deadline)
         done[name] = what
         if what != "kept":
             log("login ready", login=name, secret=secret.name, state=what)
@@ -929,6 +932,22 @@ def apply_pending(
     return True
 
 
+def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """New credentials in the target secrets; migrations are left alone."""
+    if not setup.targets:
+        raise ConfigError(
+            "there is nothing to rotate: CREATE_USERS is false, or neither DB_USER_SECRET_NAME nor DB_PROXY names a "
+            "secret. Nothing has been touched."
+        )
+    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    ensure_groups(conn, setup)
+    report["users"] = ensure_logins(conn, setup, deadline, limited_users.rotate_login)
+    return True
+
+
+ACTIONS = {"migrate": migrate, "rotate": rotate}
+
+
 def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
     """Connect, migrate and close; False where a new session has to do the rest."""
     conn = connect(setup.login, deadline)
@@ -936,7 +955,7 @@ def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool
     try:
         with watcher.watching():
             prepare_session(conn, setup.config.lock_timeout_ms)
-            return migrate(conn, setup, deadline, report)
+            return ACTIONS[report["action"]](conn, setup, deadline, report)
     except InitializerError as exc:
         if not watcher.rang.is_set() or isinstance(exc, LockError):
             raise
@@ -971,11 +990,15 @@ def new_report() -> dict[str, Any]:
 
 def run(environ: Mapping[str, str], event: Any, context: Any, report: dict[str, Any]) -> None:
     """One invocation from beginning to end; everything it opened is closed."""
-    if event not in (None, {}) and not (isinstance(event, dict) and event.get("action") == "migrate"):
-        what = f"action {event['action']!r:.60}" if isinstance(event, dict) and "action" in event else "this event"
+    asked = event if isinstance(event, dict) else {}
+    action = "migrate" if event in (None, {}) else asked.get("action")
+    if not isinstance(action, str) or action not in ACTIONS:
+        what = f"action {action!r:.60}" if "action" in asked else "this event"
         raise ConfigError(
-            f'{what} is not for db_setup: send {{}} or {{"action": "migrate"}}. Nothing has been touched.'
+            f'{what} is not for db_setup: send {{}}, {{"action": "migrate"}} or {{"action": "rotate"}}. '
+            "Nothing has been touched."
         )
+    report["action"] = action
     deadline = Deadline.from_context(context)
     setup = load_setup(environ, deadline)
     report["database"] = str(setup.login)

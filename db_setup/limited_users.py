@@ -61,6 +61,10 @@ class Application:
     def login(self, kind: str) -> str:
         return self.prefix + KINDS[kind]
 
+    def logins(self, kind: str) -> tuple[str, str]:
+        """The two between which a rotation alternates; the second's name is the one that AWS's own rotation gives."""
+        return self.login(kind), self.login(kind) + "_clone"
+
     @property
     def roles(self) -> list[str]:
         return [self.group(kind) for kind in KINDS] + [self.login(kind) for kind in KINDS]
@@ -182,7 +186,7 @@ def refuse_roles_of_others(conn: Connection, app: Application) -> None:
 
 def _databases_with_rights(conn: Connection, app: Application) -> tuple[list[str], bool]:
     """The other databases in which one of the four roles has rights, and whether one has some in this."""
-    databases, here = query(conn, FOREIGN_DATABASES, [app.roles])[0]
+    databases, here = query(conn, FOREIGN_DATABASES, [app.roles + [app.logins(kind)[1] for kind in KINDS]])[0]
     return [name for name in databases if name != conn.info.dbname], bool(here)
 
 
@@ -400,6 +404,37 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
     except ConnectError as exc:
         raise UserError(f"login {login.username} was made and its secret was written, but: {exc}") from exc
     return login.username, "created" if created else "mended"
+
+
+def rotate_login(conn: Connection, app: Application, kind: str, keeper: Keeper, deadline: Deadline) -> tuple[str, str]:
+    """Give the keeper the other one of two logins, with a new password; one that does not work is mended instead.
+
+    The login that was kept so far works until the next rotation gives it a new password: at no moment, and after no
+    crash, do the keeper's credentials fail. What it has created goes to its group, to which both belong.
+    """
+    working = working_login(conn, app, kind, keeper.value, deadline)
+    if not working:
+        return ensure_login(conn, app, kind, keeper, deadline)
+    first, second = app.logins(kind)
+    name = second if working.username == first else first
+    login = replace(working, username=name, password=secrets.token_urlsafe(32))
+
+    def change() -> None:
+        with transaction(conn):
+            change_login(conn, app, kind, login)
+            follow_creator(conn, app, kind, name)
+            if kind == TABLECREATOR:
+                _join(conn, working.username)
+                names = map(sql.Identifier, (working.username, app.group(kind)))
+                query(conn, sql.SQL("REASSIGN OWNED BY {} TO {}").format(*names))
+
+    retried(change)
+    try:
+        connect(login, deadline, state="Its secret was not changed.").close()
+    except ConnectError as exc:
+        raise UserError(f"login {name} was made, but: {exc}") from exc
+    keeper.write({**(keeper.value or {}), "username": name, "password": login.password})
+    return name, "rotated"
 
 
 def change_login(conn: Connection, app: Application, kind: str, login: Login) -> bool:
