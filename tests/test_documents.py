@@ -20,7 +20,8 @@ SCHEMA = (ROOT / "migrations" / "001_initial_schema.sql").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in found if name == language]
 
 
 def block_with(text: str, words: str) -> str:
@@ -58,7 +59,20 @@ def test_readme_has_the_sections_that_users_know_in_their_order() -> None:
 
 def test_readme_schema_is_the_first_migration() -> None:
     """The README shows the schema that the folder brings."""
-    assert blocks(README, "sql") == [SCHEMA]
+    assert blocks(README, "sql")[0] == SCHEMA
+
+
+def test_readme_file_that_is_no_transaction_runs(world: World) -> None:
+    """The marked file of the README makes its two indexes."""
+    world.write("001_orders.sql", "CREATE TABLE orders (user_id int, created_at date);")
+    world.write("002_indexes.sql", blocks(README, "sql")[1])
+
+    world.deploy()
+
+    found = world.sql(
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'orders'::regclass AND indisvalid"
+    )
+    assert sorted(found) == [("orders_date",), ("orders_user",)]
 
 
 def test_readme_variables_are_those_that_the_code_reads() -> None:
