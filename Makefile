@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/requirements-installed
 UV     := uv==0.13.9
+CDK    := cdk_example
 
 # Test processes; each starts its own PostgreSQL. A server given by TEST_DATABASE_URL is only one.
 ifdef TEST_DATABASE_URL
@@ -24,6 +25,17 @@ demo: $(READY)  ## migrate a throw-away database, step by step (MIGRATIONS=folde
 compare: $(READY)  ## the same result through psql? (MIGRATIONS=folder)
 	$(BIN)/python tests/harness/compare.py "$(if $(MIGRATIONS),$(MIGRATIONS),migrations)"
 
+example: $(READY) $(CDK)/node_modules/.package-lock.json  ## check, test and synthesise the CDK example (Node 20.12 or newer)
+	cd $(CDK) && npm run -s build
+	cd $(CDK) && PYTHON="$(CURDIR)/$(BIN)/python" npm test
+	rm -rf $(CDK)/cdk.out
+	cd $(CDK) && for database in instance aurora managed; do \
+	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
+	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
+
+chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root and Linux for the network's part)
+	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,13 +50,19 @@ lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --extra dev --generate-hashes --upgrade \
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
 	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
+	cd $(CDK) && npm install --package-lock-only --omit-lockfile-registry-resolved
 
 clean:  ## remove everything that make made
+	rm -rf $(CDK)/node_modules $(CDK)/cdk.out $(CDK)/layer/wheels
 	rm -rf $(VENV) .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # After an upgrade of the system the Python behind .venv may be gone: then it is made anew.
 $(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(READY))
+
+$(CDK)/node_modules/.package-lock.json: $(CDK)/package-lock.json
+	cd $(CDK) && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 $(READY): requirements-dev.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.txt
@@ -59,4 +77,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo compare lint format lock clean
+.PHONY: help test demo compare example chaos lint format lock clean

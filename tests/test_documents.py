@@ -218,7 +218,7 @@ def test_document_links_and_files_exist(document: Path) -> None:
         assert link[1:] in headings if link.startswith("#") else (document.parent / link).exists(), link
     for path in re.findall(r"`((?:tests|db_setup|migrations|\.ci)/[\w./]*)`", text):
         assert (ROOT / path).exists() or (ROOT / "db_setup" / path).exists(), path
-    assert set(re.findall(r"make (test|demo|lint|lock|chaos|versions|compare|bench)\b", text)) <= targets
+    assert set(re.findall(r"make (test|demo|lint|lock|chaos|versions|compare|bench|example|chain)\b", text)) <= targets
 
 
 def test_changelog_begins_with_the_version_of_the_code() -> None:

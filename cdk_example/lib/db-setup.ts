@@ -1,0 +1,193 @@
+import { Duration, IgnoreMode, Names, Stack } from "aws-cdk-lib";
+import * as cloudwatch from "aws-cdk-lib/aws-cloudwatch";
+import * as ec2 from "aws-cdk-lib/aws-ec2";
+import * as iam from "aws-cdk-lib/aws-iam";
+import * as lambda from "aws-cdk-lib/aws-lambda";
+import * as logs from "aws-cdk-lib/aws-logs";
+import * as secretsmanager from "aws-cdk-lib/aws-secretsmanager";
+import * as triggers from "aws-cdk-lib/triggers";
+import { Construct, IConstruct, IDependable } from "constructs";
+import { PsycopgLayer } from "./psycopg-layer";
+
+/** The variables of db_setup that are not secrets; its README says what they mean. */
+export type DbSetupVariable =
+  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS")
+  | ("MIGRATIONS_TABLE" | "ROLE_PREFIX" | "PGSSLMODE" | "PGSSLROOTCERT" | "PGCONNECT_TIMEOUT");
+
+export interface DbSetupProps {
+  /** The PostgreSQL instance or cluster, no proxy. Its port is opened for the function. */
+  readonly database: IConstruct & ec2.IConnectable & { readonly secret?: secretsmanager.ISecret };
+
+  /** The admin's login. @default - the secret that the database was made with */
+  readonly adminSecret?: secretsmanager.ISecret;
+
+  /** Receives the login of the application, which may read and write. @default - no such login is made */
+  readonly userSecret?: secretsmanager.ISecret;
+
+  /** Receives the login that may create tables as well. @default - no such login is made */
+  readonly creatorSecret?: secretsmanager.ISecret;
+
+  /** Where the function runs. It has to reach the database and Secrets Manager. */
+  readonly vpc: ec2.IVpc;
+
+  /** The subnets in it. @default - private subnets, or isolated ones where there are no others */
+  readonly vpcSubnets?: ec2.SubnetSelection;
+
+  /** The folder with initializer.py and migrations/. @default "lambda/db_setup" */
+  readonly codePath?: string;
+
+  /** Further variables. @default - none */
+  readonly environment?: { readonly [name in DbSetupVariable]?: string };
+
+  /**
+   * What else has to be there before a run, such as the VPC endpoint for Secrets Manager.
+   * @default - the database, the secrets and the rules that open the port: they need not be named
+   */
+  readonly executeAfter?: IDependable[];
+
+  /**
+   * How long one run may take, 13 minutes at most. db_setup stops itself 20 seconds earlier, and says what is left.
+   * @default Duration.minutes(5)
+   */
+  readonly timeout?: Duration;
+
+  /** Memory in MiB, enough for migrations of 50 MB. @default 512 */
+  readonly memorySize?: number;
+
+  /** What the function runs on. @default lambda.Architecture.X86_64 */
+  readonly architecture?: lambda.Architecture;
+
+  /** psycopg2 for Python 3.13 on this architecture. @default - a layer that pip puts together during synthesis */
+  readonly layer?: lambda.ILayerVersion;
+
+  /** How long the log is kept. @default logs.RetentionDays.ONE_YEAR */
+  readonly logRetention?: logs.RetentionDays;
+
+  /**
+   * Where the metrics stand: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
+   * @default - "DbSetup/" and a name made of the construct's path
+   */
+  readonly metricNamespace?: string;
+}
+
+/** Brings a PostgreSQL database up to date at every deployment that changes a migration, or anything else here. */
+export class DbSetup extends Construct {
+  readonly function: lambda.Function;
+  readonly trigger: triggers.Trigger;
+  readonly errorsAlarm: cloudwatch.Alarm;
+  readonly logGroup: logs.LogGroup;
+  readonly metricNamespace: string;
+
+  constructor(scope: Construct, id: string, props: DbSetupProps) {
+    super(scope, id);
+    const { database, userSecret, creatorSecret, architecture = lambda.Architecture.X86_64 } = props;
+    const adminSecret = props.adminSecret ?? database.secret;
+    if (!adminSecret) {
+      throw new Error(
+        `${id}: the database has no secret of its own. Name the one with the admin's login in adminSecret.`,
+      );
+    }
+    const timeout = props.timeout ?? Duration.minutes(5);
+    if (timeout.toSeconds() > 13 * 60) {
+      throw new Error(`${id}: a timeout above 13 minutes would outlive the trigger, which has 15 for everything.`);
+    }
+
+    // It may go to Secrets Manager and to the database; allowToDefaultPort, below, adds the latter.
+    const securityGroup = new ec2.SecurityGroup(this, "SecurityGroup", { vpc: props.vpc, allowAllOutbound: false });
+    securityGroup.addEgressRule(ec2.Peer.anyIpv4(), ec2.Port.HTTPS, "Secrets Manager");
+    // Kept when the stack goes: after a first deployment that failed, it is all that says why.
+    this.logGroup = new logs.LogGroup(this, "Log", { retention: props.logRetention ?? logs.RetentionDays.ONE_YEAR });
+    this.function = new lambda.Function(this, "Function", {
+      // No date and no name: a change of the migrations is a change of the code, and a fixed name is in the way when
+      // CloudFormation has to replace the function.
+      description: "Database initializer and migration runner",
+      runtime: lambda.Runtime.PYTHON_3_13,
+      architecture,
+      handler: "initializer.handler",
+      code: lambda.Code.fromAsset(props.codePath ?? "lambda/db_setup", ASSET),
+      layers: [props.layer ?? new PsycopgLayer(this, "Psycopg", { architecture })],
+      timeout,
+      memorySize: props.memorySize ?? 512,
+      vpc: props.vpc,
+      vpcSubnets: props.vpcSubnets,
+      securityGroups: [securityGroup],
+      environment: {
+        ...props.environment,
+        DB_SECRET_NAME: adminSecret.secretArn,
+        ...(userSecret && { DB_USER_SECRET_NAME: userSecret.secretArn }),
+        ...(creatorSecret && { DB_PROXY: creatorSecret.secretArn }),
+      },
+      logGroup: this.logGroup,
+      loggingFormat: lambda.LoggingFormat.JSON,
+      // An asynchronous run that failed would fail again: the file has to be mended first.
+      retryAttempts: 0,
+      currentVersionOptions: { retryAttempts: 0 },
+    });
+
+    // Said from the function's side, so that the database may stand in another stack.
+    this.function.connections.allowToDefaultPort(database);
+    const writable = [userSecret, creatorSecret].filter((secret) => secret !== undefined);
+    this.allow("secretsmanager:GetSecretValue", "kms:Decrypt", [adminSecret, ...writable]);
+    this.allow("secretsmanager:PutSecretValue", "kms:GenerateDataKey", writable);
+
+    this.trigger = new triggers.Trigger(this, "Trigger", {
+      handler: this.function,
+      // Longer than the function can take: a trigger that loses patience invokes again while the first run is at work.
+      timeout: timeout.plus(Duration.minutes(1)),
+    });
+    // The rules that open the port stand in the security groups, and the metric filters in the log group.
+    this.trigger.node.addDependency(database, ...database.connections.securityGroups, securityGroup, this.logGroup);
+    this.trigger.node.addDependency(adminSecret, ...writable, ...(props.executeAfter ?? []));
+
+    this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
+      alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,
+      threshold: 1,
+      evaluationPeriods: 1,
+      treatMissingData: cloudwatch.TreatMissingData.NOT_BREACHING,
+    });
+    this.metricNamespace =
+      props.metricNamespace ?? `DbSetup/${Names.uniqueResourceName(this, { separator: "-", maxLength: 200 })}`;
+    for (const name of ["applied", "failed", "duration_ms", "lock_wait_ms"]) {
+      this.logGroup.addMetricFilter(name, {
+        // Only the last line of a run has this key, whether it says "done" or "failed".
+        filterPattern: logs.FilterPattern.numberValue("$.failed", ">=", 0),
+        metricNamespace: this.metricNamespace,
+        metricName: name,
+        metricValue: `$.${name}`,
+        unit: name.endsWith("_ms") ? cloudwatch.Unit.MILLISECONDS : cloudwatch.Unit.COUNT,
+      });
+    }
+  }
+
+  /** One action on these secrets, and its counterpart on their keys where they have keys of their own. */
+  private allow(action: string, keyAction: string, secrets: secretsmanager.ISecret[]): void {
+    const give = (actions: string[], resources: string[], conditions = {}) =>
+      resources.length && this.function.addToRolePolicy(new iam.PolicyStatement({ actions, resources, conditions }));
+    // A secret that was imported by its name has no complete ARN; AWS adds six characters to its name.
+    give(
+      [action],
+      secrets.map((secret) => secret.secretFullArn ?? `${secret.secretArn}-??????`),
+    );
+    give(
+      [keyAction],
+      secrets.flatMap((secret) => secret.encryptionKey?.keyArn ?? []),
+      {
+        StringEquals: { "kms:ViaService": `secretsmanager.${Stack.of(this).region}.amazonaws.com` },
+      },
+    );
+  }
+}
+
+/** Modules, migrations and a certificate bundle go along; caches, notes and the entry for the terminal stay at home. */
+const ASSET = {
+  ignoreMode: IgnoreMode.GIT,
+  exclude: [
+    "*",
+    "!/*.py",
+    "/__main__.py",
+    "!/migrations/",
+    "!/migrations/**/",
+    "!/migrations/**/*.sql",
+    "!/global-bundle.pem",
+  ],
+};
