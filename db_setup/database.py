@@ -364,6 +364,9 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> int:
     A holder of our own login that is past its deadline cannot be alive any more and is ended. Raises LockError.
     """
     started, announced = time.monotonic(), 0.0
+    if deadline.at is not None:  # first: a process that is frozen behind this line does not hold the lock for ever
+        publish = "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)"
+        query(conn, publish, [DEADLINE_CLASS, deadline.left(0) + deadline.reserve])
     while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
         waited = time.monotonic() - started
         holder = "another run"
@@ -383,7 +386,4 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> int:
             log("waiting for another run", holder=holder)
             announced = time.monotonic()
         time.sleep(random.uniform(0.1, 0.4))
-    if deadline.at is not None:
-        publish = "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)"
-        query(conn, publish, [DEADLINE_CLASS, deadline.left(0) + deadline.reserve])
     return round((time.monotonic() - started) * 1000)

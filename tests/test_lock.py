@@ -286,6 +286,20 @@ def test_lock_holder_without_a_deadline_publishes_none(world: World) -> None:
     assert world.sql("SELECT left_s FROM seen") == []
 
 
+def test_lock_waiter_has_published_its_deadline_before_it_holds_the_lock(world: World) -> None:
+    """So no run can be frozen with the lock and without a deadline."""
+    world.write("001_a.sql", "SELECT 1")
+    published = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = {DEADLINE_CLASS}"
+    with ThreadPoolExecutor(1) as pool:
+        with holder(world):
+            waiting = pool.submit(world.deploy, None, Context(30))
+            wait_until(lambda: world.sql(published) != [])
+            assert not waiting.done()
+        waiting.result(WAIT_S)
+
+    assert world.applied() == ["001_a"]
+
+
 def is_alive(conn: Any) -> bool:
     try:
         return rows(conn, "SELECT true") == [(True,)]
