@@ -34,6 +34,7 @@ example: $(READY) $(CDK)/node_modules/.package-lock.json  ## check, test and syn
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
 
 chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root and Linux for the network's part)
+	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
 
 lint: $(READY)  ## ruff and mypy

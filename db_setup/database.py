@@ -200,6 +200,12 @@ def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
     return options
 
 
+def _connect_timeout(environ: Mapping[str, str], timeout: int) -> dict[str, int]:
+    """PGCONNECT_TIMEOUT may shorten ours, which the deadline sets; what is no number is left to libpq to refuse."""
+    asked = environ.get("PGCONNECT_TIMEOUT", str(timeout))
+    return {"connect_timeout": timeout} if asked.isdigit() and int(asked) >= timeout else {}
+
+
 def options(login: Login, timeout: int) -> dict[str, Any]:
     """What to connect with; a vanished server is noticed after about 20 s."""
     return {
@@ -214,7 +220,7 @@ def options(login: Login, timeout: int) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": 20000,
-        **({} if "PGCONNECT_TIMEOUT" in os.environ else {"connect_timeout": timeout}),
+        **_connect_timeout(os.environ, timeout),
         **_tls_options(os.environ),
     }
 
@@ -285,10 +291,12 @@ def connect(login: Login, deadline: Deadline, state: str = "Nothing has been cha
 
 
 def session_settings(version: int, lock_timeout_ms: int) -> str:
-    """Our own session, made with SET because a proxy refuses libpq's `options`; sent again behind each file.
+    """SETs for our own session, sent again behind each file. A proxy refuses libpq's `options`."""
+    return "".join(f"SET {name} = '{value}'; " for name, value in own_settings(version, lock_timeout_ms).items())
 
-    Together they let the server notice within about 12 s that we are gone, and let go of our locks.
-    """
+
+def own_settings(version: int, lock_timeout_ms: int) -> dict[str, Any]:
+    """Together they let the server notice within about 15 s that we are gone, and let go of our locks."""
     settings = {
         "lock_timeout": lock_timeout_ms,
         "statement_timeout": 0,
@@ -296,13 +304,14 @@ def session_settings(version: int, lock_timeout_ms: int) -> str:
         "tcp_keepalives_idle": 5,
         "tcp_keepalives_interval": 2,
         "tcp_keepalives_count": 3,
+        "tcp_user_timeout": 11_000,  # no keepalive is sent while an answer is on its way
         # A function in schema public that fits better than PostgreSQL's own would run as the admin.
         "search_path": "pg_catalog",
         "DateStyle": "ISO",  # psycopg2 reads dates only in this style
     }
     if version >= 140000:
         settings.update(client_connection_check_interval=2000, idle_session_timeout=300_000)
-    return "".join(f"SET {name} = '{value}'; " for name, value in settings.items())
+    return settings
 
 
 DEFAULTS = (
@@ -312,11 +321,23 @@ DEFAULTS = (
 )
 
 
+SET_UP = (
+    "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) s(name, value) "  # noqa: S608
+    "WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {}; "
+    f"SELECT pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS})"
+)
+
+
 def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
-    """Set up the session; refuse what is not the writer's own endpoint."""
-    settings = session_settings(conn.server_version, lock_timeout_ms)
-    ask = f"SELECT pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS})"
-    pid, standby, conn.defaults = query(conn, settings + ask)[0]
+    """Set up the session; refuse what is not the writer's own endpoint.
+
+    A pooler's session is left as it was: it goes to an application next.
+    """
+    settings = own_settings(conn.server_version, lock_timeout_ms)
+    values = sql.SQL(", ").join(
+        sql.SQL("({}, {})").format(sql.Literal(k), sql.Literal(str(v))) for k, v in settings.items()
+    )
+    pid, standby, conn.defaults = query(conn, sql.SQL(SET_UP).format(values, sql.Literal(conn.info.backend_pid)))[0]
     if pid != conn.info.backend_pid:
         raise ConnectError(
             f"{conn.info.host} is a connection pooler or proxy, where a session lock protects nothing: "

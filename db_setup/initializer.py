@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import boto3
 import limited_users
@@ -72,6 +72,7 @@ from watcher import Watcher
 __version__ = "1.0.0"
 __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
 
+Result = TypeVar("Result")
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 ADMIN = "DB_SECRET_NAME"
@@ -619,9 +620,9 @@ ADD_COLUMNS = sql.SQL(
 )
 
 
-def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
+def ensure_tracking(conn: Connection, setup: Setup) -> list[str]:
     """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
-    config = setup.config
+    config, state = setup.config, read_state(conn, setup.config)
     if state.columns is not None and set(OUR_COLUMNS) <= set(state.columns):
         return []
     with transaction(conn):
@@ -755,6 +756,28 @@ def pauses(deadline: Deadline) -> Iterator[float]:
         yield pause
 
 
+def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]) -> Result:
+    """Do it again, at the deadline at last, where others are in the way for a moment."""
+    waits = pauses(deadline)
+    while True:
+        try:
+            return action()
+        except psycopg2.Error as exc:
+            if not gives_way(conn, exc.pgcode or "", waits):
+                raise
+
+
+def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
+    """Wait a while if others were in the way, and if there is time for it."""
+    pause = next(waits, None) if sqlstate in script_runner.RETRYABLE else None
+    if pause is None:
+        return False
+    by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
+    log("gave way", **fields, sqlstate=sqlstate, again_in_s=round(pause, 1), **by)
+    time.sleep(pause)
+    return True
+
+
 class Pending(NamedTuple):
     """A file that is to be applied, and recorded as `name`."""
 
@@ -778,12 +801,8 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
             in_steps = outcome.code == "25001" and one.script.count == 1  # it has no atomicity to lose
             if in_steps:
                 continue
-        pause = next(waits, None) if outcome.code in script_runner.RETRYABLE else None
-        if pause is None:
+        if not gives_way(conn, outcome.code, waits, migration=one.name):
             return outcome
-        by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
-        log("gave way", migration=one.name, sqlstate=outcome.code, again_in_s=round(pause, 1), **by)
-        time.sleep(pause)
         by_statement = True  # so that the last one can name the statement
 
 
@@ -853,8 +872,9 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
 
     False where a file has changed the session, and a new one has to do the rest.
     """
-    state = read_state(conn, setup.config)
+    state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
     plan = make_plan(setup.files, state.rows)
+    report["pending"] = [name for name, _ in plan.pending]
     users = working_users(conn, setup, deadline) if is_complete(state, plan) else None
     if users is not None:
         check_edited(setup.config, plan, report)
@@ -863,12 +883,13 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     report["lock_wait_ms"] += acquire_lock(conn, deadline)
     if setup.config.create_users:
         limited_users.refuse_roles_of_others(conn, setup.application)
-    report["adopted"] += ensure_tracking(conn, setup, read_state(conn, setup.config))
+    report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup))
     plan = make_plan(setup.files, read_state(conn, setup.config).rows)
+    report["pending"] = [name for name, _ in plan.pending]
     check_edited(setup.config, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
     pending = [Pending(name, m, replace(load_script(conn, m, setup.config), text="")) for name, m in plan.pending]
-    follow_renames(conn, setup.config, plan)
+    patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
     if not apply_pending(conn, setup.config, pending, deadline, report):
         return False
@@ -976,9 +997,10 @@ def out_of_time_message(report: Mapping[str, Any], where: str) -> str:
     applied = [entry["name"] for entry in report["applied"]]
     state = "it was not started" if where == "before" else "it is rolled back unless it had just finished"
     place = f" {where} {report['pending'][0]}: {state}" if report["pending"] else ""
+    waiting = shortened(report["pending"])
     return (
         f"out of time{place}. Applied in this run: {shortened(applied) or 'nothing'}. "
-        f"Not applied: {shortened(report['pending']) or 'nothing'}. "
+        f"{f'Not applied: {waiting}.' if waiting else 'The rest is not done yet.'} "
         "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
     )
 

@@ -72,6 +72,8 @@ class Watcher:
                 self._options["hostaddr"] = handle.getpeername()[0]
         self._helper: Any = None
         self._over = threading.Event()
+        share_s = max(deadline.reserve / 3, 0.5) if deadline.at is not None else ANSWER_S
+        self._answer_s, self._cancelled_s = min(ANSWER_S, share_s), min(CANCELLED_S, share_s)
         self._thread = threading.Thread(target=self._watch, name="db_setup watcher", daemon=True)
 
     @contextmanager
@@ -127,13 +129,14 @@ class Watcher:
         """
         self.rang.set()
         self._ask(CANCEL, [self._pid])
-        if not self._over.wait(CANCELLED_S):
+        if not self._over.wait(self._cancelled_s):
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
                 handle.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, statement: str, args: Any) -> list[tuple[Any, ...]]:
         """The answer to a query on the second connection; nothing where none comes in time."""
-        end = time.monotonic() + ANSWER_S
+        left = self._deadline.left(ANSWER_S)
+        end = time.monotonic() + min(self._answer_s, left if left > 0 else ANSWER_S)  # a look ends at the deadline
         try:
             if self._helper is None:
                 self._helper = psycopg2.connect(**self._options)
