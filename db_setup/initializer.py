@@ -855,7 +855,10 @@ def ensure_logins(
     done: dict[str, str] = {}
     client = setup.secrets_client if deadline.left(60) > 40 else secrets_client(deadline)
     for kind, target in setup.targets.items():
-        secret = read_secret(client, target.name)  # another run may have written it meanwhile
+        try:
+            secret = read_secret(client, target.name)  # another run may have written it meanwhile
+        except ConfigError as exc:
+            raise UserError(f"{exc}. Its login was not changed; mend this and invoke again.") from exc
         keeper = limited_users.Keeper(secret.value, partial(write_secret, client, secret))
         name, what = ensure(conn, setup.application, kind, keeper, deadline)
         done[name] = what

@@ -1,7 +1,7 @@
 """Watches a connection from a second one: says what a long statement waits for and how far it is, and stops it in time.
 
-Knows PostgreSQL and the clock, nothing of migrations or AWS. The second connection is opened on first need, and is
-never waited for longer than it is told: whatever happens to it, the watched connection is not harmed.
+Knows PostgreSQL and the clock, nothing of migrations or AWS. The second connection is opened when there is something to
+ask, and is never waited for longer than it is told: whatever happens to it, the watched connection is not harmed.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ WAITS_FOR = """
                    quote_literal(b.application_name), coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
         FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)
-    FROM pg_stat_activity a WHERE a.pid = %s"""
+    FROM pg_stat_activity a WHERE a.pid = %(pid)s"""
 # What an index is built by goes on: stopped, it would have to begin anew, and may never come to an end.
-CANCEL = f"SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = %s AND NOT ({BUILDING})"  # noqa: S608
+CANCEL = f"SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = %(pid)s AND NOT ({BUILDING})"  # noqa: S608
 
 
 def progress_query(version: int) -> str:
@@ -70,7 +70,6 @@ class Watcher:
         with socket.socket(fileno=os.dup(self._socket)) as handle:  # the very same server, and no wait for DNS
             if handle.family in (socket.AF_INET, socket.AF_INET6):
                 self._options["hostaddr"] = handle.getpeername()[0]
-        self._helper: Any = None
         self._over = threading.Event()
         share_s = max(deadline.reserve / 3, 0.5) if deadline.at is not None else ANSWER_S
         self._answer_s, self._cancelled_s = min(ANSWER_S, share_s), min(CANCELLED_S, share_s)
@@ -89,23 +88,20 @@ class Watcher:
     def _watch(self) -> None:
         """A look shortly before a lock timeout strikes, and a line in the log from time to time."""
         since, due, next_look = None, itertools.count(), 0.0
-        try:
-            tick = min(TICK_S, self._look_after_s / 4)
-            while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
-                if self._deadline.left(1) <= 0:
-                    return self._stop()
-                if self._conn.busy_since != since:
-                    since = self._conn.busy_since
-                    due, next_look = itertools.count(FIRST_LINE_S, NEXT_LINE_S), self._look_after_s
-                elif since is not None and time.monotonic() - since >= next_look:
-                    self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
-                    next_look = next(due)
-        finally:
-            if self._helper is not None:
-                self._helper.close()
+        tick = min(TICK_S, self._look_after_s / 4)
+        while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
+            if self._deadline.left(1) <= 0:
+                self._stop()
+                return
+            if self._conn.busy_since != since:
+                since = self._conn.busy_since
+                due, next_look = itertools.count(FIRST_LINE_S, NEXT_LINE_S), self._look_after_s
+            elif since is not None and time.monotonic() - since >= next_look:
+                self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
+                next_look = next(due)
 
     def _look(self, elapsed_s: float, tell: bool) -> None:
-        found = self._ask(WAITS_FOR, [self._pid])
+        found = self._ask(WAITS_FOR, self._deadline.left(ANSWER_S))
         if not found:
             return
         waits_for, self._conn.blocked_by = found[0]
@@ -116,7 +112,7 @@ class Watcher:
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
-        for phase, done, total in self._ask(progress_query(self._version), {"pid": self._pid}):
+        for phase, done, total in self._ask(progress_query(self._version), self._deadline.left(ANSWER_S)):
             percent = round(100 * done / total) if total else 0
             left = {"phase_left_s": round(elapsed_s * (100 - percent) / percent) or 1} if percent else {}
             return {"phase": phase, **({"percent": percent} if total else {"done": round(done)}), **left}
@@ -128,33 +124,31 @@ class Watcher:
         libpq's own cancel has no timeout and holds Python's lock: one that hangs would freeze every thread.
         """
         self.rang.set()
-        self._ask(CANCEL, [self._pid])
+        self._ask(CANCEL, ANSWER_S)
         if not self._over.wait(self._cancelled_s):
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
                 handle.shutdown(socket.SHUT_RDWR)
 
-    def _ask(self, statement: str, args: Any) -> list[tuple[Any, ...]]:
-        """The answer to a query on the second connection; nothing where none comes in time."""
-        left = self._deadline.left(ANSWER_S)
-        end = time.monotonic() + min(self._answer_s, left if left > 0 else ANSWER_S)  # a look ends at the deadline
-        try:
-            if self._helper is None:
-                self._helper = psycopg2.connect(**self._options)
-                self._settle(end)
-            with self._helper.cursor() as cur:
-                cur.execute("SET search_path = pg_catalog; " + statement, args)
-                self._settle(end)
-                rows: list[tuple[Any, ...]] = cur.fetchall()
-                return rows
-        except (psycopg2.Error, OSError):
-            if self._helper is not None:
-                self._helper.close()
-                self._helper = None
-            return []
+    def _ask(self, statement: str, within_s: float) -> list[tuple[Any, ...]]:
+        """The answer to a query on the second connection; nothing where none comes in time. Closed each time: an idle
+        connection would outlive a sandbox that vanishes."""
+        end = time.monotonic() + min(within_s, self._answer_s)
+        with suppress(psycopg2.Error, OSError):
+            helper = psycopg2.connect(**self._options)
+            try:
+                _settle(helper, end)
+                with helper.cursor() as cur:
+                    cur.execute("SET search_path = pg_catalog; " + statement, {"pid": self._pid})
+                    _settle(helper, end)
+                    return list(cur.fetchall())
+            finally:
+                helper.close()
+        return []
 
-    def _settle(self, end: float) -> None:
-        while (state := self._helper.poll()) != POLL_OK:
-            read = [self._helper] if state == POLL_READ else []
-            write = [self._helper] if state == POLL_WRITE else []
-            if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
-                raise psycopg2.OperationalError("no answer in time")
+
+def _settle(conn: Any, end: float) -> None:
+    """Wait for what an asynchronous connection does; raises psycopg2.Error at `end`."""
+    while (state := conn.poll()) != POLL_OK:
+        read, write = [conn] if state == POLL_READ else [], [conn] if state == POLL_WRITE else []
+        if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
+            raise psycopg2.OperationalError("no answer in time")
