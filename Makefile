@@ -37,6 +37,9 @@ chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root a
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
 
+versions: $(READY)  ## the tests on PostgreSQL 13 to 18 and the Pythons that are here, pairwise (ARGS=tests/test_users.py)
+	$(BIN)/python tests/versions.py $(ARGS)
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +58,7 @@ lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's
 
 clean:  ## remove everything that make made
 	rm -rf $(CDK)/node_modules $(CDK)/cdk.out $(CDK)/layer/wheels
-	rm -rf $(VENV) .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .versions .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # After an upgrade of the system the Python behind .venv may be gone: then it is made anew.
@@ -78,4 +81,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo compare example chaos lint format lock clean
+.PHONY: help test demo compare example chaos versions lint format lock clean

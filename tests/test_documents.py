@@ -216,6 +216,9 @@ def test_document_links_and_files_exist(document: Path) -> None:
 
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert link[1:] in headings if link.startswith("#") else (document.parent / link).exists(), link
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
     for path in re.findall(r"`((?:tests|db_setup|migrations|\.ci)/[\w./]*)`", text):
         assert (ROOT / path).exists() or (ROOT / "db_setup" / path).exists(), path
     assert set(re.findall(r"make (test|demo|lint|lock|chaos|versions|compare|bench|example|chain)\b", text)) <= targets
