@@ -5,6 +5,7 @@ Knows PostgreSQL and the clock, nothing of migrations or AWS. Raises ConnectErro
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 import psycopg2
 from psycopg2 import sql
@@ -26,6 +27,8 @@ CONNECT_TIMEOUT_S = 5
 CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
 MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
+RETRIES_WITHOUT_DEADLINE = 10
+RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 GIVE_UP_EARLY_S = 2  # before the watchdog strikes, so that the answer names the holder of the lock
 RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
 
@@ -33,6 +36,7 @@ RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 DEADLINE_CLASS = 0x64625F73  # its first half; the second key of this lock is the holder's deadline, in epoch seconds
 
+Result = TypeVar("Result")
 logger = logging.getLogger("db_setup")
 
 
@@ -347,6 +351,40 @@ def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
         raise ConnectError(
             f"{conn.info.host} is a read replica: set DB_HOST to the writer's endpoint. Nothing has been changed."
         )
+
+
+# --- Giving way -------------------------------------------------------------------------------------------------------
+
+
+def pauses(deadline: Deadline) -> Iterator[float]:
+    """Growing, jittered pauses between two attempts, until the deadline, or ten without one."""
+    for number in itertools.count():
+        pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
+        if deadline.left(pause + 1) <= pause or (deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE):
+            return
+        yield pause
+
+
+def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]) -> Result:
+    """Do it again, at the deadline at last, where others are in the way for a moment."""
+    waits = pauses(deadline)
+    while True:
+        try:
+            return action()
+        except psycopg2.Error as exc:
+            if not gives_way(conn, exc.pgcode or "", waits):
+                raise
+
+
+def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
+    """Wait a while if others were in the way, and if there is time for it."""
+    pause = next(waits, None) if sqlstate in RETRYABLE else None
+    if pause is None:
+        return False
+    by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
+    log("gave way", **fields, sqlstate=sqlstate, again_in_s=round(pause, 1), **by)
+    time.sleep(pause)
+    return True
 
 
 # --- Lock -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ import itertools
 import json
 import logging
 import os
-import random
 import re
 import time
 import unicodedata
@@ -38,7 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, NamedTuple, Optional
 
 import boto3
 import limited_users
@@ -56,8 +55,11 @@ from database import (
     Login,
     acquire_lock,
     connect,
+    gives_way,
     literal,
     log,
+    patiently,
+    pauses,
     prepare_session,
     query,
     set_up_logging,
@@ -72,12 +74,10 @@ from watcher import Watcher
 __version__ = "1.0.0"
 __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
 
-Result = TypeVar("Result")
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 ADMIN = "DB_SECRET_NAME"
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-RETRIES_WITHOUT_DEADLINE = 10
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
@@ -745,37 +745,6 @@ def tracking_insert(conn: Connection, config: Config, one: Pending) -> str:
     insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
     values = map(literal, (one.name, one.script.checksum, file_sha256(one.migration)))
     return insert.format(config.tracking, *values).as_string(conn)
-
-
-def pauses(deadline: Deadline) -> Iterator[float]:
-    """Growing, jittered pauses between two attempts, until the deadline, or ten without one."""
-    for number in itertools.count():
-        pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
-        if deadline.left(pause + 1) <= pause or (deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE):
-            return
-        yield pause
-
-
-def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]) -> Result:
-    """Do it again, at the deadline at last, where others are in the way for a moment."""
-    waits = pauses(deadline)
-    while True:
-        try:
-            return action()
-        except psycopg2.Error as exc:
-            if not gives_way(conn, exc.pgcode or "", waits):
-                raise
-
-
-def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
-    """Wait a while if others were in the way, and if there is time for it."""
-    pause = next(waits, None) if sqlstate in script_runner.RETRYABLE else None
-    if pause is None:
-        return False
-    by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
-    log("gave way", **fields, sqlstate=sqlstate, again_in_s=round(pause, 1), **by)
-    time.sleep(pause)
-    return True
 
 
 class Pending(NamedTuple):

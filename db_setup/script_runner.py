@@ -14,11 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Optional
 
 import psycopg2
-from database import Connection, is_as_it_was, literal, log, query, roll_back, session_settings, transaction, waiting
+from database import (
+    RETRYABLE,
+    Connection,
+    is_as_it_was,
+    literal,
+    log,
+    query,
+    roll_back,
+    session_settings,
+    transaction,
+    waiting,
+)
 from psycopg2 import sql
 from sql_scanner import Script, Statement, Target, body_of, checksum, locate, opening_modes
 
-RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
 SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
 SAVEPOINT = "db_setup_file"

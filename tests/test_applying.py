@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import initializer
+import database
 import psycopg2
 import pytest
 import sql_scanner
@@ -886,7 +886,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After ten attempts, or at the deadline, the message names the statement that waited and what to do."""
-    monkeypatch.setattr(initializer, "RETRIES_WITHOUT_DEADLINE", 1)
+    monkeypatch.setattr(database, "RETRIES_WITHOUT_DEADLINE", 1)
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import database
 import initializer
 import pytest
 from database import Deadline
@@ -124,7 +125,7 @@ def test_lock_wait_gives_way_to_the_application_and_succeeds_when_the_way_is_fre
 
 def test_lock_wait_pauses_grow_and_are_jittered() -> None:
     """The pauses between two attempts grow up to about 15 s, and two runs that collide do not keep step."""
-    one, other = list(initializer.pauses(Deadline())), list(initializer.pauses(Deadline()))
+    one, other = list(database.pauses(Deadline())), list(database.pauses(Deadline()))
 
     assert len(one) == len(other) == 10
     assert all(0.7 * 1.6**number * 0.5 <= pause for number, pause in enumerate(one[:8]))
