@@ -56,6 +56,7 @@ class Outcome:
     at_end: bool = False
     connection_lost: bool = False
     goes_on: bool = False  # the server may still be at it
+    in_the_way: bool = False  # others are, for a while
 
     @property
     def failed(self) -> bool:
@@ -67,7 +68,7 @@ class Outcome:
 
     @property
     def code(self) -> str:
-        return (self.error and self.error.pgcode) or ""
+        return RETRYABLE[0] if self.in_the_way else (self.error and self.error.pgcode) or ""
 
 
 class Message(NamedTuple):
@@ -382,10 +383,20 @@ _TRACES = {
     "REINDEX": _INDEX  # noqa: S608
     + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR
         (NOT i.indisvalid AND c.relname ~ %(left)s AND n.nspname <> 'pg_toast' AND (%(on)s IS NULL OR i.indrelid IN
-            (SELECT o.indrelid FROM pg_index o WHERE %(on)s IN (o.indexrelid, o.indrelid))))""",
+            (SELECT o.indrelid FROM pg_index o WHERE %(on)s IN (o.indexrelid, o.indrelid) OR EXISTS
+                (SELECT FROM pg_partition_tree(%(on)s) WHERE relid IN (o.indexrelid, o.indrelid)))))""",
     "DETACH": "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits WHERE inhparent = %(on)s AND inhrelid = %(part)s",
     "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
 }
+
+
+# It waits for every snapshot that is older; if we waited for its table with one, it would be ended by the deadlock.
+_BUILT_BY_ANOTHER = """
+    SELECT true FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_progress_create_index p ON p.pid = l.pid
+    JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+    WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
+      AND l.relation IN (SELECT coalesce(i.indrelid, o) FROM pg_catalog.to_regclass(%s::text) o
+                         LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o)"""
 
 
 def traces(conn: Connection, target: Target) -> list[Trace]:
@@ -413,9 +424,13 @@ def _run_outside(conn: Connection, script: Script, step: Step, progress: Progres
             log("a run was interrupted in this statement", logging.WARNING, line=step.first.line)
             if _has_run(target, mark.before, traces(conn, target)):
                 log("it had done its work", line=step.first.line)
+                drop_invalid(conn, target, mark.before)
                 return send(conn, script, [done])
+        if target.is_build and query(conn, _BUILT_BY_ANOTHER, [target.on or None]):
+            why = "another session is building an index on this table, and would be ended by what we do"
+            return Outcome(refusal=why, offset=step.first.start, in_the_way=True)
         drop_invalid(conn, target, mark.before if mark else None)
-        before = [trace.oid for trace in traces(conn, target)]
+        before = [trace.oid for trace in traces(conn, target) if trace.valid or target.kind != "REINDEX"]
         begun = progress.mark(conn, step.number, step.checksum, done=False, before=before)
         query(conn, f"BEGIN READ WRITE; {begun}; COMMIT")
         with _patience(conn, target):
@@ -423,8 +438,12 @@ def _run_outside(conn: Connection, script: Script, step: Step, progress: Progres
         if not outcome.failed:
             return send(conn, script, [done])
         if not outcome.connection_lost:
-            drop_invalid(conn, target, before)
-            query(conn, f"BEGIN READ WRITE; {progress.forget(conn, step.number)}; COMMIT")
+            try:
+                drop_invalid(conn, target, before)
+                query(conn, f"BEGIN READ WRITE; {progress.forget(conn, step.number)}; COMMIT")
+            except psycopg2.Error as exc:
+                log("the next run has to clean up", logging.WARNING, reason=str(exc).split("\n")[0])
+                roll_back(conn)
     except psycopg2.Error as exc:
         lost = conn.closed != 0
         roll_back(conn)
@@ -434,7 +453,8 @@ def _run_outside(conn: Connection, script: Script, step: Step, progress: Progres
 
 def _has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool:
     if target.creates:
-        return any(trace.valid and trace.oid not in before for trace in now)
+        new = [trace.valid for trace in now if trace.oid not in before]
+        return bool(new) and all(new)
     there = {trace.oid for trace in now if trace.valid or target.kind == "DROP INDEX"}
     return bool(before) and not there.intersection(before)  # REINDEX puts new indexes in the place of all of them
 
@@ -453,7 +473,9 @@ def drop_invalid(conn: Connection, target: Target, before: Optional[Sequence[int
 def _patience(conn: Connection, target: Target) -> Iterator[None]:
     """A concurrent build waits for others without standing in their way: a lock timeout would only leave its index
     INVALID. It goes on when we are gone: it may take longer than any Lambda lives."""
-    names = ["lock_timeout"] if target.is_concurrent else []
+    whole = "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
+    blocks = target.kind == "REINDEX" and query(conn, whole, [target.on or None])  # it locks partitions against writers
+    names = ["lock_timeout"] if target.is_concurrent and not blocks else []
     if target.is_build and conn.server_version >= 140000:
         names.append("client_connection_check_interval")
     before = [query(conn, f"SHOW {name}")[0][0] for name in names]
@@ -469,7 +491,7 @@ def _finalize(conn: Connection, script: Script, statement: Statement) -> Message
     target = statement.target
     if target.kind == "DETACH" and conn.server_version >= 140000:
         half_way = (
-            "SELECT FROM pg_catalog.pg_inherits WHERE inhdetachpending AND inhparent = pg_catalog.to_regclass(%s) "
+            "SELECT true FROM pg_catalog.pg_inherits WHERE inhdetachpending AND inhparent = pg_catalog.to_regclass(%s) "
             "AND inhrelid = pg_catalog.to_regclass(%s)"
         )
         if query(conn, half_way, [target.on, target.part]):
@@ -502,6 +524,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     """Of the cases that apply, the first: the state we are in, and what to do."""
     code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
     by = f" ({', '.join(blocked_by)})" if blocked_by else ""
+    kept = "What stands before this statement is done and stays. " if in_steps else "Rolled back. "
     gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
     cases = (
         (
@@ -516,13 +539,17 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             outcome.stopped,
-            ("What stands before this statement is done and stays. " if in_steps else "Rolled back. ")
-            + "It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer than "
+            # Of a partitioned table it first locks every partition against writers.
+            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer than "
             "the function's timeout, raise that or split the file.",
         ),
         (
+            code in RETRYABLE,
+            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done.",
+        ),
+        (
             in_steps,
-            "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here.",
+            f"{kept}Mend it and deploy again: the run goes on here.",
         ),
         (
             code == "2D000",
@@ -538,10 +565,6 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
             gone,
             "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
             "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
-        ),
-        (
-            code in RETRYABLE,
-            f"Rolled back. Other sessions were in the way each time{by}: invoke again when they are done.",
         ),
     )
     return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")

@@ -55,6 +55,7 @@ class Link:
     def open(self, host: str, port: int) -> None:
         """Connect to the server, and carry bytes until one side closes; a server that is away closes the client's."""
         if not self._silent:
+            self._server.close()
             try:
                 self._server = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
             except OSError:
