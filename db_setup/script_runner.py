@@ -539,9 +539,8 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             outcome.stopped,
-            # Of a partitioned table it first locks every partition against writers.
-            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer than "
-            "the function's timeout, raise that or split the file.",
+            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer "
+            "than the function's timeout, raise that or split the file.",
         ),
         (
             code in RETRYABLE,
