@@ -414,9 +414,9 @@ def test_read_replica_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) 
     """A reader's endpoint is not where a schema can change. (A function of that name plays the replica.)"""
     replica = "CREATE FUNCTION replica.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'"
     world.sql(f"CREATE SCHEMA replica; {replica}")
-    settings = database.session_settings
+    settings = database.own_settings
     monkeypatch.setattr(
-        database, "session_settings", lambda *given: settings(*given) + "SET search_path = replica, pg_catalog; "
+        database, "own_settings", lambda *given: {**settings(*given), "search_path": "replica, pg_catalog"}
     )
 
     message, _ = failure(world, initializer.ConnectError)
@@ -602,19 +602,19 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ignores the cancellation loses its connection 2 s later; the server ends it, or it ended whole."""
-    soon = classmethod(lambda cls, context: cls(time.monotonic() + 0.5, 0.5))
+    soon = classmethod(lambda cls, context: cls(time.monotonic() + 3.2, 6))
     monkeypatch.setattr(database.Deadline, "from_context", soon)
     world.write(
         "001_stubborn.sql",
         "CREATE TABLE stubborn (id int);\n"
-        "DO $$ DECLARE until timestamptz := clock_timestamp() + interval '5 s'; BEGIN WHILE clock_timestamp() < until "
+        "DO $$ DECLARE until timestamptz := clock_timestamp() + interval '9 s'; BEGIN WHILE clock_timestamp() < until "
         "LOOP BEGIN PERFORM pg_sleep(1); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$;\n",
     )
 
     message, seconds = failure(world, initializer.MigrationError, CREATE_USERS="false")
 
     assert message.startswith("out of time: 001_stubborn.sql: ")
-    assert 2 < seconds < 4.5
+    assert 5 < seconds < 8
     assert backends(world) == 0
     assert (world.applied() == ["001_stubborn"]) == (world.tables() == ["stubborn"])
 
