@@ -904,6 +904,10 @@ def apply_pending(
     """Apply the pending files in order; False when one has changed the session, and the rest needs a new one."""
     report["pending"] = [each.name for each in pending]
     begun = script_runner.unfinished(conn, config.progress) if pending else set()
+    for name in sorted(begun - {light.migration.name for light in pending}):
+        warning = f"{name} has run in part, but its file is gone or has another name"
+        report["warnings"].append(warning)
+        log("please look", logging.WARNING, warning=warning)
     for light in pending:
         started = time.monotonic()
         if deadline.is_near:

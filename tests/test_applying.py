@@ -784,6 +784,19 @@ def test_apply_marked_file_with_a_done_step_edited_is_refused(world: World) -> N
     assert names(world.deploy()) == ["001_a"]
 
 
+def test_apply_marked_file_renamed_after_a_failure_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What ran in part under another name is not forgotten in silence: the file begins anew."""
+    world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
+    failure(world)
+    world.remove("001_a.sql")
+    world.write("002_a.sql", "-- no-transaction\nSELECT 1;")
+
+    report = world.deploy()
+
+    assert report["warnings"] == ["001_a has run in part, but its file is gone or has another name"]
+    assert "please look warning=" in caplog.text
+
+
 def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> None:
     """A second run of a marked file finds the settings that the first part of the file has made."""
     world.write("001_a.sql", "CREATE SCHEMA s;")
