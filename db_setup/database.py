@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import psycopg2
 from psycopg2 import sql
@@ -415,6 +415,27 @@ def is_as_it_was(conn: Connection) -> str:
     )
 
 
+class Holder(NamedTuple):
+    """The session that holds the lock, as far as we may see it."""
+
+    pid: int
+    user: str
+    application: str
+    age_s: Optional[int]
+    overdue: bool
+    building: Optional[str]
+
+    def __str__(self) -> str:
+        since = "" if self.age_s is None else f", connected for {self.age_s} s"  # not shown of another login
+        at = f", still at {self.building}" if self.building else ""
+        return f"another run (pid {self.pid}, user {self.user}, {self.application!r}{since}{at})"
+
+
+def lock_holders(conn: Connection) -> list[Holder]:
+    """Nobody, or one."""
+    return [Holder(*row) for row in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY])]
+
+
 def acquire_lock(conn: Connection, deadline: Deadline) -> int:
     """Take the session lock of this database, and publish until when it can be held at the longest; returns how many
     milliseconds that took.
@@ -429,13 +450,11 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> int:
     while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
         waited = time.monotonic() - started
         holder = "another run"
-        for pid, user, application, age_s, overdue, building in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY]):
-            since = "" if age_s is None else f", connected for {age_s} s"  # not shown of another login
-            at = f", still at {building}" if building else ""
-            holder = f"another run (pid {pid}, user {user}, {application!r}{since}{at})"
-            if overdue:
-                log("ending a run that is past its deadline", logging.WARNING, pid=pid, age_s=age_s)
-                query(conn, "SELECT pg_terminate_backend(%s)", [pid])
+        for found in lock_holders(conn):
+            holder = str(found)
+            if found.overdue:
+                log("ending a run that is past its deadline", logging.WARNING, pid=found.pid, age_s=found.age_s)
+                query(conn, "SELECT pg_terminate_backend(%s)", [found.pid])
         if waited > LOCK_PATIENCE_S or deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
             raise LockError(
                 f"{holder} holds the lock. Waited {waited:.0f} s; this run has changed nothing. "

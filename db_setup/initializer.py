@@ -57,6 +57,7 @@ from database import (
     connect,
     gives_way,
     literal,
+    lock_holders,
     log,
     patiently,
     pauses,
@@ -942,7 +943,46 @@ def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
     return True
 
 
-ACTIONS = {"migrate": migrate, "rotate": rotate}
+def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """Say what stands where. Reads only: the session is made read-only, and a login that may only read is enough."""
+    query(conn, "SET default_transaction_read_only = on")
+    state = read_state(conn, setup.config)
+    plan = make_plan(setup.files, state.rows)
+    adopted = sql.SQL("adopted") if "adopted" in (state.columns or ()) else sql.SQL("NULL")
+    select = sql.SQL("SELECT migration_name, applied_at::text, {} FROM {} ORDER BY id")
+    rows = query(conn, select.format(adopted, setup.config.tracking)) if state.columns else []
+    numbered = itertools.groupby(sorted((m.number, m.name) for m in setup.files if m.number), key=lambda pair: pair[0])
+    same = ([name for _, name in group] for _, group in numbered)
+    report.update(
+        applied=[{"name": name, "applied_at": at} for name, at, _ in rows],
+        adopted=[name for name, _, was_adopted in rows if was_adopted],
+        pending=[name for name, _ in plan.pending],
+        edited=[migration.name for migration in plan.edited],
+        renumbered=[{"name": migration.name, "was": row.name} for row, migration in plan.renumbered],
+        missing=list(plan.orphans),
+        duplicates=[names for names in same if len(names) > 1],
+        unfinished=sorted(script_runner.unfinished(conn, setup.config.progress)),
+        warnings=list(plan.warnings),
+        users=dict(tried_logins(conn, setup, deadline)),
+        running=[str(holder) for holder in lock_holders(conn)],
+        server_version=conn.info.parameter_status("server_version"),
+    )
+    return True
+
+
+def tried_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Iterator[tuple[str, str]]:
+    """What is to be said of each user: of the login in its secret, which is tried."""
+    for kind, secret in setup.targets.items():
+        login = str((secret.value or {}).get("username", setup.application.login(kind)))
+        try:
+            works = limited_users.working_login(conn, setup.application, kind, secret.value, deadline) is not None
+            what = "works" if works else "does not work; the next run mends it"
+        except ConnectError as exc:
+            what = f"cannot be tried: {exc}"
+        yield login, f"secret {secret.name} {secret.complaint}" if secret.complaint else what
+
+
+ACTIONS = {"migrate": migrate, "rotate": rotate, "status": status}
 
 
 def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
@@ -993,7 +1033,7 @@ def run(environ: Mapping[str, str], event: Any, context: Any, report: dict[str, 
     if not isinstance(action, str) or action not in ACTIONS:
         what = f"action {action!r:.60}" if "action" in asked else "this event"
         raise ConfigError(
-            f'{what} is not for db_setup: send {{}}, {{"action": "migrate"}} or {{"action": "rotate"}}. '
+            f'{what} is not for db_setup: send {{}}, or {{"action": …}} with one of {", ".join(ACTIONS)}. '
             "Nothing has been touched."
         )
     report["action"] = action

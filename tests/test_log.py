@@ -103,7 +103,9 @@ def test_event_of_something_else_is_refused(world: World) -> None:
     said_of_actions = [failure(world, {"action": action}) for action in actions]
     said_of_others = [failure(world, event) for event in others]
 
-    told = 'is not for db_setup: send {}, {"action": "migrate"} or {"action": "rotate"}. Nothing has been touched.'
+    told = (
+        'is not for db_setup: send {}, or {"action": …} with one of migrate, rotate, status. Nothing has been touched.'
+    )
     assert said_of_actions == [f"action {action} {told}" for action in actions.values()]
     assert said_of_others == [f"this event {told}"] * len(others)
     assert (world.tables(), world.sql("SELECT to_regclass('schema_migrations')")) == ([], [(None,)])

@@ -1,0 +1,96 @@
+"""{"action": "status"}: what stands where, and nothing is changed."""
+
+from __future__ import annotations
+
+import re
+
+import psycopg2
+import pytest
+from database import LOCK_KEY
+from harness.world import World, rows
+
+STATUS = {"action": "status"}
+
+
+def test_status_of_an_empty_database_has_everything_pending(world: World) -> None:
+    """Before the first run nothing is there, and nothing is made."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("add_b.sql", "CREATE TABLE b (i int);")
+
+    report = world.deploy(STATUS)
+
+    assert (report["action"], report["applied"], report["pending"]) == ("status", [], ["001_a", "002_add_b"])
+    assert report["users"] == {"app_rw": "secret user has no value yet", "app_tc": "secret creator has no value yet"}
+    assert report["running"] == []
+    assert world.sql("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    assert (world.versions("user"), world.versions("creator")) == (0, 0)
+
+
+def test_status_tells_what_differs_from_the_folder(world: World) -> None:
+    """Applied, edited, renumbered, missing, pending, duplicate, adopted and half-done files are told apart."""
+    world.sql("CREATE TABLE a (i int)")
+    for name in ("001_a", "002_b", "003_c", "004_d"):
+        world.write(f"{name}.sql", f"CREATE TABLE {name[4:]} (i int);")
+    world.deploy()
+    world.write("002_b.sql", "CREATE TABLE b (i bigint);")
+    world.remove("003_c.sql")
+    world.write("005_c.sql", "CREATE TABLE c (i int);")
+    world.remove("004_d.sql")
+    world.write("006_e.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
+    world.write("006_f.sql", "SELECT 1;")
+    with pytest.raises(Exception, match="nope"):
+        world.deploy(ALLOW_EDITED_MIGRATIONS="true")
+    world.write("007_c.sql", "CREATE TABLE c (i int);")
+    world.remove("005_c.sql")
+
+    report = world.deploy(STATUS)
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b", "005_c", "004_d"]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:", entry["applied_at"]) for entry in report["applied"])
+    assert (report["adopted"], report["edited"], report["missing"]) == (["001_a"], ["002_b"], ["004_d"])
+    assert (report["renumbered"], report["unfinished"]) == ([{"name": "007_c", "was": "005_c"}], ["006_e"])
+    assert (report["pending"], report["duplicates"]) == (["006_e", "006_f"], [["006_e", "006_f"]])
+
+
+def test_status_tries_both_logins_and_changes_none(world: World) -> None:
+    """A login that works is said to, one that does not is left as it is."""
+    world.deploy()
+    world.sql("ALTER ROLE app_tc NOLOGIN")
+
+    report = world.deploy(STATUS)
+
+    assert report["users"] == {"app_rw": "works", "app_tc": "does not work; the next run mends it"}
+    with pytest.raises(psycopg2.OperationalError), world.login("creator"):
+        pass
+
+
+def test_status_names_a_run_that_is_at_work_and_does_not_wait_for_it(world: World) -> None:
+    """The lock is not taken, and its holder is named."""
+    with world.connection() as holder:
+        rows(holder, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
+        pid = holder.info.backend_pid
+
+        report = world.deploy(STATUS)
+
+    assert len(report["running"]) == 1
+    assert re.fullmatch(rf"another run \(pid {pid}, user rds_admin, '', connected for \d s\)", report["running"][0])
+
+
+def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
+    """It reads: a login without any right to write gets the same answer."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+    report = world.deploy(STATUS)
+    with world.superuser() as superuser:
+        rows(superuser, "CREATE ROLE tmp_reader LOGIN PASSWORD 'reads' IN ROLE pg_read_all_settings")
+        rows(superuser, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO tmp_reader")
+        rows(superuser, "ALTER ROLE tmp_reader SET default_transaction_read_only = on")
+    world.put_secret("admin", {**world.secret("admin"), "username": "tmp_reader", "password": "reads"})
+    try:
+        reader = world.deploy(STATUS)
+    finally:
+        with world.superuser() as superuser:
+            rows(superuser, "DROP OWNED BY tmp_reader")
+
+    same = ("applied", "pending", "edited", "missing", "users", "server_version")
+    assert {key: reader[key] for key in same} == {key: report[key] for key in same}
