@@ -33,6 +33,9 @@ example: $(READY) $(CDK)/node_modules/.package-lock.json  ## check, test and syn
 	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
 
+chain: $(READY) $(CDK)/node_modules/.package-lock.json  ## deployments from end to end, without an account (Linux; Node 20.12 or newer)
+	$(BIN)/python -m pytest tests/chain -n $(WORKERS) $(ARGS)
+
 chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root and Linux for the network's part)
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
@@ -53,6 +56,11 @@ lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's
 	$(BIN)/python -m pip install -q $(UV)
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --extra dev --generate-hashes --upgrade \
 	  --no-emit-index-url --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+	$(BIN)/uv pip compile -q --universal --python-version 3.9 --resolution lowest-direct --generate-hashes --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" -o tests/chain/python/lowest.txt tests/chain/python/lowest.in
+	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" -o tests/chain/python/newest.txt tests/chain/python/newest.in
+	cd tests/chain/node && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd $(CDK) && npm install --package-lock-only --omit-lockfile-registry-resolved
 
@@ -81,4 +89,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo compare example chaos versions lint format lock clean
+.PHONY: help test demo compare example chain chaos versions lint format lock clean

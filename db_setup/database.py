@@ -26,7 +26,8 @@ CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
 CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
-MESSAGE_LIMIT = 1500  # characters; CloudFormation refuses answers above 4,096 bytes
+MESSAGE_LIMIT = 1500  # characters
+MESSAGE_BYTES = 3100  # as JSON; CloudFormation refuses answers above 4,096 bytes, of which others need up to 870
 RETRIES_WITHOUT_DEADLINE = 10
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 GIVE_UP_EARLY_S = 2  # before the watchdog strikes, so that the answer names the holder of the lock
@@ -41,10 +42,13 @@ logger = logging.getLogger("db_setup")
 
 
 class InitializerError(Exception):
-    """What went wrong, where, the state we are in, and the next step; in at most 1,500 characters."""
+    """What went wrong, where, the state we are in, and the next step; in at most 1,500 characters and 3,100 bytes."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 2] + " …")
+        text = message if len(message) <= MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 2] + " …"
+        while len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) > MESSAGE_BYTES:
+            text = text[:-40] + " …"
+        super().__init__(text)
 
 
 class ConnectError(InitializerError):

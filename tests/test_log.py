@@ -459,3 +459,10 @@ def test_message_limit_counts_what_cloudformation_gets() -> None:
     """The limit stands in the one class that all errors have in common."""
     assert len(str(initializer.ConfigError("ä" * 5000))) == MESSAGE_LIMIT
     assert str(initializer.ConfigError("short")) == "short"
+    for text in ("漢" * 5000, "😀" * 1500, '\n"' * 5000):
+        message = str(initializer.ConfigError(text))
+        assert (
+            2900 < len(json.dumps(message, ensure_ascii=False).encode()) <= MESSAGE_BYTES
+            or len(message) == MESSAGE_LIMIT
+        )
+        assert message.endswith(" …")
