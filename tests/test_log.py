@@ -20,7 +20,7 @@ USERS = "CREATE TABLE users (id int PRIMARY KEY);\n"
 LOGGER = logging.getLogger("db_setup")
 # What a LogRecord has of its own: all other attributes are ours, and Lambda's JSON format shows them.
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-MESSAGE_LIMIT = 1500
+MESSAGE_LIMIT, MESSAGE_BYTES = 1500, 3100
 LambdaHandler = logging.StreamHandler  # of an io.StringIO
 
 
