@@ -410,12 +410,17 @@ HOLDER = f"""
 
 
 def is_as_it_was(conn: Connection) -> str:
-    """Asks whether the session still holds the lock, and would begin as it did: ALTER DATABASE … SET counts only in
-    sessions that begin behind it."""
+    """Asks whether the session still holds the lock, and whether it is as a new one would be.
+
+    ALTER DATABASE … SET counts only in sessions that begin behind it; functions in PL/pgSQL stay compiled for the
+    types that they saw first; an advisory lock of a session stays until it ends.
+    """
+    ours = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
     return (
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "  # noqa: S608
-        f"AND objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY}) "
-        f"AND ({DEFAULTS}) = '{conn.defaults}'"
+        f"SELECT coalesce(bool_or({ours}), false), coalesce(bool_and({ours} OR classid = {DEADLINE_CLASS}), true) "  # noqa: S608
+        f"AND ({DEFAULTS}) = '{conn.defaults}' AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
+        "OR NOT EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql')) "
+        "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
     )
 
 

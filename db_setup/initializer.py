@@ -34,7 +34,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -297,6 +297,7 @@ class Setup:
     targets: Mapping[str, Secret]  # by kind of user, see limited_users.KINDS
     files: Sequence[Migration]
     secrets_client: Any
+    checked: dict[Any, Script] = field(default_factory=dict)  # the files that were looked through
 
     @property
     def application(self) -> limited_users.Application:
@@ -736,9 +737,17 @@ def load_script(conn: Connection, migration: Migration, config: Config) -> Scrip
         backslashes = conn.info.parameter_status("standard_conforming_strings") == "off"
         script = sql_scanner.read_script(text, backslashes)
         for (schema, name), place in script.created.items():
-            if schema in (None, "public") and name == config.table:
+            if schema in (None, "public") and name in (config.table, config.table + "_progress"):
                 raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
     return script
+
+
+def checked_script(conn: Connection, migration: Migration, setup: Setup) -> Script:
+    """The script without its text, looked through once in a run."""
+    reads_strings = conn.info.parameter_status("standard_conforming_strings")
+    if (migration, reads_strings) not in setup.checked:
+        setup.checked[migration, reads_strings] = replace(load_script(conn, migration, setup.config), text="")
+    return setup.checked[migration, reads_strings]
 
 
 def tracking_insert(conn: Connection, config: Config, one: Pending) -> str:
@@ -861,7 +870,7 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     report["pending"] = [name for name, _ in plan.pending]
     check_edited(setup.config, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
-    pending = [Pending(name, m, replace(load_script(conn, m, setup.config), text="")) for name, m in plan.pending]
+    pending = [Pending(name, m, checked_script(conn, m, setup)) for name, m in plan.pending]
     patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
     if not apply_pending(conn, setup.config, pending, deadline, report):
@@ -924,8 +933,10 @@ def apply_pending(
         report["pending"].remove(one.name)
         report["applied"].append({"name": one.name, "duration_ms": duration_ms})
         log("applied", migration=one.name, duration_ms=duration_ms)
-        if not outcome.session_kept:
-            log("session renewed: the migration changed its settings or its lock", migration=one.name)
+        changed = report["pending"] and (not outcome.is_fresh or sql_scanner.CUSTOM_SETTING.search(script.text))
+        if not outcome.holds_lock:
+            log("a migration released the lock, which is taken again", logging.WARNING, migration=one.name)
+        if changed or not outcome.holds_lock:
             return False
     return True
 

@@ -48,7 +48,8 @@ class Outcome:
     """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
     `at_end` where all statements went well and what comes behind them did not."""
 
-    session_kept: bool = True
+    holds_lock: bool = True
+    is_fresh: bool = True  # the session is as a new one would be
     error: Optional[psycopg2.Error] = None
     refusal: str = ""
     offset: int = 0
@@ -91,7 +92,7 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
                 copy_in(conn, message.text, script.text, message.data)
             else:
                 answer = query(conn, message.text)
-        return Outcome(session_kept=bool(answer[0][0]))
+        return Outcome(holds_lock=bool(answer[0][0]), is_fresh=all(answer[0]))
     except psycopg2.Error as exc:
         lost = conn.closed != 0
         roll_back(conn)
@@ -146,8 +147,8 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     """
     ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
-        f"{OWN_ROLE}; RESET ALL; DISCARD SEQUENCES; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; COMMIT; "
-        f"CLOSE ALL; DISCARD TEMP; {is_as_it_was(conn)}"
+        f"{OWN_ROLE}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; COMMIT; "
+        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; {is_as_it_was(conn)}"
     )
 
 
@@ -534,8 +535,8 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             outcome.connection_lost,
-            "The connection was lost; the server rolls the file back unless it had just finished, and the tracking "
-            "table knows. Invoke again.",
+            f"The connection was lost; the server rolls {'this statement' if in_steps else 'the file'} back unless it "
+            "had just finished, and the tracking table knows. Invoke again.",
         ),
         (
             outcome.stopped,

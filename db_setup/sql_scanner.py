@@ -254,7 +254,7 @@ def _written(tokens: tuple[str, ...]) -> str:
 def _identifier(token: str) -> str:
     if token.startswith('"'):
         return token[1:-1].replace('""', '"')
-    return token.lower()
+    return re.sub("[A-Z]+", lambda letters: letters.group().lower(), token)  # in UTF-8 PostgreSQL folds no others
 
 
 def _qualified(tokens: tuple[str, ...]) -> Optional[Name]:
@@ -524,7 +524,13 @@ def checksum(text: str, kind: str = "") -> str:
 
 # --- Scripts --------------------------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"^\s*--\s*no-transaction\b", re.MULTILINE | re.IGNORECASE)
+_MARK = re.compile(r"^[ \t]*--[ \t]*no-transaction\b", re.MULTILINE | re.IGNORECASE)
+# RESET leaves a setting of one's own behind, empty, which a new session does not know.
+CUSTOM_SETTING = re.compile(
+    r"""\bset_config\s*\(\s*'[^']*\.|\bSET\s+(?:LOCAL\s+|SESSION\s+)?"?\w+"?\s*\.""", re.IGNORECASE
+)
+# pg_dump writes BEGIN before this, and COMMIT behind the large object's bytes.
+_LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")
 UTF8 = ("utf8", "unicode", "sqlascii", "default", "")
 TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
 _CONTROL_REFUSAL = (
@@ -700,7 +706,7 @@ def read_script(text: str, backslashes: bool = False) -> Script:
         _check_units(notable)
     elif opening and last:
         controls = [statement for statement in notable if statement.transaction_control]
-        begin, own = _own_transaction(opening, last, controls)
+        begin, own = _own_transaction(text, opening, last, controls)
         left_out += own
         count -= len(own)
         wild = [statement for statement in controls if statement not in own]
@@ -716,14 +722,16 @@ def read_script(text: str, backslashes: bool = False) -> Script:
 
 
 def _own_transaction(
-    opening: list[Statement], last: Statement, controls: list[Statement]
+    text: str, opening: list[Statement], last: Statement, controls: list[Statement]
 ) -> tuple[str, list[Statement]]:
     """How the file's transaction begins, and the statements that are left out for it.
 
     BEGIN first and COMMIT last ask for what happens anyway. Their modes, and those of a leading SET TRANSACTION, have
-    to stand before our savepoint: behind it PostgreSQL answers 25001.
+    to stand before our savepoint: behind it PostgreSQL answers 25001. pg_dump's units of large objects go, too.
     """
     begin, own = ["BEGIN"], []
+    units = [each for pair in zip(controls, controls[1:]) if _LARGE_OBJECT.match(text, pair[0].end) for each in pair]
+    controls = [statement for statement in controls if statement not in units]
     around = [controls[0], controls[-1]] if len(controls) > 1 else []
     verbs = [control.transaction_control for control in around]
     lead = next((statement for statement in opening if not statement.is_session_setting), last)
@@ -739,7 +747,7 @@ def _own_transaction(
         begin += [";", *statement.tokens]
     if "ONLY" in (token.upper() for token in begin):
         raise ScanError("a READ ONLY transaction cannot record that this file is applied: remove that", own[0].start)
-    return " ".join(begin), own
+    return " ".join(begin), own + units
 
 
 def opening_modes(statement: Statement) -> list[str]:

@@ -97,6 +97,36 @@ FOLDERS: dict[str, dict[str, str]] = {
         "4.sql": "CREATE TABLE z AS SELECT current_setting('TimeZone') AS zone;",
         "5.sql": "ALTER ROLE CURRENT_USER RESET ALL;",
     },
+    "functions that were compiled for other types": {
+        "0.sql": "CREATE TABLE m (v numeric(6,2));\nCREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE "
+        "x m.v%TYPE; BEGIN x := NEW.v * 1.0; NEW.v := x; RETURN NEW; END $$;\n"
+        "CREATE TRIGGER tr BEFORE INSERT ON m FOR EACH ROW EXECUTE FUNCTION tf();",
+        "1.sql": "INSERT INTO m VALUES (1.25);",
+        "2.sql": "ALTER TABLE m ALTER v TYPE numeric(10,4);",
+        "3.sql": "INSERT INTO m VALUES (1.2345);",
+        "4.sql": "DELETE FROM m WHERE v = 1.2345;",
+    },
+    "settings of one's own": {
+        "1.sql": T + "SET LOCAL request.sub = 'x';",
+        "2.sql": "INSERT INTO t VALUES (1, coalesce(current_setting('request.sub', true), 'none'));",
+        "3.sql": "DELETE FROM t WHERE b = 'none';\nSELECT set_config('app.x', 'y', false);",
+        "4.sql": "INSERT INTO t VALUES (2, coalesce(current_setting('app.x', true), 'none'));",
+        "5.sql": "DELETE FROM t WHERE b = 'none';",
+    },
+    "large objects as pg_dump writes them": {
+        "1.sql": T,
+        "2.sql": "SELECT pg_catalog.lo_create('4711');\nBEGIN;\n\n"
+        "SELECT pg_catalog.lo_open('4711', 131072);\n"
+        "SELECT pg_catalog.lowrite(0, '\\x6162');\nSELECT pg_catalog.lo_close(0);\n\nCOMMIT;\n"
+        "SELECT pg_catalog.lo_create('4712');\nBEGIN;\n\nSELECT pg_catalog.lo_open('4712', 131072);\n"
+        "SELECT pg_catalog.lowrite(0, '\\x63');\nSELECT pg_catalog.lo_close(0);\n\nCOMMIT;\n",
+        "3.sql": "INSERT INTO t SELECT length(lo_get(4711)), convert_from(lo_get(4711) || lo_get(4712), 'UTF8');\n"
+        "DELETE FROM t WHERE b <> 'abc';\nSELECT lo_unlink(4711), lo_unlink(4712);",
+    },
+    "fails: what belongs to the session of an earlier file": {
+        "1.sql": "CREATE TABLE s (i serial);\nINSERT INTO s DEFAULT VALUES;\nSELECT pg_advisory_lock(42);",
+        "2.sql": "SELECT lastval();",
+    },
     "read-only by default in a marked file": {
         "1.sql": T,
         "2.sql": "-- no-transaction\nSET default_transaction_read_only = on;\nSELECT 1;\nBEGIN READ ONLY;\nSELECT 2;\n"

@@ -603,6 +603,19 @@ def test_is_session_setting_only_what_outlasts_its_transaction(text: str, lastin
     assert only(text).is_session_setting is lasting
 
 
+def test_created_table_with_letters_beyond_ascii_keeps_them() -> None:
+    """PostgreSQL folds A to Z, and in UTF-8 no other letter."""
+    assert only("CREATE TABLE ÄRGER (i int)").created_table == (None, "Ärger")
+
+
+def test_read_script_with_many_empty_lines_takes_no_time() -> None:
+    """The search for the mark does not try each empty line as a beginning of it."""
+    started = time.monotonic()
+
+    assert read_script("\n" * 300_000 + "SELECT 1").count == 1
+    assert time.monotonic() - started < 5
+
+
 # --- A file as one unit of work -------------------------------------------------------------------------------------
 
 
