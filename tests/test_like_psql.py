@@ -98,8 +98,8 @@ FOLDERS: dict[str, dict[str, str]] = {
         "5.sql": "ALTER ROLE CURRENT_USER RESET ALL;",
     },
     "functions that were compiled for other types": {
-        "0.sql": "CREATE TABLE m (v numeric(6,2));\nCREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE "
-        "x m.v%TYPE; BEGIN x := NEW.v * 1.0; NEW.v := x; RETURN NEW; END $$;\n"
+        "0.sql": "CREATE TABLE m (v numeric(6,2));\nCREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS $$ "
+        "DECLARE x m.v%TYPE; BEGIN x := NEW.v * 1.0; NEW.v := x; RETURN NEW; END $$;\n"
         "CREATE TRIGGER tr BEFORE INSERT ON m FOR EACH ROW EXECUTE FUNCTION tf();",
         "1.sql": "INSERT INTO m VALUES (1.25);",
         "2.sql": "ALTER TABLE m ALTER v TYPE numeric(10,4);",
