@@ -33,11 +33,12 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import boto3
 import limited_users
@@ -742,19 +743,19 @@ def load_script(conn: Connection, migration: Migration, config: Config) -> Scrip
     return script
 
 
-def checked_script(conn: Connection, migration: Migration, setup: Setup) -> Script:
-    """The script without its text, looked through once in a run."""
+def checked_script(conn: Connection, migration: Migration, setup: Setup, with_text: bool) -> Script:
+    """The script, looked through once in a run; without its text, unless that is the only one."""
     reads_strings = conn.info.parameter_status("standard_conforming_strings")
     if (migration, reads_strings) not in setup.checked:
-        setup.checked[migration, reads_strings] = replace(load_script(conn, migration, setup.config), text="")
+        script = load_script(conn, migration, setup.config)
+        setup.checked[migration, reads_strings] = script if with_text else replace(script, text="")
     return setup.checked[migration, reads_strings]
 
 
-def tracking_insert(conn: Connection, config: Config, one: Pending) -> str:
+def tracking_insert(conn: Connection, config: Config, name: str, hashes: Sequence[str]) -> str:
     """The row that says *applied*."""
     insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
-    values = map(literal, (one.name, one.script.checksum, file_sha256(one.migration)))
-    return insert.format(config.tracking, *values).as_string(conn)
+    return insert.format(config.tracking, *map(literal, (name, *hashes))).as_string(conn)
 
 
 class Pending(NamedTuple):
@@ -769,7 +770,24 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
     """Apply a file and record it, both or neither; what stands in its way for a moment is tried again."""
     for unknown in one.script.unknown_settings:
         log("setting unknown to this server left out", logging.WARNING, migration=one.name, setting=unknown)
-    end = script_runner.recording(conn, tracking_insert(conn, config, one), config.lock_timeout_ms)
+    with ThreadPoolExecutor(1) as beside:  # the hashes of a long file are made while the server has work to do
+        hashes = partial(hashes_of, one)
+        return run_script(conn, config, one, deadline, beside.submit(hashes).result if one.script.pieces else hashes)
+
+
+def hashes_of(one: Pending) -> tuple[str, str]:
+    return one.script.checksum, file_sha256(one.migration)
+
+
+def run_script(
+    conn: Connection, config: Config, one: Pending, deadline: Deadline, hashes: Callable[[], Sequence[str]]
+) -> Outcome:
+    """Run it until it is applied, has failed, or has no time left."""
+
+    def end() -> str:
+        record = tracking_insert(conn, config, one.name, hashes())
+        return script_runner.recording(conn, record, config.lock_timeout_ms)
+
     progress = script_runner.Progress(config.progress, one.migration.name)
     waits, in_steps, by_statement = pauses(deadline), one.script.unwrapped, False
     while True:
@@ -870,7 +888,8 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     report["pending"] = [name for name, _ in plan.pending]
     check_edited(setup.config, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
-    pending = [Pending(name, m, checked_script(conn, m, setup)) for name, m in plan.pending]
+    alone = len(plan.pending) == 1
+    pending = [Pending(name, m, checked_script(conn, m, setup, with_text=alone)) for name, m in plan.pending]
     patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
     if not apply_pending(conn, setup.config, pending, deadline, report):
@@ -922,7 +941,8 @@ def apply_pending(
         started = time.monotonic()
         if deadline.is_near:
             raise MigrationError(out_of_time_message(report, "before"))
-        script = replace(light.script, text=read_text(light.migration)).without_later_settings(conn.server_version)
+        text = light.script.text or read_text(light.migration)
+        script = replace(light.script, text=text).without_later_settings(conn.server_version)
         script = replace(script, unwrapped=script.unwrapped or light.migration.name in begun)
         one = light._replace(script=script)
         conn.about, conn.blocked_by = {"migration": one.name}, ()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import psycopg2
 from database import (
@@ -32,6 +32,7 @@ from sql_scanner import Script, Statement, Target, body_of, checksum, locate, op
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
 SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
 SAVEPOINT = "db_setup_file"
+End = Callable[[], str]  # what ends the last transaction; asked for when it is needed, since hashes take their time
 OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
 OWN_ROLE_HERE = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
@@ -152,7 +153,7 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     )
 
 
-def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = False) -> Outcome:
+def run_whole(conn: Connection, script: Script, end: End, by_statement: bool = False) -> Outcome:
     """Run the script in one transaction and, if it fails at no known place, once more to find that."""
     outcome = _run_whole(conn, script, end, by_statement)
     if by_statement or not outcome.failed or outcome.exact or outcome.connection_lost:
@@ -166,7 +167,7 @@ def run_whole(conn: Connection, script: Script, end: str, by_statement: bool = F
     return outcome
 
 
-def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -> Outcome:
+def _run_whole(conn: Connection, script: Script, end: End, by_statement: bool) -> Outcome:
     """One message for the whole script, or several: for what cannot go in one, or one for each statement, which
     tells the statement that fails.
 
@@ -174,13 +175,16 @@ def _run_whole(conn: Connection, script: Script, end: str, by_statement: bool) -
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
     opening = f"{script.begin}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
-    closing = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end}"
+
+    def closing() -> str:
+        return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end()}"
+
     if not (by_statement or script.pieces):
-        return send(conn, script, [Message(-len(opening), opening + script.body() + closing, script.first)])
+        return send(conn, script, [Message(-len(opening), opening + script.body() + closing(), script.first)])
     return send(conn, script, _messages(script, opening, closing, by_statement))
 
 
-def _messages(script: Script, opening: str, closing: str, by_statement: bool) -> Iterator[Message]:
+def _messages(script: Script, opening: str, closing: End, by_statement: bool) -> Iterator[Message]:
     own = min(
         (s.start for s in script.left_out if not s.is_meta_command), default=script.first
     )  # BEGIN, SET TRANSACTION
@@ -189,7 +193,7 @@ def _messages(script: Script, opening: str, closing: str, by_statement: bool) ->
     for start, end, data in script.to_send(by_statement):
         last = start
         yield Message(start, script.text[start:end], start, data)
-    yield Message(len(script.text) + 1, closing, last, at_end=True)
+    yield Message(len(script.text) + 1, closing(), last, at_end=True)
 
 
 # --- Step by step ---------------------------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ class Step(NamedTuple):
         return self.statements[0]
 
 
-def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress) -> Outcome:
+def run_in_steps(conn: Connection, script: Script, end: End, progress: Progress) -> Outcome:
     """Run the script's steps, each with its mark, so that a second run goes on where the first one ended.
 
     What belongs to the session (a SET, a PREPARE) a second run needs again.
@@ -297,7 +301,7 @@ def run_in_steps(conn: Connection, script: Script, end: str, progress: Progress)
             return outcome
     if marks and max(marks) > number:
         return Outcome(refusal=RUN_AND_REMOVED, offset=len(script.text))
-    text = f"BEGIN READ WRITE; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end}"
+    text = f"BEGIN READ WRITE; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end()}"
     return send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
 
 

@@ -592,11 +592,15 @@ class Script:
     count: int
     first: int  # where the first statement begins
     created: Mapping[Name, int]  # the tables that it creates, and where
-    checksum: str
+    known_checksum: str  # empty for a long text: it takes its time, and is not needed before the end
     pieces: tuple[Piece, ...]  # empty where the text goes in one message
     left_out: tuple[Statement, ...] = ()
     unknown_settings: tuple[str, ...] = ()
     backslashes: bool = False  # how the session reads strings when the script begins
+
+    @property
+    def checksum(self) -> str:
+        return self.known_checksum or checksum(self.text)
 
     def statements(self) -> Iterator[Statement]:
         """The statements that are sent; read anew each time, since there may be millions."""
@@ -664,7 +668,7 @@ def _goes_with_others(statement: Statement) -> bool:
 def read_script(text: str, backslashes: bool = False) -> Script:
     """Look through `text`, and set aside what the runner does anyway; raises ScanError for what cannot work."""
     kind = LONG if len(text) > ONE_MESSAGE else TOKENS
-    digest, count, split = hashlib.sha256(), 0, kind == LONG
+    digest, count, split = None if kind == LONG or backslashes else hashlib.sha256(), 0, kind == LONG
     opening: list[Statement] = []
     last: Optional[Statement] = None
     notable: list[Statement] = []
@@ -714,7 +718,7 @@ def read_script(text: str, backslashes: bool = False) -> Script:
             at = wild[1] if len(wild) > 1 and wild[0] is opening[0] else wild[0]
             raise ScanError(_CONTROL_REFUSAL.format(at.words[0]), at.start)
     first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
-    value = kind + digest.hexdigest()
+    value = kind + digest.hexdigest() if digest else ""
     return Script(
         *(text, unwrapped, begin, count, first, created, value, pieces if split else (), tuple(left_out)),
         backslashes=backslashes,
