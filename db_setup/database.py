@@ -203,7 +203,12 @@ def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
     options: dict[str, str] = {}
     if "PGSSLMODE" not in environ:
         options["sslmode"] = "verify-full" if "PGSSLROOTCERT" in environ or CA_BUNDLE.exists() else "require"
-    if "PGSSLROOTCERT" not in environ and CA_BUNDLE.exists():
+    # With a bundle libpq would take `require` for `verify-ca`: who asks for less gets less.
+    if (
+        "PGSSLROOTCERT" not in environ
+        and CA_BUNDLE.exists()
+        and environ.get("PGSSLMODE", "verify").startswith("verify")
+    ):
         options["sslrootcert"] = str(CA_BUNDLE)
     return options
 
@@ -262,7 +267,8 @@ CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
     (
         r"certificate|does not match host name|SSL error(?!.*unexpected eof)",
         False,
-        "TLS: check PGSSLMODE, PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate",
+        "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate; for local "
+        "work set PGSSLMODE=require",
     ),
     (r"translate host name|Name or service", True, "DNS: check host in the secret, or DB_HOST, and the VPC's DNS"),
     (
@@ -285,14 +291,16 @@ def connect(login: Login, deadline: Deadline, state: str = "Nothing has been cha
     while True:
         try:
             return open_connection(login, timeout=max(1, min(CONNECT_TIMEOUT_S, int(end - time.monotonic()))))
-        except psycopg2.OperationalError as exc:
-            said = " ".join(str(exc).split())
+        except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
+            # A name cut off within a letter makes the server's answer no UTF-8.
+            text = exc.object.decode(errors="replace") if isinstance(exc, UnicodeDecodeError) else str(exc)
+            said = " ".join(text.split())
             found = (problem for problem in CONNECT_PROBLEMS if re.search(problem[0], said))
             _, again, advice = next(found, ("", True, "check host, port, security group and that the database runs"))
             if not again or time.monotonic() + pause > end:
                 error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). {state}")
                 error.login_refused = re.search(REFUSED, said) is not None
-                raise error from exc
+                raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
             log("waiting for the database", host=login.host, reason=said[:200])
         time.sleep(pause * random.uniform(0.8, 1.2))
         pause = min(pause * 1.5, 5)

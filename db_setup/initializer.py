@@ -67,7 +67,7 @@ from database import (
     set_up_logging,
     transaction,
 )
-from limited_users import UserError
+from limited_users import CURRENT, Credentials, UserError
 from psycopg2 import sql
 from script_runner import Outcome
 from sql_scanner import Script
@@ -206,7 +206,7 @@ class Secret:
 
     name: str
     arn: str = ""
-    value: Optional[dict[str, Any]] = None
+    value: Optional[Credentials] = None
     complaint: str = ""
 
     def __repr__(self) -> str:
@@ -231,38 +231,46 @@ def secrets_client(deadline: Deadline) -> Any:
         raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
 
 
-def read_secret(client: Any, name: str) -> Secret:
+def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
     """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
 
     A secret without a value, or with one that is not a JSON object, is returned with a complaint.
     """
     try:
-        answer = client.get_secret_value(SecretId=name)
+        answer = client.get_secret_value(SecretId=name, **({} if stage == CURRENT else {"VersionStage": stage}))
     except (BotoCoreError, ClientError) as exc:
         # An absent secret and one without a value are the same error code; only the text differs.
-        if "secret value for staging label" in str(exc):
+        if "secret value for staging label" in str(exc) or (stage != CURRENT and "ResourceNotFound" in str(exc)):
             return Secret(name, complaint="has no value yet")
         kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
         raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
     arn = answer["ARN"]
     try:
         value = json.loads(answer.get("SecretString") or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         return Secret(name, arn, complaint="is not JSON")
     if not isinstance(value, dict):
         return Secret(name, arn, complaint="is not a JSON object")
-    return Secret(name, arn, value)
+    return Secret(name, arn, Credentials(value))
+
+
+def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
+    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS rotates it)."""
+    return read_secret(client, name, stage).value
 
 
 def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
     """Make `value` the secret's current value; raises UserError."""
+    problem = ""
     try:
         client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
     except (BotoCoreError, ClientError) as exc:
+        problem = _aws_problem(exc, "PutSecretValue", secret.name)
+    if problem:  # raised out here, without its cause: botocore's frames hold the password
         raise UserError(
-            f"secret {secret.name} could not be written: it {_aws_problem(exc, 'PutSecretValue', secret.name)}. "
+            f"secret {secret.name} could not be written: it {problem}. "
             "The login that it holds was left as it was; mend this and invoke again."
-        ) from exc
+        )
 
 
 def _aws_problem(exc: Exception, action: str, name: str) -> str:
@@ -856,7 +864,8 @@ def ensure_logins(
             secret = read_secret(client, target.name)  # another run may have written it meanwhile
         except ConfigError as exc:
             raise UserError(f"{exc}. Its login was not changed; mend this and invoke again.") from exc
-        keeper = limited_users.Keeper(secret.value, partial(write_secret, client, secret))
+        read = partial(stored_value, client, target.name)
+        keeper = limited_users.Keeper(secret.value, read, partial(write_secret, client, secret))
         name, what = ensure(conn, setup.application, kind, keeper, deadline)
         done[name] = what
         if what != "kept":
@@ -1004,7 +1013,7 @@ def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
 def tried_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Iterator[tuple[str, str]]:
     """What is to be said of each user: of the login in its secret, which is tried."""
     for kind, secret in setup.targets.items():
-        login = str((secret.value or {}).get("username", setup.application.login(kind)))
+        login = str((secret.value or Credentials()).get("username", setup.application.login(kind)))
         try:
             works = limited_users.working_login(conn, setup.application, kind, secret.value, deadline) is not None
             what = "works" if works else "does not work; the next run mends it"

@@ -38,7 +38,21 @@ OBJECT_KINDS = {"r": ("TABLE", "SELECT, INSERT, UPDATE, DELETE"), "S": ("SEQUENC
 # Roles belong to the whole server: two databases that change the same one at once get these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
 
-Credentials = dict[str, Any]  # a secret's JSON object
+
+CURRENT, PENDING = "AWSCURRENT", "AWSPENDING"  # what a keeper keeps, and what it will while somebody rotates it
+
+
+class Credentials(dict[str, Any]):
+    """A secret's JSON object; shows none of its values."""
+
+    def __repr__(self) -> str:
+        return f"Credentials({', '.join(self)})"
+
+
+class OvertakenError(Exception):
+    """Somebody else has replaced what the keeper keeps."""
+
+
 Result = TypeVar("Result")
 
 
@@ -72,16 +86,18 @@ class Application:
 
 @dataclass(frozen=True)
 class Keeper:
-    """A place that keeps one login: the JSON object that is there (None: none), and how to replace it."""
+    """A place that keeps one login: the JSON object that was there (or None), how to look again, how to replace it."""
 
     value: Optional[Credentials] = field(repr=False)
+    read: Callable[[str], Optional[Credentials]]
     write: Callable[[Credentials], None]
 
 
 # --- Groups and their rights ----------------------------------------------------------------------------------------
 
 FOREIGN_DATABASES = """
-    SELECT coalesce(array_agg(DISTINCT d.datname::text), '{}'), bool_or(d.datname = current_database())
+    SELECT coalesce(array_agg(DISTINCT d.datname::text) FILTER (WHERE d.datname <> current_database()), '{}'),
+           bool_or(d.datname = current_database())
     FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
     JOIN pg_database d ON d.oid = CASE WHEN s.dbid <> 0 THEN s.dbid ELSE s.objid END
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
@@ -93,7 +109,9 @@ GROUP_STATE = """
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
-           OR coalesce(has_table_privilege(r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false),
+           OR coalesce(has_table_privilege(r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false)
+           OR coalesce(CASE WHEN to_regclass(%(tracking)s) IS NOT NULL THEN has_sequence_privilege(
+                r.oid, pg_get_serial_sequence(%(tracking)s, 'id'), 'USAGE, UPDATE') END, false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid)
@@ -187,7 +205,24 @@ def refuse_roles_of_others(conn: Connection, app: Application) -> None:
 def _databases_with_rights(conn: Connection, app: Application) -> tuple[list[str], bool]:
     """The other databases in which one of the four roles has rights, and whether one has some in this."""
     databases, here = query(conn, FOREIGN_DATABASES, [app.roles + [app.logins(kind)[1] for kind in KINDS]])[0]
-    return [name for name in databases if name != conn.info.dbname], bool(here)
+    return databases, bool(here)
+
+
+def _refuse_login_of_others(conn: Connection, app: Application, kept: Optional[Credentials]) -> None:
+    """Raise UserError if this login is another application's: replaced, it would be lost to it."""
+    username = (kept or Credentials()).get("username")
+    if not is_usable(username) or username == app.admin.username:
+        return
+    its_roles = (
+        "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g "
+        "WHERE r.rolname = %s AND pg_has_role(r.oid, g.oid, 'MEMBER') AND NOT g.rolsuper AND NOT g.rolcreaterole"
+    )
+    databases, here = query(conn, FOREIGN_DATABASES, query(conn, its_roles, [username])[0])[0]
+    if databases and not here:
+        raise UserError(
+            f"its secret holds the login {username} of database {', '.join(databases)} on the same server, which would "
+            "be lost. Nothing has been changed. Give this application secrets of its own."
+        )
 
 
 def _shared(conn: Connection, app: Application, databases: Sequence[str]) -> UserError:
@@ -255,6 +290,9 @@ def _ensure_rights(conn: Connection, app: Application, kind: str) -> None:
         if query(conn, "SELECT to_regclass(%s)", [table.as_string(conn)])[0][0]:
             query(conn, sql.SQL("REVOKE ALL ON {} FROM {}").format(table, name))
             if rights:
+                ((numbers,),) = query(conn, "SELECT pg_get_serial_sequence(%s, 'id')", [table.as_string(conn)])
+                if numbers:
+                    query(conn, sql.SQL("REVOKE ALL ON SEQUENCE {} FROM {}").format(sql.SQL(numbers), name))
                 query(conn, sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(rights), table, name))
 
 
@@ -349,10 +387,12 @@ def working_login(
 
     Raises ConnectError where that cannot be tried: then it may work, and is not changed.
     """
-    username, password = ((kept or {}).get(key) for key in ("username", "password"))
-    if not (is_usable(username) and is_usable(password) and login_is_fine(conn, app, kind, str(username))):
+    kept = kept or Credentials()
+    if not (is_usable(kept.get("username")) and is_usable(kept.get("password"))):
         return None
-    login = replace(app.admin, username=str(username), password=str(password))
+    login = replace(app.admin, username=kept["username"], password=kept["password"])
+    if not login_is_fine(conn, app, kind, login.username):
+        return None
     try:
         connect(login, deadline).close()
     except ConnectError as exc:
@@ -371,10 +411,15 @@ def working_logins(
     names = []
     for kind, value in kept.items():
         login = working_login(conn, app, kind, value, deadline)
-        if login is None or not is_followed(conn, app, kind, login.username):
+        if login is None or not is_followed(conn, app, kind, login.username) or not _leads_here(app, value):
             return None
         names.append(login.username)
     return names
+
+
+def _leads_here(app: Application, kept: Optional[Credentials]) -> bool:
+    """Who connects with all of these credentials comes to this database. Another host may be another name for it."""
+    return bool((kept or Credentials()).get("dbname", app.admin.dbname) == app.admin.dbname)
 
 
 def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, deadline: Deadline) -> tuple[str, str]:
@@ -387,7 +432,15 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
     if working:
         with transaction(conn):
             follow_creator(conn, app, kind, working.username)
+        if not _leads_here(app, keeper.value):
+            keeper.write(Credentials({**(keeper.value or {}), "dbname": app.admin.dbname}))
         return working.username, "kept"
+    _refuse_login_of_others(conn, app, keeper.value)
+    if working_login(conn, app, kind, keeper.read(PENDING), deadline):
+        raise UserError(
+            f"the {kind} login is being rotated by AWS: the one that its secret will hold works already. It was not "
+            "changed. Invoke again when the rotation has ended."
+        )
     login = replace(app.admin, username=app.login(kind), password=secrets.token_urlsafe(32))
     fields = ("engine", "host", "port", "dbname", "username", "password")
 
@@ -395,10 +448,15 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
         with transaction(conn):
             created = change_login(conn, app, kind, login)
             follow_creator(conn, app, kind, login.username)
-            keeper.write({**(keeper.value or {}), **{name: getattr(login, name) for name in fields}})
+            if keeper.read(CURRENT) != keeper.value:  # while the role is ours alone
+                raise OvertakenError
+            keeper.write(Credentials({**(keeper.value or {}), **{name: getattr(login, name) for name in fields}}))
             return created
 
-    created = retried(change)
+    try:
+        created = retried(change)
+    except OvertakenError:
+        return ensure_login(conn, app, kind, replace(keeper, value=keeper.read(CURRENT)), deadline)
     try:
         connect(login, deadline, state="Look at that, and invoke again.").close()
     except ConnectError as exc:
@@ -433,7 +491,7 @@ def rotate_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
         connect(login, deadline, state="Its secret was not changed.").close()
     except ConnectError as exc:
         raise UserError(f"login {name} was made, but: {exc}") from exc
-    keeper.write({**(keeper.value or {}), "username": name, "password": login.password})
+    keeper.write(Credentials({**(keeper.value or {}), "username": name, "password": login.password}))
     return name, "rotated"
 
 

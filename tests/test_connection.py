@@ -431,7 +431,8 @@ def test_read_replica_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) 
 
 NO_TLS = "the server has no TLS; for local work set PGSSLMODE=prefer"
 CERTIFICATE = (
-    "TLS: check PGSSLMODE, PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate"
+    "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate; for local work "
+    "set PGSSLMODE=require"
 )
 ELSEWHERE = {"DB_HOST": "db.example.com", "PGHOSTADDR": HOST}  # libpq connects to this address, and expects that name
 

@@ -191,7 +191,7 @@ def test_guide_recipes_run_in_their_order(world: World) -> None:
             checks += 1
 
     recipes = GUIDE.count("\n### ")
-    assert (recipes, files >= recipes, checks) == (6, True, recipes)
+    assert (recipes, files >= recipes, checks) == (7, True, recipes)
 
 
 def test_guide_recipes_have_risk_file_and_check() -> None:
@@ -215,7 +215,10 @@ def test_document_links_and_files_exist(document: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
     for link in re.findall(r"\]\(([^)]+)\)", text):
-        assert link[1:] in headings if link.startswith("#") else (document.parent / link).exists(), link
+        path, _, heading = link.partition("#")
+        assert heading in headings if not path else (document.parent / path).exists(), link
+        if path and heading:
+            assert f"\n### {heading.replace('-', ' ')}\n" in (document.parent / path).read_text().lower(), link
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name

@@ -280,7 +280,7 @@ def test_objects_that_hold_a_password_do_not_show_it() -> None:
     """A repr() in a stack trace or a debugger's output is a log, too."""
     login = initializer.Login("h", 1, "d", "u", "the password")
     secret = initializer.Secret("name", "arn", {"password": "the password"})
-    keeper = initializer.limited_users.Keeper({"password": "the password"}, print)
+    keeper = initializer.limited_users.Keeper(initializer.Credentials({"password": "the password"}), print, print)
     setup = initializer.Setup(initializer.Config("name"), login, {"readwrite": secret}, (), None)
 
     assert [text for text in map(repr, (login, secret, keeper, setup)) if "the password" in text] == []

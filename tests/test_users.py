@@ -675,7 +675,7 @@ def test_users_passwords_of_logins_that_cannot_be_tried_are_in_no_error(
 def test_users_data_classes_hide_passwords(world: World) -> None:
     """What an error tracker prints of local variables holds no password."""
     login = database.Login("host", 5432, "db", "me", "very secret")
-    keeper = limited_users.Keeper({"password": "very secret"}, print)
+    keeper = limited_users.Keeper(limited_users.Credentials({"password": "very secret"}), print, print)
     secret = initializer.Secret("name", "arn", {"password": "very secret"})
     with mock.patch.dict(os.environ, {**world.environ, "DB_SECRET_NAME": "admin"}):
         setup = initializer.load_setup(os.environ, Deadline())

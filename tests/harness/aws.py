@@ -1,0 +1,60 @@
+"""What the handler asks of Secrets Manager, by botocore's own events: counted, disturbed, or used as a moment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+from unittest import mock
+
+import initializer
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import ReadTimeoutError
+from database import Deadline
+
+ANY = "before-parameter-build.secrets-manager"
+BEFORE_READ, AFTER_READ = "before-call.secrets-manager.GetSecretValue", "after-call.secrets-manager.GetSecretValue"
+BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after-call.secrets-manager.PutSecretValue"
+
+
+@contextmanager
+def at(event: str, action: Callable[..., Any]) -> Iterator[None]:
+    """Call `action` at this event of the handler's own Secrets Manager client."""
+    original = initializer.secrets_client
+
+    def client(deadline: Deadline) -> Any:
+        made = original(deadline)
+        made.meta.events.register(event, action)
+        return made
+
+    with mock.patch.object(initializer, "secrets_client", client):
+        yield
+
+
+@contextmanager
+def calls() -> Iterator[list[str]]:
+    """What the handler asks for meanwhile, in its order: "GetSecretValue admin", ARNs shortened to names."""
+    made: list[str] = []
+
+    def remember(params: dict[str, Any], model: Any, **_: Any) -> None:
+        name = re.sub("^arn:.*:secret:(.*)-[A-Za-z0-9]{6}$", r"\1", params["SecretId"])
+        made.append(f"{model.name} {name}")
+
+    with at(ANY, remember):
+        yield made
+
+
+def refused(code: str) -> Callable[..., Any]:
+    """An action that lets Secrets Manager answer with this error."""
+
+    def answer(**_: Any) -> tuple[AWSResponse, dict[str, Any]]:
+        error = {"Code": code, "Message": "It is not possible."}
+        return AWSResponse("", 400, {}, None), {"Error": error, "ResponseMetadata": {"HTTPStatusCode": 400}}
+
+    return answer
+
+
+def out_of_reach(**_: Any) -> None:
+    """An action that plays a network that leads nowhere."""
+    raise ReadTimeoutError(endpoint_url="the endpoint")
