@@ -1032,7 +1032,10 @@ def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool
     try:
         with watcher.watching():
             prepare_session(conn, setup.config.lock_timeout_ms)
-            return ACTIONS[report["action"]](conn, setup, deadline, report)
+            complete = ACTIONS[report["action"]](conn, setup, deadline, report)
+            if not complete:  # the next session need not wait until the server has ended this one
+                query(conn, "SELECT pg_advisory_unlock_all()")
+            return complete
     except InitializerError as exc:
         if not watcher.rang.is_set() or isinstance(exc, LockError):
             raise
