@@ -10,7 +10,7 @@ CDK    := cdk_example
 ifdef TEST_DATABASE_URL
 WORKERS := 0
 else
-WORKERS ?= 2
+WORKERS ?= 4
 endif
 
 help:  ## this list
