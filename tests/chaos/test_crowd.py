@@ -124,7 +124,7 @@ def test_crowd_during_a_concurrent_build_of_a_million_rows_leaves_a_valid_index(
             writing.result(20)
 
     assert applied_in(ended) == Counter(["003_index", "004_behind"])
-    assert crowd_during_build >= CROWD  # and perhaps a parallel worker of the build
+    assert crowd_during_build > CROWD / 2  # all of them, unless the build was quick
     assert written_during_build > 10
     assert writer.longest_s < 4 + 1  # LOCK_TIMEOUT and a second
     assert world.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'big_v'::regclass") == [(True,)]
