@@ -55,11 +55,11 @@ format: $(READY)  ## let ruff put the code in order
 lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's)
 	$(BIN)/python -m pip install -q $(UV)
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --extra dev --generate-hashes --upgrade \
-	  --no-emit-index-url --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
+	  --custom-compile-command "make lock" -o requirements-dev.txt pyproject.toml
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --resolution lowest-direct --generate-hashes --upgrade \
-	  --no-emit-index-url --custom-compile-command "make lock" -o tests/chain/python/lowest.txt tests/chain/python/lowest.in
+	  --custom-compile-command "make lock" -o tests/chain/python/lowest.txt tests/chain/python/lowest.in
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
-	  --no-emit-index-url --custom-compile-command "make lock" -o tests/chain/python/newest.txt tests/chain/python/newest.in
+	  --custom-compile-command "make lock" -o tests/chain/python/newest.txt tests/chain/python/newest.in
 	cd tests/chain/node && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd $(CDK) && npm install --package-lock-only --omit-lockfile-registry-resolved

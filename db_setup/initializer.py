@@ -1,7 +1,7 @@
 """The handler: brings a PostgreSQL database to the state that the SQL files in `migrations/` describe.
 
-Order of work, and of this file (connect and acquire_lock stand in database.py, the running of a script in
-script_runner.py, the making of roles in limited_users.py):
+Order of work of a migration, and of this file (connect and acquire_lock stand in database.py, the running of a script
+in script_runner.py, the making of roles in limited_users.py, the deadline's guard in watcher.py):
 
     Config.from_env       every mistake in variables and secrets is reported at once, nothing touched yet
     connect               to the database's own endpoint, over TLS, again while it starts or resumes
@@ -11,6 +11,8 @@ script_runner.py, the making of roles in limited_users.py):
     ensure_groups         before the migrations, so that a migration may GRANT to them
     apply_migration       each pending file and its tracking row in one transaction
     ensure_logins         the limited users, their credentials written to their secrets
+
+The other actions, rotate and status, stand behind it.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -852,8 +854,11 @@ def ensure_groups(conn: Connection, setup: Setup) -> None:
             log("group role created", role=role)
 
 
+Ensure = Callable[[Connection, limited_users.Application, str, limited_users.Keeper, Deadline], tuple[str, str]]
+
+
 def ensure_logins(
-    conn: Connection, setup: Setup, deadline: Deadline, ensure: Any = limited_users.ensure_login
+    conn: Connection, setup: Setup, deadline: Deadline, ensure: Ensure = limited_users.ensure_login
 ) -> dict[str, str]:
     """A working login in each target secret; one that works is never changed, unless `ensure` is to rotate it.
     Returns what was done, by login."""
@@ -920,7 +925,7 @@ def is_complete(state: State, plan: Plan) -> bool:
 
 def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
     """Say what is odd; refuse files that were edited after they had been applied."""
-    report["warnings"] = list(plan.warnings)
+    warnings = list(plan.warnings)
     if plan.edited:
         names = shortened([migration.path.name for migration in plan.edited])
         if not config.allow_edited:
@@ -929,23 +934,27 @@ def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
                 "applied. Restore the file and put the change into a new one; or accept the difference with "
                 'ALLOW_EDITED_MIGRATIONS="true".'
             )
-        report["warnings"].append(f"edited after it was applied, without effect: {names}")
-    for warning in report["warnings"]:
-        log("please look", logging.WARNING, warning=warning)
-    if plan.orphans:
+        warnings.append(f"edited after it was applied, without effect: {names}")
+    warn(report, warnings)
+    if plan.orphans and not report["applied"]:  # said before the first file
         log("applied, but not in the folder", migrations=shortened(plan.orphans))
+
+
+def warn(report: dict[str, Any], warnings: Iterable[str]) -> None:
+    """Each once in a run, however many sessions it takes."""
+    for warning in warnings:
+        if warning not in report["warnings"]:
+            report["warnings"].append(warning)
+            log("please look", logging.WARNING, warning=warning)
 
 
 def apply_pending(
     conn: Connection, config: Config, pending: Sequence[Pending], deadline: Deadline, report: dict[str, Any]
 ) -> bool:
     """Apply the pending files in order; False when one has changed the session, and the rest needs a new one."""
-    report["pending"] = [each.name for each in pending]
     begun = script_runner.unfinished(conn, config.progress) if pending else set()
-    for name in sorted(begun - {light.migration.name for light in pending}):
-        warning = f"{name} has run in part, but its file is gone or has another name"
-        report["warnings"].append(warning)
-        log("please look", logging.WARNING, warning=warning)
+    gone = sorted(begun - {light.migration.name for light in pending})
+    warn(report, (f"{name} has run in part, but its file is gone or has another name" for name in gone))
     for light in pending:
         started = time.monotonic()
         if deadline.is_near:

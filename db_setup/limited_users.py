@@ -208,7 +208,7 @@ def _databases_with_rights(conn: Connection, app: Application) -> tuple[list[str
     return databases, bool(here)
 
 
-def _refuse_login_of_others(conn: Connection, app: Application, kept: Optional[Credentials]) -> None:
+def _refuse_login_of_others(conn: Connection, app: Application, kind: str, kept: Optional[Credentials]) -> None:
     """Raise UserError if this login is another application's: replaced, it would be lost to it."""
     username = (kept or Credentials()).get("username")
     if not is_usable(username) or username == app.admin.username:
@@ -220,8 +220,8 @@ def _refuse_login_of_others(conn: Connection, app: Application, kept: Optional[C
     databases, here = query(conn, FOREIGN_DATABASES, query(conn, its_roles, [username])[0])[0]
     if databases and not here:
         raise UserError(
-            f"its secret holds the login {username} of database {', '.join(databases)} on the same server, which would "
-            "be lost. Nothing has been changed. Give this application secrets of its own."
+            f"the secret for the {kind} login holds {username}, which belongs to database {', '.join(databases)} on "
+            "the same server and would be lost. It was not changed. Give this application secrets of its own."
         )
 
 
@@ -435,7 +435,7 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
         if not _leads_here(app, keeper.value):
             keeper.write(Credentials({**(keeper.value or {}), "dbname": app.admin.dbname}))
         return working.username, "kept"
-    _refuse_login_of_others(conn, app, keeper.value)
+    _refuse_login_of_others(conn, app, kind, keeper.value)
     if working_login(conn, app, kind, keeper.read(PENDING), deadline):
         raise UserError(
             f"the {kind} login is being rotated by AWS: the one that its secret will hold works already. It was not "

@@ -600,6 +600,7 @@ class Script:
 
     @property
     def checksum(self) -> str:
+        """See checksum(); of a long text it is made anew each time."""
         return self.known_checksum or checksum(self.text)
 
     def statements(self) -> Iterator[Statement]:

@@ -13,12 +13,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from harness.database import create_admin, create_database, drop_database, drop_roles
+from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World, exactly
+from harness.world import ADMIN, AWS_ENVIRONMENT, TEMPLATE, World, exactly, prepare
 from moto import mock_aws
 
-TEMPLATE = "db_setup_template"
 # Roles belong to the server, not to a database: every test leaves none behind.
 ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
 
@@ -57,11 +56,8 @@ class FirstWorker:
 @pytest.fixture(scope="session")
 def server() -> Server:
     """A running PostgreSQL with an RDS-like admin and a template database that the admin owns."""
-    server = _servers[0]
-    create_admin(server, ADMIN, ADMIN_PASSWORD)
-    drop_database(server, TEMPLATE)
-    create_database(server, TEMPLATE, ADMIN)
-    return server
+    prepare(_servers[0])
+    return _servers[0]
 
 
 @pytest.fixture

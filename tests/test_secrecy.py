@@ -36,8 +36,6 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def talkative() -> Iterator[Server]:
-    if os.environ.get("TEST_DATABASE_URL"):
-        pytest.skip("needs a server whose settings it may change")
     with talkative_server() as running:
         with superuser_connection(running) as conn:  # not in plain text: that would stand in the log
             verifier = encrypt_password(ADMIN_PASSWORD, ADMIN, scope=conn, algorithm="scram-sha-256")

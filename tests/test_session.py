@@ -243,6 +243,20 @@ def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: W
     assert world.sql("SELECT * FROM seen") == [("ISO, DMY", "UTF8", "4s", "0")]
 
 
+def test_session_that_is_renewed_tells_each_warning_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What was odd before the renewal stays in the report, and is not said again behind it."""
+    block = "DO $$ BEGIN PERFORM 1; END $$;"
+    world.write("001_a.sql", f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'; {block}")
+    world.write("001_b.sql", block)
+    world.write("003_c.sql", "SELECT 1;")
+
+    report = world.deploy()
+
+    assert world.applied() == ["001_a", "001_b", "003_c"]
+    assert report["warnings"] == ["number 1 is used more than once: 001_a, 001_b", "no file has number 2"]
+    assert caplog.text.count("please look") == 2
+
+
 def test_session_of_a_database_with_backslashes_in_strings_reads_files_so(world: World) -> None:
     """Where the database says that \\' is a quote, it is one in the files as well, as for psql."""
     world.sql(f'ALTER DATABASE "{world.dbname}" SET standard_conforming_strings = off')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
@@ -14,17 +15,27 @@ import pytest
 from harness import tls
 from harness.database import superuser_connection
 from harness.process import deploy_elsewhere
-from harness.world import World, rows
+from harness.server import Server, own_server
+from harness.world import World, prepare, rows
 from initializer import ConnectError
 
 ENCRYPTED = "CREATE TABLE seen AS SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid();"
 ELSEWHERE = {"DB_HOST": "db.example.com"}
 
 
+@pytest.fixture(scope="module")
+def server(server: Server) -> Iterator[Server]:
+    """One of our own, where the one that was given does not show its authority's certificate."""
+    if server.ca_file:
+        yield server
+        return
+    with own_server() as ours:
+        prepare(ours)
+        yield ours
+
+
 @pytest.fixture(autouse=True)
 def _server_with_tls(world: World) -> None:
-    if world.server.ca_file is None:
-        pytest.skip("needs the certificate of the server's authority")
     world.environ.pop("PGSSLMODE", None)
 
 

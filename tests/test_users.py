@@ -6,9 +6,7 @@ import json
 import os
 import re
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 from unittest import mock
 
 import database
@@ -19,6 +17,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
 from database import ConnectError, Deadline
+from harness.aws import at as hooked
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError
 from limited_users import UserError
@@ -71,20 +70,6 @@ def create_login(world: World, name: str, group: str, password: str = "its own p
     world.sql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}'")
     world.sql(f'GRANT {group} TO "{name}"')
     return {"username": name, "password": password}
-
-
-@contextmanager
-def hooked(event: str, action: Callable[..., Any]) -> Iterator[None]:
-    """Call `action` at this event of the handler's own Secrets Manager client (botocore's events)."""
-    original = initializer.secrets_client
-
-    def client(deadline: Deadline) -> Any:
-        made = original(deadline)
-        made.meta.events.register(event, action)
-        return made
-
-    with mock.patch.object(initializer, "secrets_client", client):
-        yield
 
 
 # --- Groups before, logins after ------------------------------------------------------------------------------------

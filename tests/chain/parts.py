@@ -5,25 +5,22 @@ What has to be installed for them goes into .postgres/, once; tests/chain/python
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
+from harness.embedded import CACHE, alone
 from versions import pythons
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-CACHE = REPOSITORY / ".postgres"
 EXAMPLE = REPOSITORY / "cdk_example"
 PYTHONS = ("3.9", "3.13")  # beside the running one: the oldest promised one, and the one that the example deploys
 PINS = ("lowest", "newest")
@@ -52,7 +49,7 @@ class Runtime:
         """The folder with the runtime client and boto3, and the layer with psycopg2; installed on first need."""
         requirements = HERE / "python" / f"{self.pins}.txt"
         folder = CACHE / f"chain-{self}-{_digest(requirements)}"
-        with _alone():
+        with alone("chain.lock"):
             if not folder.exists():
                 parts = _emptied(folder.with_name(f"{folder.name}.part"))
                 options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
@@ -84,7 +81,7 @@ def runtimes() -> tuple[Runtime, ...]:
 def node_modules() -> Path:
     """The AWS SDK, which Lambda's node has built in; installed on first need."""
     folder = CACHE / f"chain-node-{_digest(HERE / 'node' / 'package-lock.json')}"
-    with _alone():
+    with alone("chain.lock"):
         if not folder.exists():
             parts = _emptied(folder.with_name(f"{folder.name}.part"))
             for name in ("package.json", "package-lock.json"):
@@ -145,12 +142,3 @@ def _emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One process at a time: the others of a parallel test run then find it installed."""
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / "chain.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

