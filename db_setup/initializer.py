@@ -1,7 +1,8 @@
 """The handler: brings a PostgreSQL database to the state that the SQL files in `migrations/` describe.
 
 Order of work of a migration, and of this file (connect and acquire_lock stand in database.py, the running of a script
-in script_runner.py, the making of roles in limited_users.py, the deadline's guard in watcher.py):
+in script_runner.py, the making of roles in limited_users.py, Secrets Manager in secret_store.py, the deadline's guard
+in watcher.py):
 
     Config.from_env       every mistake in variables and secrets is reported at once, nothing touched yet
     connect               to the database's own endpoint, over TLS, again while it starts or resumes
@@ -28,7 +29,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -42,13 +42,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
-import boto3
 import limited_users
 import psycopg2
 import script_runner
 import sql_scanner
-from botocore.config import Config as AwsConfig
-from botocore.exceptions import BotoCoreError, ClientError
 from database import (
     ConnectError,
     Connection,
@@ -69,9 +66,20 @@ from database import (
     set_up_logging,
     transaction,
 )
-from limited_users import CURRENT, Credentials, UserError
+from limited_users import Credentials, UserError
 from psycopg2 import sql
 from script_runner import Outcome
+from secret_store import (
+    ConfigError,
+    Secret,
+    UnreachableError,
+    read_secret,
+    same_secret,
+    secrets_client,
+    shown,
+    stored_value,
+    write_secret,
+)
 from sql_scanner import Script
 from watcher import Watcher
 
@@ -85,14 +93,6 @@ PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
-
-
-class ConfigError(InitializerError):
-    """Variables or secrets are wrong; nothing has been touched."""
-
-
-class UnreachableError(ConfigError):
-    """Secrets Manager does not answer; asking for the next secret would only take as long again."""
 
 
 class MigrationError(InitializerError):
@@ -128,8 +128,8 @@ class Config:
         return sql.Identifier("public", self.table + "_progress")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str], problems: list[str]) -> Config:
-        """Read the variables; what is wrong with them is added to `problems`."""
+    def from_env(cls, environ: Mapping[str, str], problems: list[str], with_secrets: bool = True) -> Config:
+        """Read the variables; what is wrong with them is added to `problems`. Without secrets there are no users."""
 
         def text(name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL") -> Optional[str]:
             value = environ.get(name)
@@ -147,7 +147,7 @@ class Config:
             value = (text(name, r"(?i)true|false", '"true" or "false"') or str(default)).lower()
             return value == "true"
 
-        if ADMIN not in environ:
+        if with_secrets and ADMIN not in environ:
             problems.append(f"{ADMIN} is missing: name or ARN of the secret with the database's admin login")
         name, small = r"[a-z_][a-z0-9_]{0,%d}", "lower-case letters, digits and _, at most %d characters"
         timeout = text("LOCK_TIMEOUT", r"[1-9][0-9]{0,5}(ms|s)", 'a time such as "4s" or "500ms"') or "4s"
@@ -156,7 +156,7 @@ class Config:
             admin_secret=text(ADMIN) or "",
             user_secret=text("DB_USER_SECRET_NAME"),
             creator_secret=text("DB_PROXY"),
-            create_users=flag("CREATE_USERS", True),
+            create_users=flag("CREATE_USERS", True) and with_secrets,
             host=text("DB_HOST"),
             port=int(port) if port else None,
             dbname=text("DB_NAME"),
@@ -189,114 +189,12 @@ class Config:
         return Login(host, int(port), dbname, username, password, engine)
 
 
-def shown(value: str) -> str:
-    """A value in a message, not too long."""
-    return repr(value if len(value) <= 90 else value[:89] + "…")
-
-
 def is_usable(value: Any) -> bool:
     """PostgreSQL can take it as a name or a password."""
     return not isinstance(value, bool) and isinstance(value, (str, int)) and limited_users.is_usable(str(value))
 
 
 # --- Secrets --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Secret:
-    """A secret as it was read. `value` is None where it holds no JSON object."""
-
-    name: str
-    arn: str = ""
-    value: Optional[Credentials] = None
-    complaint: str = ""
-
-    def __repr__(self) -> str:
-        return f"Secret({self.name})"
-
-
-def secrets_client(deadline: Deadline) -> Any:
-    """A new client, since nothing outlives an invocation, that leaves time for the rest; raises ConfigError.
-
-    botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is missing.
-    """
-    left = max(deadline.left(60), 4)
-    attempts = 3 if left > 40 else 1
-    try:
-        options = AwsConfig(
-            connect_timeout=min(5, left / 4),
-            read_timeout=min(10, left / 4),
-            retries={"total_max_attempts": attempts, "mode": "standard"},
-        )
-        return boto3.client("secretsmanager", config=options)
-    except BotoCoreError as exc:
-        raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
-
-
-def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
-    """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
-
-    A secret without a value, or with one that is not a JSON object, is returned with a complaint.
-    """
-    try:
-        answer = client.get_secret_value(SecretId=name, **({} if stage == CURRENT else {"VersionStage": stage}))
-    except (BotoCoreError, ClientError) as exc:
-        # An absent secret and one without a value are the same error code; only the text differs.
-        if "secret value for staging label" in str(exc) or (stage != CURRENT and "ResourceNotFound" in str(exc)):
-            return Secret(name, complaint="has no value yet")
-        kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
-        raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
-    arn = answer["ARN"]
-    try:
-        value = json.loads(answer.get("SecretString") or "")
-    except (ValueError, RecursionError):
-        return Secret(name, arn, complaint="is not JSON")
-    if not isinstance(value, dict):
-        return Secret(name, arn, complaint="is not a JSON object")
-    return Secret(name, arn, Credentials(value))
-
-
-def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
-    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS rotates it)."""
-    return read_secret(client, name, stage).value
-
-
-def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
-    """Make `value` the secret's current value; raises UserError."""
-    problem = ""
-    try:
-        client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
-    except (BotoCoreError, ClientError) as exc:
-        problem = _aws_problem(exc, "PutSecretValue", secret.name)
-    if problem:  # raised out here, without its cause: botocore's frames hold the password
-        raise UserError(
-            f"secret {secret.name} could not be written: it {problem}. "
-            "The login that it holds was left as it was; mend this and invoke again."
-        )
-
-
-def _aws_problem(exc: Exception, action: str, name: str) -> str:
-    if not isinstance(exc, ClientError):
-        return (
-            f"could not be asked for ({type(exc).__name__}): a function in a VPC needs an interface endpoint "
-            "for Secrets Manager, or NAT, and a role"
-        )
-    code = exc.response["Error"].get("Code", "")
-    if code == "ResourceNotFoundException":
-        elsewhere = "" if name.startswith("arn:") else " (pass its ARN if it lives elsewhere)"
-        return f"does not exist in this account and region{elsewhere}"
-    if code in ("AccessDeniedException", "AccessDenied"):
-        return f"is closed to the function's role: grant it secretsmanager:{action}, and the use of the KMS key"
-    message = " ".join(exc.response["Error"].get("Message", "").split()).rstrip(".")
-    return f"is refused: Secrets Manager answered {code} to {action}: {message[:200]}"
-
-
-def same_secret(one: str, other: str) -> bool:
-    """Both name the same secret, as far as names and ARNs tell."""
-    name = r"arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:(.+?)(-[A-Za-z0-9]{6})?"
-    if one.startswith("arn:") and other.startswith("arn:"):
-        return one == other
-    return re.sub(f"^{name}$", r"\1", one) == re.sub(f"^{name}$", r"\1", other)
 
 
 @dataclass(frozen=True)
@@ -316,11 +214,14 @@ class Setup:
         return limited_users.Application(self.login, config.role_prefix, config.tracking, config.progress)
 
 
-def load_setup(environ: Mapping[str, str], deadline: Deadline) -> Setup:
-    """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing."""
+def load_setup(environ: Mapping[str, str], deadline: Deadline, login: Optional[Login] = None) -> Setup:
+    """Read variables, secrets and the folder; raises one ConfigError that lists every mistake. Touches nothing.
+
+    With a `login` no secret is read, and no user made.
+    """
     problems: list[str] = []
-    config = Config.from_env(environ, problems)
-    named = {ADMIN: config.admin_secret}
+    config = Config.from_env(environ, problems, with_secrets=login is None)
+    named = {} if login else {ADMIN: config.admin_secret}
     if config.create_users:
         named.update(
             {limited_users.READWRITE: config.user_secret or "", limited_users.TABLECREATOR: config.creator_secret or ""}
@@ -332,7 +233,8 @@ def load_setup(environ: Mapping[str, str], deadline: Deadline) -> Setup:
     admin = found.pop(ADMIN, None)
     if admin and admin.value is None:
         problems.append(f"{ADMIN}: secret {shown(admin.name)} {admin.complaint}: it must hold the admin login as JSON")
-    login = config.login(admin.value, problems) if admin and admin.value is not None else None
+    if admin and admin.value is not None:
+        login = config.login(admin.value, problems)
     if problems or login is None:
         listed = "; ".join(problems)
         listed = listed if len(listed) < 1400 else f"{listed[:1400]} … ({len(problems)} mistakes in all)"
@@ -741,11 +643,13 @@ def created_tables(migration: Migration) -> tuple[list[sql_scanner.Name], bool]:
     return list(names), guarded
 
 
-def load_script(conn: Connection, migration: Migration, config: Config) -> Script:
-    """Read and scan a file that is to run; what cannot work is a MigrationError before anything ran."""
+def load_script(migration: Migration, config: Config, backslashes: bool = False) -> Script:
+    """Read and scan a file that is to run; what cannot work is a MigrationError before anything ran.
+
+    `backslashes` tells that '…' is read as E'…', as on a server with standard_conforming_strings off.
+    """
     text = read_text(migration)
     with located(migration, text):
-        backslashes = conn.info.parameter_status("standard_conforming_strings") == "off"
         script = sql_scanner.read_script(text, backslashes)
         for (schema, name), place in script.created.items():
             if schema in (None, "public") and name in (config.table, config.table + "_progress"):
@@ -755,11 +659,11 @@ def load_script(conn: Connection, migration: Migration, config: Config) -> Scrip
 
 def checked_script(conn: Connection, migration: Migration, setup: Setup, with_text: bool) -> Script:
     """The script, looked through once in a run; without its text, unless that is the only one."""
-    reads_strings = conn.info.parameter_status("standard_conforming_strings")
-    if (migration, reads_strings) not in setup.checked:
-        script = load_script(conn, migration, setup.config)
-        setup.checked[migration, reads_strings] = script if with_text else replace(script, text="")
-    return setup.checked[migration, reads_strings]
+    backslashes = conn.info.parameter_status("standard_conforming_strings") == "off"
+    if (migration, backslashes) not in setup.checked:
+        script = load_script(migration, setup.config, backslashes)
+        setup.checked[migration, backslashes] = script if with_text else replace(script, text="")
+    return setup.checked[migration, backslashes]
 
 
 def tracking_insert(conn: Connection, config: Config, name: str, hashes: Sequence[str]) -> str:
@@ -1078,7 +982,9 @@ def new_report() -> dict[str, Any]:
     return {"status": "ok", "action": "migrate", "version": __version__, **lists, "database": "", "lock_wait_ms": 0}
 
 
-def run(environ: Mapping[str, str], event: Any, context: Any, report: dict[str, Any]) -> None:
+def run(
+    environ: Mapping[str, str], event: Any, context: Any, report: dict[str, Any], login: Optional[Login] = None
+) -> None:
     """One invocation from beginning to end; everything it opened is closed."""
     asked = event if isinstance(event, dict) else {}
     action = "migrate" if event in (None, {}) else asked.get("action")
@@ -1090,21 +996,24 @@ def run(environ: Mapping[str, str], event: Any, context: Any, report: dict[str, 
         )
     report["action"] = action
     deadline = Deadline.from_context(context)
-    setup = load_setup(environ, deadline)
+    setup = load_setup(environ, deadline, login)
     report["database"] = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
     while not in_session(setup, deadline, report):
         pass
 
 
-def handler(event: Any, context: Any) -> dict[str, Any]:
-    """Lambda's entry point. Returns the report, plain JSON; raises InitializerError, so that the deployment fails."""
+def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str, Any]:
+    """Lambda's entry point. Returns the report, plain JSON; raises InitializerError, so that the deployment fails.
+
+    The terminal may bring the admin's `login`; then no secret is read, and no user made.
+    """
     started = time.monotonic()
     set_up_logging()
     report = new_report()
     failure: dict[str, Any] = {}
     try:
-        run(os.environ, event, context, report)
+        run(os.environ, event, context, report, login)
         return report
     except Exception as exc:
         failure = {"error": type(exc).__name__, "reason": str(exc)}

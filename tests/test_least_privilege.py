@@ -7,8 +7,8 @@ from typing import Any
 from unittest import mock
 
 import boto3
-import initializer
 import pytest
+import secret_store
 from harness import aws
 from harness.logins import works
 from harness.world import REGION, World
@@ -53,7 +53,7 @@ class Policy:
             return str(arns.get(asked, asked))
 
         named = mock.patch.object(SecretsManagerResponse, "_determine_resource", resource, create=True)
-        identity = mock.patch.object(initializer, "boto3", self.session)
+        identity = mock.patch.object(secret_store, "boto3", self.session)
         with named, identity, aws.at("after-call.secrets-manager", as_aws_says_it):
             report: dict[str, Any] = set_initial_no_auth_action_count(0)(world.deploy)(event)
         return report

@@ -1,0 +1,131 @@
+"""AWS Secrets Manager: reads and writes the secrets that hold logins.
+
+Knows AWS, nothing of databases or migrations. What goes wrong is a ConfigError or, in writing, a UserError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from database import Deadline, InitializerError
+from limited_users import CURRENT, Credentials, UserError
+
+try:
+    import boto3
+    from botocore.config import Config as AwsConfig
+    from botocore.exceptions import BotoCoreError, ClientError
+except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is needed
+    boto3 = None  # type: ignore[assignment]
+
+
+class ConfigError(InitializerError):
+    """Variables or secrets are wrong; nothing has been touched."""
+
+
+class UnreachableError(ConfigError):
+    """Secrets Manager does not answer; asking for the next secret would only take as long again."""
+
+
+def shown(value: str) -> str:
+    """A value in a message, not too long."""
+    return repr(value if len(value) <= 90 else value[:89] + "…")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret as it was read. `value` is None where it holds no JSON object."""
+
+    name: str
+    arn: str = ""
+    value: Optional[Credentials] = None
+    complaint: str = ""
+
+    def __repr__(self) -> str:
+        return f"Secret({self.name})"
+
+
+def secrets_client(deadline: Deadline) -> Any:
+    """A new client, since nothing outlives an invocation, that leaves time for the rest; raises ConfigError.
+
+    botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is missing.
+    """
+    left = max(deadline.left(60), 4)
+    attempts = 3 if left > 40 else 1
+    try:
+        options = AwsConfig(
+            connect_timeout=min(5, left / 4),
+            read_timeout=min(10, left / 4),
+            retries={"total_max_attempts": attempts, "mode": "standard"},
+        )
+        return boto3.client("secretsmanager", config=options)
+    except BotoCoreError as exc:
+        raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
+
+
+def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
+    """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
+
+    A secret without a value, or with one that is not a JSON object, is returned with a complaint.
+    """
+    try:
+        answer = client.get_secret_value(SecretId=name, **({} if stage == CURRENT else {"VersionStage": stage}))
+    except (BotoCoreError, ClientError) as exc:
+        # An absent secret and one without a value are the same error code; only the text differs.
+        if "secret value for staging label" in str(exc) or (stage != CURRENT and "ResourceNotFound" in str(exc)):
+            return Secret(name, complaint="has no value yet")
+        kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
+        raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
+    arn = answer["ARN"]
+    try:
+        value = json.loads(answer.get("SecretString") or "")
+    except (ValueError, RecursionError):
+        return Secret(name, arn, complaint="is not JSON")
+    if not isinstance(value, dict):
+        return Secret(name, arn, complaint="is not a JSON object")
+    return Secret(name, arn, Credentials(value))
+
+
+def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
+    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS rotates it)."""
+    return read_secret(client, name, stage).value
+
+
+def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
+    """Make `value` the secret's current value; raises UserError."""
+    problem = ""
+    try:
+        client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
+    except (BotoCoreError, ClientError) as exc:
+        problem = _aws_problem(exc, "PutSecretValue", secret.name)
+    if problem:  # raised out here, without its cause: botocore's frames hold the password
+        raise UserError(
+            f"secret {secret.name} could not be written: it {problem}. "
+            "The login that it holds was left as it was; mend this and invoke again."
+        )
+
+
+def _aws_problem(exc: Exception, action: str, name: str) -> str:
+    if not isinstance(exc, ClientError):
+        return (
+            f"could not be asked for ({type(exc).__name__}): a function in a VPC needs an interface endpoint "
+            "for Secrets Manager, or NAT, and a role"
+        )
+    code = exc.response["Error"].get("Code", "")
+    if code == "ResourceNotFoundException":
+        elsewhere = "" if name.startswith("arn:") else " (pass its ARN if it lives elsewhere)"
+        return f"does not exist in this account and region{elsewhere}"
+    if code in ("AccessDeniedException", "AccessDenied"):
+        return f"is closed to the function's role: grant it secretsmanager:{action}, and the use of the KMS key"
+    message = " ".join(exc.response["Error"].get("Message", "").split()).rstrip(".")
+    return f"is refused: Secrets Manager answered {code} to {action}: {message[:200]}"
+
+
+def same_secret(one: str, other: str) -> bool:
+    """Both name the same secret, as far as names and ARNs tell."""
+    name = r"arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:(.+?)(-[A-Za-z0-9]{6})?"
+    if one.startswith("arn:") and other.startswith("arn:"):
+        return one == other
+    return re.sub(f"^{name}$", r"\1", one) == re.sub(f"^{name}$", r"\1", other)
