@@ -14,13 +14,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR, connection
 
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
@@ -64,8 +65,12 @@ class LockError(InitializerError):
 # --- Log ------------------------------------------------------------------------------------------------------------
 
 
+REHEARSAL = ContextVar("what stands before each line of a dry run, for none of it stays", default="")
+
+
 def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     """One line: a constant phrase and key=value. In Lambda's JSON format the keys stand at the top level as well."""
+    phrase = REHEARSAL.get() + phrase
     text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
     plain = {key: value if isinstance(value, (int, float, list, dict)) else str(value) for key, value in fields.items()}
     logger.log(level, "%s%s", phrase, " " + text if text else "", extra=plain)
@@ -137,6 +142,7 @@ class Connection(connection):
     about: Mapping[str, Any] = {}  # fields for the log
     blocked_by: Sequence[str] = ()  # the sessions that stood in the way when the watcher last looked
     defaults: str = ""  # a fingerprint of what ALTER DATABASE and ALTER ROLE have set when the session began
+    rehearsal: Any = None  # in a dry run all of it is one transaction, and ours are savepoints in it
 
 
 @contextmanager
@@ -178,13 +184,25 @@ def literal(text: str) -> sql.Composable:
     return sql.SQL("E'" + "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in escaped) + "'")
 
 
+OUR_SAVEPOINT = "db_setup_transaction"
+
+
+def begin(conn: Connection, words: str = "BEGIN") -> str:
+    """What begins a transaction; in a dry run, which is one, a savepoint does instead, without the modes."""
+    return f"SAVEPOINT {OUR_SAVEPOINT}" if conn.rehearsal else words
+
+
+def commit(conn: Connection) -> str:
+    return f"RELEASE SAVEPOINT {OUR_SAVEPOINT}" if conn.rehearsal else "COMMIT"
+
+
 @contextmanager
 def transaction(conn: Connection) -> Iterator[None]:
     """BEGIN … COMMIT around our own statements, ROLLBACK on any error."""
-    query(conn, "BEGIN")
+    query(conn, begin(conn))
     try:
         yield
-        query(conn, "COMMIT")
+        query(conn, commit(conn))
     except BaseException:
         roll_back(conn)
         raise
@@ -193,7 +211,7 @@ def transaction(conn: Connection) -> Iterator[None]:
 def roll_back(conn: Connection) -> None:
     if not conn.closed and conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
         try:
-            query(conn, "ROLLBACK")
+            query(conn, f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {commit(conn)}" if conn.rehearsal else "ROLLBACK")
         except psycopg2.Error:
             conn.close()  # the server rolls back on its own when the connection is gone
 
@@ -390,7 +408,8 @@ def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]
 
 def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
     """Wait a while if others were in the way, and if there is time for it."""
-    pause = next(waits, None) if sqlstate in RETRYABLE else None
+    lost = conn.info.transaction_status == TRANSACTION_STATUS_INERROR  # a dry run, and nothing saved to go back to
+    pause = next(waits, None) if sqlstate in RETRYABLE and not lost else None
     if pause is None:
         return False
     by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}

@@ -42,6 +42,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import failures
 import limited_users
 import psycopg2
 import script_runner
@@ -66,9 +67,10 @@ from database import (
     set_up_logging,
     transaction,
 )
+from failures import Outcome
 from limited_users import Credentials, UserError
 from psycopg2 import sql
-from script_runner import Outcome
+from rehearsal import Rehearsal
 from secret_store import (
     ConfigError,
     Secret,
@@ -627,9 +629,10 @@ def located(migration: Migration, text: str) -> Iterator[None]:
         yield
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
-        raise MigrationError(
+        verdict = (
             f"{migration.path.name}:{line}:{column}: {exc}. Nothing has been applied. Mend the file and deploy again."
-        ) from exc
+        )
+        raise MigrationError("\n".join([verdict, *failures.excerpt(text, exc.offset)])) from exc
 
 
 def created_tables(migration: Migration) -> tuple[list[sql_scanner.Name], bool]:
@@ -725,13 +728,13 @@ def failure_message(one: Pending, outcome: Outcome, report: Mapping[str, Any], b
     if (outcome.stopped or outcome.connection_lost) and not script.unwrapped:
         place = file  # one message, of which nothing tells how far the server was
     verdict = [
-        f"{place}: {script_runner.describe(script, outcome)}.",
-        script_runner.state_and_step(script, outcome, blocked_by),
+        f"{place}: {failures.describe(script, outcome)}.",
+        failures.state_and_step(script, outcome, blocked_by),
         f"Applied in this run: {shortened([entry['name'] for entry in report['applied']]) or 'nothing'}.",
     ]
     if report["pending"][1:]:
         verdict.append(f"Not tried: {shortened(report['pending'][1:])}.")
-    return "\n".join([" ".join(verdict), *script_runner.details(script, outcome)])
+    return "\n".join([" ".join(verdict), *failures.details(script, outcome)])
 
 
 def shortened(names: Sequence[str]) -> str:
@@ -774,7 +777,8 @@ def ensure_logins(
         except ConfigError as exc:
             raise UserError(f"{exc}. Its login was not changed; mend this and invoke again.") from exc
         read = partial(stored_value, client, target.name)
-        keeper = limited_users.Keeper(secret.value, read, partial(write_secret, client, secret))
+        write = (lambda value: None) if conn.rehearsal else partial(write_secret, client, secret)
+        keeper = limited_users.Keeper(secret.value, read, write)
         name, what = ensure(conn, setup.application, kind, keeper, deadline)
         done[name] = what
         if what != "kept":
@@ -790,6 +794,14 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
 
     False where a file has changed the session, and a new one has to do the rest.
     """
+    if nothing_to_do(conn, setup, deadline, report):
+        return True
+    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    return bring_up(conn, setup, deadline, report)
+
+
+def nothing_to_do(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """Database and users are as they should be: the lock need not be taken."""
     state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
@@ -797,8 +809,11 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
     if users is not None:
         check_edited(setup.config, plan, report)
         report["users"] = users
-        return True
-    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    return users is not None
+
+
+def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """What a migration does behind the lock, or a dry run within its transaction."""
     if setup.config.create_users:
         limited_users.refuse_roles_of_others(conn, setup.application)
     report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup))
@@ -869,10 +884,22 @@ def apply_pending(
         one = light._replace(script=script)
         conn.about, conn.blocked_by = {"migration": one.name}, ()
         outcome = apply_migration(conn, config, one, deadline)
+        if conn.rehearsal:
+            one, outcome = one._replace(script=replace(script, unwrapped=False)), rehearsed(outcome, script)
         if outcome.failed:
             raise MigrationError(failure_message(one, outcome, report, conn.blocked_by)) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(one.name)
+        if conn.rehearsal:
+            locks, untried = conn.rehearsal.end_of_file(), list(outcome.untried)
+            tried = {"name": one.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
+            report["tried"].append(tried)
+            fields: dict[str, Any] = (
+                {"locks": [f"{lock['lock']} on {lock['table']}" for lock in locks]} if locks else {}
+            )
+            fields.update({"untried": untried} if untried else {})
+            log("tried", migration=one.name, duration_ms=duration_ms, **fields)
+            continue
         report["applied"].append({"name": one.name, "duration_ms": duration_ms})
         log("applied", migration=one.name, duration_ms=duration_ms)
         changed = report["pending"] and (not outcome.is_fresh or sql_scanner.CUSTOM_SETTING.search(script.text))
@@ -881,6 +908,38 @@ def apply_pending(
         if changed or not outcome.holds_lock:
             return False
     return True
+
+
+def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+    """Do what a migration does, users included, in one transaction that is rolled back; no secret is written.
+
+    `report["tried"]` gets each file's time, its locks, and what cannot be tried. All locks are held until the end.
+    """
+    report["tried"] = []
+    if nothing_to_do(conn, setup, deadline, report):
+        return True
+    log("dry run: every lock is held until its end, so use a copy where that is too long", logging.WARNING)
+    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    try:
+        with Rehearsal(conn, without=(setup.config.table, setup.config.table + "_progress")):
+            bring_up(conn, setup, deadline, report)
+    except MigrationError as exc:
+        untried = [f"{entry['name']} ({', '.join(entry['untried'])})" for entry in report["tried"] if entry["untried"]]
+        if not untried:
+            raise
+        raise MigrationError(f"{exc}\nIt may need what a dry run could not try: {'; '.join(untried)}.") from exc
+    finally:
+        report["pending"] = [entry["name"] for entry in report["tried"]] + report["pending"]
+    return True
+
+
+def rehearsed(outcome: Outcome, script: Script) -> Outcome:
+    """The outcome, but what fails for being in one transaction with other files is only not tried."""
+    adds = any(s.words[:2] == ("ALTER", "TYPE") and "ADD" in s.words for s in script.statements())
+    if outcome.code == "55P04" and not adds:
+        return Outcome(untried=("it uses an enum value that this run adds",))
+    modes = () if script.begin == "BEGIN" else (f"the modes of its {script.begin}",)
+    return replace(outcome, untried=(*modes, *outcome.untried))
 
 
 def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
@@ -935,7 +994,7 @@ def tried_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Iterator
         yield login, f"secret {secret.name} {secret.complaint}" if secret.complaint else what
 
 
-ACTIONS = {"migrate": migrate, "rotate": rotate, "status": status}
+ACTIONS = {"migrate": migrate, "dry_run": dry_run, "rotate": rotate, "status": status}
 
 
 def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:

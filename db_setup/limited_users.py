@@ -457,6 +457,8 @@ def ensure_login(conn: Connection, app: Application, kind: str, keeper: Keeper, 
         created = retried(change)
     except OvertakenError:
         return ensure_login(conn, app, kind, replace(keeper, value=keeper.read(CURRENT)), deadline)
+    if conn.rehearsal:  # nobody else can see it, and it will not stay
+        return login.username, "would be created" if created else "would be mended"
     try:
         connect(login, deadline, state="Look at that, and invoke again.").close()
     except ConnectError as exc:

@@ -17,6 +17,8 @@ import psycopg2
 from database import (
     RETRYABLE,
     Connection,
+    begin,
+    commit,
     is_as_it_was,
     literal,
     log,
@@ -26,12 +28,10 @@ from database import (
     transaction,
     waiting,
 )
+from failures import READ_ONLY, SAVEPOINT, SAVEPOINT_GONE, SYNTAX_ERROR, Outcome
 from psycopg2 import sql
-from sql_scanner import Script, Statement, Target, body_of, checksum, locate, opening_modes
+from sql_scanner import Script, Statement, Target, checksum, opening_modes
 
-NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
-SAVEPOINT = "db_setup_file"
 End = Callable[[], str]  # what ends the last transaction; asked for when it is needed, since hashes take their time
 OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
 OWN_ROLE_HERE = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
@@ -42,35 +42,6 @@ BEGUN_AND_EDITED = (
     "work; restore it for one deployment, and edit then"
 )
 RUN_AND_REMOVED = "statements that have run already are missing at the end of this file; restore them"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
-    `at_end` where all statements went well and what comes behind them did not."""
-
-    holds_lock: bool = True
-    is_fresh: bool = True  # the session is as a new one would be
-    error: Optional[psycopg2.Error] = None
-    refusal: str = ""
-    offset: int = 0
-    exact: bool = False
-    at_end: bool = False
-    connection_lost: bool = False
-    goes_on: bool = False  # the server may still be at it
-    in_the_way: bool = False  # others are, for a while
-
-    @property
-    def failed(self) -> bool:
-        return self.error is not None or self.refusal != ""
-
-    @property
-    def stopped(self) -> bool:
-        return self.code == "57014" and "user request" in str(self.error)
-
-    @property
-    def code(self) -> str:
-        return RETRYABLE[0] if self.in_the_way else (self.error and self.error.pgcode) or ""
 
 
 class Message(NamedTuple):
@@ -100,7 +71,10 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
         offset = message.base + int(exc.diag.statement_position or 0) - 1  # PostgreSQL counts characters, from 1
         exact = exc.diag.statement_position is not None and 0 <= offset <= len(script.text)
         place = offset if exact else _bad_row(script, message, exc)
-        return Outcome(error=exc, offset=place, exact=exact, at_end=message.at_end, connection_lost=lost)
+        in_rows = message.data is not None and place >= message.data[0]
+        return Outcome(
+            error=exc, offset=place, exact=exact, at_end=message.at_end, in_rows=in_rows, connection_lost=lost
+        )
 
 
 def copy_in(conn: Connection, statement: str, text: str, data: tuple[int, int]) -> None:
@@ -148,7 +122,7 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     """
     ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
-        f"{OWN_ROLE}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; COMMIT; "
+        f"{OWN_ROLE}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; {commit(conn)}; "
         f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; {is_as_it_was(conn)}"
     )
 
@@ -174,7 +148,7 @@ def _run_whole(conn: Connection, script: Script, end: End, by_statement: bool) -
     A deferred constraint has to speak before the session is put back. The release of our savepoint is the proof
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
-    opening = f"{script.begin}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+    opening = f"{begin(conn, script.begin)}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
 
     def closing() -> str:
         return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end()}"
@@ -283,42 +257,46 @@ def run_in_steps(conn: Connection, script: Script, end: End, progress: Progress)
     progress.ensure_table(conn)
     marks = progress.marks(conn)
     query(conn, "SET search_path TO DEFAULT")
-    number = 0
-    for number, (begin, statements) in enumerate(steps(script), 1):
+    number, untried = 0, list[str]()
+    for number, (own_begin, statements) in enumerate(steps(script), 1):
         value = checksum("; ".join(map(script.sql, statements)))
-        step = Step(number, begin, statements, value, marks.get(number))
+        step = Step(number, own_begin, statements, value, marks.get(number))
         conn.about = {**conn.about, "line": step.first.line}
         if step.mark and step.mark.checksum != value:
             why = RUN_AND_EDITED if step.mark.done else BEGUN_AND_EDITED
             return Outcome(refusal=why, offset=step.first.start)
         again = [s for s in statements if belongs_to_session(script, s)]
-        if (step.mark and step.mark.done) or (again == statements and not begin):
+        if (step.mark and step.mark.done) or (again == statements and not own_begin):
             messages = [*(_as_it_stands(script, s) for s in again), _ours(script, "SELECT true")]
             outcome = send(conn, script, messages) if again else Outcome()
         else:
             outcome = _run_step(conn, script, step, progress)
+        untried += outcome.untried
         if outcome.failed:
-            return outcome
+            return replace(outcome, untried=tuple(untried))
     if marks and max(marks) > number:
         return Outcome(refusal=RUN_AND_REMOVED, offset=len(script.text))
-    text = f"BEGIN READ WRITE; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end()}"
-    return send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
+    text = (
+        f"{begin(conn, 'BEGIN READ WRITE')}; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end()}"
+    )
+    outcome = send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
+    return replace(outcome, untried=tuple(untried))
 
 
 def steps(script: Script) -> Iterator[tuple[str, list[Statement]]]:
     """The statements of each step, and the BEGIN that the script gives it (empty: none)."""
-    begin, together = "", list[Statement]()
+    own_begin, together = "", list[Statement]()
     for statement in script.statements():
         control = statement.transaction_control
         if control == "BEGIN":
-            begin, together = " ".join(["BEGIN", *opening_modes(statement)]), []
+            own_begin, together = " ".join(["BEGIN", *opening_modes(statement)]), []
         elif control == "COMMIT":
-            if not begin:
+            if not own_begin:
                 log("COMMIT with nothing open", logging.WARNING, line=statement.line)
             if together:
-                yield begin, together
-            begin, together = "", []
-        elif begin:
+                yield own_begin, together
+            own_begin, together = "", []
+        elif own_begin:
             together.append(statement)
         else:
             yield "", [statement]
@@ -332,21 +310,25 @@ def belongs_to_session(script: Script, statement: Statement) -> bool:
 
 def _run_step(conn: Connection, script: Script, step: Step, progress: Progress) -> Outcome:
     """Run a step and its mark in one transaction or, where PostgreSQL refuses that, the mark behind it."""
-    if step.mark:  # it was begun outside a transaction, which is known only of those that cannot run in one
+    if step.mark and not conn.rehearsal:  # it was begun outside a transaction: only what cannot run in one is
         return _run_outside(conn, script, step, progress)
+    if conn.rehearsal:  # with no mark, which would have to change the script's role
+        outcome = _run_in_transaction(conn, script, step, begin(conn), f"{commit(conn)}; SELECT true")
+        refused = outcome.code in ("25001", "2D000") and not step.begin
+        return Outcome(untried=(f"line {step.first.line}: outside a transaction",)) if refused else outcome
     done = progress.mark(conn, step.number, step.checksum)
-    begin = step.begin or "BEGIN"
-    outcome = _run_in_transaction(conn, script, step, begin, f"{done}; COMMIT; SELECT true")
+    own_begin = step.begin or "BEGIN"
+    outcome = _run_in_transaction(conn, script, step, own_begin, f"{done}; COMMIT; SELECT true")
     if outcome.code == READ_ONLY:  # where nothing can be written, a mark cannot be, and a second run does no harm
         marking = f"COMMIT; BEGIN READ WRITE; {done}; COMMIT; SELECT true"
-        return _run_in_transaction(conn, script, step, begin, marking)
+        return _run_in_transaction(conn, script, step, own_begin, marking)
     if outcome.code in ("25001", "2D000") and not step.begin:
         return _run_outside(conn, script, step, progress)
     return outcome
 
 
-def _run_in_transaction(conn: Connection, script: Script, step: Step, begin: str, closing: str) -> Outcome:
-    opening, closing = f"{begin}; ", f"\n;{closing}"
+def _run_in_transaction(conn: Connection, script: Script, step: Step, opening: str, closing: str) -> Outcome:
+    opening, closing = f"{opening}; ", f"\n;{closing}"
     if any(statement.data or statement.switches for statement in step.statements):
         each = [_as_it_stands(script, statement) for statement in step.statements]
         return send(conn, script, [_ours(script, opening), *each, _ours(script, closing)])
@@ -503,92 +485,3 @@ def _finalize(conn: Connection, script: Script, statement: Statement) -> Message
             finish = f"ALTER TABLE {target.on} DETACH PARTITION {target.part} FINALIZE"
             return Message(len(script.text) + 1, finish, statement.start)
     return _as_it_stands(script, statement)
-
-
-# --- What to tell ---------------------------------------------------------------------------------------------------
-
-
-def describe(script: Script, outcome: Outcome) -> str:
-    """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
-    if outcome.error is None:
-        return outcome.refusal
-    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())
-    if outcome.code[:2] == "22" and not outcome.exact:
-        said = re.sub('".*"', '"…"', said)  # a value that does not stand in the script comes from a row
-    said = said[:400]
-    at = script.text[outcome.offset : outcome.offset + 2]
-    if outcome.code == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
-        said += "; variables of psql do not exist here: write the value itself"
-    elif outcome.code == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
-        said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
-    when = ", which showed at the end of the file" if outcome.at_end else ""
-    return f"{said} ({outcome.code or 'no answer'}){when}"
-
-
-def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] = ()) -> str:
-    """Of the cases that apply, the first: the state we are in, and what to do."""
-    code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
-    by = f" ({', '.join(blocked_by)})" if blocked_by else ""
-    kept = "What stands before this statement is done and stays. " if in_steps else "Rolled back. "
-    gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
-    cases = (
-        (
-            outcome.goes_on,
-            "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "
-            "then: a finished index is recorded, an unfinished one built anew.",
-        ),
-        (
-            outcome.connection_lost,
-            f"The connection was lost; the server rolls {'this statement' if in_steps else 'the file'} back unless it "
-            "had just finished, and the tracking table knows. Invoke again.",
-        ),
-        (
-            outcome.stopped,
-            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer "
-            "than the function's timeout, raise that or split the file.",
-        ),
-        (
-            code in RETRYABLE,
-            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done.",
-        ),
-        (
-            in_steps,
-            f"{kept}Mend it and deploy again: the run goes on here.",
-        ),
-        (
-            code == "2D000",
-            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
-            "in the first line, see that the block can be repeated, and deploy again.",
-        ),
-        (
-            code in NOT_IN_TRANSACTION and several,
-            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
-            "own, or write -- no-transaction in the first line, and deploy again.",
-        ),
-        (
-            gone,
-            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
-            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
-        ),
-    )
-    return next((text for applies, text in cases if applies), "Rolled back. Mend the file and deploy again.")
-
-
-def details(script: Script, outcome: Outcome) -> Iterator[str]:
-    """Further lines: where in a function, which constraint, PostgreSQL's DETAIL (unless it holds a row), HINT."""
-    diag = outcome.error.diag if outcome.error else None
-    if diag is None:
-        return
-    inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", diag.context or "", re.MULTILINE)
-    if inner and inner.group(1) == "inline_code_block":
-        body = locate(script.text, body_of(script.text, outcome.offset))[0]
-        yield f"IN: the DO block, line {body + int(inner.group(3)) - 1} of the file"
-    elif inner:
-        yield f"IN: function {inner.group(1)}, its {inner.group(2)} {inner.group(3)}"
-    named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
-    if outcome.code[:2] in ("22", "23") and any(name for _, name in named):
-        yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
-    elif diag.message_detail and outcome.code[:2] not in ("22", "23"):
-        yield f"DETAIL: {diag.message_detail[:300]}"
-    if diag.message_hint:
-        yield f"HINT: {diag.message_hint[:300]}"

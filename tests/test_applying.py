@@ -19,7 +19,7 @@ from initializer import MigrationError
 
 MEND = "Rolled back. Mend the file and deploy again. Applied in this run: nothing."
 GOES_ON = (
-    "What stands before this statement is done and stays. Mend it and deploy again: the run goes on here. "
+    "What stands before this statement is done and stays. Mend the file and deploy again: the run goes on here. "
     "Applied in this run: nothing."
 )
 COMMITS_ITSELF = (
@@ -179,7 +179,7 @@ def test_error_at_a_variable_of_psql_says_what_to_write_instead(world: World) ->
     for variable in PSQL_VARIABLES:
         assert fail_with(world, f"SELECT\n({variable});") == (
             '001_a.sql:2:2: syntax error at or near ":"; variables of psql do not exist here: write the value '
-            f"itself (42601). {MEND}"
+            f"itself (42601). {MEND}\nLINE 2: ({variable});\n         ^"
         )
     assert "psql" not in fail_with(world, "SELECT (ARRAY[1])[1:1], 'a'::text, ::oops;")
 
@@ -191,12 +191,13 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
         said = " ".join(f'syntax error at or near "{odd}"'.split())
 
         assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
-            f"001_a.sql:2:1: {said}; the character there is no space, but U+{code}: delete it (42601). {MEND}"
+            f"001_a.sql:2:1: {said}; the character there is no space, but U+{code}: delete it (42601). {MEND}\n"
+            f"LINE 2: {odd};\n        ^"
         )
 
 
 def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> None:
-    """The verdict stands in the first line; PostgreSQL's HINT follows."""
+    """The verdict stands in the first line; the line of SQL with a caret and PostgreSQL's HINT follow."""
     world.write("001_a.sql", "CREATE TABLE users (email text);")
     world.write("002_b.sql", "SELECT emial FROM users;")
     world.write("003_c.sql", "SELECT 1;")
@@ -204,6 +205,8 @@ def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> 
     assert failure(world) == (
         '002_b.sql:1:8: column "emial" does not exist (42703). Rolled back. Mend the file and deploy again. '
         "Applied in this run: 001_a. Not tried: 003_c.\n"
+        "LINE 1: SELECT emial FROM users;\n"
+        "               ^\n"
         'HINT: Perhaps you meant to reference the column "users.email".'
     )
 
@@ -250,7 +253,7 @@ def test_error_without_a_position_begins_with_the_statements_line(world: World) 
 def test_error_without_a_position_in_a_file_of_one_statement_names_its_line(world: World) -> None:
     """A single statement needs no second attempt to be named."""
     assert fail_with(world, "-- comment\n\nDROP TABLE nothing;\n") == (
-        f'001_a.sql:3: table "nothing" does not exist (42P01). {MEND}'
+        f'001_a.sql:3: table "nothing" does not exist (42P01). {MEND}\nLINE 3: DROP TABLE nothing;'
     )
 
 
@@ -278,14 +281,15 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
         line = 1 if text.startswith("DO") else 2
 
         assert fail_with(world, text) == (
-            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file\n"
+            f"LINE 5: {text.splitlines()[4]}"
         ), case
 
 
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
     """Where PostgreSQL names the character inside a DO block, there is nothing to add."""
     assert fail_with(world, "SELECT 1;\nDO $$\nBEGIN\n  RETRN 1;\nEND $$;") == (
-        f'001_a.sql:4:3: syntax error at or near "RETRN" (42601). {MEND}'
+        f'001_a.sql:4:3: syntax error at or near "RETRN" (42601). {MEND}\nLINE 4:   RETRN 1;\n          ^'
     )
 
 
@@ -411,6 +415,7 @@ def test_error_of_another_class_keeps_its_detail(world: World) -> None:
     message = fail_with(world, "CREATE TABLE t (i int);\nCREATE VIEW v AS SELECT * FROM t;\nDROP TABLE t;")
 
     assert message.splitlines()[1:] == [
+        "LINE 3: DROP TABLE t;",
         "DETAIL: view v depends on table t",
         "HINT: Use DROP ... CASCADE to drop the dependent objects too.",
     ]
@@ -539,9 +544,11 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
     """What the scanner refuses is refused with its place and a way out; files before it have not run either."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     for refusal, text in REFUSED_TEXTS.items():
-        assert fail_with(world, text, "002_b.sql") == (
-            f"002_b.sql:{refusal}. Nothing has been applied. Mend the file and deploy again."
-        )
+        verdict, line, caret = fail_with(world, text, "002_b.sql").splitlines()
+        assert verdict == f"002_b.sql:{refusal}. Nothing has been applied. Mend the file and deploy again."
+        number, column = map(int, refusal.split(":")[:2])
+        shown = text.splitlines()[number - 1].expandtabs(1)
+        assert (line, caret) == (f"LINE {number}: {shown}", " " * len(f"LINE {number}: {shown[: column - 1]}") + "^")
     assert (world.applied(), world.tables()) == ([], [])
 
 
@@ -718,7 +725,8 @@ def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
     message = failure(world)
 
     assert message == (
-        '002_b.sql:5:13: relation "missing" does not exist (42P01). ' + GOES_ON.replace("nothing", "001_a")
+        '002_b.sql:5:13: relation "missing" does not exist (42P01). ' + GOES_ON.replace("nothing", "001_a") + "\n"
+        "LINE 5: INSERT INTO missing VALUES (3);\n                    ^"
     )
     assert world.sql("SELECT i FROM t ORDER BY i") == [(1,), (2,)]
     assert (world.applied(), progress(world)) == (["001_a"], [("002_b", 1), ("002_b", 2), ("002_b", 3)])
@@ -853,15 +861,17 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
     world.deploy()
     said = 'could not create unique index "once" (23505). '
-    constraint = "ON: constraint once, table t"
+    further = ["LINE {}: CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "ON: constraint once, table t"]
+    find = "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it."
 
     alone = fail_with(world, "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left = [world.sql("SELECT to_regclass('once')")]
     marked = fail_with(world, MARKED + "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left.append(world.sql("SELECT to_regclass('once')"))
 
-    assert alone.splitlines() == [f"002_b.sql:1: {said}{MEND}", constraint]
-    assert marked.splitlines() == [f"002_b.sql:3: {said}{GOES_ON}", constraint]
+    mend, goes_on = (text.replace("Mend the file and", f"{find} Then") for text in (MEND, GOES_ON))
+    assert alone.splitlines() == [f"002_b.sql:1: {said}{mend}", further[0].format(1), further[1]]
+    assert marked.splitlines() == [f"002_b.sql:3: {said}{goes_on}", further[0].format(3), further[1]]
     assert left == [[(None,)]] * 2
 
 
@@ -909,7 +919,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (
         "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. Other sessions were in the way "
-        "each time: invoke again when they are done. Applied in this run: nothing."
+        "each time: invoke again when they are done. Applied in this run: nothing.\nLINE 2: ALTER TABLE a ADD s text;"
     )
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])
 

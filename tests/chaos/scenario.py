@@ -168,7 +168,8 @@ class Scenario:
         # Where the tracking table's sequence stands depends on the failures behind it, as it may.
         kept = [line for line in without_noise(dump).splitlines() if "schema_migrations_id_seq'," not in line]
         # pg_dump writes rights in the order of internal numbers, which are given out anew in each case.
-        kept.sort(key=lambda line: (1, line) if line.startswith(("GRANT ", "REVOKE ")) else (0, ""))
+        rights = ("GRANT ", "REVOKE ", "ALTER DEFAULT PRIVILEGES ")
+        kept.sort(key=lambda line: (1, line) if line.startswith(rights) else (0, ""))
         with superuser_connection(self.server, DATABASE) as conn:
             parts = {"connections": "\n".join(map(str, _still_there(conn)))}
             parts.update({name: "\n".join(map(str, rows(conn, query))) for name, query in QUERIES.items()})

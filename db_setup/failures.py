@@ -1,0 +1,277 @@
+"""What is to be said of a script that failed: the place, PostgreSQL's words, the state, what to write instead.
+
+Knows PostgreSQL's errors and scripts, nothing of migrations or AWS. Pure. No row of a table is ever shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import psycopg2
+from database import RETRYABLE
+from sql_scanner import Script, body_of, locate
+
+NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
+SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
+SAVEPOINT = "db_setup_file"
+SHOWN = 100  # characters of a line
+ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
+    `at_end` where all statements went well and what comes behind them did not."""
+
+    holds_lock: bool = True
+    is_fresh: bool = True  # the session is as a new one would be
+    error: Optional[psycopg2.Error] = None
+    refusal: str = ""
+    offset: int = 0
+    exact: bool = False
+    at_end: bool = False
+    in_rows: bool = False  # the place is one of the rows of a COPY
+    connection_lost: bool = False
+    goes_on: bool = False  # the server may still be at it
+    in_the_way: bool = False  # others are, for a while
+    untried: tuple[str, ...] = ()  # what a dry run cannot try
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or self.refusal != ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.code == "57014" and "user request" in str(self.error)
+
+    @property
+    def code(self) -> str:
+        return RETRYABLE[0] if self.in_the_way else (self.error and self.error.pgcode) or ""
+
+
+def describe(script: Script, outcome: Outcome) -> str:
+    """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
+    if outcome.error is None:
+        return outcome.refusal
+    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())
+    if outcome.code[:2] == "22" and not outcome.exact:
+        said = re.sub('".*"', '"…"', said)  # a value that does not stand in the script comes from a row
+    said = said[:400]
+    at = script.text[outcome.offset : outcome.offset + 2]
+    if outcome.code == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
+        said += "; variables of psql do not exist here: write the value itself"
+    elif outcome.code == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+        said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
+    when = ", which showed at the end of the file" if outcome.at_end else ""
+    return f"{said} ({outcome.code or 'no answer'}){when}"
+
+
+EXTENSIONS = (
+    ("uuid_generate_", '"uuid-ossp"'),
+    ("gen_salt|crypt|digest|pgp_", "pgcrypto"),
+    ("similarity|gin_trgm_ops|gist_trgm_ops", "pg_trgm"),
+    ("citext", "citext"),
+    ("hstore", "hstore"),
+    ("geometry|geography|st_", "postgis"),
+    ("vector|hnsw|ivfflat", "vector"),
+    ("ltree", "ltree"),
+    ("unaccent", "unaccent"),
+    ("gist_|gin_btree|btree_gist", "btree_gist"),
+)
+# SQLSTATE, what PostgreSQL says, and what to write instead; {0} is the first group.
+MISTAKES: Sequence[tuple[str, str, str]] = (
+    (
+        "42601",
+        'at or near "NOT"',
+        "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once",
+    ),
+    (
+        "42710",
+        'constraint "(.+?)" for relation "(.+?)"',
+        "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+    ),
+    (
+        "42710|42P07|42701|42723|42P06",
+        "already exists",
+        "It was made by hand or by another file; leave it out, or write IF NOT EXISTS or OR REPLACE where that exists",
+    ),
+    (
+        "42704",
+        'role "(.+?)" does not exist',
+        "No file makes this role; CREATE ROLE before it, or name one that exists (ours are readwrite and tablecreator, "
+        "behind ROLE_PREFIX)",
+    ),
+    (
+        "0A000|58P01|22023",
+        "extension .*(is not available|control file|not allow-listed)",
+        "This server does not have that extension; SELECT name FROM pg_available_extensions lists those that it has",
+    ),
+    (
+        "42501",
+        "must be superuser|permission denied to (create extension|set parameter)|superuser",
+        "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
+    ),
+    (
+        "42501",
+        "must be (owner|member|able to SET ROLE)",
+        "The admin has to own it, or to be a member of the role that does; as that role, GRANT it to the admin",
+    ),
+    (
+        "42501",
+        "permission denied",
+        "The admin lacks that right; as the owner GRANT it, or make the admin the owner",
+    ),
+    (
+        "55P04",
+        "",
+        "Put ALTER TYPE … ADD VALUE into a file of its own before this one",
+    ),
+    (
+        "23502",
+        'column "(.+?)" of relation "(.+?)" contains null values',
+        "Give these rows a value before it, with UPDATE {1} SET {0} = … WHERE {0} IS NULL; or with a DEFAULT",
+    ),
+    (
+        "23505",
+        "could not create unique index",
+        "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it",
+    ),
+    (
+        "23503|23514",
+        "",
+        "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
+    ),
+    (
+        "2BP01",
+        "",
+        "DROP what depends on it before, and CREATE it again behind it, in the same file",
+    ),
+    (
+        "0A000",
+        "used by a|used in a",
+        "DROP what uses it before, and CREATE it again behind it, in the same file",
+    ),
+    (
+        "42P16",
+        "cannot (drop columns from|change name of|change data type of) view",
+        "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
+    ),
+)
+
+
+def advice(script: Script, outcome: Outcome, said: str) -> str:
+    """One sentence that tells what to write instead, for the commonest mistakes."""
+    if outcome.code.startswith("23") and (outcome.at_end or ROWS.match(script.text, outcome.offset)):
+        return ""  # it is the new rows that break a constraint, not old ones
+    missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
+    if outcome.code in ("42883", "42704") and missing and "role" not in said:
+        for names, extension in EXTENSIONS:
+            if re.match(names, missing.group(1).split(".")[-1], re.IGNORECASE):
+                return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it"
+    for codes, pattern, sentence in MISTAKES:
+        found = re.search(pattern, said)
+        if re.fullmatch(codes, outcome.code) and found:
+            return sentence.format(*found.groups(""))
+    return ""
+
+
+def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
+    """The line of SQL and, under it, a caret where `exact`; nothing where the line may hold a password. Of a long one
+    the part at the offset."""
+    start, end = text.rfind("\n", 0, offset) + 1, text.find("\n", offset)
+    line = text[start : end if end >= 0 else None].rstrip().expandtabs(1)
+    if not line.strip() or re.search("password", line, re.IGNORECASE):
+        return
+    number, at = text.count("\n", 0, offset) + 1, offset - start
+    first = max(0, min(at - SHOWN * 2 // 3 if exact else at, len(line) - SHOWN))
+    before, part = "…" if first else "", line[first : first + SHOWN]
+    yield f"LINE {number}: {before}{part}{'…' if first + SHOWN < len(line) else ''}"
+    if exact:
+        yield " " * (len(f"LINE {number}: {before}") + at - first) + "^"
+
+
+def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] = ()) -> str:
+    """Of the cases that apply, the first: the state we are in, and what to do."""
+    code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
+    by = f" ({', '.join(blocked_by)})" if blocked_by else ""
+    kept = "What stands before this statement is done and stays. " if in_steps else "Rolled back. "
+    instead = advice(script, outcome, str(outcome.error or ""))
+    then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
+    gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
+    cases = (
+        (
+            outcome.goes_on,
+            "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "
+            "then: a finished index is recorded, an unfinished one built anew.",
+        ),
+        (
+            outcome.connection_lost,
+            f"The connection was lost; the server rolls {'this statement' if in_steps else 'the file'} back unless it "
+            "had just finished, and the tracking table knows. Invoke again.",
+        ),
+        (
+            outcome.stopped,
+            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer "
+            "than the function's timeout, raise that or split the file.",
+        ),
+        (
+            code in RETRYABLE,
+            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done.",
+        ),
+        (
+            in_steps,
+            f"{kept}{then}: the run goes on here.",
+        ),
+        (
+            code == "2D000",
+            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
+            "in the first line, see that the block can be repeated, and deploy again.",
+        ),
+        (
+            code in NOT_IN_TRANSACTION and several,
+            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
+            "own, or write -- no-transaction in the first line, and deploy again.",
+        ),
+        (
+            gone,
+            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
+            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
+        ),
+    )
+    return next((text for applies, text in cases if applies), f"Rolled back. {then}.")
+
+
+def _has_no_place(script: Script, outcome: Outcome) -> bool:
+    """No line can be shown: it is not known, or holds rows."""
+    of_rows = outcome.code[:2] in ("22", "23") and ROWS.match(script.text, outcome.offset) is not None
+    ended = outcome.connection_lost or outcome.stopped or outcome.code == SAVEPOINT_GONE
+    return of_rows or outcome.in_rows or ended
+
+
+def details(script: Script, outcome: Outcome) -> Iterator[str]:
+    """Further lines: the line of SQL, where in a function, which constraint, PostgreSQL's DETAIL (unless it holds a
+    row), HINT."""
+    diag = outcome.error.diag if outcome.error else None
+    context = diag.context if diag else ""
+    inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", context or "", re.MULTILINE)
+    if inner and inner.group(1) == "inline_code_block":
+        body = locate(script.text, body_of(script.text, outcome.offset))[0]
+        number = body + int(inner.group(3)) - 1
+        yield f"IN: the DO block, line {number} of the file"
+        yield from excerpt(script.text, len("".join(script.text.split("\n")[: number - 1])) + number - 1, exact=False)
+    elif outcome.exact or not (outcome.at_end or _has_no_place(script, outcome)):
+        yield from excerpt(script.text, outcome.offset, outcome.exact)
+    if inner and inner.group(1) != "inline_code_block":
+        yield f"IN: function {inner.group(1)}, its {inner.group(2)} {inner.group(3)}"
+    if diag is None:
+        return
+    named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
+    if outcome.code[:2] in ("22", "23") and any(name for _, name in named):
+        yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
+    elif diag.message_detail and outcome.code[:2] not in ("22", "23"):
+        yield f"DETAIL: {diag.message_detail[:300]}"
+    if diag.message_hint:
+        yield f"HINT: {diag.message_hint[:300]}"
