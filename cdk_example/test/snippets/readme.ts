@@ -31,7 +31,7 @@ const initializer = new triggers.TriggerFunction(this, "DbSetup", {
   description: "Database initializer and migration runner",
   runtime: lambda.Runtime.PYTHON_3_13,
   handler: "initializer.handler",
-  code: lambda.Code.fromAsset("lambda/db_setup", { exclude: ["**/__pycache__"] }),
+  code: lambda.Code.fromAsset("lambda/db_setup", { exclude: ["**/__pycache__", "__main__.py"] }),
   layers: [
     new lambda.LayerVersion(this, "Psycopg", { code: lambda.Code.fromAsset("layer") }),
   ],

@@ -1,0 +1,764 @@
+"""`python db_setup …`: the handler on a terminal, and what needs no database."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Optional
+from urllib.parse import quote
+
+import initializer
+import pytest
+from harness.process import PROCESS_TIMEOUT_S, secrets_manager
+from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+
+DB_SETUP = Path(initializer.__file__).parent
+SLOW = "CREATE TABLE slow (i int); SELECT pg_sleep({});"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("terminal", DB_SETUP / "__main__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+terminal = load()
+
+
+class Project:
+    """A project with db_setup in it, whose migrations are those of a world, and a shell in its root."""
+
+    def __init__(self, world: World, root: Path) -> None:
+        self.world, self.root, self.db_setup = world, root, root / "lambda" / "db_setup"
+        shutil.copytree(DB_SETUP, self.db_setup, ignore=shutil.ignore_patterns("__pycache__", "migrations"))
+        (self.db_setup / "migrations").symlink_to(world.folder)
+        mode = "require" if world.server.tls else "prefer"
+        where = f"{quote(world.server.host, '')}:{world.server.port}/{world.dbname}"
+        url = f"postgresql://{ADMIN}:{quote(ADMIN_PASSWORD, '')}@{where}?sslmode={mode}"
+        self.environ = {"PATH": os.environ["PATH"], "DATABASE_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "lambda/db_setup", *words]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        return subprocess.Popen(command, cwd=self.root, env=self.environ, **options)
+
+    def run(self, *words: str, **environ: Optional[str]) -> subprocess.CompletedProcess[str]:
+        """What it prints and its exit code; no password is in it, and no stack."""
+        self.environ = {k: v for k, v in {**self.environ, **environ}.items() if v is not None}
+        with self.start(*words) as process:
+            out, err = process.communicate(timeout=PROCESS_TIMEOUT_S)
+        for shown in (out, err):
+            assert ADMIN_PASSWORD not in shown
+            assert quote(ADMIN_PASSWORD, "") not in shown
+            assert "Traceback" not in shown
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+@pytest.fixture
+def project(world: World, tmp_path: Path) -> Project:
+    return Project(world, tmp_path)
+
+
+# --- The handler's actions ------------------------------------------------------------------------------------------
+
+
+def test_migrate_with_a_database_url_applies_and_then_has_nothing_to_do(project: Project) -> None:
+    """The table says what was applied; the log is on the other stream, and twice nothing is said."""
+    project.world.write("001_a.sql", "CREATE TABLE a (i int);")
+
+    first, second = project.run("migrate"), project.run("migrate")
+
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert re.search(r"^applied     001_a  \d+ ms$", first.stdout, re.MULTILINE)
+    assert re.search(r"^done in \d+ ms$", first.stdout, re.MULTILINE)
+    assert re.search(r"^ +\d+\.\d s  applied migration=001_a duration_ms=\d+$", first.stderr, re.MULTILINE)
+    assert "done applied=" not in first.stderr
+    assert second.stdout.splitlines()[1:] == ["nothing to do"]
+    assert project.world.tables() == ["a"]
+
+
+def test_status_is_a_table_of_what_is_not_empty(project: Project) -> None:
+    """An empty database has something to say, too."""
+    empty = project.run("status")
+    project.world.write("001_a.sql", "CREATE TABLE a (i int);")
+    project.run("migrate")
+    project.world.write("002_b.sql", "SELECT 1;")
+
+    status = project.run("status")
+
+    where = rf"status: {ADMIN}@[^ ]+/{project.world.dbname}, PostgreSQL \d[^ ]*( .*)?"
+    assert re.fullmatch(rf"{where}\nnothing applied, nothing pending\n", empty.stdout), empty.stdout
+    table = r"\napplied     001_a  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\npending     002_b\n1 applied, 1 pending\n"
+    assert re.fullmatch(where + table, status.stdout), status.stdout
+
+
+def test_json_is_the_report_and_nothing_else(project: Project) -> None:
+    """It is what the handler returns, for other programs."""
+    project.world.write("001_a.sql", "CREATE TABLE a (i int);")
+
+    run = project.run("migrate", "--json")
+
+    report = json.loads(run.stdout)
+    assert (report["status"], report["action"], report["pending"], report["users"]) == ("ok", "migrate", [], {})
+    assert [entry["name"] for entry in report["applied"]] == ["001_a"]
+
+
+@pytest.mark.parametrize("words", [["migrate"], ["migrate", "--json"]])
+def test_failure_is_a_message_and_an_exit_code(project: Project, words: list[str]) -> None:
+    """The message begins with file:line:column and is said once; no report pretends to be one."""
+    project.world.write("001_a.sql", "SELECT\n  oops;")
+
+    run = project.run(*words)
+
+    assert (run.returncode, run.stdout) == (1, "")
+    assert '\n001_a.sql:2:3: column "oops" does not exist' in run.stderr
+    assert run.stderr.count("does not exist") == 1
+
+
+def test_unexpected_error_keeps_its_traceback(project: Project) -> None:
+    """A mistake of ours is not dressed up."""
+    with (project.db_setup / "initializer.py").open("a") as code:
+        code.write("\n\ndef run(*_):\n    raise RuntimeError('a mistake')\n")
+
+    with project.start("status") as process:
+        _, err = process.communicate(timeout=PROCESS_TIMEOUT_S)
+
+    assert process.returncode == 1
+    assert "Traceback" in err
+    assert err.endswith("RuntimeError: a mistake\n")
+
+
+def test_secrets_make_users_as_in_lambda(project: Project) -> None:
+    """With the variables of the secrets the terminal does all that the Lambda does, rotation included."""
+    world = project.world
+    with secrets_manager() as url:
+        environ = {**AWS_ENVIRONMENT, **world.environ, "AWS_ENDPOINT_URL": url}
+        migrated = project.run("migrate", DATABASE_URL=None, **environ)
+        rotated = project.run("rotate")
+
+    assert (migrated.returncode, rotated.returncode) == (0, 0), migrated.stderr + rotated.stderr
+    assert "\nusers       app_rw  created\n            app_tc  created\n" in migrated.stdout
+    assert world.secret("user")["username"] == "app_rw_clone"
+    for secret in ("user", "creator"):
+        password = world.secret(secret)["password"]
+        assert password not in migrated.stdout + migrated.stderr + rotated.stdout + rotated.stderr
+
+
+def test_boto3_is_needed_for_secrets_alone(project: Project) -> None:
+    """With DATABASE_URL nothing of AWS has to be installed; with secrets its absence is said."""
+    (project.root / "boto3.py").write_text("raise ImportError('not installed')")
+
+    by_url = project.run("migrate", PYTHONPATH=str(project.root))
+    by_secret = project.run("migrate", DATABASE_URL=None, DB_SECRET_NAME="admin")
+
+    assert by_url.returncode == 0, by_url.stderr
+    assert (by_secret.returncode, by_secret.stdout) == (1, "")
+    assert by_secret.stderr.startswith("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL")
+
+
+def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
+    """The one thing that has to be installed is named."""
+    (project.root / "psycopg2.py").write_text("raise ModuleNotFoundError('no psycopg2')")
+
+    run = project.run("check", PYTHONPATH=str(project.root))
+
+    assert (run.returncode, run.stderr) == (1, "no psycopg2: pip install psycopg2-binary\n")
+
+
+def test_rotate_with_a_database_url_is_refused(project: Project) -> None:
+    """There is no secret that could be rotated."""
+    run = project.run("rotate")
+
+    assert run.returncode == 1
+    assert run.stderr.startswith("rotate writes to secrets: unset DATABASE_URL")
+
+
+@pytest.mark.parametrize("words", [[], ["migrat"], ["migrate", "now"], ["new"], ["new", " "]])
+def test_wrong_word_gets_the_usage(project: Project, words: list[str]) -> None:
+    """Nothing is guessed, and nothing done."""
+    run = project.run(*words)
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("usage: python db_setup")
+    assert project.world.tables() == list(project.world.folder.iterdir()) == []
+
+
+def test_words_are_the_handlers_actions_and_two_more() -> None:
+    """What the handler learns, the terminal offers."""
+    text = terminal.parser().format_help()
+
+    assert re.findall(r"^    (\w+) ", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check"]
+
+
+def test_readme_names_the_words() -> None:
+    """Its table has every word, and no other."""
+    table = (DB_SETUP.parent / "README.md").read_text().split("| `python lambda/db_setup …` |")[1].split("\n\n")[0]
+
+    named = [word for row in table.splitlines()[2:] for word in re.findall(r"`(\w+)", row.split("|")[1])]
+
+    assert named == [*terminal.ABOUT, "new", "check"]
+
+
+@pytest.mark.parametrize(
+    ("cwd", "words"),
+    [("lambda", ["db_setup"]), ("lambda", ["-m", "db_setup"]), ("elsewhere", ["../lambda/db_setup/__main__.py"])],
+)
+def test_terminal_works_from_any_directory(project: Project, cwd: str, words: list[str]) -> None:
+    """The folder finds itself."""
+    (project.root / "elsewhere").mkdir()
+    command = [sys.executable, *words, "status", "--json"]
+
+    run = subprocess.run(
+        command, cwd=project.root / cwd, env=project.environ, capture_output=True, check=False, timeout=60
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["pending"] == []
+
+
+# --- Interrupted ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
+    project: Project, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C, and the signal that stops a container, end a statement that runs; the next run goes on."""
+    project.world.write("001_slow.sql", SLOW.format(4))
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(4)%' AND pid <> pg_backend_pid()"
+    with project.start("migrate") as process:
+        wait_until(lambda: project.world.sql(sleeping) == [(1,)])
+        process.send_signal(number)
+        out, err = process.communicate(timeout=2)
+
+    assert (process.returncode, out) == (code, "")
+    assert err.splitlines()[-1].startswith("Interrupted. A file that was not finished is rolled back")
+    assert "Traceback" not in err
+    wait_until(lambda: project.world.sql(sleeping) == [(0,)])
+    if (
+        int(project.world.sql("SHOW server_version_num")[0][0]) >= 140000
+    ):  # before, a server notices only when the file has run
+        assert project.world.tables() == []
+    assert project.run("migrate").returncode == 0
+    assert (project.world.applied(), project.world.tables()) == (["001_slow"], ["slow"])
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+# --- On a terminal --------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(project: Project, *words: str, **environ: str) -> str:
+    """What a terminal gets to see."""
+    project.environ.update(TERM="xterm", **environ)
+    ours, theirs = pty.openpty()
+    seen = b""
+    with project.start(*words, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        while chunk := read(ours):
+            seen += chunk
+        assert process.wait(PROCESS_TIMEOUT_S) == 0, seen
+    os.close(ours)
+    return seen.decode()
+
+
+def read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # what Linux says at the end of a pseudo-terminal
+        return b""
+
+
+def test_terminal_has_colours_and_a_live_line(project: Project) -> None:
+    """During long work the last line tells the time; it is wiped before another line is written."""
+    project.world.write("001_slow.sql", SLOW.format(2))
+
+    seen = on_a_terminal(project, "migrate")
+
+    assert "\033[32mapplied     \033[0m001_slow" in seen
+    assert re.search(r"\r +1 s  … (starting|tracking table)[^\r\n]*\033\[K", seen)
+    shown = [line.split("\033[K")[-1] for line in seen.split("\r\n")]
+    assert not [line for line in shown if "…" in line]
+    assert max(len(part) for part in seen.split("\r") if "…" in part) <= 80 + len("\033[K")
+
+
+def test_terminal_without_colours_has_none(project: Project) -> None:
+    """NO_COLOR is respected, and a pipe gets neither colours nor a live line."""
+    project.world.write("001_slow.sql", SLOW.format(1))
+
+    piped = project.run("migrate")
+    seen = on_a_terminal(project, "status", NO_COLOR="1")
+
+    assert "\033" not in piped.stdout + piped.stderr
+    assert re.findall("\033[^K]*m", seen) == []
+    assert "applied     001_slow" in seen
+
+
+# --- The table ------------------------------------------------------------------------------------------------------
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    return list(terminal.table({**initializer.new_report(), "database": "a@b:1/c", **report}, io.StringIO()))
+
+
+def test_table_of_a_dry_run_says_who_would_be_kept_waiting() -> None:
+    """Locks are said in words, each with its table, and what could not be tried is named."""
+    lock = {"table": "public.users", "lock": "ACCESS EXCLUSIVE", "blocks": "reading and writing"}
+    other = {"table": "public.orders", "lock": "SHARE", "blocks": "writing"}
+    light = {"table": "public.a", "lock": "ACCESS SHARE", "blocks": "nothing"}
+    tried = [
+        {"name": "004_x", "duration_ms": 12, "locks": [lock, other], "untried": []},
+        {"name": "005_long", "duration_ms": 1, "locks": [light], "untried": []},
+        {"name": "006_i", "duration_ms": 0, "locks": [], "untried": ["line 3: outside a transaction"]},
+    ]
+
+    assert lines({"action": "dry_run", "pending": ["004_x", "005_long", "006_i"], "tried": tried}) == [
+        "dry_run: a@b:1/c",
+        "tried       004_x     12 ms  blocks reading and writing of public.users",
+        "                             blocks writing of public.orders",
+        "            005_long  1 ms   blocks nobody",
+        "            006_i     0 ms   not tried: line 3: outside a transaction",
+        "nothing has been changed",
+    ]
+
+
+def test_table_of_a_status_shows_each_kind_of_difference() -> None:
+    """Everything the report holds can be seen."""
+    report = {
+        "action": "status",
+        "applied": [
+            {"name": "001_a", "applied_at": "2026-01-02 03:04:05.678"},
+            {"name": "3", "applied_at": "2026-01-02 03:04:05"},
+        ],
+        **{"adopted": ["001_a"], "pending": ["4"], "edited": ["5"], "renumbered": [{"name": "6", "was": "2"}]},
+        **{"missing": ["7"], "duplicates": [["8_a", "8_b"]], "unfinished": ["9"], "users": {"app_rw": "works"}},
+        **{"running": ["another run"], "warnings": ["a\nwarning"], "server_version": "17.2"},
+    }
+
+    assert lines(report) == [
+        "status: a@b:1/c, PostgreSQL 17.2",
+        "applied     001_a  2026-01-02 03:04:05",
+        "            3      2026-01-02 03:04:05",
+        "adopted     001_a",
+        "pending     4",
+        "edited      5",
+        "renumbered  6  was 2",
+        "missing     7",
+        "duplicates  8_a, 8_b",
+        "unfinished  9",
+        "running     another run",
+        "users       app_rw  works",
+        "warnings    a warning",
+        "2 applied, 1 pending",
+    ]
+
+
+def test_table_of_a_run_that_only_mended_a_login_does_not_say_nothing() -> None:
+    """A login that was made is work, too."""
+    report = {"action": "migrate", "users": {"app_rw": "created"}, "duration_ms": 7}
+
+    assert lines(report)[-2:] == ["users       app_rw  created", "done in 7 ms"]
+
+
+# --- DATABASE_URL ---------------------------------------------------------------------------------------------------
+
+
+def test_database_url_gaps_are_filled_by_libpqs_variables() -> None:
+    """What the URL does not say, PGHOST and the others do; TLS settings are handed on."""
+    environ = {
+        "DATABASE_URL": "postgres:///?sslmode=verify-full&sslrootcert=/ca.pem&connect_timeout=3",
+        **{"PGHOST": "db", "PGUSER": "me", "PGDATABASE": "shop", "PGPASSWORD": "hunter2", "PGSSLMODE": "prefer"},
+    }
+
+    login = terminal.login_from_url(environ)
+
+    assert (str(login), login.password) == ("me@db:5432/shop", "hunter2")
+    assert (environ["PGSSLMODE"], environ["PGSSLROOTCERT"]) == ("verify-full", "/ca.pem")
+    assert environ["PGCONNECT_TIMEOUT"] == "3"
+    assert terminal.login_from_url({}) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "has no host (or set PGHOST), no user (or set PGUSER), no dbname (or set PGDATABASE)"),
+        ("postgresql://me:hunter2@/shop", "has no host (or set PGHOST): write postgresql://"),
+        ("me:hunter2@db/shop", "cannot be read"),
+        ("mysql://me:hunter2@db/shop", "cannot be read"),
+        ("postgresql://me:hunter2%@db/shop", "cannot be read"),
+        ("postgresql://me:hunter2@db/shop?schema=hunter2", "cannot be read"),
+        ("postgresql://me:hunter2@db/shop?options=-chunter2", "options is not supported, only sslmode, sslrootcert"),
+        ("postgresql://me:1/hunter2@db/shop", "does not name one host and a port"),
+        ("postgresql://me:1@hunter2@db/shop", "does not name one host and a port"),
+        ("postgresql://me:hunter2@db:99999/shop", "does not name one host and a port"),
+        ("postgresql://me:hunter2@db1,db2/shop", "does not name one host and a port"),
+    ],
+)
+def test_database_url_that_is_wrong_is_refused_without_showing_any_of_it(url: str, says: str) -> None:
+    """The place of a mistake may be a piece of the password."""
+    with pytest.raises(initializer.ConfigError) as caught:
+        terminal.login_from_url({"DATABASE_URL": url})
+
+    assert str(caught.value).startswith(f"DATABASE_URL {says}" if " is not" not in says else f"DATABASE_URL: {says}")
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["DB_SECRET_NAME", "DB_HOST", "DB_PORT", "DB_NAME"])
+def test_database_url_and_another_place_to_connect_to_are_ambiguous(name: str) -> None:
+    """Nobody is left to guess which database it was."""
+    with pytest.raises(initializer.ConfigError, match=f"^DATABASE_URL and {name} both say where to connect: unset"):
+        terminal.login_from_url({"DATABASE_URL": "postgresql://a@b/c", name: "x"})
+
+
+def test_no_place_to_connect_to_is_said(project: Project) -> None:
+    """Both ways are named."""
+    run = project.run("status", DATABASE_URL=None)
+
+    assert (run.returncode, run.stderr) == (
+        1,
+        "where is the database? Set DATABASE_URL, or DB_SECRET_NAME as in Lambda.\n",
+    )
+
+
+def test_database_url_with_a_wrong_password_shows_neither(project: Project) -> None:
+    """The server's refusal names the login, and no password."""
+    wrong = project.environ["DATABASE_URL"].replace(quote(ADMIN_PASSWORD, ""), "hunter2")
+
+    run = project.run("status", DATABASE_URL=wrong)
+
+    assert run.returncode == 1
+    assert f"cannot connect to {ADMIN}@" in run.stderr
+    assert "hunter2" not in run.stderr
+
+
+# --- new ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of migrations in a working directory, with nothing of CI around it."""
+    found = tmp_path / "db_setup" / "migrations"
+    found.mkdir(parents=True)
+    monkeypatch.setattr(initializer, "MIGRATIONS_DIR", found)
+    monkeypatch.delenv("GITHUB_BASE_REF", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("there", "number"),
+    [
+        ([], "001"),
+        (["001_a", "002_b"], "003"),
+        (["9_a", "10_b"], "11"),
+        (["0009_a"], "0010"),
+        (["999_a"], "1000"),
+        (["003_a", "without_number"], "004"),
+        (["20200102030405_a"], "20260203040506"),
+        (["20300102030405_a"], "20300102030406"),
+    ],
+)
+def test_new_number_follows_all_and_is_written_like_the_highest(there: list[str], number: str) -> None:
+    """The folder's own way of counting goes on."""
+    files = [initializer.Migration(Path(f"{name}.sql"), name) for name in there]
+
+    assert terminal.next_number(files, datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)) == number
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("Add orders table", "add_orders_table"), ("a/../b.SQL", "a_b"), ("Größe  é!", "größe_é"), ("-- 2nd", "2nd")],
+)
+def test_new_name_is_made_of_letters_digits_and_underscores(title: str, name: str) -> None:
+    """Whatever is asked for, it is one file in the folder."""
+    assert terminal.slug(title) == name
+
+
+def test_new_file_is_one_that_check_accepts(project: Project) -> None:
+    """Its path is printed, relative to where one stands; its comment marks nothing."""
+    project.world.write("0041_a.sql", "SELECT 1;")
+    (project.root / "lambda" / "db_setup" / "migrations").unlink()
+    shutil.move(str(project.world.folder), project.root / "lambda" / "db_setup")
+
+    new = project.run("new", "no-transaction")
+    check = project.run("check", DATABASE_URL=None)
+
+    path = project.root / new.stdout.strip()
+    assert (new.returncode, new.stdout) == (0, "lambda/db_setup/migrations/0042_no_transaction.sql\n")
+    assert path.read_text().startswith("-- Runs once, as one transaction.")
+    assert not initializer.load_script(initializer.Migration(path, "x"), initializer.Config("")).unwrapped
+    assert check.returncode == 0, check.stdout
+
+
+def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that name stays as it is."""
+    (folder / "001_a.sql").write_text("SELECT 1;")
+    monkeypatch.setattr(initializer, "load_migrations", lambda *_: [])
+
+    with pytest.raises(initializer.MigrationError, match=r"001_a\.sql: File exists"):
+        terminal.write_new("a")
+
+    assert (folder / "001_a.sql").read_text() == "SELECT 1;"
+
+
+def test_new_file_without_a_folder_is_refused(folder: Path) -> None:
+    """It does not make a folder that nobody reads."""
+    folder.rmdir()
+
+    with pytest.raises(initializer.MigrationError, match="the folder migrations/ is missing"):
+        terminal.write_new("a")
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name.lstrip('_')}.sql").write_text(text)
+
+
+def git(*words: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *words], check=True, capture_output=True)
+
+
+def commit() -> None:
+    git("add", "-A")
+    git("commit", "-q", "-m", "x")
+
+
+def check(base: Optional[str] = None) -> tuple[list[str], list[str]]:
+    """Problems and notes."""
+    report = terminal.check(base, with_squawk=False)
+    assert (report["status"] == "failed") == bool(report["problems"])
+    return report["problems"], report["notes"]
+
+
+@pytest.fixture
+def branch(folder: Path) -> Path:
+    """Three files on the branch main, and another branch checked out."""
+    write(folder, _001_a="SELECT 1;", _002_b="SELECT 2;", _003_c="SELECT 3;")
+    git("init", "-q", "-b", "main")
+    commit()
+    git("checkout", "-q", "-b", "feature")
+    return folder
+
+
+NO_BASE = "edited files cannot be told: git or a commit is missing"
+
+
+def test_check_names_all_problems_of_all_files(folder: Path) -> None:
+    """Whoever mends files wants to know everything at once."""
+    write(folder, _001_a="SELECT 'open", _002_b="SELECT 1;\n  \\i other.sql")
+    write(
+        folder,
+        **{
+            "_002_c": "CREATE TABLE schema_migrations ();",
+            "_004_d": "SELECT 1;",
+            "_004_e": "SELECT 1;",
+            "_001_a.down": "SELECT 1;",
+        },
+    )
+    (folder / "005_f.sql").write_bytes(b"\xff")
+
+    problems, notes = check()
+
+    assert [problem.partition(": ")[0] for problem in problems] == [
+        *("001_a.sql:1:8", "002_b.sql:2:3", "002_c.sql:1:1", "005_f.sql:1:1"),
+        "number 4 is used more than once",
+    ]
+    assert "Nothing has been applied" not in "".join(problems)
+    assert notes == ["001_a.down.sql is never run", NO_BASE]
+
+
+def test_check_of_a_mistake_in_the_variables_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MIGRATIONS_TABLE counts here, and is looked at."""
+    monkeypatch.setenv("MIGRATIONS_TABLE", "No")
+
+    assert check()[0][0].startswith("MIGRATIONS_TABLE is 'No'")
+
+
+def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
+    """Edited and deleted files are problems; comments, renumbering and new files are none; main may have gone on."""
+    git("checkout", "-q", "main")
+    write(branch, _004_later="SELECT 4;")
+    commit()
+    git("checkout", "-q", "feature")
+    write(branch, _001_a="-- why\nSELECT   1;", _002_b="SELECT 22;", _009_new="SELECT 9;")
+    (branch / "003_c.sql").rename(branch / "005_c.sql")
+    write(branch, _006_d="SELECT 6;")
+    commit()
+    write(branch, _006_d="SELECT 66;")
+
+    problems, notes = check()
+
+    step = "It is probably applied: restore it, and put the change into a new file"
+    assert problems == [f"002_b.sql was edited. {step}"]
+    assert notes == ["005_c.sql is 003_c, renumbered", "no file has number 3, 4, 7, 8"]
+    (branch / "002_b.sql").unlink()
+    assert check()[0] == [f"002_b was deleted. {step}"]
+
+
+def test_check_accepts_edited_files_where_the_handler_does(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ALLOW_EDITED_MIGRATIONS is one rule in both."""
+    monkeypatch.setenv("ALLOW_EDITED_MIGRATIONS", "true")
+    write(branch, _001_a="SELECT 11;")
+
+    problems, notes = check()
+
+    assert (problems, len(notes)) == ([], 1)
+
+
+def test_check_of_a_number_that_the_base_has_is_a_problem(branch: Path) -> None:
+    """Two branches that count on from the same file are noticed before they are deployed; old twins are not."""
+    write(branch, _002_x="SELECT 2;")
+    assert check()[0] == ["number 2 is used more than once: 002_b, 002_x: renumber the new one"]
+    commit()
+
+    assert check("HEAD") == ([], [])
+
+
+def test_check_in_a_hook_compares_what_is_not_committed(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook runs with variables that name the repository, and on main the last commit counts."""
+    git("checkout", "-q", "main")
+    write(branch, _001_a="SELECT 11;")
+    monkeypatch.setenv("GIT_DIR", ".git")
+    monkeypatch.setenv("GIT_INDEX_FILE", ".git/index")
+
+    assert [problem[:20] for problem in check()[0]] == ["001_a.sql was edited"]
+
+
+def test_check_through_a_link_finds_the_repositorys_folder(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """migrations may be a link, and names may have letters that git quotes."""
+    write(branch, _004_größe="SELECT 4;")
+    commit()
+    write(branch, _004_größe="SELECT 44;")
+    Path("link").symlink_to(branch)
+    monkeypatch.setattr(initializer, "MIGRATIONS_DIR", Path("link").absolute())
+
+    assert [problem[:24] for problem in check("HEAD")[0]] == ["004_größe.sql was edited"]
+
+
+def test_check_with_a_base_that_is_not_there_fails(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison that was asked for is not left out in silence."""
+    monkeypatch.setenv("GITHUB_BASE_REF", "production")
+
+    assert check()[0] == [
+        "git finds no common commit with origin/production: fetch it with its history (fetch-depth: 0)"
+    ]
+    assert check("main") == ([], [])
+
+
+def test_check_without_git_is_a_note(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repository, or no git: the rest is checked."""
+    write(folder, _001_a="SELECT 1;")
+    assert check() == ([], [NO_BASE])
+    monkeypatch.setenv("PATH", str(folder))
+
+    assert check() == ([], [NO_BASE])
+
+
+def test_check_of_unreadable_bytes_in_the_base_says_nothing_of_them(branch: Path) -> None:
+    """A file that was mended after it was committed has no checksum to compare."""
+    (branch / "004_d.sql").write_bytes(b"\xff")
+    commit()
+    write(branch, _004_d="SELECT 4;")
+
+    assert check("HEAD") == ([], [])
+
+
+# --- squawk ---------------------------------------------------------------------------------------------------------
+
+FAKE_SQUAWK = """#!/bin/sh
+echo "$@" >> "$RECORD"
+echo squawk says something
+exit $SQUAWK_CODE
+"""
+
+
+@pytest.fixture
+def squawk(branch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An executable named squawk that records its words, and one new file of each kind."""
+    program = tmp_path / "bin" / "squawk"
+    program.parent.mkdir()
+    program.write_text(FAKE_SQUAWK)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+    write(branch, _004_d="SELECT 4;", _005_e="-- no-transaction\nVACUUM;", _006_f="COPY a FROM STDIN;\n1\n\\.\n")
+    return tmp_path / "record"
+
+
+RULES = "--exclude=require-lock-timeout,require-statement-timeout,prefer-robust-stmts "
+
+
+def run_check(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """`check` in a process of its own, on the folder in the working directory."""
+    start = "import sys, runpy, pathlib; sys.path.insert(0, sys.argv[1]); import initializer; "
+    start += "initializer.MIGRATIONS_DIR = pathlib.Path('db_setup/migrations').absolute(); "
+    start += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", start, str(DB_SETUP), "check", *words]
+    environ = {**os.environ, "SQUAWK_CODE": str(code)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environ)
+
+
+def test_squawk_looks_at_new_files_as_they_will_run(squawk: Path) -> None:
+    """It is told which files are transactions, and spared what it cannot read and what db_setup does itself."""
+    run = run_check("--json")
+
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["new"] == ["004_d", "005_e", "006_f"]
+    assert squawk.read_text().splitlines() == [
+        f"--assume-in-transaction {RULES}-- db_setup/migrations/004_d.sql",
+        f"--no-assume-in-transaction {RULES}-- db_setup/migrations/005_e.sql",
+    ]
+    assert run.stderr == "squawk says something\n" * 2
+
+
+def test_squawk_that_complains_fails_the_check(squawk: Path) -> None:
+    """Its exit code counts, once all files have been looked at; `--no-squawk` leaves it out."""
+    failed, without = run_check(code=1), run_check("--no-squawk", code=1)
+
+    assert (failed.returncode, without.returncode) == (1, 0)
+    assert failed.stdout.endswith("problems    squawk complains, see above\nfailed, problems: 1\n")
+    assert len(squawk.read_text().splitlines()) == 2
+
+
+def test_squawk_with_a_configuration_keeps_its_rules(squawk: Path) -> None:
+    """The option would take the place of the file's own exclusions."""
+    Path(".squawk.toml").write_text("")
+
+    run_check()
+
+    assert "--exclude" not in squawk.read_text()
+
+
+def test_squawk_that_is_missing_is_pointed_to(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line says how to get it, and nothing fails."""
+    monkeypatch.setenv("PATH", str(branch))
+
+    run = run_check()
+
+    assert run.returncode == 0
+    assert "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)" in run.stdout
