@@ -119,7 +119,9 @@ def rows_of(value: Any) -> Iterator[tuple[str, ...]]:
 
 def effects(entry: Mapping[str, Any]) -> list[str]:
     """Whom a file that was tried kept waiting, and what could not be tried."""
-    blocked = (f"blocks {lock['blocks']} of {lock['table']}" for lock in entry.get("locks", ()) if lock["blocks"] != "nothing")
+    blocked = (
+        f"blocks {lock['blocks']} of {lock['table']}" for lock in entry.get("locks", ()) if lock["blocks"] != "nothing"
+    )
     untried = (f"not tried: {part}" for part in entry.get("untried", ()))
     return [*blocked, *untried] or ["blocks nobody" if "locks" in entry else ""]
 

@@ -1079,7 +1079,9 @@ def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str
         raise
     finally:
         report["duration_ms"] = round((time.monotonic() - started) * 1000)
-        counts = {key: len(report[key]) for key in ("applied", "adopted", "pending")}
+        counted = ("applied", "adopted", "pending") if report["action"] != "status" else ("pending",)  # of this run
+        counts = {key: len(report[key]) for key in counted}
         figures = {key: report[key] for key in ("users", "lock_wait_ms", "duration_ms") if report[key] != {}}
         level = logging.ERROR if failure else logging.INFO
-        log("failed" if failure else "done", level, **failure, **counts, failed=int(bool(failure)), **figures)
+        about = {} if report["action"] == "migrate" else {"action": report["action"]}
+        log("failed" if failure else "done", level, **about, **failure, **counts, failed=int(bool(failure)), **figures)

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,24 @@ def deploy(world: World, **environ: str) -> dict[str, Any]:
     report = world.deploy(**environ)
     print(f"    answer  {json.dumps(report)}")
     return report
+
+
+def invoke(world: World, action: str, *keys: str) -> None:
+    """What the console shows for this event, of which only some keys are of interest here."""
+    event = {"action": action}
+    report = world.deploy(event)
+    print(f"    event   {json.dumps(event)}\n    answer  {json.dumps({key: report[key] for key in keys})}")
+
+
+@contextmanager
+def someone_reads(world: World, seconds: float) -> Iterator[None]:
+    """Another session that has read the orders, and keeps its transaction open for so long."""
+    with world.connection() as conn:
+        rows(conn, "SET application_name = 'monthly report'; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM orders")
+        timer = threading.Timer(seconds, rows, [conn, "COMMIT"])
+        timer.start()
+        yield
+        timer.join()
 
 
 def deploy_and_fail(world: World) -> None:
@@ -116,6 +135,10 @@ def tour(server: Server) -> None:
         unnumbered = "ALTER TABLE users ADD COLUMN nickname text;\n"
         world.write("add_nickname.sql", unnumbered)
         show_file("add_nickname.sql", unnumbered)
+        say("Before: what is applied and what is pending, and a dry run, which takes everything back.")
+        invoke(world, "status", "applied", "pending", "users")
+        invoke(world, "dry_run", "tried", "pending")
+        say("The deployment:")
         deploy(world)
 
         heading(4, "A broken one")
@@ -127,11 +150,22 @@ def tour(server: Server) -> None:
         world.write("004_paid.sql", BROKEN.replace("payed", "paid"))
         deploy(world)
 
-        heading(6, "The two logins, tried with what stands in their secrets")
+        heading(6, "Others are in the way: it gives way to them, and says what it waits for")
+        world.write("005_add_note.sql", "ALTER TABLE orders ADD COLUMN note text;\n")
+        show_file("005_add_note.sql", "ALTER TABLE orders ADD COLUMN note text;\n")
+        with someone_reads(world, 2):
+            deploy(world, LOCK_TIMEOUT="1s")
+        index = "CREATE INDEX CONCURRENTLY orders_user_id ON orders (user_id);\n"
+        world.write("006_index_orders.sql", index)
+        show_file("006_index_orders.sql", index)
+        with someone_reads(world, 7):
+            deploy(world)
+
+        heading(7, "The two logins, tried with what stands in their secrets")
         try_logins(world)
 
     with application(server, "legacy", REPOSITORY / "migrations") as world:
-        heading(7, "A database that existed before: its first migration is adopted, the next one runs")
+        heading(8, "A database that existed before: its first migration is adopted, the next one runs")
         world.sql((REPOSITORY / "migrations" / "001_initial_schema.sql").read_text())
         world.sql("INSERT INTO users (email) VALUES ('was-here-before@example.com')")
         world.write("002_add_orders.sql", ORDERS)

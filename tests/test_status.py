@@ -94,3 +94,16 @@ def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
 
     same = ("applied", "pending", "edited", "missing", "users", "server_version")
     assert {key: reader[key] for key in same} == {key: report[key] for key in same}
+
+
+def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Its line in the log says which action it was; metrics made of the log are those of migrations alone."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy(CREATE_USERS="false")
+    world.write("002_b.sql", "CREATE TABLE b (i int);")
+
+    world.deploy(STATUS, CREATE_USERS="false")
+
+    assert re.fullmatch(
+        r"done action=status pending=1 failed=0 lock_wait_ms=0 duration_ms=\d+", caplog.records[-1].getMessage()
+    )
