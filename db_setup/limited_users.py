@@ -163,9 +163,13 @@ def groups_are_fine(conn: Connection, app: Application) -> bool:
     """Nothing is left for `ensure_groups` to do."""
     creators = (_me(conn), app.group(TABLECREATOR))
     return all(
-        group.exists and group.usable and group.connects and not group.writes_our_tables
+        group.exists
+        and group.usable
+        and group.connects
+        and not group.writes_our_tables
+        and not any(map(group.lacks, creators))
         for group in group_states(conn, app)
-    ) and not any(group.lacks(creator) for group in group_states(conn, app) for creator in creators)
+    )
 
 
 def ensure_groups(conn: Connection, app: Application) -> list[str]:
