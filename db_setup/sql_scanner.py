@@ -458,7 +458,7 @@ class _Scan:
                 end, after = closing.span()
                 break
             line_end = self.text.find("\n\\.", line_end + 1)
-        for part in range(rest.end(), end, 1 << 20):
+        for part in range(rest.end(), end if self.digest is not None else 0, 1 << 20):
             self._hash(self.text[part : min(part + (1 << 20), end)], as_it_is=True)
         return replace(statement, data=(rest.end(), end)), after
 
@@ -628,7 +628,7 @@ class Script:
 
     def without_later_settings(self, version: int) -> Script:
         """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
-        later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text]
+        later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text[:ONE_MESSAGE]]
         unknown = [s for s in self.statements() if s.setting and s.setting[0] in later] if later else []
         return replace(
             self,
