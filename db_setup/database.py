@@ -187,9 +187,20 @@ def literal(text: str) -> sql.Composable:
 OUR_SAVEPOINT = "db_setup_transaction"
 
 
+READ_ONLY_BY_DEFAULT = (  # in a savepoint, too
+    "SELECT pg_catalog.set_config('transaction_read_only', "
+    "pg_catalog.current_setting('default_transaction_read_only'), true)"
+)
+
+
 def begin(conn: Connection, words: str = "BEGIN") -> str:
-    """What begins a transaction; in a dry run, which is one, a savepoint does instead, without the modes."""
-    return f"SAVEPOINT {OUR_SAVEPOINT}" if conn.rehearsal else words
+    """What begins a transaction. In a dry run, which is one, a savepoint does instead, without the isolation level; it
+    is there at once, since a message that cannot be parsed would not make it."""
+    if not conn.rehearsal:
+        return words
+    query(conn, f"SAVEPOINT {OUR_SAVEPOINT}")
+    modes = re.search("READ (ONLY|WRITE)", words.upper())
+    return f"SET TRANSACTION {modes.group()}" if modes else READ_ONLY_BY_DEFAULT
 
 
 def commit(conn: Connection) -> str:
@@ -202,7 +213,7 @@ def transaction(conn: Connection) -> Iterator[None]:
     query(conn, begin(conn))
     try:
         yield
-        query(conn, commit(conn))
+        query(conn, f"{commit(conn)}; RESET client_min_messages" if conn.rehearsal else "COMMIT")
     except BaseException:
         roll_back(conn)
         raise
@@ -408,7 +419,10 @@ def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]
 
 def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
     """Wait a while if others were in the way, and if there is time for it."""
-    lost = conn.info.transaction_status == TRANSACTION_STATUS_INERROR  # a dry run, and nothing saved to go back to
+    # In a dry run locks of earlier files are held, and there may be no savepoint to go back to.
+    lost = conn.info.transaction_status == TRANSACTION_STATUS_INERROR or (
+        conn.rehearsal and conn.rehearsal.is_in_the_way
+    )
     pause = next(waits, None) if sqlstate in RETRYABLE and not lost else None
     if pause is None:
         return False

@@ -18,6 +18,7 @@ NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction
 SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
 SAVEPOINT = "db_setup_file"
 SHOWN = 100  # characters of a line
+SECRET = re.compile(r"passwor|identified\s+by|(create|alter)\s+(role|user)\b", re.IGNORECASE)
 ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
 
 
@@ -38,6 +39,7 @@ class Outcome:
     goes_on: bool = False  # the server may still be at it
     in_the_way: bool = False  # others are, for a while
     untried: tuple[str, ...] = ()  # what a dry run cannot try
+    rehearsed: bool = False  # a dry run, of which nothing stays
 
     @property
     def failed(self) -> bool:
@@ -69,24 +71,36 @@ def describe(script: Script, outcome: Outcome) -> str:
     return f"{said} ({outcome.code or 'no answer'}){when}"
 
 
+# The names of functions, types, operator classes and access methods, and whose they are.
 EXTENSIONS = (
-    ("uuid_generate_", '"uuid-ossp"'),
-    ("gen_salt|crypt|digest|pgp_", "pgcrypto"),
-    ("similarity|gin_trgm_ops|gist_trgm_ops", "pg_trgm"),
-    ("citext", "citext"),
-    ("hstore", "hstore"),
-    ("geometry|geography|st_", "postgis"),
-    ("vector|hnsw|ivfflat", "vector"),
-    ("ltree", "ltree"),
-    ("unaccent", "unaccent"),
-    ("gist_|gin_btree|btree_gist", "btree_gist"),
+    (r"uuid_generate_.*", '"uuid-ossp"'),
+    (r"gen_salt|crypt|digest|hmac|pgp_.*|gen_random_bytes", "pgcrypto"),
+    (r"similarity|word_similarity|gin_trgm_ops|gist_trgm_ops", "pg_trgm"),
+    (r"citext", "citext"),
+    (r"hstore", "hstore"),
+    (r"geometry|geography|st_.*", "postgis"),
+    (r"vector|halfvec|sparsevec|hnsw|ivfflat", "vector"),
+    (r"ltree|lquery|ltxtquery", "ltree"),
+    (r"unaccent", "unaccent"),
+    (r"gist_\w+_ops", "btree_gist"),
 )
-# SQLSTATE, what PostgreSQL says, and what to write instead; {0} is the first group.
+# SQLSTATE, a pattern, and what to write instead, where {0} is the first group. The pattern looks at PostgreSQL's words,
+# the text before the place (where PostgreSQL named it) and the text behind it, with | between them.
 MISTAKES: Sequence[tuple[str, str, str]] = (
     (
         "42601",
-        'at or near "NOT"',
+        r'at or near "NOT"[^|]*\|.*\bIF\s+\|',
         "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once",
+    ),
+    (
+        "42601",
+        r'at or near "NOT"[^|]*\|.*\bALTER\s+(COLUMN\s+)?("[^"]+"|\w+)\s+\|',
+        "Write SET NOT NULL",
+    ),
+    (
+        "42601",
+        r"at or near [^|]*\|.*\w'\|",
+        "A quote inside a string is written twice ('')",
     ),
     (
         "42710",
@@ -96,13 +110,34 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     (
         "42710|42P07|42701|42723|42P06",
         "already exists",
-        "It was made by hand or by another file; leave it out, or write IF NOT EXISTS or OR REPLACE where that exists",
+        "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or "
+        "OR REPLACE where that exists",
+    ),
+    (
+        "42704",
+        r'role "(.+?)" does not exist[^|]*\|[^|]*\|\s*DROP\b',
+        "Write IF EXISTS",
     ),
     (
         "42704",
         'role "(.+?)" does not exist',
-        "No file makes this role; CREATE ROLE before it, or name one that exists (ours are readwrite and tablecreator, "
-        "behind ROLE_PREFIX)",
+        "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
+        "CREATE_USERS is false)",
+    ),
+    (
+        "42704",
+        'no default operator class for access method "(gist|gin)"',
+        "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it",
+    ),
+    (
+        "25001",
+        r"cannot be executed from a function|\|\s*(DO|CALL|SELECT)\b",
+        "Write it as a statement of its own, outside of the block",
+    ),
+    (
+        "25001",
+        "must be called before any query",
+        "Put it first in the file",
     ),
     (
         "0A000|58P01|22023",
@@ -117,7 +152,7 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     (
         "42501",
         "must be (owner|member|able to SET ROLE)",
-        "The admin has to own it, or to be a member of the role that does; as that role, GRANT it to the admin",
+        "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
     ),
     (
         "42501",
@@ -131,8 +166,13 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     ),
     (
         "23502",
-        'column "(.+?)" of relation "(.+?)" contains null values',
-        "Give these rows a value before it, with UPDATE {1} SET {0} = … WHERE {0} IS NULL; or with a DEFAULT",
+        r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|.*\bSET\s+NOT\s+NULL',
+        'Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL',
+    ),
+    (
+        "23502",
+        "contains null values",
+        "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
     ),
     (
         "23505",
@@ -141,8 +181,13 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     ),
     (
         "23503|23514",
-        "",
+        "^(?!new row)",
         "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
+    ),
+    (
+        "2BP01",
+        "role .* cannot be dropped because some objects depend on it",
+        "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
     ),
     (
         "2BP01",
@@ -162,28 +207,36 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
 )
 
 
-def advice(script: Script, outcome: Outcome, said: str) -> str:
+def advice(script: Script, outcome: Outcome) -> str:
     """One sentence that tells what to write instead, for the commonest mistakes."""
-    if outcome.code.startswith("23") and (outcome.at_end or ROWS.match(script.text, outcome.offset)):
-        return ""  # it is the new rows that break a constraint, not old ones
+    diag = outcome.error.diag if outcome.error else None
+    text, at = script.text, outcome.offset
+    new_rows = (
+        ROWS.match(text, at) or outcome.in_rows or outcome.at_end or (diag and "PL/pgSQL" in (diag.context or ""))
+    )
+    if diag is None or (outcome.code.startswith("23") and new_rows):
+        return ""  # it is not old rows that break a constraint
+    said = diag.message_primary or ""
     missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
-    if outcome.code in ("42883", "42704") and missing and "role" not in said:
+    if outcome.code in ("42883", "42704") and missing:
+        name = missing.group(1).split(".")[-1]
         for names, extension in EXTENSIONS:
-            if re.match(names, missing.group(1).split(".")[-1], re.IGNORECASE):
+            if re.fullmatch(names, name, re.IGNORECASE):
                 return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it"
+    seen = f"{said}|{text[max(at - 60, 0) : at] if outcome.exact else ''}|{text[at : at + 300]}".replace("\n", " ")
     for codes, pattern, sentence in MISTAKES:
-        found = re.search(pattern, said)
+        found = re.search(pattern, seen)
         if re.fullmatch(codes, outcome.code) and found:
             return sentence.format(*found.groups(""))
     return ""
 
 
 def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
-    """The line of SQL and, under it, a caret where `exact`; nothing where the line may hold a password. Of a long one
-    the part at the offset."""
+    """The line of SQL and, under it, a caret where `exact`; nothing where it may hold a password. Of a long one the
+    part at the offset."""
     start, end = text.rfind("\n", 0, offset) + 1, text.find("\n", offset)
     line = text[start : end if end >= 0 else None].rstrip().expandtabs(1)
-    if not line.strip() or re.search("password", line, re.IGNORECASE):
+    if not line.strip() or SECRET.search(text, max(start - 300, 0), start + len(line)):
         return
     number, at = text.count("\n", 0, offset) + 1, offset - start
     first = max(0, min(at - SHOWN * 2 // 3 if exact else at, len(line) - SHOWN))
@@ -197,8 +250,10 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     """Of the cases that apply, the first: the state we are in, and what to do."""
     code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
     by = f" ({', '.join(blocked_by)})" if blocked_by else ""
-    kept = "What stands before this statement is done and stays. " if in_steps else "Rolled back. "
-    instead = advice(script, outcome, str(outcome.error or ""))
+    stays = in_steps and not outcome.rehearsed
+    kept = "What stands before this statement is done and stays. " if stays else "Rolled back. "
+    go_on = "" if outcome.rehearsed else " to go on"
+    instead = advice(script, outcome)
     then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
     gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
     cases = (
@@ -214,7 +269,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             outcome.stopped,
-            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again to go on; if it needs longer "
+            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again{go_on}; if it needs longer "
             "than the function's timeout, raise that or split the file.",
         ),
         (
@@ -223,7 +278,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             in_steps,
-            f"{kept}{then}: the run goes on here.",
+            f"{kept}{then}{': the run goes on here' if stays else ''}.",
         ),
         (
             code == "2D000",
@@ -231,7 +286,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
             "in the first line, see that the block can be repeated, and deploy again.",
         ),
         (
-            code in NOT_IN_TRANSACTION and several,
+            code in NOT_IN_TRANSACTION and several and not (code == "25001" and instead),
             "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
             "own, or write -- no-transaction in the first line, and deploy again.",
         ),
@@ -245,10 +300,19 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
 
 
 def _has_no_place(script: Script, outcome: Outcome) -> bool:
-    """No line can be shown: it is not known, or holds rows."""
-    of_rows = outcome.code[:2] in ("22", "23") and ROWS.match(script.text, outcome.offset) is not None
+    """No line can be shown: it is not known, or may hold rows."""
+    if outcome.in_rows or (
+        outcome.code[:2] in ("22", "23") and ROWS.match(script.text, _statement_at(script, outcome))
+    ):
+        return True
     ended = outcome.connection_lost or outcome.stopped or outcome.code == SAVEPOINT_GONE
-    return of_rows or outcome.in_rows or ended
+    return not outcome.exact and (ended or outcome.at_end)
+
+
+def _statement_at(script: Script, outcome: Outcome) -> int:
+    """Where the statement begins that failed."""
+    found = (s.start for s in script.statements() if s.start <= outcome.offset < s.end)
+    return next(found, outcome.offset) if outcome.exact else outcome.offset
 
 
 def details(script: Script, outcome: Outcome) -> Iterator[str]:
@@ -257,12 +321,15 @@ def details(script: Script, outcome: Outcome) -> Iterator[str]:
     diag = outcome.error.diag if outcome.error else None
     context = diag.context if diag else ""
     inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", context or "", re.MULTILINE)
-    if inner and inner.group(1) == "inline_code_block":
+    if inner and inner.group(1) == "inline_code_block" and not outcome.stopped:
         body = locate(script.text, body_of(script.text, outcome.offset))[0]
         number = body + int(inner.group(3)) - 1
         yield f"IN: the DO block, line {number} of the file"
-        yield from excerpt(script.text, len("".join(script.text.split("\n")[: number - 1])) + number - 1, exact=False)
-    elif outcome.exact or not (outcome.at_end or _has_no_place(script, outcome)):
+        if outcome.code[:2] not in ("22", "23"):
+            yield from excerpt(
+                script.text, len("".join(script.text.split("\n")[: number - 1])) + number - 1, exact=False
+            )
+    elif not _has_no_place(script, outcome):
         yield from excerpt(script.text, outcome.offset, outcome.exact)
     if inner and inner.group(1) != "inline_code_block":
         yield f"IN: function {inner.group(1)}, its {inner.group(2)} {inner.group(3)}"

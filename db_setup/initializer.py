@@ -48,6 +48,8 @@ import psycopg2
 import script_runner
 import sql_scanner
 from database import (
+    LOCK_KEY,
+    RETRYABLE,
     ConnectError,
     Connection,
     Deadline,
@@ -93,6 +95,7 @@ MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 ADMIN = "DB_SECRET_NAME"
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
+SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
 
@@ -883,15 +886,21 @@ def apply_pending(
         script = replace(script, unwrapped=script.unwrapped or light.migration.name in begun)
         one = light._replace(script=script)
         conn.about, conn.blocked_by = {"migration": one.name}, ()
-        outcome = apply_migration(conn, config, one, deadline)
+        if conn.rehearsal and conn.rehearsal.has_sequences and SETVAL.search(script.text):
+            outcome = Outcome(untried=("it calls setval, which nothing takes back",))
+        else:
+            outcome = apply_migration(conn, config, one, deadline)
         if conn.rehearsal:
-            one, outcome = one._replace(script=replace(script, unwrapped=False)), rehearsed(outcome, script)
+            outcome = rehearsed(outcome, script)
         if outcome.failed:
             raise MigrationError(failure_message(one, outcome, report, conn.blocked_by)) from outcome.error
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(one.name)
         if conn.rehearsal:
-            locks, untried = conn.rehearsal.end_of_file(), list(outcome.untried)
+            conn.rehearsal.defer_constraints()
+            if not outcome.holds_lock and not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
+                raise LockError(f"{one.name} let go of the lock, and another run has it now. Invoke again.")
+            locks, untried = conn.rehearsal.new_locks(), list(outcome.untried)
             tried = {"name": one.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
             report["tried"].append(tried)
             fields: dict[str, Any] = (
@@ -925,7 +934,7 @@ def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
             bring_up(conn, setup, deadline, report)
     except MigrationError as exc:
         untried = [f"{entry['name']} ({', '.join(entry['untried'])})" for entry in report["tried"] if entry["untried"]]
-        if not untried:
+        if not untried or getattr(exc.__cause__, "pgcode", None) in (None, "57014", *RETRYABLE):
             raise
         raise MigrationError(f"{exc}\nIt may need what a dry run could not try: {'; '.join(untried)}.") from exc
     finally:
@@ -935,11 +944,11 @@ def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
 
 def rehearsed(outcome: Outcome, script: Script) -> Outcome:
     """The outcome, but what fails for being in one transaction with other files is only not tried."""
-    adds = any(s.words[:2] == ("ALTER", "TYPE") and "ADD" in s.words for s in script.statements())
-    if outcome.code == "55P04" and not adds:
+    if outcome.code == "55P04" and not script.unwrapped and not script_runner.ADD_VALUE.search(script.text):
         return Outcome(untried=("it uses an enum value that this run adds",))
-    modes = () if script.begin == "BEGIN" else (f"the modes of its {script.begin}",)
-    return replace(outcome, untried=(*modes, *outcome.untried))
+    modes = re.findall("(?i)ISOLATION LEVEL (?:SERIALIZABLE|REPEATABLE READ)", script.begin)
+    asked = tuple(f"it asks for {mode}" for mode in modes)
+    return replace(outcome, rehearsed=True, untried=(*asked, *outcome.untried))
 
 
 def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
@@ -1029,10 +1038,11 @@ def out_of_time_message(report: Mapping[str, Any], where: str) -> str:
     state = "it was not started" if where == "before" else "it is rolled back unless it had just finished"
     place = f" {where} {report['pending'][0]}: {state}" if report["pending"] else ""
     waiting = shortened(report["pending"])
+    go_on = "" if report["action"] == "dry_run" else " to go on"
     return (
         f"out of time{place}. Applied in this run: {shortened(applied) or 'nothing'}. "
         f"{f'Not applied: {waiting}.' if waiting else 'The rest is not done yet.'} "
-        "Invoke again to go on; if one file needs longer than the function's timeout, raise that or split the file."
+        f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise that or split the file."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from database import REHEARSAL, Connection, query, roll_back
 
+PREFIX = "dry run: "
 # From weak to strong, and what others cannot do meanwhile.
 TABLE_LOCKS = {
     "RowExclusiveLock": "nothing",
@@ -32,7 +33,12 @@ LOCKED = (
 # What SET CONSTRAINTS ALL IMMEDIATE has changed for the rest of the transaction; of ours there is but one.
 IMMEDIATE_AGAIN = """
     SELECT string_agg(format('%I.%I', n.nspname, c.conname), ', ') FROM pg_constraint c
-    JOIN pg_namespace n ON n.oid = c.connamespace WHERE c.condeferrable AND NOT c.condeferred"""
+    JOIN pg_namespace n ON n.oid = c.connamespace
+    WHERE c.condeferrable AND NOT c.condeferred AND has_schema_privilege(n.oid, 'USAGE')
+      AND (n.nspname !~ '^pg_' OR n.oid = pg_my_temp_schema())"""
+SEQUENCES = """
+    SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND c.relname <> ALL (%s) LIMIT 1"""
 
 
 class Rehearsal:
@@ -48,7 +54,8 @@ class Rehearsal:
         query(self._conn, "BEGIN")
         self._conn.rehearsal = self
         self._tables = dict(query(self._conn, TABLES, [self._without]))
-        self._said_in = REHEARSAL.set("dry run: ")
+        self.has_sequences = bool(query(self._conn, SEQUENCES, [[f"{name}_id_seq" for name in self._without]]))
+        self._said_in = REHEARSAL.set(PREFIX)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -56,11 +63,22 @@ class Rehearsal:
         self._conn.rehearsal = None
         roll_back(self._conn)
 
-    def end_of_file(self) -> list[dict[str, str]]:
-        """The locks taken since the last call: of each table the strongest, where it is stronger than before.
-        Constraints are deferred again that are so at the beginning of a transaction."""
+    def __str__(self) -> str:
+        return PREFIX
+
+    @property
+    def is_in_the_way(self) -> bool:
+        """It holds locks that keep others waiting, and will until its end."""
+        weakest = list(TABLE_LOCKS.values()).index("writing")
+        return any(mode >= weakest for mode in self._held.values())
+
+    def defer_constraints(self) -> None:
+        """Behind SET CONSTRAINTS ALL IMMEDIATE: those that are deferred at the beginning of a transaction are again."""
         ((others,),) = query(self._conn, IMMEDIATE_AGAIN)
         query(self._conn, f"SET CONSTRAINTS ALL DEFERRED; {f'SET CONSTRAINTS {others} IMMEDIATE' if others else ''}")
+
+    def new_locks(self) -> list[dict[str, str]]:
+        """The locks taken since the last call: of each table the strongest, where it is stronger than before."""
         modes, taken = list(TABLE_LOCKS), dict[int, int]()
         for table, mode in query(self._conn, LOCKED):
             if table in self._tables and mode in modes:
@@ -73,5 +91,5 @@ class Rehearsal:
                 "lock": re.sub("(?<=[a-z])(?=[A-Z])", " ", modes[mode][: -len("Lock")]).upper(),
                 "blocks": TABLE_LOCKS[modes[mode]],
             }
-            for table, mode in sorted(stronger.items(), key=lambda one: -one[1])
+            for table, mode in sorted(stronger.items(), key=lambda one: (-one[1], self._tables[one[0]]))
         ]

@@ -35,6 +35,7 @@ from sql_scanner import Script, Statement, Target, checksum, opening_modes
 End = Callable[[], str]  # what ends the last transaction; asked for when it is needed, since hashes take their time
 OWN_ROLE = "RESET SESSION AUTHORIZATION; RESET ROLE"
 OWN_ROLE_HERE = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 RUN_AND_EDITED = "this statement has run already, and was edited since; restore it, and put the change behind it"
 BEGUN_AND_EDITED = (
@@ -148,7 +149,8 @@ def _run_whole(conn: Connection, script: Script, end: End, by_statement: bool) -
     A deferred constraint has to speak before the session is put back. The release of our savepoint is the proof
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
-    opening = f"{begin(conn, script.begin)}; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+    # What is prepared in a session outlives the transaction of a first attempt.
+    opening = f"{begin(conn, script.begin)}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
 
     def closing() -> str:
         return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end()}"
@@ -253,7 +255,7 @@ def run_in_steps(conn: Connection, script: Script, end: End, progress: Progress)
 
     What belongs to the session (a SET, a PREPARE) a second run needs again.
     """
-    query(conn, f"{OWN_ROLE}; SET search_path = pg_catalog")  # a first attempt may have left others
+    query(conn, f"{OWN_ROLE}; DEALLOCATE ALL; SET search_path = pg_catalog")  # a first attempt may have left others
     progress.ensure_table(conn)
     marks = progress.marks(conn)
     query(conn, "SET search_path TO DEFAULT")
@@ -312,10 +314,8 @@ def _run_step(conn: Connection, script: Script, step: Step, progress: Progress) 
     """Run a step and its mark in one transaction or, where PostgreSQL refuses that, the mark behind it."""
     if step.mark and not conn.rehearsal:  # it was begun outside a transaction: only what cannot run in one is
         return _run_outside(conn, script, step, progress)
-    if conn.rehearsal:  # with no mark, which would have to change the script's role
-        outcome = _run_in_transaction(conn, script, step, begin(conn), f"{commit(conn)}; SELECT true")
-        refused = outcome.code in ("25001", "2D000") and not step.begin
-        return Outcome(untried=(f"line {step.first.line}: outside a transaction",)) if refused else outcome
+    if conn.rehearsal:
+        return _rehearse_step(conn, script, step)
     done = progress.mark(conn, step.number, step.checksum)
     own_begin = step.begin or "BEGIN"
     outcome = _run_in_transaction(conn, script, step, own_begin, f"{done}; COMMIT; SELECT true")
@@ -325,6 +325,25 @@ def _run_step(conn: Connection, script: Script, step: Step, progress: Progress) 
     if outcome.code in ("25001", "2D000") and not step.begin:
         return _run_outside(conn, script, step, progress)
     return outcome
+
+
+def _rehearse_step(conn: Connection, script: Script, step: Step) -> Outcome:
+    """Run a step in a savepoint, with no mark, which would have to change the script's role."""
+    text = script.text[step.first.start : step.statements[-1].end]
+    modes = re.search(r"(?i)ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", f"{step.begin} {text}")
+    closing = f"SET CONSTRAINTS ALL IMMEDIATE; {commit(conn)}; SELECT true"
+    outcome = _run_in_transaction(conn, script, step, begin(conn, step.begin), closing)
+    why = ""
+    if outcome.code in ("25001", "2D000") and (modes or not step.begin):
+        why = modes.group() if modes else "runs outside a transaction"
+    elif outcome.code == "55P04" and not ADD_VALUE.search(text):
+        why = "uses an enum value that this run adds"
+    elif not outcome.failed:
+        conn.rehearsal.defer_constraints()
+        why = " ".join(step.begin.split()[1:])
+    if not why:
+        return outcome
+    return Outcome(untried=(f"line {step.first.line} {why if why[0].islower() else f'asks for {why}'}",))
 
 
 def _run_in_transaction(conn: Connection, script: Script, step: Step, opening: str, closing: str) -> Outcome:

@@ -108,7 +108,7 @@ class Watcher:
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": self._conn.blocked_by, **self._progress(elapsed_s)}
             fields = {key: value for key, value in fields.items() if value}
-            log("still running", **self._conn.about, elapsed_s=round(elapsed_s), **fields)
+            log(f"{self._conn.rehearsal or ''}still running", **self._conn.about, elapsed_s=round(elapsed_s), **fields)
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""

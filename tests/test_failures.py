@@ -1,0 +1,512 @@
+"""What a failed file's message says besides the verdict: the line of SQL, and one sentence on what to write instead."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import failures
+import pytest
+from harness.world import Context, World
+from initializer import MigrationError
+
+DRY = {"action": "dry_run"}
+TABLES = (
+    "CREATE TABLE t (i int PRIMARY KEY, n text, CONSTRAINT small CHECK (i < 100));"
+    "INSERT INTO t VALUES (1, NULL), (2, 'x'), (3, 'x'); CREATE VIEW v AS SELECT i, n FROM t;"
+    "CREATE TYPE mood AS ENUM ('old'); CREATE TABLE m (v mood); CREATE TABLE c (i int); INSERT INTO c VALUES (200);"
+    'CREATE TABLE "People" ("firstName" text); INSERT INTO "People" VALUES (NULL);'
+    "CREATE ROLE tmp_other; GRANT SELECT ON c TO tmp_other;"
+)
+
+
+@pytest.fixture
+def there(world: World) -> World:
+    """A world with some tables and a role, without users; it has its tracking table, so that nothing is adopted."""
+    world.environ.update(CREATE_USERS="false", LOCK_TIMEOUT="300ms")
+    world.deploy()
+    world.sql(TABLES)
+    return world
+
+
+def fail_with(world: World, text: str, event: Any = None, context: Any = None, **environ: str) -> str:
+    """The message with which this file fails."""
+    world.write("002_b.sql", text)
+    with pytest.raises(MigrationError) as caught:
+        world.deploy(event, context, **environ)
+    message = str(caught.value)
+    assert len(message) < 1500
+    return message
+
+
+def whole(place: str, said: str, instead: str, *lines: str) -> str:
+    """A message as it should be; `instead` is the sentence for this mistake."""
+    then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
+    verdict = f"002_b.sql:{place}: {said}. Rolled back. {then}. Applied in this run: nothing."
+    return "\n".join([verdict, *lines])
+
+
+# --- Each mistake, provoked -----------------------------------------------------------------------------------------
+
+# By the entry's SQLSTATE and pattern: the file, where it fails, what PostgreSQL says, the advice, further lines.
+PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
+    ("42601", r'at or near "NOT"[^|]*\|.*\bIF\s+\|'): (
+        "SELECT 1;\nALTER TABLE t ADD CONSTRAINT IF NOT EXISTS other CHECK (i < 9);",
+        "2:33",
+        'syntax error at or near "NOT" (42601)',
+        "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once",
+        [
+            "LINE 2: ALTER TABLE t ADD CONSTRAINT IF NOT EXISTS other CHECK (i < 9);",
+            "                                        ^",
+        ],
+    ),
+    ("42601", r'at or near "NOT"[^|]*\|.*\bALTER\s+(COLUMN\s+)?("[^"]+"|\w+)\s+\|'): (
+        "ALTER TABLE t ALTER COLUMN n NOT NULL;",
+        "1:30",
+        'syntax error at or near "NOT" (42601)',
+        "Write SET NOT NULL",
+        ["LINE 1: ALTER TABLE t ALTER COLUMN n NOT NULL;", "                                     ^"],
+    ),
+    ("42601", r"at or near [^|]*\|.*\w'\|"): (
+        "DELETE FROM t WHERE n IN ('it's', 'that's');",
+        "1:31",
+        'syntax error at or near "s" (42601)',
+        "A quote inside a string is written twice ('')",
+        ["LINE 1: DELETE FROM t WHERE n IN ('it's', 'that's');", "                                      ^"],
+    ),
+    ("42704", r'role "(.+?)" does not exist[^|]*\|[^|]*\|\s*DROP\b'): (
+        "DROP ROLE nobody_such;",
+        "1",
+        'role "nobody_such" does not exist (42704)',
+        "Write IF EXISTS",
+        ["LINE 1: DROP ROLE nobody_such;"],
+    ),
+    ("42704", 'no default operator class for access method "(gist|gin)"'): (
+        "CREATE INDEX ON t USING gin (i);",
+        "1",
+        'data type integer has no default operator class for access method "gin" (42704)',
+        "Write CREATE EXTENSION IF NOT EXISTS btree_gin; before it",
+        [
+            "LINE 1: CREATE INDEX ON t USING gin (i);",
+            "HINT: You must specify an operator class for the index or define a default operator class for the data "
+            "type.",
+        ],
+    ),
+    ("25001", r"cannot be executed from a function|\|\s*(DO|CALL|SELECT)\b"): (
+        "SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;",
+        "2",
+        "VACUUM cannot run inside a transaction block (25001)",
+        "Write it as a statement of its own, outside of the block",
+        ["IN: the DO block, line 2 of the file", "LINE 2: DO $$ BEGIN EXECUTE 'VACUUM'; END $$;"],
+    ),
+    ("25001", "must be called before any query"): (
+        "SELECT 1;\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE;",
+        "2",
+        "SET TRANSACTION ISOLATION LEVEL must be called before any query (25001)",
+        "Put it first in the file",
+        ["LINE 2: SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;"],
+    ),
+    ("23502", "contains null values"): (
+        "ALTER TABLE t ADD q int NOT NULL;",
+        "1",
+        'column "q" of relation "t" contains null values (23502)',
+        "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
+        ["LINE 1: ALTER TABLE t ADD q int NOT NULL;", "ON: table t, column q"],
+    ),
+    ("2BP01", "role .* cannot be dropped because some objects depend on it"): (
+        "DROP ROLE tmp_other;",
+        "1",
+        'role "tmp_other" cannot be dropped because some objects depend on it (2BP01)',
+        "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
+        ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table c"],
+    ),
+    ("42710", 'constraint "(.+?)" for relation "(.+?)"'): (
+        "ALTER TABLE t\n  ADD CONSTRAINT small CHECK (i < 9);",
+        "1",
+        'constraint "small" for relation "t" already exists (42710)',
+        "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; before it",
+        ["LINE 1: ALTER TABLE t"],
+    ),
+    ("42710|42P07|42701|42723|42P06", "already exists"): (
+        "SELECT 1;\nCREATE TABLE t (i int);",
+        "2",
+        'relation "t" already exists (42P07)',
+        "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or "
+        "OR REPLACE where that exists",
+        ["LINE 2: CREATE TABLE t (i int);"],
+    ),
+    ("42704", 'role "(.+?)" does not exist'): (
+        "GRANT SELECT ON t TO nobody_such;",
+        "1",
+        'role "nobody_such" does not exist (42704)',
+        "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
+        "CREATE_USERS is false)",
+        ["LINE 1: GRANT SELECT ON t TO nobody_such;"],
+    ),
+    ("42501", "must be superuser|permission denied to (create extension|set parameter)|superuser"): (
+        "SET log_statement = 'all';",
+        "1",
+        'permission denied to set parameter "log_statement" (42501)',
+        "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
+        ["LINE 1: SET log_statement = 'all';"],
+    ),
+    ("42501", "must be (owner|member|able to SET ROLE)"): (
+        "ALTER TABLE pg_class ADD i int;",
+        "1",
+        "must be owner of table pg_class (42501)",
+        "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
+        ["LINE 1: ALTER TABLE pg_class ADD i int;"],
+    ),
+    ("42501", "permission denied"): (
+        "SELECT 1;\nSELECT * FROM pg_authid;",
+        "2",
+        "permission denied for table pg_authid (42501)",
+        "The admin lacks that right; as the owner GRANT it, or make the admin the owner",
+        ["LINE 2: SELECT * FROM pg_authid;"],
+    ),
+    ("55P04", ""): (
+        "DO $$ BEGIN\n  ALTER TYPE mood ADD VALUE 'new';\n  INSERT INTO m VALUES ('new');\nEND $$;",
+        "1",
+        'unsafe use of new value "new" of enum type mood (55P04)',
+        "Put ALTER TYPE … ADD VALUE into a file of its own before this one",
+        [
+            "IN: the DO block, line 3 of the file",
+            "LINE 3:   INSERT INTO m VALUES ('new');",
+            "HINT: New enum values must be committed before they can be used.",
+        ],
+    ),
+    ("23502", r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|.*\bSET\s+NOT\s+NULL'): (
+        "ALTER TABLE t ALTER n SET NOT NULL;",
+        "1",
+        'column "n" of relation "t" contains null values (23502)',
+        'Give these rows a value before it, with UPDATE "t" SET "n" = … WHERE "n" IS NULL',
+        ["LINE 1: ALTER TABLE t ALTER n SET NOT NULL;", "ON: table t, column n"],
+    ),
+    ("23505", "could not create unique index"): (
+        "CREATE UNIQUE INDEX one ON t (n);",
+        "1",
+        'could not create unique index "one" (23505)',
+        "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it",
+        ["LINE 1: CREATE UNIQUE INDEX one ON t (n);", "ON: constraint one, table t"],
+    ),
+    ("23503|23514", "^(?!new row)"): (
+        "ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;",
+        "1",
+        'insert or update on table "c" violates foreign key constraint "to_t" (23503)',
+        "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
+        ["LINE 1: ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;", "ON: constraint to_t, table c"],
+    ),
+    ("2BP01", ""): (
+        "DROP TABLE t;",
+        "1",
+        "cannot drop table t because other objects depend on it (2BP01)",
+        "DROP what depends on it before, and CREATE it again behind it, in the same file",
+        [
+            "LINE 1: DROP TABLE t;",
+            "DETAIL: view v depends on table t",
+            "HINT: Use DROP ... CASCADE to drop the dependent objects too.",
+        ],
+    ),
+    ("0A000", "used by a|used in a"): (
+        "ALTER TABLE t ALTER n TYPE varchar(5);",
+        "1",
+        "cannot alter type of a column used by a view or rule (0A000)",
+        "DROP what uses it before, and CREATE it again behind it, in the same file",
+        [
+            "LINE 1: ALTER TABLE t ALTER n TYPE varchar(5);",
+            'DETAIL: rule _RETURN on view v depends on column "n"',
+        ],
+    ),
+    ("42P16", "cannot (drop columns from|change name of|change data type of) view"): (
+        "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
+        "1",
+        "cannot drop columns from view (42P16)",
+        "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
+        ["LINE 1: CREATE OR REPLACE VIEW v AS SELECT i FROM t;"],
+    ),
+}
+NO_EXTENSION = ("0A000|58P01|22023", "extension .*(is not available|control file|not allow-listed)")  # words differ
+
+
+@pytest.mark.parametrize("entry", [entry for entry in failures.MISTAKES if entry[:2] != NO_EXTENSION], ids=str)
+def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(
+    there: World, entry: tuple[str, str, str]
+) -> None:
+    """Every entry of MISTAKES is reached by a real error, and the whole message is as it should be."""
+    text, place, said, instead, lines = PROVOKED[entry[0], entry[1]]
+
+    assert fail_with(there, text) == whole(place, said, instead, *lines)
+    assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(entry[2])), instead)
+
+
+def test_mistakes_are_all_provoked_here() -> None:
+    """A new entry needs a file that provokes it, and no file is left of one that is gone."""
+    assert {*PROVOKED, NO_EXTENSION} == {entry[:2] for entry in failures.MISTAKES}
+
+
+def test_mistake_of_an_extension_that_the_server_does_not_have_says_where_to_look(there: World) -> None:
+    """Its SQLSTATE and words differ between PostgreSQL 13 and 18, the sentence does not."""
+    first = fail_with(there, "CREATE EXTENSION nope_such;").splitlines()[0]
+
+    assert re.fullmatch(
+        r"002_b\.sql:1: .*extension.* \((0A000|58P01)\)\. Rolled back\. This server does not have that extension; "
+        r"SELECT name FROM pg_available_extensions lists those that it has\. Then deploy again\. "
+        r"Applied in this run: nothing\.",
+        first,
+    )
+
+
+MADE_ALREADY = {
+    "ALTER TABLE t ADD n int;": 'column "n" of relation "t" already exists (42701)',
+    "CREATE SCHEMA public;": 'schema "public" already exists (42P06)',
+    "CREATE TYPE mood AS ENUM ();": 'type "mood" already exists (42710)',
+    "CREATE ROLE tmp_other;": 'role "tmp_other" already exists (42710)',
+    "ALTER TYPE mood ADD VALUE 'old';": 'enum label "old" already exists (42710)',
+    "CREATE INDEX t_pkey ON c (i);": 'relation "t_pkey" already exists (42P07)',
+}
+
+
+def test_mistake_of_making_what_is_there_is_told_for_every_kind_of_object(there: World) -> None:
+    """Tables, columns, types, roles and schemas have SQLSTATEs of their own, and one sentence."""
+    instead = PROVOKED["42710|42P07|42701|42723|42P06", "already exists"][3]
+    for text, said in MADE_ALREADY.items():
+        shown = [] if "ROLE" in text else [f"LINE 1: {text}"]  # it might hold a password
+        assert fail_with(there, text) == whole("1", said, instead, *shown)
+
+
+MISSING = {
+    '"uuid-ossp"': "SELECT {}uuid_generate_v4();",
+    "pgcrypto": "SELECT {}gen_salt('bf');",
+    "pg_trgm": "CREATE INDEX ON t USING gin (n {}gin_trgm_ops);",
+    "citext": "CREATE TABLE x (e {}citext);",
+    "hstore": "CREATE TABLE x (e {}hstore);",
+    "postgis": "CREATE TABLE x (e {}geometry(Point));",
+    "vector": "CREATE TABLE x (e {}vector(3));",
+    "ltree": "CREATE TABLE x (e {}ltree);",
+    "unaccent": "SELECT {}unaccent('x');",
+    "btree_gist": "CREATE INDEX ON t USING gist (i {}gist_int4_ops);",
+}
+
+
+def test_extension_that_is_not_created_is_named_by_what_is_missing(there: World) -> None:
+    """Every entry of EXTENSIONS is reached: a function, type or operator class that only it brings, in any schema."""
+    assert list(MISSING) == [extension for _, extension in failures.EXTENSIONS]
+    for extension, text in MISSING.items():
+        for schema in ("", "public."):
+            message = fail_with(there, text.format(schema))
+
+            assert re.match(r"002_b\.sql:1(:\d+)?: .+ does not exist.* \(42(883|704)\)\. ", message), extension
+            assert f" Rolled back. Write CREATE EXTENSION IF NOT EXISTS {extension}; before it. Then " in message
+
+
+OTHER_NAMES = ["SELECT hnsw_like(1);", "SELECT digest_of(1);", "CREATE TABLE x (e vectors);", "SELECT st_status(1);"]
+
+
+def test_extension_is_not_named_for_a_name_that_only_begins_like_one_of_its_own(there: World) -> None:
+    """A function or type of one's own that is missing is not brought by an extension."""
+    told = {text for text in OTHER_NAMES if "CREATE EXTENSION" in fail_with(there, text)}
+
+    assert told <= {"SELECT st_status(1);"}  # PostGIS brings more names with st_ than can be listed
+
+
+# --- What the scanner says ------------------------------------------------------------------------------------------
+
+SCANNED = {
+    "SELECT 1;\nDO $ BEGIN PERFORM 1; END $;": (
+        "2:4",
+        "a lone $: a body stands between $$ and $$, or between $name$ and $name$",
+        "LINE 2: DO $ BEGIN PERFORM 1; END $;\n           ^",
+    ),
+    "SELECT 1;\nINSERT INTO t VALUES (9, 'it's');\nSELECT 'x';": (
+        "2:29",
+        "a quote inside a string is written twice ('')",
+        "LINE 2: INSERT INTO t VALUES (9, 'it's');\n                                    ^",
+    ),
+}
+
+
+def test_mistake_that_the_scanner_sees_is_shown_with_its_line_before_anything_runs(there: World) -> None:
+    """A dollar too few and an unescaped quote never reach the server, also where earlier files wait."""
+    there.write("001_a.sql", "CREATE TABLE not_yet (i int);")
+    for text, (place, said, lines) in SCANNED.items():
+        verdict = f"002_b.sql:{place}: {said}. Nothing has been applied. Mend the file and deploy again."
+        assert fail_with(there, text) == fail_with(there, text, DRY) == f"{verdict}\n{lines}"
+    assert "not_yet" not in there.tables()
+
+
+MARK_IT = (
+    "Rolled back. This file of several statements is one transaction: put the statement into a file of its own, or "
+    "write -- no-transaction in the first line, and deploy again. Applied in this run: nothing."
+)
+
+
+def test_mistake_of_a_concurrent_index_without_the_mark_says_how_to_mark_it(there: World) -> None:
+    """Among several statements it needs the mark, or a file of its own."""
+    said = "CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001)"
+    line = "CREATE INDEX CONCURRENTLY i ON t (i);"
+
+    assert fail_with(there, f"SELECT 1;\n{line}") == f"002_b.sql:2: {said}. {MARK_IT}\nLINE 2: {line}"
+
+
+def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) -> None:
+    """The state is another, the sentence on what to write instead is the same."""
+    text = "-- no-transaction\nINSERT INTO c VALUES (1);\nALTER TABLE t ADD n int;"
+
+    assert fail_with(there, text).splitlines()[0] == (
+        '002_b.sql:3: column "n" of relation "t" already exists (42701). What stands before this statement is done and '
+        "stays. It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS "
+        "or OR REPLACE where that exists. Then deploy again: the run goes on here. Applied in this run: nothing."
+    )
+
+
+def test_mistake_in_a_marked_file_of_a_dry_run_does_not_ask_for_the_mark(there: World) -> None:
+    """A file that is marked is not to be marked."""
+    text = "-- no-transaction\nBEGIN;\nCREATE INDEX CONCURRENTLY i ON t (i);\nCOMMIT;\nSELECT 1;"
+
+    assert "no-transaction" not in fail_with(there, text, DRY)
+
+
+# --- No wrong advice ------------------------------------------------------------------------------------------------
+
+# A file, and words that would mislead whoever reads them.
+MISLEADING = {
+    "NOT NULL without SET": ("ALTER TABLE t ALTER COLUMN n NOT NULL;", "IF NOT EXISTS"),
+    "NOT NULL behind a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
+    "made twice by this file": ("CREATE TABLE x (i int);\nCREATE TABLE x (i int);", "by hand or by another file"),
+    "dropping a role that is not there": ("DROP ROLE nobody_such;", "CREATE ROLE before it"),
+    "our role without users": ("GRANT SELECT ON t TO readwrite;", "name one that exists (ours are readwrite"),
+    "dropping a role that has rights": ("DROP ROLE tmp_other;", "CREATE it again"),
+    "a new row in a DO block": ("DO $$ BEGIN INSERT INTO t VALUES (500, 'x'); END $$;", "NOT VALID"),
+    "a new row by EXECUTE": ("PREPARE p AS INSERT INTO t VALUES (500, 'x');\nEXECUTE p;", "NOT VALID"),
+    "names that need quotes": ('ALTER TABLE "People" ALTER "firstName" SET NOT NULL;', "UPDATE People"),
+    "a new column": ("ALTER TABLE t ADD q int NOT NULL;", "UPDATE t SET q"),
+    "VACUUM in a DO block": ("SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;", "no-transaction"),
+    "a level set too late": ("SELECT 1;\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE;", "no-transaction"),
+}
+
+
+@pytest.mark.parametrize("case", MISLEADING)
+def test_advice_is_not_given_where_it_is_wrong(there: World, case: str) -> None:
+    """No sentence is better than one that sends people the wrong way."""
+    text, wrong = MISLEADING[case]
+
+    assert wrong not in fail_with(there, text)
+
+
+def test_mistake_behind_a_prepared_statement_is_named_as_such(there: World) -> None:
+    """The second attempt, which looks for the place, does not stumble over what the first has left in the session."""
+    message = fail_with(there, "PREPARE p AS INSERT INTO c VALUES (9);\nEXECUTE p;\nSELECT 1 / 0;")
+
+    assert message.startswith("002_b.sql:3: division by zero (22012). ")
+
+
+def test_advice_for_an_exclusion_constraint_on_plain_columns_names_btree_gist(there: World) -> None:
+    """The commonest way to miss btree_gist is the missing default operator class."""
+    message = fail_with(there, "CREATE TABLE x (i int, EXCLUDE USING gist (i WITH =));")
+
+    assert "Write CREATE EXTENSION IF NOT EXISTS btree_gist; before it" in message
+
+
+NEW_ROWS = {
+    "unique": ("INSERT INTO t VALUES (1, 'x');", "duplicate key value violates unique constraint"),
+    "check": ("UPDATE t SET i = 500;", 'new row for relation "t" violates check constraint'),
+    "behind WITH": ("WITH x AS (SELECT 500 AS i) INSERT INTO t SELECT i FROM x;", "violates check constraint"),
+    "rows of COPY": ("COPY t FROM stdin;\n500\tx\n\\.\n", "violates check constraint"),
+}
+
+
+def test_advice_about_rows_that_are_there_is_not_given_for_new_ones(there: World) -> None:
+    """It is the new rows that are wrong: no constraint is to be loosened."""
+    for case, (text, said) in NEW_ROWS.items():
+        message = fail_with(there, text)
+
+        assert said in message, case
+        assert "Rolled back. Mend the file and deploy again." in message, case
+
+
+# --- The line and its caret -----------------------------------------------------------------------------------------
+
+CARETS = {
+    "first character": ("nope;", "nope;"),
+    "tabs": ("SELECT\n\t\t'ü',\tnope,\t1;", "nope, 1;"),
+    "non-ASCII": ("SELECT 'größe', '日本', '😀', nope;", "nope;"),
+    "CRLF": ("SELECT 1,\r\n  nope,\r\n  2;\r\n", "nope,"),
+    "end of a long line": (f"SELECT {'1, ' * 200}nope;", "nope;"),
+    "middle of a long line": (f"SELECT {'1, ' * 200}nope{', 2' * 200};", "nope, 2, 2"),
+    "beginning of a long line": (f"SELECT nope{', 2' * 200};", "nope, 2, 2"),
+    "long line with tabs and non-ASCII": ("SELECT " + "'ü',\t" * 100 + "nope" + ", 2" * 200, "nope, 2"),
+    "just 100 characters": (f"SELECT {'1' * 87}, nope;", "nope;"),
+    "in a function's body": (
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS $$\n  SELECT 1;\n\tSELECT nope $$;",
+        "nope $$;",
+    ),
+    "second of several statements": ("SELECT 1; SELECT\n  nope\n;", "nope"),
+}
+
+
+def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
+    """Whatever stands before it in the line, and however long that is; at most 100 characters are shown."""
+    for case, (text, behind) in CARETS.items():
+        _, line, caret, *_ = fail_with(there, text).splitlines()
+
+        assert caret.strip() == "^", case
+        assert line[caret.index("^") :].startswith(behind), f"{case}: {line}"
+        assert len(line) <= 100 + len("LINE 12: ……"), case
+
+
+def test_excerpt_of_a_statement_without_a_position_shows_its_first_line_without_a_caret(there: World) -> None:
+    """Where only the statement is known, nothing is pointed at."""
+    assert fail_with(there, "SELECT 1;\n\n  DROP TABLE\n    nothing;").splitlines()[1:] == ["LINE 3:   DROP TABLE"]
+
+
+def test_excerpt_of_a_do_block_stopped_by_the_deadline_shows_no_other_statements_line(there: World) -> None:
+    """Nothing tells which of a file's statements was at work when it was stopped: no line is guessed."""
+    text = "SELECT 'a', $$ b $$;\nSELECT 1;\n\nDO $$\nBEGIN\n  PERFORM pg_sleep(60);\nEND $$;"
+
+    message = fail_with(there, text, None, Context(4))
+
+    assert "LINE 3" not in message
+    assert re.findall("line . of the file", message) in ([], ["line 6 of the file"])
+
+
+# --- No row, no password --------------------------------------------------------------------------------------------
+
+SECRET = "hunter2"
+HIDDEN = {
+    "row of COPY": f"COPY t FROM stdin;\n1\t{SECRET}\n\\.\n",
+    "row of COPY that cannot be read": f"COPY t FROM stdin;\nx\t{SECRET}\n\\.\n",
+    "row of COPY with a column too many": f"COPY t FROM stdin;\n7\tx\t{SECRET}\n\\.\n",
+    "row of CSV": f"COPY t FROM stdin CSV;\n7,x\n8,{SECRET},y\n\\.\n",
+    "unique": f"INSERT INTO t VALUES (1, '{SECRET}');",
+    "check": f"SELECT 1;\nINSERT INTO t VALUES (500, '{SECRET}');",
+    "behind WITH": f"WITH x AS (SELECT 1 AS i) INSERT INTO t SELECT i, '{SECRET}' FROM x;",
+    "update": f"UPDATE t SET n = '{SECRET}', i = 500;",
+    "value that cannot be read": f"INSERT INTO t VALUES ('x', '{SECRET}');",
+    "new row in a DO block": f"DO $$ BEGIN INSERT INTO t VALUES (1, '{SECRET}'); END $$;",
+    "value in a DO block": f"DO $$ BEGIN\n  UPDATE t SET n = '{SECRET}', i = n::int; END $$;",
+    "password": f"CREATE ROLE tmp_other PASSWORD '{SECRET}';",
+    "password in small letters": f"alter role nobody_such password '{SECRET}';",
+    "password with a mistake behind it": f"CREATE ROLE tmp_x PASSWORD '{SECRET}' VALID UNTL '2020';",
+    "password in the next line": f"CREATE ROLE tmp_x PASSWORD\n  '{SECRET}' VALID UNTL '2020';",
+    "password in a DO block": f"DO $$ BEGIN\n  CREATE ROLE tmp_other PASSWORD\n '{SECRET}'; END $$;",
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_excerpt_shows_neither_a_row_nor_a_password(there: World, case: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Of what INSERT and COPY bring, and of a statement with a password, nothing is shown or logged."""
+    message = fail_with(there, HIDDEN[case])
+
+    assert message.startswith("002_b.sql:")
+    assert SECRET not in message + caplog.text
+
+
+def test_message_of_long_names_and_lines_stays_below_its_limit(there: World) -> None:
+    """Line, detail and hint are cut; the verdict is whole."""
+    objects = "".join(f"CREATE VIEW v_{'x' * 50}_{n} AS SELECT * FROM t;\n" for n in range(30))
+
+    message = fail_with(there, f"{objects}DROP TABLE t /* {'y' * 500} */;")
+
+    assert message.splitlines()[0].endswith("in the same file. Then deploy again. Applied in this run: nothing.")
+    assert len(re.sub("(?s).*^DETAIL: |^HINT: .*", "", message, flags=re.MULTILINE)) <= 302
+    assert "\nHINT: Use DROP ... CASCADE" in message
