@@ -322,12 +322,12 @@ def base_commit(asked: Optional[str], problems: list[str], notes: list[str]) -> 
 
 def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
     """The files as they were in this commit, as rows of a tracking table."""
-    here = {file.name: initializer.file_sha256(file) for file in files}
+    here = {file.name: file.sha256 for file in files}
     archive = git("archive", "--format=tar", commit) if commit else None  # None, too, where the folder was not there
     with tempfile.TemporaryDirectory() as place:
         unpack(archive or bytes(tarfile.RECORDSIZE), Path(place))
         for number, file in enumerate(initializer.load_migrations(Path(place), [])):
-            sha256 = initializer.file_sha256(file)
+            sha256 = file.sha256
             yield Row(number, file.name, None if here.get(file.name) == sha256 else checksum(file), sha256)
 
 

@@ -38,7 +38,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -293,6 +293,11 @@ class State:
     columns: Optional[tuple[str, ...]]
     rows: tuple[Row, ...]
 
+    @property
+    def is_ours(self) -> bool:
+        """As this version makes it."""
+        return self.columns is not None and set(OUR_COLUMNS) <= set(self.columns)
+
 
 OUR_COLUMNS = ("checksum", "file_sha256", "adopted")
 
@@ -329,9 +334,18 @@ class Migration:
     path: Path
     name: str
 
-    @property
+    @cached_property
     def number(self) -> Optional[int]:
         return number_of(self.name)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes; read once, and asked for by each session of a run."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        return digest.hexdigest()
 
 
 def normal(name: str) -> str:
@@ -401,14 +415,6 @@ def read_text(migration: Migration) -> str:
     return text
 
 
-def file_sha256(migration: Migration) -> str:
-    digest = hashlib.sha256()
-    with migration.path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def tokens_checksum(migration: Migration, like: str = "") -> str:
     """The file's checksum, of the kind of `like`."""
     return sql_scanner.checksum(read_text(migration), like[:2])
@@ -447,7 +453,8 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
     Raises MigrationError where a file may be one that was applied under another name, which nothing can tell.
     """
     claimed = claim_rows(files, rows)
-    free = {row.name: row for row in rows if row not in claimed.values()}
+    taken = {row.name for row in claimed.values()}
+    free = {row.name: row for row in rows if row.name not in taken}
     unchecked, edited, renumbered, pending = [], [], [], []
     for file in files:
         row = claimed.get(file)
@@ -457,7 +464,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
                 renumbered.append((free.pop(moved.name), file))
             else:
                 pending.append(file)
-        elif row.file_sha256 != file_sha256(file):
+        elif row.file_sha256 != file.sha256:
             if not row.checksum:
                 unchecked.append((row, file))
             elif row.checksum.startswith(CHECKSUMS) and row.checksum != tokens_checksum(file, row.checksum):
@@ -478,9 +485,7 @@ def _same_migration(file: Migration, rows: Iterable[Row]) -> Optional[Row]:
     alike = [row for row in rows if bare(file.name) and bare(row.name) == bare(file.name)]
     for row in alike:
         known = (row.checksum or "").startswith(CHECKSUMS)
-        if row.file_sha256 == file_sha256(file) or (
-            known and row.checksum == tokens_checksum(file, row.checksum or "")
-        ):
+        if row.file_sha256 == file.sha256 or (known and row.checksum == tokens_checksum(file, row.checksum or "")):
             return row
         if not known:
             how = "by a newer version" if row.checksum else "without a checksum"
@@ -543,7 +548,7 @@ ADD_COLUMNS = sql.SQL(
 def ensure_tracking(conn: Connection, setup: Setup) -> list[str]:
     """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
     config, state = setup.config, read_state(conn, setup.config)
-    if state.columns is not None and set(OUR_COLUMNS) <= set(state.columns):
+    if state.is_ours:
         return []
     with transaction(conn):
         adopted = adoptable(conn, setup) if state.columns is None else []
@@ -553,7 +558,7 @@ def ensure_tracking(conn: Connection, setup: Setup) -> list[str]:
         named = list(number_files(adopted, setup.files, ()))
         for name, file in named:
             record = "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES (%s, %s, %s, true)"
-            values = [name, tokens_checksum(file), file_sha256(file)]
+            values = [name, tokens_checksum(file), file.sha256]
             query(conn, sql.SQL(record).format(config.tracking), values)
     if state.columns is None:
         log("tracking table created", table=config.table)
@@ -615,9 +620,9 @@ def follow_renames(conn: Connection, config: Config, plan: Plan) -> None:
     update = sql.SQL(change).format(config.tracking)
     with transaction(conn):
         for row, file in plan.renumbered:
-            query(conn, update, [file.name, row.checksum, file_sha256(file), row.id])
+            query(conn, update, [file.name, row.checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
-            query(conn, update, [row.name, tokens_checksum(file), file_sha256(file), row.id])
+            query(conn, update, [row.name, tokens_checksum(file), file.sha256, row.id])
     for row, file in plan.renumbered:
         log("renumbered", migration=file.name, was=row.name)
 
@@ -696,7 +701,7 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
 
 
 def hashes_of(one: Pending) -> tuple[str, str]:
-    return one.script.checksum, file_sha256(one.migration)
+    return one.script.checksum, one.migration.sha256
 
 
 def run_script(
@@ -797,7 +802,7 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
 
     False where a file has changed the session, and a new one has to do the rest.
     """
-    if nothing_to_do(conn, setup, deadline, report):
+    if not report["applied"] and nothing_to_do(conn, setup, deadline, report):
         return True
     report["lock_wait_ms"] += acquire_lock(conn, deadline)
     return bring_up(conn, setup, deadline, report)
@@ -819,8 +824,11 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
     """What a migration does behind the lock, or a dry run within its transaction."""
     if setup.config.create_users:
         limited_users.refuse_roles_of_others(conn, setup.application)
-    report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup))
-    plan = make_plan(setup.files, read_state(conn, setup.config).rows)
+    state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
+    if not state.is_ours:
+        report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup))
+        state = read_state(conn, setup.config)
+    plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
     check_edited(setup.config, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
@@ -841,8 +849,7 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
 
 def is_complete(state: State, plan: Plan) -> bool:
     """The tracking table is as this version makes it, and agrees with the folder."""
-    ours = state.columns is not None and set(OUR_COLUMNS) <= set(state.columns)
-    return ours and not (plan.pending or plan.renumbered or plan.unchecked)
+    return state.is_ours and not (plan.pending or plan.renumbered or plan.unchecked)
 
 
 def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
