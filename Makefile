@@ -43,6 +43,9 @@ chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root a
 versions: $(READY)  ## the tests on PostgreSQL 13 to 18 and the Pythons that are here, pairwise (ARGS=tests/test_users.py)
 	$(BIN)/python tests/versions.py $(ARGS)
 
+bench: $(READY)  ## how fast it is, beside a floor and other tools (ARGS="cold --repeats 9"; ARGS=scale; Node.js 20.11 or newer)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,13 +63,16 @@ lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's
 	  --custom-compile-command "make lock" -o tests/chain/python/lowest.txt tests/chain/python/lowest.in
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
 	  --custom-compile-command "make lock" -o tests/chain/python/newest.txt tests/chain/python/newest.in
+	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
+	  --custom-compile-command "make lock" -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
+	cd benchmarks/peers && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/chain/node && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd $(CDK) && npm install --package-lock-only --omit-lockfile-registry-resolved
 
 clean:  ## remove everything that make made
 	rm -rf $(CDK)/node_modules $(CDK)/cdk.out $(CDK)/layer/wheels
-	rm -rf $(VENV) .versions .postgres .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .versions .postgres .bench .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # After an upgrade of the system the Python behind .venv may be gone: then it is made anew.
@@ -89,4 +95,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo compare example chain chaos versions lint format lock clean
+.PHONY: help test demo compare example chain chaos versions bench lint format lock clean

@@ -545,11 +545,9 @@ ADD_COLUMNS = sql.SQL(
 )
 
 
-def ensure_tracking(conn: Connection, setup: Setup) -> list[str]:
+def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
     """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
-    config, state = setup.config, read_state(conn, setup.config)
-    if state.is_ours:
-        return []
+    config = setup.config
     with transaction(conn):
         adopted = adoptable(conn, setup) if state.columns is None else []
         if state.columns is None:
@@ -826,7 +824,7 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
         limited_users.refuse_roles_of_others(conn, setup.application)
     state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
     if not state.is_ours:
-        report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup))
+        report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup, state))
         state = read_state(conn, setup.config)
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]

@@ -15,7 +15,7 @@ from harness.world import World
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "databaseModificationGuide.md").read_text()
-DOCUMENTS = sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("cdk_example/*.md"))
+DOCUMENTS = [path for where in ("*.md", "cdk_example/*.md", "benchmarks/*.md") for path in sorted(ROOT.glob(where))]
 SCHEMA = (ROOT / "migrations" / "001_initial_schema.sql").read_text()
 
 
