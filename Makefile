@@ -40,6 +40,9 @@ chaos: $(READY)  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root a
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
 
+load: $(READY)  ## how long the guide's recipes keep an application waiting (ARGS="--rows 100000")
+	$(BIN)/python tests/guide_under_load.py $(ARGS)
+
 versions: $(READY)  ## the tests on PostgreSQL 13 to 18 and the Pythons that are here, pairwise (ARGS=tests/test_users.py)
 	$(BIN)/python tests/versions.py $(ARGS)
 
@@ -95,4 +98,4 @@ $(BIN)/python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-.PHONY: help test demo compare example chain chaos versions bench lint format lock clean
+.PHONY: help test demo compare example chain chaos load versions bench lint format lock clean
