@@ -96,6 +96,9 @@ ADMIN = "DB_SECRET_NAME"
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
+# As dbmate and node-pg-migrate mark it; to PostgreSQL it is a comment.
+UNDOING_HALF = re.compile(r"^--\s*(?:migrate:down|Down Migration)\b", re.MULTILINE)
+UNDOES = "what another tool would run to undo the file begins here, and would run as well; cut it off"
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
 
@@ -660,6 +663,9 @@ def load_script(migration: Migration, config: Config, backslashes: bool = False)
     text = read_text(migration)
     with located(migration, text):
         script = sql_scanner.read_script(text, backslashes)
+        undoing = UNDOING_HALF.search(text)
+        if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
+            raise sql_scanner.ScanError(UNDOES, undoing.start())
         for (schema, name), place in script.created.items():
             if schema in (None, "public") and name in (config.table, config.table + "_progress"):
                 raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)

@@ -487,3 +487,14 @@ def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
     """Any other change of a token counts."""
     assert change(RICH) != RICH
     assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]
+
+
+def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:
+    """Only what would run is refused: a file whose lower half is empty, or commented out, is taken as it is."""
+    for text in ("SELECT 1;\n-- migrate:down\n", "SELECT 1;\n-- Down Migration\n-- DROP TABLE t;\n"):
+        path = tmp_path / "001_t.sql"
+        path.write_text(text)
+
+        script = initializer.load_script(initializer.Migration(path, "001_t"), initializer.Config("admin"))
+
+        assert script.count == 1

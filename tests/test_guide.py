@@ -839,10 +839,11 @@ def test_guide_flyway_names_without_care_run_too_late_and_undo_what_was_done(pla
 HALVES = "-- migrate:up{}\nCREATE TABLE users (id int);\n\n-- migrate:down\nDROP TABLE users;\n"
 
 
-def test_guide_dbmate_files_undo_themselves_unless_they_are_cut(plain: World) -> None:
-    """Both halves run where nothing is cut off; cut as the guide says, the upper half alone does."""
+def test_guide_dbmate_files_are_refused_until_their_lower_half_is_cut_off(plain: World) -> None:
+    """Both halves would run: the file is refused; cut as the guide says, the upper half alone runs."""
     plain.write("20230101120000_users.sql", HALVES.format(""))
-    plain.deploy()
+    with pytest.raises(MigrationError, match=r"^20230101120000_users\.sql:4:1: what another tool would run to undo"):
+        plain.deploy()
     assert plain.tables() == []
     with another(plain):
         plain.write(
