@@ -200,7 +200,7 @@ def test_document_links_and_files_exist(document: Path) -> None:
         path, _, heading = link.partition("#")
         assert heading in headings if not path else (document.parent / path).exists(), link
         if path and heading:
-            assert f"\n### {heading.replace('-', ' ')}\n" in (document.parent / path).read_text().lower(), link
+            assert f"## {heading.replace('-', ' ')}\n" in (document.parent / path).read_text().lower(), link
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name
