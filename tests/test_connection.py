@@ -603,19 +603,19 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What ignores the cancellation loses its connection 2 s later; the server ends it, or it ended whole."""
-    soon = classmethod(lambda cls, context: cls(time.monotonic() + 3.2, 6))
+    soon = classmethod(lambda cls, context: cls(time.monotonic() + 5, 6))
     monkeypatch.setattr(database.Deadline, "from_context", soon)
     world.write(
         "001_stubborn.sql",
         "CREATE TABLE stubborn (id int);\n"
-        "DO $$ DECLARE until timestamptz := clock_timestamp() + interval '9 s'; BEGIN WHILE clock_timestamp() < until "
+        "DO $$ DECLARE until timestamptz := clock_timestamp() + interval '11 s'; BEGIN WHILE clock_timestamp() < until "
         "LOOP BEGIN PERFORM pg_sleep(1); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$;\n",
     )
 
     message, seconds = failure(world, initializer.MigrationError, CREATE_USERS="false")
 
     assert message.startswith("out of time: 001_stubborn.sql: ")
-    assert 5 < seconds < 8
+    assert 6 < seconds < 10
     assert backends(world) == 0
     assert (world.applied() == ["001_stubborn"]) == (world.tables() == ["stubborn"])
 
