@@ -114,7 +114,9 @@ def test_stack_is_created_updated_fails_is_rolled_back_and_repaired(stack: Stack
     assert failed.status == "FAILED"
     assert failed.message == (
         'Error: 004_bad.sql:3:20: type "numerc" does not exist (42704). Rolled back. Mend the file and deploy again. '
-        "Applied in this run: 003_fine."
+        "Applied in this run: 003_fine.\n"
+        "LINE 3:   ADD COLUMN price numerc;\n"
+        "                           ^"
     )
     assert failed.size < ANSWER_LIMIT
     assert world.applied() == ["001_orders", "002_customers", "003_fine"]
