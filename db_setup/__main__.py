@@ -208,8 +208,8 @@ def run(action: str, screen: Screen) -> Mapping[str, Any]:
 # --- new ------------------------------------------------------------------------------------------------------------
 
 TEMPLATE = """\
--- Runs once, as one transaction. Once it is applied, a change of it belongs into a new file.
--- CREATE INDEX CONCURRENTLY and the like want a file of their own.
+-- Runs once, as one transaction. Once it is applied, a change belongs in a new file.
+-- CREATE INDEX CONCURRENTLY and the like go into a file of their own.
 
 """
 
@@ -272,6 +272,8 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     for file in files:
         try:
             scripts[file] = replace(initializer.load_script(file, config), text="")
+            if not scripts[file].count:
+                notes.append(f"{file.path.name} has no statement: once recorded, it cannot be filled in any more")
         except MigrationError as exc:
             problems.append(str(exc).partition(" Nothing has been applied.")[0])
     notes += [f"{path.name} is never run" for path in sorted(initializer.MIGRATIONS_DIR.glob("*.down.sql"))]
@@ -316,7 +318,7 @@ def base_commit(asked: Optional[str], problems: list[str], notes: list[str]) -> 
     if asked and not commit:
         problems.append(f"git finds no common commit with {asked}: fetch it with its history (fetch-depth: 0)")
     elif not commit:
-        notes.append("edited files cannot be told: git or a commit is missing")
+        notes.append("edited files cannot be recognised: git, or a commit, is missing")
     return commit
 
 

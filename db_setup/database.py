@@ -281,7 +281,7 @@ REFUSED = "password authentication failed|not permitted to log in|role .* does n
 # What libpq and the server say (no SQLSTATE is available before a connection stands), in order: pattern,
 # worth another try, advice.
 CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
-    (rf"{REFUSED}|no password supplied", False, "check username and password in the secret"),
+    (rf"{REFUSED}|no password supplied", False, "check username and password in the secret (or DATABASE_URL)"),
     (
         r"starting up|shutting down|recovery mode|not yet accepting|terminating connection|canceling authentication",
         True,
@@ -290,7 +290,7 @@ CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
     (r"too many (clients|connections)|connection slots", True, "all connections of the database are in use"),
     (r"no pg_hba.conf entry.*(no encryption|SSL off)", False, "the server wants TLS: set PGSSLMODE=require"),
     (r"no pg_hba.conf entry", False, "the server does not let this login in from here"),
-    (r"database .* does not exist", False, "check dbname in the secret, or DB_NAME"),
+    (r"database .* does not exist", False, "check dbname in the secret, or DB_NAME (or DATABASE_URL)"),
     (r"invalid \w+ value", False, "check the variables PGSSLMODE and PGCONNECT_TIMEOUT"),
     (r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"),
     (
@@ -299,12 +299,17 @@ CONNECT_PROBLEMS: Sequence[tuple[str, bool, str]] = (
         "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate; for local "
         "work set PGSSLMODE=require",
     ),
-    (r"translate host name|Name or service", True, "DNS: check host in the secret, or DB_HOST, and the VPC's DNS"),
+    (
+        r"translate host name|Name or service",
+        True,
+        "DNS: check host in the secret, or DB_HOST (or DATABASE_URL), and the VPC's DNS",
+    ),
     (
         r"timeout expired|timed out|No route|unreachable",
         True,
         "network: check that the security group lets this function in, the subnets, and that the database runs",
     ),
+    (r"invalid response to SSL negotiation", False, "what answers there is no PostgreSQL: check host and port"),
     (r"refused", True, "nothing listens there: check that the database runs, its host and its port"),
     (r"FATAL", False, "the server refused this login"),
 )
@@ -330,7 +335,8 @@ def connect(login: Login, deadline: Deadline, state: str = "Nothing has been cha
                 error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). {state}")
                 error.login_refused = re.search(REFUSED, said) is not None
                 raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
-            log("waiting for the database", host=login.host, reason=said[:200])
+            left = round(end - time.monotonic())
+            log("waiting for the database", host=login.host, gives_up_in_s=left, reason=said[:200])
         time.sleep(pause * random.uniform(0.8, 1.2))
         pause = min(pause * 1.5, 5)
 

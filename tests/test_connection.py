@@ -213,7 +213,7 @@ def test_wrong_password_fails_at_once(world: World, caplog: pytest.LogCaptureFix
     message, seconds = failure(world, initializer.ConnectError)
 
     place = f"{ADMIN}@{world.server.host}:{world.server.port}/{world.dbname}"
-    assert message.startswith(f"cannot connect to {place}: check username and password in the secret (")
+    assert message.startswith(f"cannot connect to {place}: check username and password in the secret (or DATABASE_URL")
     assert message.endswith(f'password authentication failed for user "{ADMIN}"). Nothing has been changed.')
     assert "not the password" not in message
     assert seconds < 5
@@ -225,7 +225,7 @@ def test_unknown_database_fails_at_once(world: World, caplog: pytest.LogCaptureF
     message, seconds = failure(world, initializer.ConnectError, DB_NAME="not_there")
 
     place = f"{ADMIN}@{world.server.host}:{world.server.port}/not_there"
-    assert message.startswith(f"cannot connect to {place}: check dbname in the secret, or DB_NAME (")
+    assert message.startswith(f"cannot connect to {place}: check dbname in the secret, or DB_NAME (or DATABASE_URL) (")
     assert message.endswith('database "not_there" does not exist). Nothing has been changed.')
     assert seconds < 5
     assert logged(caplog, "waiting for the database") == []
@@ -269,7 +269,7 @@ def test_server_that_appears_late_is_waited_for(world: World, caplog: pytest.Log
 
     assert [entry["name"] for entry in report["applied"]] == ["001_users"]
     waiting = logged(caplog, "waiting for the database")
-    assert waiting[0].startswith("waiting for the database host=127.0.0.1 reason=")
+    assert waiting[0].startswith("waiting for the database host=127.0.0.1 gives_up_in_s=")
     assert "refused" in waiting[0]
 
 
@@ -323,7 +323,9 @@ GIVEN_UP = {
     "all connections of the database are in use": answer_fatal("53300", "sorry, too many clients already"),
     "the server wants TLS: set PGSSLMODE=require": answer_fatal("28000", f"{NO_ENTRY}, no encryption"),
     "the server does not let this login in from here": answer_fatal("28000", f"{NO_ENTRY}, SSL encryption"),
-    "check username and password in the secret": answer_fatal("28000", f'role "{ADMIN}" is not permitted to log in'),
+    "check username and password in the secret (or DATABASE_URL)": answer_fatal(
+        "28000", f'role "{ADMIN}" is not permitted to log in'
+    ),
     "the server refused this login": answer_fatal("28000", 'no user mapping in "pg_ident.conf"'),
     "check host, port, security group and that the database runs": hang_up,
 }
@@ -359,7 +361,7 @@ def test_unknown_host_is_given_up_with_advice(world: World) -> None:
 
     place = f"{ADMIN}@database.invalid:{world.server.port}/{world.dbname}"
     assert message.startswith(
-        f"cannot connect to {place}: DNS: check host in the secret, or DB_HOST, and the VPC's DNS ("
+        f"cannot connect to {place}: DNS: check host in the secret, or DB_HOST (or DATABASE_URL), and the VPC's DNS ("
     )
 
 

@@ -565,7 +565,7 @@ def branch(folder: Path) -> Path:
     return folder
 
 
-NO_BASE = "edited files cannot be told: git or a commit is missing"
+NO_BASE = "edited files cannot be recognised: git, or a commit, is missing"
 
 
 def test_check_names_all_problems_of_all_files(folder: Path) -> None:
@@ -590,6 +590,13 @@ def test_check_names_all_problems_of_all_files(folder: Path) -> None:
     ]
     assert "Nothing has been applied" not in "".join(problems)
     assert notes == ["001_a.down.sql is never run", NO_BASE]
+
+
+def test_check_of_a_file_without_a_statement_says_what_would_happen(folder: Path) -> None:
+    """What `new` has written and nobody has filled in would be recorded, and its filling refused as an edit."""
+    write(folder, _001_a="SELECT 1;", _002_b="-- to be written\n")
+
+    assert check() == ([], ["002_b.sql has no statement: once recorded, it cannot be filled in any more", NO_BASE])
 
 
 def test_check_of_a_mistake_in_the_variables_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
