@@ -145,7 +145,8 @@ def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
 def conclusion(report: Mapping[str, Any]) -> str:
     counted = {name: f"{len(report.get(name, ())) or 'nothing'} {name}" for name in ("applied", "pending")}
     if report["action"] == "status":
-        return ", ".join(counted.values())
+        odd = [f"{len(report[name])} {name}" for name in ("edited", "unfinished") if report.get(name)]
+        return ", ".join([*counted.values(), *odd])
     if report["action"] == "check":
         return f"{report['status']}, problems: {len(report['problems'])}"
     if report["action"] == "dry_run":

@@ -251,12 +251,16 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
     by = f" ({', '.join(blocked_by)})" if blocked_by else ""
     stays = in_steps and not outcome.rehearsed
-    kept = "What stands before this statement is done and stays. " if stays else "Rolled back. "
+    kept = "What stands before this statement is done and stays: leave it as it is. " if stays else "Rolled back. "
     go_on = "" if outcome.rehearsed else " to go on"
     instead = advice(script, outcome)
     then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
     gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
     cases = (
+        (
+            outcome.refusal and not outcome.in_the_way,
+            "What has run stays done. Deploy again then: the run goes on behind it.",
+        ),
         (
             outcome.goes_on,
             "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "

@@ -887,7 +887,8 @@ def apply_pending(
     """Apply the pending files in order; False when one has changed the session, and the rest needs a new one."""
     begun = script_runner.unfinished(conn, config.progress) if pending else set()
     gone = sorted(begun - {light.migration.name for light in pending})
-    warn(report, (f"{name} has run in part, but its file is gone or has another name" for name in gone))
+    remedy = "put it back, or undo in a new file what it did"
+    warn(report, (f"{name} has run in part, but its file is gone or has another name: {remedy}" for name in gone))
     for light in pending:
         started = time.monotonic()
         if deadline.is_near:

@@ -18,8 +18,10 @@ from harness.world import Context, World
 from initializer import MigrationError
 
 MEND = "Rolled back. Mend the file and deploy again. Applied in this run: nothing."
+UNDONE = ": put it back, or undo in a new file what it did"
 GOES_ON = (
-    "What stands before this statement is done and stays. Mend the file and deploy again: the run goes on here. "
+    "What stands before this statement is done and stays: leave it as it is. "
+    "Mend the file and deploy again: the run goes on here. "
     "Applied in this run: nothing."
 )
 COMMITS_ITSELF = (
@@ -801,7 +803,7 @@ def test_apply_marked_file_renamed_after_a_failure_is_warned_of(world: World, ca
 
     report = world.deploy()
 
-    assert report["warnings"] == ["001_a has run in part, but its file is gone or has another name"]
+    assert report["warnings"] == ["001_a has run in part, but its file is gone or has another name" + UNDONE]
     assert "please look warning=" in caplog.text
 
 

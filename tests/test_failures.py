@@ -354,8 +354,9 @@ def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) 
 
     assert fail_with(there, text).splitlines()[0] == (
         '002_b.sql:3: column "n" of relation "t" already exists (42701). What stands before this statement is done and '
-        "stays. It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS "
-        "or OR REPLACE where that exists. Then deploy again: the run goes on here. Applied in this run: nothing."
+        "stays: leave it as it is. It was made by hand, by another file, or further up in this one; leave it out, or "
+        "write IF NOT EXISTS or OR REPLACE where that exists. Then deploy again: the run goes on here. "
+        "Applied in this run: nothing."
     )
 
 

@@ -369,7 +369,7 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
         "running     another run",
         "users       app_rw  works",
         "warnings    a warning",
-        "2 applied, 1 pending",
+        "2 applied, 1 pending, 1 edited, 1 unfinished",
     ]
 
 
