@@ -366,7 +366,8 @@ def own_settings(version: int, lock_timeout_ms: int) -> dict[str, Any]:
 
 
 DEFAULTS = (
-    "SELECT coalesce(md5(string_agg(s::text, ' ' ORDER BY s::text)), '') FROM pg_db_role_setting s "
+    "SELECT encode(sha256(convert_to(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 'UTF8')), 'hex') "
+    "FROM pg_db_role_setting s "
     "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
     "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
 )
@@ -374,13 +375,16 @@ DEFAULTS = (
 
 SET_UP = (
     "SELECT pg_catalog.set_config(name, value, false) FROM (VALUES {}) s(name, value) "  # noqa: S608
-    "WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {}; "
-    f"SELECT pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS})"
+    "WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}; {first}"
+    f"SELECT pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS}), q.* FROM ({{question}}) q"
 )
 
 
-def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
-    """Set up the session; refuse what is not the writer's own endpoint.
+def prepare_session(
+    conn: Connection, lock_timeout_ms: int, question: sql.Composable, first: str = ""
+) -> tuple[Any, ...]:
+    """Set up the session; refuse what is not the writer's own endpoint. Returns the one row that answers `question`,
+    which goes with the same message, behind the statement `first`.
 
     A pooler's session is left as it was: it goes to an application next.
     """
@@ -388,8 +392,10 @@ def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
     values = sql.SQL(", ").join(
         sql.SQL("({}, {})").format(sql.Literal(k), sql.Literal(str(v))) for k, v in settings.items()
     )
-    pid, standby, conn.defaults = query(conn, sql.SQL(SET_UP).format(values, sql.Literal(conn.info.backend_pid)))[0]
-    if pid != conn.info.backend_pid:
+    ours = conn.info.backend_pid
+    set_up = sql.SQL(SET_UP).format(values, pid=sql.Literal(ours), first=sql.SQL(first), question=question)
+    pid, standby, conn.defaults, *answer = query(conn, set_up)[0]
+    if pid != ours:
         raise ConnectError(
             f"{conn.info.host} is a connection pooler or proxy, where a session lock protects nothing: "
             "set DB_HOST to the database's own endpoint. Nothing has been changed."
@@ -398,6 +404,7 @@ def prepare_session(conn: Connection, lock_timeout_ms: int) -> None:
         raise ConnectError(
             f"{conn.info.host} is a read replica: set DB_HOST to the writer's endpoint. Nothing has been changed."
         )
+    return tuple(answer)
 
 
 # --- Giving way -------------------------------------------------------------------------------------------------------
@@ -456,19 +463,25 @@ HOLDER = f"""
       AND (l.classid::bigint << 32) + l.objid::bigint = %s"""  # noqa: S608
 
 
-def is_as_it_was(conn: Connection) -> str:
-    """Asks whether the session still holds the lock, and whether it is as a new one would be.
+OURS = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
+OUR_LOCKS = "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+HOLDS_LOCK = f"(SELECT coalesce(bool_or({OURS}), false) {OUR_LOCKS})"
+
+
+def is_as_it_was(conn: Connection, changed: bool, let_go: bool) -> str:
+    """Asks whether the session still holds the lock, and whether it is as a new one would be, if it is not known to be
+    `changed`; where it is not, it can `let_go` of the lock, which a new one takes then.
 
     ALTER DATABASE … SET counts only in sessions that begin behind it; functions in PL/pgSQL stay compiled for the
     types that they saw first; an advisory lock of a session stays until it ends.
     """
-    ours = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
-    return (
-        f"SELECT coalesce(bool_or({ours}), false), coalesce(bool_and({ours} OR classid = {DEADLINE_CLASS}), true) "  # noqa: S608
+    fresh = (
+        f"NOT {changed} AND coalesce((SELECT bool_and({OURS} OR classid = {DEADLINE_CLASS}) {OUR_LOCKS}), true) "  # noqa: S608
         f"AND ({DEFAULTS}) = '{conn.defaults}' AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
-        "OR NOT EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql')) "
-        "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        "OR NOT EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql'))"
     )
+    unlocked = f"CASE WHEN {let_go} AND held AND NOT fresh THEN pg_advisory_unlock({LOCK_KEY}) END"
+    return f"SELECT held, fresh, {unlocked} FROM (SELECT {HOLDS_LOCK} AS held, {fresh} AS fresh OFFSET 0) s"  # noqa: S608
 
 
 class Holder(NamedTuple):
@@ -487,6 +500,20 @@ class Holder(NamedTuple):
         return f"another run (pid {self.pid}, user {self.user}, {self.application!r}{since}{at})"
 
 
+TRY_LOCK = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
+
+
+def try_lock(deadline: Deadline) -> str:
+    """Publish until when the lock can be held, and take it if it is free.
+
+    In this order: a process that is frozen in between does not hold the lock for ever.
+    """
+    if deadline.at is None:
+        return TRY_LOCK
+    until = f"(extract(epoch FROM clock_timestamp()) + {deadline.left(0) + deadline.reserve:.3f})::int"
+    return f"SELECT pg_advisory_lock_shared({DEADLINE_CLASS}, {until}); {TRY_LOCK}"
+
+
 def lock_holders(conn: Connection) -> list[Holder]:
     """Nobody, or one."""
     return [Holder(*row) for row in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY])]
@@ -500,10 +527,9 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> int:
     A holder of our own login that is past its deadline cannot be alive any more and is ended. Raises LockError.
     """
     started, announced = time.monotonic(), 0.0
-    if deadline.at is not None:  # first: a process that is frozen behind this line does not hold the lock for ever
-        publish = "SELECT pg_advisory_lock_shared(%s, (extract(epoch FROM clock_timestamp()) + %s)::int)"
-        query(conn, publish, [DEADLINE_CLASS, deadline.left(0) + deadline.reserve])
-    while not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
+    attempt = try_lock(deadline)
+    while not query(conn, attempt)[0][0]:
+        attempt = TRY_LOCK
         waited = time.monotonic() - started
         holder = "another run"
         for found in lock_holders(conn):

@@ -27,6 +27,7 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 from __future__ import annotations
 
 import codecs
+import gc
 import hashlib
 import itertools
 import logging
@@ -48,6 +49,7 @@ import psycopg2
 import script_runner
 import sql_scanner
 from database import (
+    HOLDS_LOCK,
     LOCK_KEY,
     RETRYABLE,
     ConnectError,
@@ -68,6 +70,7 @@ from database import (
     query,
     set_up_logging,
     transaction,
+    try_lock,
 )
 from failures import Outcome
 from limited_users import Credentials, UserError
@@ -86,6 +89,9 @@ from secret_store import (
 )
 from sql_scanner import Script
 from watcher import Watcher
+
+# Nothing that is loaded by now is garbage; looking through all of it takes half of what making a client takes.
+gc.freeze()
 
 __version__ = "1.0.0"
 __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
@@ -291,10 +297,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """What the tracking table holds. `columns` is None where there is no such table."""
+    """What our tables hold. `columns` is None where there is no tracking table."""
 
     columns: Optional[tuple[str, ...]]
     rows: tuple[Row, ...]
+    unfinished: tuple[str, ...] = ()  # the files that ran in part
 
     @property
     def is_ours(self) -> bool:
@@ -305,26 +312,46 @@ class State:
 OUR_COLUMNS = ("checksum", "file_sha256", "adopted")
 
 
-def read_state(conn: Connection, config: Config) -> State:
-    """Read the tracking table, whichever version made it; refuse another tool's."""
-    found = query(
-        conn,
-        "SELECT attname, relkind IN ('r', 'p') FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid "
-        "JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE nspname = 'public' AND relname = %s AND attnum > 0 AND NOT attisdropped",
-        [config.table],
+class Seen(NamedTuple):
+    """Which of our tables there are: the columns of the one, whether it is a table, and whether there is the other."""
+
+    columns: Optional[list[str]]
+    is_table: bool
+    has_progress: bool
+
+
+def look(config: Config) -> sql.Composable:
+    """The question whose answer is what is Seen."""
+    question = (
+        "SELECT array_agg(attname::text) FILTER (WHERE relname = {0}), "
+        "bool_and(relkind IN ('r', 'p')) FILTER (WHERE relname = {0}), coalesce(bool_or(relname <> {0}), false) "
+        "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "LEFT JOIN pg_attribute ON attrelid = c.oid AND relname = {0} AND attnum > 0 AND NOT attisdropped "
+        "WHERE nspname = 'public' AND relname IN ({0}, {1})"
     )
-    if not found:
+    return sql.SQL(question).format(*map(sql.Literal, (config.table, config.table + "_progress")))
+
+
+def read_state(conn: Connection, config: Config, seen: Optional[Seen] = None) -> State:
+    """Read the tracking table, whichever version made it; refuse another tool's."""
+    columns, is_table, has_progress = seen or Seen(*query(conn, look(config))[0])
+    if columns is None:
         return State(None, ())
-    columns = tuple(name for name, _ in found)
-    if not {"id", "migration_name"} <= set(columns) or not found[0][1]:
+    if not {"id", "migration_name"} <= set(columns) or not is_table:
         raise ConfigError(
             f'table public."{config.table}" belongs to another tool (columns: {", ".join(columns)}): '
             "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has been touched."
         )
     added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in ("checksum", "file_sha256")]
-    select = sql.SQL("SELECT id, migration_name, {}, {} FROM {} ORDER BY id").format(*added, config.tracking)
-    return State(columns, tuple(Row(number, normal(name), *rest) for number, name, *rest in query(conn, select)))
+    select = sql.SQL("SELECT id, migration_name, {}, {} FROM {}").format(*added, config.tracking)
+    if has_progress:
+        select += sql.SQL(" UNION ALL SELECT DISTINCT NULL::int, migration_name, '', '' FROM {}").format(
+            config.progress
+        )
+    rows = query(conn, select + sql.SQL(" ORDER BY 1, 2"))
+    recorded = (Row(number, normal(name), *rest) for number, name, *rest in rows if number is not None)
+    unfinished = tuple(name for number, name, *_ in rows if number is None)
+    return State(tuple(columns), tuple(recorded), unfinished)
 
 
 # --- Migration files (pure, but for reading them) -------------------------------------------------------------------
@@ -551,16 +578,14 @@ ADD_COLUMNS = sql.SQL(
 def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
     """Create the tracking table, or add what the predecessor's lacks; returns the names adopted without running."""
     config = setup.config
-    with transaction(conn):
-        adopted = adoptable(conn, setup) if state.columns is None else []
-        if state.columns is None:
-            query(conn, CREATE_TRACKING.format(config.tracking))
-        query(conn, ADD_COLUMNS.format(config.tracking))
-        named = list(number_files(adopted, setup.files, ()))
-        for name, file in named:
-            record = "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES (%s, %s, %s, true)"
-            values = [name, tokens_checksum(file), file.sha256]
-            query(conn, sql.SQL(record).format(config.tracking), values)
+    adopted = adoptable(conn, setup) if state.columns is None else []
+    named = list(number_files(adopted, setup.files, ()))
+    steps = [CREATE_TRACKING] if state.columns is None else []
+    changes = [step.format(config.tracking) for step in (*steps, ADD_COLUMNS)]
+    record = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)")
+    for name, file in named:
+        changes.append(record.format(config.tracking, *map(literal, (name, tokens_checksum(file), file.sha256))))
+    query(conn, sql.SQL("; ").join(changes))  # one message is one transaction
     if state.columns is None:
         log("tracking table created", table=config.table)
     names = [name for name, _ in named]
@@ -695,28 +720,29 @@ class Pending(NamedTuple):
     script: Script
 
 
-def apply_migration(conn: Connection, config: Config, one: Pending, deadline: Deadline) -> Outcome:
-    """Apply a file and record it, both or neither; what stands in its way for a moment is tried again."""
+def apply_migration(conn: Connection, config: Config, one: Pending, deadline: Deadline, goes_on: bool) -> Outcome:
+    """Apply a file and record it, both or neither; what stands in its way for a moment is tried again. Where the run
+    `goes_on` behind it, a session that is not as it was lets go of the lock."""
     for unknown in one.script.unknown_settings:
         log("setting unknown to this server left out", logging.WARNING, migration=one.name, setting=unknown)
     with ThreadPoolExecutor(1) as beside:  # the hashes of a long file are made while the server has work to do
-        hashes = partial(hashes_of, one)
-        return run_script(conn, config, one, deadline, beside.submit(hashes).result if one.script.pieces else hashes)
+        hashes: Callable[[], Sequence[str]] = partial(hashes_of, one)
+        hashes = beside.submit(hashes).result if one.script.pieces else hashes
+
+        def end() -> str:
+            record = tracking_insert(conn, config, one.name, hashes())
+            changed = goes_on and sql_scanner.CUSTOM_SETTING.search(one.script.text) is not None
+            return script_runner.recording(conn, record, config.lock_timeout_ms, changed, let_go=goes_on)
+
+        return run_script(conn, config, one, deadline, end)
 
 
 def hashes_of(one: Pending) -> tuple[str, str]:
     return one.script.checksum, one.migration.sha256
 
 
-def run_script(
-    conn: Connection, config: Config, one: Pending, deadline: Deadline, hashes: Callable[[], Sequence[str]]
-) -> Outcome:
+def run_script(conn: Connection, config: Config, one: Pending, deadline: Deadline, end: script_runner.End) -> Outcome:
     """Run it until it is applied, has failed, or has no time left."""
-
-    def end() -> str:
-        record = tracking_insert(conn, config, one.name, hashes())
-        return script_runner.recording(conn, record, config.lock_timeout_ms)
-
     progress = script_runner.Progress(config.progress, one.migration.name)
     waits, in_steps, by_statement = pauses(deadline), one.script.unwrapped, False
     while True:
@@ -801,54 +827,71 @@ def ensure_logins(
 # --- The run --------------------------------------------------------------------------------------------------------
 
 
-def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], seen: Seen) -> Optional[Todo]:
     """Bring the database to the state of the folder; `report` says at any moment what is done.
 
-    False where a file has changed the session, and a new one has to do the rest.
+    Returns what is left where a file has changed the session, and a new one has to do the rest.
     """
-    if not report["applied"] and nothing_to_do(conn, setup, deadline, report):
-        return True
+    if not report["applied"] and nothing_to_do(conn, setup, deadline, report, seen):
+        return None
     report["lock_wait_ms"] += acquire_lock(conn, deadline)
     return bring_up(conn, setup, deadline, report)
 
 
-def nothing_to_do(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def nothing_to_do(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], seen: Seen) -> bool:
     """Database and users are as they should be: the lock need not be taken."""
-    state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
+    state = patiently(conn, deadline, lambda: read_state(conn, setup.config, seen))
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
     users = working_users(conn, setup, deadline) if is_complete(state, plan) else None
     if users is not None:
-        check_edited(setup.config, plan, report)
+        check_edited(setup.config, state, plan, report)
         report["users"] = users
     return users is not None
 
 
-def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> Optional[Todo]:
     """What a migration does behind the lock, or a dry run within its transaction."""
     if setup.config.create_users:
         limited_users.refuse_roles_of_others(conn, setup.application)
     state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
     if not state.is_ours:
         report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup, state))
-        state = read_state(conn, setup.config)
+        state = read_state(conn, setup.config) if state.columns or report["adopted"] else State(OUR_COLUMNS, ())
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
-    check_edited(setup.config, plan, report)
+    check_edited(setup.config, state, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
     alone = len(plan.pending) == 1
     pending = [Pending(name, m, checked_script(conn, m, setup, with_text=alone)) for name, m in plan.pending]
     patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
-    if not apply_pending(conn, setup.config, pending, deadline, report):
-        return False
+    names = {row.id: row.name for row in state.rows}
+    names.update((row.id, migration.name) for row, migration in plan.renumbered)
+    return finish(conn, setup, deadline, report, Todo(pending, list(names.values()), state.unfinished))
+
+
+def finish(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], todo: Todo) -> Optional[Todo]:
+    """Apply what is pending, and then see to the users."""
+    rest = apply_pending(conn, setup.config, todo, deadline, report)
+    if rest:
+        return rest
     try:
         ensure_groups(conn, setup)  # a file may have granted too much on the tracking table
         report["users"] = ensure_logins(conn, setup, deadline)
     except InitializerError as exc:
         applied = shortened([entry["name"] for entry in report["applied"]])
         raise type(exc)(f"{exc}{f' Applied before, and kept: {applied}.' if applied else ''}") from exc
-    return True
+    return None
+
+
+def take_up(conn: Connection, config: Config, deadline: Deadline, rest: Todo) -> bool:
+    """Set up a session that is to do the rest; it can if it has the lock, and nobody has recorded anything since."""
+    recorded = "SELECT {}, (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {})"
+    question = sql.SQL(recorded).format(sql.SQL(HOLDS_LOCK), config.tracking)
+    first = f"BEGIN; {try_lock(deadline)}; COMMIT; "
+    is_ours, names = prepare_session(conn, config.lock_timeout_ms, question, first)
+    return bool(is_ours) and names == "/".join(rest.recorded)
 
 
 def is_complete(state: State, plan: Plan) -> bool:
@@ -856,9 +899,12 @@ def is_complete(state: State, plan: Plan) -> bool:
     return state.is_ours and not (plan.pending or plan.renumbered or plan.unchecked)
 
 
-def check_edited(config: Config, plan: Plan, report: dict[str, Any]) -> None:
+def check_edited(config: Config, state: State, plan: Plan, report: dict[str, Any]) -> None:
     """Say what is odd; refuse files that were edited after they had been applied."""
     warnings = list(plan.warnings)
+    gone = sorted(set(state.unfinished) - {migration.name for _, migration in plan.pending})
+    remedy = "put it back, or undo in a new file what it did"
+    warnings += (f"{name} has run in part, but its file is gone or has another name: {remedy}" for name in gone)
     if plan.edited:
         names = shortened([migration.path.name for migration in plan.edited])
         if not config.allow_edited:
@@ -881,27 +927,35 @@ def warn(report: dict[str, Any], warnings: Iterable[str]) -> None:
             log("please look", logging.WARNING, warning=warning)
 
 
+class Todo(NamedTuple):
+    """What is to be applied, and what was recorded when that was found out; a session leaves the rest to the next."""
+
+    pending: Sequence[Pending]
+    recorded: Sequence[str]
+    unfinished: Sequence[str]
+
+    def rest(self, done: int) -> Todo:
+        return Todo(self.pending[done:], [*self.recorded, *(one.name for one in self.pending[:done])], self.unfinished)
+
+
 def apply_pending(
-    conn: Connection, config: Config, pending: Sequence[Pending], deadline: Deadline, report: dict[str, Any]
-) -> bool:
-    """Apply the pending files in order; False when one has changed the session, and the rest needs a new one."""
-    begun = script_runner.unfinished(conn, config.progress) if pending else set()
-    gone = sorted(begun - {light.migration.name for light in pending})
-    remedy = "put it back, or undo in a new file what it did"
-    warn(report, (f"{name} has run in part, but its file is gone or has another name: {remedy}" for name in gone))
-    for light in pending:
+    conn: Connection, config: Config, todo: Todo, deadline: Deadline, report: dict[str, Any]
+) -> Optional[Todo]:
+    """Apply the pending files in order; where one has changed the session, returns the rest, which needs a new one."""
+    for done, light in enumerate(todo.pending, 1):
         started = time.monotonic()
         if deadline.is_near:
             raise MigrationError(out_of_time_message(report, "before"))
         text = light.script.text or read_text(light.migration)
         script = replace(light.script, text=text).without_later_settings(conn.server_version)
-        script = replace(script, unwrapped=script.unwrapped or light.migration.name in begun)
+        script = replace(script, unwrapped=script.unwrapped or light.migration.name in todo.unfinished)
         one = light._replace(script=script)
         conn.about, conn.blocked_by = {"migration": one.name}, ()
         if conn.rehearsal and conn.rehearsal.has_sequences and SETVAL.search(script.text):
             outcome = Outcome(untried=("it calls setval, which nothing takes back",))
         else:
-            outcome = apply_migration(conn, config, one, deadline)
+            goes_on = done < len(todo.pending) and not conn.rehearsal
+            outcome = apply_migration(conn, config, one, deadline, goes_on)
         if conn.rehearsal:
             outcome = rehearsed(outcome, script)
         if outcome.failed:
@@ -923,22 +977,21 @@ def apply_pending(
             continue
         report["applied"].append({"name": one.name, "duration_ms": duration_ms})
         log("applied", migration=one.name, duration_ms=duration_ms)
-        changed = report["pending"] and (not outcome.is_fresh or sql_scanner.CUSTOM_SETTING.search(script.text))
         if not outcome.holds_lock:
             log("a migration released the lock, which is taken again", logging.WARNING, migration=one.name)
-        if changed or not outcome.holds_lock:
-            return False
-    return True
+        if not outcome.holds_lock or (goes_on and not outcome.is_fresh):
+            return todo.rest(done)
+    return None
 
 
-def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], seen: Seen) -> None:
     """Do what a migration does, users included, in one transaction that is rolled back; no secret is written.
 
     `report["tried"]` gets each file's time, its locks, and what cannot be tried. All locks are held until the end.
     """
     report["tried"] = []
-    if nothing_to_do(conn, setup, deadline, report):
-        return True
+    if nothing_to_do(conn, setup, deadline, report, seen):
+        return
     log("dry run: every lock is held until its end, so use a copy where that is too long", logging.WARNING)
     report["lock_wait_ms"] += acquire_lock(conn, deadline)
     try:
@@ -951,7 +1004,6 @@ def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
         raise MigrationError(f"{exc}\nIt may need what a dry run could not try: {'; '.join(untried)}.") from exc
     finally:
         report["pending"] = [entry["name"] for entry in report["tried"]] + report["pending"]
-    return True
 
 
 def rehearsed(outcome: Outcome, script: Script) -> Outcome:
@@ -963,7 +1015,7 @@ def rehearsed(outcome: Outcome, script: Script) -> Outcome:
     return replace(outcome, rehearsed=True, untried=(*asked, *outcome.untried))
 
 
-def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], _: Seen) -> None:
     """New credentials in the target secrets; migrations are left alone."""
     if not setup.targets:
         raise ConfigError(
@@ -973,13 +1025,12 @@ def rotate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
     report["lock_wait_ms"] += acquire_lock(conn, deadline)
     ensure_groups(conn, setup)
     report["users"] = ensure_logins(conn, setup, deadline, limited_users.rotate_login)
-    return True
 
 
-def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
+def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], seen: Seen) -> None:
     """Say what stands where. Reads only: the session is made read-only, and a login that may only read is enough."""
     query(conn, "SET default_transaction_read_only = on")
-    state = read_state(conn, setup.config)
+    state = read_state(conn, setup.config, seen)
     plan = make_plan(setup.files, state.rows)
     adopted = sql.SQL("adopted") if "adopted" in (state.columns or ()) else sql.SQL("NULL")
     select = sql.SQL("SELECT migration_name, applied_at::text, {} FROM {} ORDER BY id")
@@ -994,13 +1045,12 @@ def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
         renumbered=[{"name": migration.name, "was": row.name} for row, migration in plan.renumbered],
         missing=list(plan.orphans),
         duplicates=[names for names in same if len(names) > 1],
-        unfinished=sorted(script_runner.unfinished(conn, setup.config.progress)),
+        unfinished=list(state.unfinished),
         warnings=list(plan.warnings),
         users=dict(tried_logins(conn, setup, deadline)),
         running=[str(holder) for holder in lock_holders(conn)],
         server_version=conn.info.parameter_status("server_version"),
     )
-    return True
 
 
 def tried_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Iterator[tuple[str, str]]:
@@ -1018,17 +1068,16 @@ def tried_logins(conn: Connection, setup: Setup, deadline: Deadline) -> Iterator
 ACTIONS = {"migrate": migrate, "dry_run": dry_run, "rotate": rotate, "status": status}
 
 
-def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any]) -> bool:
-    """Connect, migrate and close; False where a new session has to do the rest."""
+def in_session(setup: Setup, deadline: Deadline, report: dict[str, Any], rest: Optional[Todo]) -> Optional[Todo]:
+    """Connect, migrate and close; returns what a new session has to do."""
     conn = connect(setup.login, deadline)
     watcher = Watcher(conn, setup.login, deadline, look_after_s=setup.config.lock_timeout_ms * 0.6 / 1000)
     try:
         with watcher.watching():
-            prepare_session(conn, setup.config.lock_timeout_ms)
-            complete = ACTIONS[report["action"]](conn, setup, deadline, report)
-            if not complete:  # the next session need not wait until the server has ended this one
-                query(conn, "SELECT pg_advisory_unlock_all()")
-            return complete
+            if rest and patiently(conn, deadline, lambda: take_up(conn, setup.config, deadline, rest)):
+                return finish(conn, setup, deadline, report, rest)
+            seen = Seen(*prepare_session(conn, setup.config.lock_timeout_ms, look(setup.config)))
+            return ACTIONS[report["action"]](conn, setup, deadline, report, seen)
     except InitializerError as exc:
         if not watcher.rang.is_set() or isinstance(exc, LockError):
             raise
@@ -1080,8 +1129,9 @@ def run(
     setup = load_setup(environ, deadline, login)
     report["database"] = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
-    while not in_session(setup, deadline, report):
-        pass
+    rest = in_session(setup, deadline, report, None)
+    while rest:
+        rest = in_session(setup, deadline, report, rest)
 
 
 def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def group_states(conn: Connection, app: Application) -> list[GroupState]:
     return [GroupState(*row) for row in query(conn, GROUP_STATE, args)]
 
 
-def groups_are_fine(conn: Connection, app: Application) -> bool:
+def groups_are_fine(conn: Connection, app: Application, groups: Optional[Sequence[GroupState]] = None) -> bool:
     """Nothing is left for `ensure_groups` to do."""
     creators = (_me(conn), app.group(TABLECREATOR))
     return all(
@@ -168,7 +168,7 @@ def groups_are_fine(conn: Connection, app: Application) -> bool:
         and group.connects
         and not group.writes_our_tables
         and not any(map(group.lacks, creators))
-        for group in group_states(conn, app)
+        for group in groups or group_states(conn, app)
     )
 
 
@@ -374,9 +374,9 @@ def login_is_fine(conn: Connection, app: Application, kind: str, login: str) -> 
     return state is not None and state.in_group and not state.powers
 
 
-def is_followed(conn: Connection, app: Application, kind: str, login: str) -> bool:
+def is_followed(groups: Sequence[GroupState], kind: str, login: str) -> bool:
     """What this login creates is usable by both groups (only a table creator's can create)."""
-    return kind != TABLECREATOR or not any(group.lacks(login) for group in group_states(conn, app))
+    return kind != TABLECREATOR or not any(group.lacks(login) for group in groups)
 
 
 def is_usable(value: Any) -> bool:
@@ -410,12 +410,12 @@ def working_logins(
     conn: Connection, app: Application, kept: Mapping[str, Optional[Credentials]], deadline: Deadline
 ) -> Optional[list[str]]:
     """The names of the logins in `kept`, where these, the groups and their rights are as they should be; or None."""
-    if not groups_are_fine(conn, app):
+    groups, names = group_states(conn, app), []
+    if not groups_are_fine(conn, app, groups):
         return None
-    names = []
     for kind, value in kept.items():
         login = working_login(conn, app, kind, value, deadline)
-        if login is None or not is_followed(conn, app, kind, login.username) or not _leads_here(app, value):
+        if login is None or not is_followed(groups, kind, login.username) or not _leads_here(app, value):
             return None
         names.append(login.username)
     return names
@@ -554,8 +554,9 @@ def _refuse_to_change(conn: Connection, app: Application, login: str, state: Log
 
 def follow_creator(conn: Connection, app: Application, kind: str, login: str) -> None:
     """Let both groups use what a login of the table creators has made and will make."""
-    if is_followed(conn, app, kind, login):
+    groups = group_states(conn, app)
+    if is_followed(groups, kind, login):
         return
     _join(conn, login)
-    for group in group_states(conn, app):
+    for group in groups:
         grant_objects_of(conn, login, group)

@@ -65,7 +65,7 @@ def send(conn: Connection, script: Script, messages: Iterable[Message]) -> Outco
                 copy_in(conn, message.text, script.text, message.data)
             else:
                 answer = query(conn, message.text)
-        return Outcome(holds_lock=bool(answer[0][0]), is_fresh=all(answer[0]))
+        return Outcome(holds_lock=bool(answer[0][0]), is_fresh=all(answer[0][:2]))
     except psycopg2.Error as exc:
         lost = conn.closed != 0
         roll_back(conn)
@@ -115,8 +115,9 @@ def _bad_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
 # --- In one transaction ---------------------------------------------------------------------------------------------
 
 
-def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
+def recording(conn: Connection, record: str, lock_timeout_ms: int, changed: bool, let_go: bool) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the session looked at.
+    One that is `changed`, or is found to be, can `let_go` of the lock.
 
     Cursors and temporary tables go behind the COMMIT, which may still find fault with them.
     The next script finds the session as a new one would be: psql, started for each file, is the model.
@@ -124,7 +125,7 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int) -> str:
     ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
         f"{OWN_ROLE}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; {commit(conn)}; "
-        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; {is_as_it_was(conn)}"
+        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; {is_as_it_was(conn, changed, let_go)}"
     )
 
 
@@ -227,13 +228,6 @@ class Progress:
     def forget(self, conn: Connection, step: Optional[int] = None) -> str:
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {} AND step = coalesce({}, step)")
         return OWN_ROLE_HERE + delete.format(self.table, literal(self.name), sql.Literal(step)).as_string(conn)
-
-
-def unfinished(conn: Connection, table: sql.Composable) -> set[str]:
-    """The names of the scripts that ran in part."""
-    if not query(conn, "SELECT to_regclass(%s)", [table.as_string(conn)])[0][0]:
-        return set()
-    return {name for (name,) in query(conn, sql.SQL("SELECT DISTINCT migration_name FROM {}").format(table))}
 
 
 class Step(NamedTuple):
