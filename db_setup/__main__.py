@@ -272,9 +272,11 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            scripts[file] = replace(initializer.load_script(file, config), text="")
+            script = initializer.load_script(file, config)
+            scripts[file] = replace(script, text="")
             if not scripts[file].count:
-                notes.append(f"{file.path.name} has no statement: once recorded, it cannot be filled in any more")
+                notes.append(f"{file.path.name} {initializer.EMPTY}")
+            problems.extend(not_alone(file, script))
         except MigrationError as exc:
             problems.append(str(exc).partition(" Nothing has been applied.")[0])
     notes += [f"{path.name} is never run" for path in sorted(initializer.MIGRATIONS_DIR.glob("*.down.sql"))]
@@ -291,6 +293,17 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     return {"status": status, "action": "check", "folder": str(from_here(initializer.MIGRATIONS_DIR)), **found}
 
 
+def not_alone(file: Migration, script: Script) -> Iterator[str]:
+    """The statement, if there is one, that PostgreSQL would refuse in the transaction that the file is."""
+    statements = script.statements() if script.count > 1 and not script.unwrapped else ()
+    for statement in (s for s in statements if s.wants_no_transaction):
+        yield (
+            f"{file.path.name}:{statement.line}: this {statement.words[0]} cannot run in a transaction, which a file "
+            "of several statements is: put it into a file of its own, or write -- no-transaction in the first line"
+        )
+        return
+
+
 def compare(
     files: Sequence[Migration], rows: Sequence[Row], config: Config, problems: list[str], notes: list[str]
 ) -> list[Migration]:
@@ -300,7 +313,7 @@ def compare(
     except MigrationError as exc:
         problems.append(str(exc))
         return list(files)
-    gone = [f"{file.path.name} was edited. {RESTORE}" for file in plan.edited]
+    gone = [f"{file.path.name} was edited. {RESTORE}" for _, file in plan.edited]
     gone += [f"{name} was deleted. {RESTORE}" for name in plan.orphans]
     (notes if config.allow_edited else problems).extend(gone)
     notes += [f"{file.path.name} is {row.name}, renumbered" for row, file in plan.renumbered]
@@ -394,7 +407,7 @@ BASE = (
 
 
 def parser() -> argparse.ArgumentParser:
-    end = "Exit codes: 0 done, 1 failed, 2 wrong words, 130 and 143 interrupted."
+    end = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 and 143 interrupted."
     words = argparse.ArgumentParser(prog="python db_setup", epilog=end)
     commands = words.add_subparsers(dest="action", required=True, metavar="action")
     said = {name: ABOUT.get(name, "") for name in initializer.ACTIONS}
@@ -404,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
         if name == "new":
-            command.add_argument("name", type=slug, help='such as "add orders table"')
+            command.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
         if name == "check":
             command.add_argument("--base", help=BASE)
             command.add_argument("--no-squawk", action="store_true", help="leave out squawk, even if it is installed")
@@ -413,7 +426,7 @@ def parser() -> argparse.ArgumentParser:
 
 def answer(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
     if options.action == "new":
-        return {"status": "ok", "action": "new", "path": str(write_new(options.name))}
+        return {"status": "ok", "action": "new", "path": str(write_new("_".join(options.name)))}
     if options.action == "check":
         return check(options.base, not options.no_squawk)
     return run(options.action, screen)
@@ -439,8 +452,9 @@ def main() -> int:
         return 1
     except Interrupted as exc:
         screen.clear()
-        end = "A file that was not finished is rolled back, or applied as a whole. Run it again to go on."
-        print(f"Interrupted. {end}", file=sys.stderr, flush=True)
+        end = "A file that was not finished is rolled back, or applied as a whole"
+        marked = "of one marked -- no-transaction the finished steps stay, and the next run goes on behind them"
+        print(f"Interrupted. {end}; {marked}. Run it again to go on.", file=sys.stderr, flush=True)
         os._exit(128 + exc.args[0])  # which closes the connection; libpq's thread waits for an answer
 
 

@@ -25,6 +25,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INER
 
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
+TELL_AGAIN_S = 15  # the same reason for waiting
 CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
 MESSAGE_LIMIT = 1500  # characters
@@ -321,7 +322,7 @@ def connect(login: Login, deadline: Deadline, state: str = "Nothing has been cha
     Gives up after 90 s or at the deadline with a ConnectError that says what to look at, and then `state`.
     """
     end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left(CONNECT_PATIENCE_S))
-    pause = 0.5
+    pause, told, tell_again = 0.5, "", 0.0
     while True:
         try:
             return open_connection(login, timeout=max(1, min(CONNECT_TIMEOUT_S, int(end - time.monotonic()))))
@@ -335,8 +336,10 @@ def connect(login: Login, deadline: Deadline, state: str = "Nothing has been cha
                 error = ConnectError(f"cannot connect to {login}: {advice} ({said[:300]}). {state}")
                 error.login_refused = re.search(REFUSED, said) is not None
                 raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
-            left = round(end - time.monotonic())
-            log("waiting for the database", host=login.host, gives_up_in_s=left, reason=said[:200])
+            now = time.monotonic()
+            if said != told or now >= tell_again:
+                log("waiting for the database", host=login.host, gives_up_in_s=round(end - now), reason=said[:200])
+                told, tell_again = said, now + TELL_AGAIN_S
         time.sleep(pause * random.uniform(0.8, 1.2))
         pause = min(pause * 1.5, 5)
 
@@ -421,7 +424,7 @@ def pauses(deadline: Deadline) -> Iterator[float]:
 
 def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]) -> Result:
     """Do it again, at the deadline at last, where others are in the way for a moment."""
-    waits = pauses(deadline)
+    waits = enumerate(pauses(deadline), 1)
     while True:
         try:
             return action()
@@ -430,17 +433,18 @@ def patiently(conn: Connection, deadline: Deadline, action: Callable[[], Result]
                 raise
 
 
-def gives_way(conn: Connection, sqlstate: str, waits: Iterator[float], **fields: Any) -> bool:
-    """Wait a while if others were in the way, and if there is time for it."""
+def gives_way(conn: Connection, sqlstate: str, waits: Iterator[tuple[int, float]], **fields: Any) -> bool:
+    """Wait a while if others were in the way, and if there is time for it; `waits` numbers the attempts."""
     # In a dry run locks of earlier files are held, and there may be no savepoint to go back to.
     lost = conn.info.transaction_status == TRANSACTION_STATUS_INERROR or (
         conn.rehearsal and conn.rehearsal.is_in_the_way
     )
-    pause = next(waits, None) if sqlstate in RETRYABLE and not lost else None
-    if pause is None:
+    found = next(waits, None) if sqlstate in RETRYABLE and not lost else None
+    if found is None:
         return False
+    attempt, pause = found
     by: dict[str, Any] = {"blocked_by": conn.blocked_by} if conn.blocked_by else {}
-    log("gave way", **fields, sqlstate=sqlstate, again_in_s=round(pause, 1), **by)
+    log("gave way", **fields, sqlstate=sqlstate, attempt=attempt, again_in_s=round(pause, 1), **by)
     time.sleep(pause)
     return True
 

@@ -89,7 +89,7 @@ EXTENSIONS = (
 MISTAKES: Sequence[tuple[str, str, str]] = (
     (
         "42601",
-        r'at or near "NOT"[^|]*\|.*\bIF\s+\|',
+        r'at or near "(NOT"[^|]*\|.*\bIF|EXISTS"[^|]*\|.*\bIF\s+NOT)\s+\|',
         "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once",
     ),
     (
@@ -99,7 +99,7 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     ),
     (
         "42601",
-        r"at or near [^|]*\|.*\w'\|",
+        r"at or near [^|]*\|.*\w'\|\w",
         "A quote inside a string is written twice ('')",
     ),
     (
@@ -127,7 +127,7 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     (
         "42704",
         'no default operator class for access method "(gist|gin)"',
-        "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it",
+        "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it",
     ),
     (
         "25001",
@@ -146,12 +146,13 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     ),
     (
         "42501",
-        "must be superuser|permission denied to (create extension|set parameter)|superuser",
+        r"superuser|permission denied to (create extension|set parameter)|(SUPERUSER|REPLICATION|BYPASSRLS) attribute|"
+        r'"pg_\w+" role',
         "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
     ),
     (
         "42501",
-        "must be (owner|member|able to SET ROLE)",
+        "must be (owner|member|able to SET ROLE)|to change default privileges",
         "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
     ),
     (
@@ -166,7 +167,8 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
     ),
     (
         "23502",
-        r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|.*\bSET\s+NOT\s+NULL',
+        r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|[^;]*\b(SET\s+NOT\s+NULL|VALIDATE|'
+        r"ADD\s+(CONSTRAINT\s+\S+\s+)?(NOT\s+NULL|PRIMARY\s+KEY))",
         'Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL',
     ),
     (
@@ -195,13 +197,13 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
         "DROP what depends on it before, and CREATE it again behind it, in the same file",
     ),
     (
-        "0A000",
-        "used by a|used in a",
+        "0A000|42601",
+        r"^[^|]*\bused (by|in) a",
         "DROP what uses it before, and CREATE it again behind it, in the same file",
     ),
     (
         "42P16",
-        "cannot (drop columns from|change name of|change data type of) view",
+        "cannot (drop columns from|change (name|data type|collation) of) view",
         "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
     ),
 )
@@ -217,12 +219,14 @@ def advice(script: Script, outcome: Outcome) -> str:
     if diag is None or (outcome.code.startswith("23") and new_rows):
         return ""  # it is not old rows that break a constraint
     said = diag.message_primary or ""
+    if outcome.code == "42501":
+        said += f" {diag.message_detail or ''}"  # from PostgreSQL 16 on, only this tells that it takes a superuser
     missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
     if outcome.code in ("42883", "42704") and missing:
         name = missing.group(1).split(".")[-1]
         for names, extension in EXTENSIONS:
             if re.fullmatch(names, name, re.IGNORECASE):
-                return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it"
+                return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it, if this server has it"
     seen = f"{said}|{text[max(at - 60, 0) : at] if outcome.exact else ''}|{text[at : at + 300]}".replace("\n", " ")
     for codes, pattern, sentence in MISTAKES:
         found = re.search(pattern, seen)
@@ -250,6 +254,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     """Of the cases that apply, the first: the state we are in, and what to do."""
     code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
     by = f" ({', '.join(blocked_by)})" if blocked_by else ""
+    or_end = ", or end them: SELECT pg_terminate_backend(PID)" if blocked_by else ""
     stays = in_steps and not outcome.rehearsed
     kept = "What stands before this statement is done and stays: leave it as it is. " if stays else "Rolled back. "
     go_on = "" if outcome.rehearsed else " to go on"
@@ -278,7 +283,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         ),
         (
             code in RETRYABLE,
-            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done.",
+            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done{or_end}.",
         ),
         (
             in_steps,

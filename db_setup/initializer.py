@@ -103,7 +103,9 @@ PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
 # As dbmate and node-pg-migrate mark it; to PostgreSQL it is a comment.
-UNDOING_HALF = re.compile(r"^--\s*(?:migrate:down|Down Migration)\b", re.MULTILINE)
+UNDOING_WORDS = ("migrate:down", "Down Migration")
+UNDOING_HALF = re.compile(rf"^--\s*(?:{'|'.join(UNDOING_WORDS)})\b", re.MULTILINE)
+EMPTY = "has no statement: once recorded, it cannot be filled in any more"
 UNDOES = "what another tool would run to undo the file begins here, and would run as well; cut it off"
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
@@ -460,7 +462,7 @@ class Plan:
     pending: tuple[tuple[str, Migration], ...] = ()
     renumbered: tuple[tuple[Row, Migration], ...] = ()
     unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
-    edited: tuple[Migration, ...] = ()
+    edited: tuple[tuple[Row, Migration], ...] = ()
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
 
@@ -498,7 +500,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             if not row.checksum:
                 unchecked.append((row, file))
             elif row.checksum.startswith(CHECKSUMS) and row.checksum != tokens_checksum(file, row.checksum):
-                edited.append(file)
+                edited.append((row, file))
     moved_rows = [row for row, _ in renumbered]
     return Plan(
         pending=tuple(number_files(pending, files, rows)),
@@ -559,7 +561,8 @@ def _order_warnings(pending: Sequence[Migration], files: Sequence[Migration], ro
     if numbered and max(names) < TIME_STAMP:
         missing = sorted(set(range(min(names), max(names))) - set(names))
         if missing:
-            yield f"no file has number {', '.join(map(str, missing[:10]))}"
+            *others, last = map(str, missing[:10])
+            yield f"no file has number {', '.join(others)}{' or ' if others else ''}{last}"
 
 
 # --- Tracking table and adoption ------------------------------------------------------------------------------------
@@ -688,7 +691,7 @@ def load_script(migration: Migration, config: Config, backslashes: bool = False)
     text = read_text(migration)
     with located(migration, text):
         script = sql_scanner.read_script(text, backslashes)
-        undoing = UNDOING_HALF.search(text)
+        undoing = UNDOING_HALF.search(text) if any(words in text for words in UNDOING_WORDS) else None
         if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
             raise sql_scanner.ScanError(UNDOES, undoing.start())
         for (schema, name), place in script.created.items():
@@ -731,7 +734,8 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
 
         def end() -> str:
             record = tracking_insert(conn, config, one.name, hashes())
-            changed = goes_on and sql_scanner.CUSTOM_SETTING.search(one.script.text) is not None
+            # A long text is not looked through: a new session costs less.
+            changed = goes_on and bool(one.script.pieces or sql_scanner.CUSTOM_SETTING.search(one.script.text))
             return script_runner.recording(conn, record, config.lock_timeout_ms, changed, let_go=goes_on)
 
         return run_script(conn, config, one, deadline, end)
@@ -744,7 +748,7 @@ def hashes_of(one: Pending) -> tuple[str, str]:
 def run_script(conn: Connection, config: Config, one: Pending, deadline: Deadline, end: script_runner.End) -> Outcome:
     """Run it until it is applied, has failed, or has no time left."""
     progress = script_runner.Progress(config.progress, one.migration.name)
-    waits, in_steps, by_statement = pauses(deadline), one.script.unwrapped, False
+    waits, in_steps, by_statement = enumerate(pauses(deadline), 1), one.script.unwrapped, False
     while True:
         if in_steps:
             outcome = script_runner.run_in_steps(conn, one.script, end, progress)
@@ -845,7 +849,7 @@ def nothing_to_do(conn: Connection, setup: Setup, deadline: Deadline, report: di
     report["pending"] = [name for name, _ in plan.pending]
     users = working_users(conn, setup, deadline) if is_complete(state, plan) else None
     if users is not None:
-        check_edited(setup.config, state, plan, report)
+        check_edited(conn, setup.config, state, plan, report)
         report["users"] = users
     return users is not None
 
@@ -860,10 +864,11 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
         state = read_state(conn, setup.config) if state.columns or report["adopted"] else State(OUR_COLUMNS, ())
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
-    check_edited(setup.config, state, plan, report)
+    check_edited(conn, setup.config, state, plan, report)
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
     alone = len(plan.pending) == 1
     pending = [Pending(name, m, checked_script(conn, m, setup, with_text=alone)) for name, m in plan.pending]
+    warn(report, (f"{one.name} {EMPTY}" for one in pending if not one.script.count))
     patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
     names = {row.id: row.name for row in state.rows}
@@ -899,21 +904,25 @@ def is_complete(state: State, plan: Plan) -> bool:
     return state.is_ours and not (plan.pending or plan.renumbered or plan.unchecked)
 
 
-def check_edited(config: Config, state: State, plan: Plan, report: dict[str, Any]) -> None:
+def check_edited(conn: Connection, config: Config, state: State, plan: Plan, report: dict[str, Any]) -> None:
     """Say what is odd; refuse files that were edited after they had been applied."""
     warnings = list(plan.warnings)
     gone = sorted(set(state.unfinished) - {migration.name for _, migration in plan.pending})
     remedy = "put it back, or undo in a new file what it did"
     warnings += (f"{name} has run in part, but its file is gone or has another name: {remedy}" for name in gone)
     if plan.edited:
-        names = shortened([migration.path.name for migration in plan.edited])
+        names, several = shortened([file.path.name for _, file in plan.edited]), len(plan.edited) > 1
+        edited = "edited after they were applied" if several else "edited after it was applied"
         if not config.allow_edited:
+            row, file = plan.edited[0]
+            select = sql.SQL("SELECT applied_at::timestamp(0)::text FROM {} WHERE id = %s").format(config.tracking)
+            when = f"{'the first ' if several else ''}{query(conn, select, [row.id])[0][0]}"
             raise MigrationError(
-                f"{names}: edited after it was applied, which has no effect on this database. Nothing has been "
-                "applied. Restore the file and put the change into a new one; or accept the difference with "
-                'ALLOW_EDITED_MIGRATIONS="true".'
+                f"{names}: {edited} ({when}), which has no effect on this database. Nothing has been applied. "
+                f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows it) into a new "
+                'file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
             )
-        warnings.append(f"edited after it was applied, without effect: {names}")
+        warnings.append(f"{edited}, without effect: {names}")
     warn(report, warnings)
     if plan.orphans and not report["applied"]:  # said before the first file
         log("applied, but not in the folder", migrations=shortened(plan.orphans))
@@ -924,7 +933,7 @@ def warn(report: dict[str, Any], warnings: Iterable[str]) -> None:
     for warning in warnings:
         if warning not in report["warnings"]:
             report["warnings"].append(warning)
-            log("please look", logging.WARNING, warning=warning)
+            log("warning", logging.WARNING, text=warning)
 
 
 class Todo(NamedTuple):
@@ -1041,7 +1050,7 @@ def status(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
         applied=[{"name": name, "applied_at": at} for name, at, _ in rows],
         adopted=[name for name, _, was_adopted in rows if was_adopted],
         pending=[name for name, _ in plan.pending],
-        edited=[migration.name for migration in plan.edited],
+        edited=[migration.name for _, migration in plan.edited],
         renumbered=[{"name": migration.name, "was": row.name} for row, migration in plan.renumbered],
         missing=list(plan.orphans),
         duplicates=[names for names in same if len(names) > 1],

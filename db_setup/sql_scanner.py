@@ -223,6 +223,12 @@ class Statement:
         return Target("")
 
     @property
+    def wants_no_transaction(self) -> bool:
+        """PostgreSQL refuses it in a transaction, as far as its words tell."""
+        alone = (("ALTER", "SYSTEM"), ("CREATE", "TABLESPACE"), ("DROP", "TABLESPACE"))
+        return self.words[0] == "VACUUM" or self.words[:2] in alone or self.target.kind != ""
+
+    @property
     def copies(self) -> Optional[str]:
         """`STDIN` or `STDOUT` where this is a COPY from or to the client."""
         if self.tokens[0].upper() != "COPY":

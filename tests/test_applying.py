@@ -804,7 +804,21 @@ def test_apply_marked_file_renamed_after_a_failure_is_warned_of(world: World, ca
     report = world.deploy()
 
     assert report["warnings"] == ["001_a has run in part, but its file is gone or has another name" + UNDONE]
-    assert "please look warning=" in caplog.text
+    assert 'warning text="001_a has run in part' in caplog.text
+
+
+def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It is recorded, and once it is, what somebody puts into it would be an edit."""
+    warnings = [f"{name} has no statement: once recorded, it cannot be filled in any more" for name in ("001_a", "3_c")]
+    world.write("001_a.sql", "-- to be written\n")
+    world.write("002_b.sql", "SELECT 1;")
+    world.write("3_c.sql", "")
+
+    tried, report = world.deploy({"action": "dry_run"}), world.deploy()
+
+    assert tried["warnings"] == report["warnings"] == warnings
+    assert [caplog.text.count(f' warning text="{warning}"') for warning in warnings] == [2, 2]  # in each run once
+    assert names(report) == ["001_a", "002_b", "3_c"]
 
 
 def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> None:
@@ -899,11 +913,12 @@ def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pyte
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 1.2):
+    with blocker(world, 1.4):
         report = world.deploy(LOCK_TIMEOUT="300ms")
 
     assert names(report) == ["002_b"]
-    assert "gave way migration=002_b sqlstate=55P03" in caplog.text
+    assert "gave way migration=002_b sqlstate=55P03 attempt=1 again_in_s=" in caplog.text
+    assert "gave way migration=002_b sqlstate=55P03 attempt=2 again_in_s=" in caplog.text
     assert re.search(r"""blocked_by="pid \d+ rds_admin '' idle in transaction \d s""", caplog.text)
 
 
@@ -921,7 +936,8 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (
         "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. Other sessions were in the way "
-        "each time: invoke again when they are done. Applied in this run: nothing.\nLINE 2: ALTER TABLE a ADD s text;"
+        "each time: invoke again when they are done, or end them: SELECT pg_terminate_backend(PID). "
+        "Applied in this run: nothing.\nLINE 2: ALTER TABLE a ADD s text;"
     )
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])
 
@@ -981,3 +997,16 @@ def test_apply_real_deadlock_is_resolved(world: World) -> None:
     thread.join(20)
     assert names(report) == ["002_b"]
     assert not thread.is_alive()
+
+
+def test_apply_marked_file_removed_after_a_failure_is_warned_of_with_nothing_to_do(world: World) -> None:
+    """A deployment without the file, such as the stack's rollback, says that half of it is still there."""
+    world.write("001_a.sql", "SELECT 1;")
+    world.write("002_b.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
+    failure(world)
+    world.remove("002_b.sql")
+
+    report = world.deploy()
+
+    assert (report["applied"], world.applied()) == ([], ["001_a"])
+    assert report["warnings"] == ["002_b has run in part, but its file is gone or has another name" + UNDONE]

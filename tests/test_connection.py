@@ -298,7 +298,28 @@ def test_server_that_is_not_ready_is_tried_again(world: World, caplog: pytest.Lo
             report = world.deploy(**through(standing.port, CREATE_USERS="false", PGSSLMODE="disable"))
         waited[what] = (report["status"], len(logged(caplog, "waiting for the database")))
 
-    assert waited == dict.fromkeys(NOT_READY, ("ok", 2))
+    assert waited == dict.fromkeys(NOT_READY, ("ok", 1))  # the same reason is not said twice
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_reason_for_waiting_is_said_again_when_it_changes_or_after_a_while(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute of waiting is a few lines, not one for each attempt."""
+    starting, full = NOT_READY["starting up"], NOT_READY["full"]
+    told = []
+    for seconds in (15, 0):
+        monkeypatch.setattr(database, "TELL_AGAIN_S", seconds)
+        caplog.clear()
+        with gate(world.server, starting, starting, full, full, starting, pass_on) as standing:
+            world.deploy(**through(standing.port, CREATE_USERS="false", PGSSLMODE="disable"))
+        lines = logged(caplog, "waiting for the database")
+        told.append([word for line in lines for word in ("starting", "too many") if word in line])
+
+    assert told == [
+        ["starting", "too many", "starting"],
+        ["starting", "starting", "too many", "too many", "starting"],
+    ]
 
 
 @pytest.mark.usefixtures("short_pauses")

@@ -247,7 +247,10 @@ def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
         out, err = process.communicate(timeout=2)
 
     assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1].startswith("Interrupted. A file that was not finished is rolled back")
+    assert err.splitlines()[-1] == (
+        "Interrupted. A file that was not finished is rolled back, or applied as a whole; of one marked "
+        "-- no-transaction the finished steps stay, and the next run goes on behind them. Run it again to go on."
+    )
     assert "Traceback" not in err
     wait_until(lambda: project.world.sql(sleeping) == [(0,)])
     if (
@@ -256,6 +259,21 @@ def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
         assert project.world.tables() == []
     assert project.run("migrate").returncode == 0
     assert (project.world.applied(), project.world.tables()) == (["001_slow"], ["slow"])
+
+
+def test_interrupted_marked_file_keeps_its_finished_steps(project: Project) -> None:
+    """As the message says: what is done is not done again."""
+    project.world.write("001_slow.sql", "-- no-transaction\nCREATE TABLE a (i int);\nSELECT pg_sleep(3);")
+    sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(3)%' AND pid <> pg_backend_pid()"
+    with project.start("migrate") as process:
+        wait_until(lambda: project.world.sql(sleeping) == [(1,)])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=2)
+
+    left = project.world.tables()
+    project.run("migrate")
+
+    assert (left, project.world.applied()) == (["a"], ["001_slow"])
 
 
 def wait_until(condition: Any) -> None:
@@ -511,6 +529,11 @@ def test_new_file_is_one_that_check_accepts(project: Project) -> None:
     assert check.returncode == 0, check.stdout
 
 
+def test_new_takes_its_words_unquoted(project: Project) -> None:
+    """As they are typed, they are one title."""
+    assert project.run("new", "add", "orders", "table").stdout.endswith("/001_add_orders_table.sql\n")
+
+
 def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of that name stays as it is."""
     (folder / "001_a.sql").write_text("SELECT 1;")
@@ -599,6 +622,49 @@ def test_check_of_a_file_without_a_statement_says_what_would_happen(folder: Path
     assert check() == ([], ["002_b.sql has no statement: once recorded, it cannot be filled in any more", NO_BASE])
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON t (a)",
+        "drop index concurrently i",
+        "REINDEX (VERBOSE) TABLE CONCURRENTLY t",
+        "ALTER TABLE t DETACH PARTITION p CONCURRENTLY",
+        "VACUUM t",
+        "CREATE DATABASE d",
+        "DROP DATABASE IF EXISTS d",
+        "ALTER SYSTEM SET work_mem = '1MB'",
+        "CREATE TABLESPACE s LOCATION '/s'",
+        "DROP TABLESPACE s",
+    ],
+)
+def test_check_of_a_statement_that_wants_no_transaction_names_its_line(folder: Path, statement: str) -> None:
+    """Alone it runs, and in a marked file; among others PostgreSQL would refuse it."""
+    both = f"SELECT 1;\n\n{statement};\nVACUUM t;\n"
+    write(folder, _001_a=f"{statement};", _002_b=f"-- no-transaction\n{both}", _003_c=both)
+
+    assert check()[0] == [
+        f"003_c.sql:3: this {statement.split(maxsplit=1)[0].upper()} cannot run in a transaction, which a file of "
+        "several statements is: put it into a file of its own, or write -- no-transaction in the first line"
+    ]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY v",
+        "CREATE INDEX i ON t (a)",
+        "ALTER TABLE t DETACH PARTITION p",
+        "COMMENT ON TABLE t IS 'CREATE INDEX CONCURRENTLY'",
+        "CREATE TABLE vacuum (a int)",
+    ],
+)
+def test_check_of_other_statements_among_several_is_content(folder: Path, statement: str) -> None:
+    """They run in a transaction."""
+    write(folder, _001_a=f"SELECT 1;\n{statement};\n")
+
+    assert check()[0] == []
+
+
 def test_check_of_a_mistake_in_the_variables_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MIGRATIONS_TABLE counts here, and is looked at."""
     monkeypatch.setenv("MIGRATIONS_TABLE", "No")
@@ -622,7 +688,7 @@ def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
 
     step = "It is probably applied: restore it, and put the change into a new file"
     assert problems == [f"002_b.sql was edited. {step}"]
-    assert notes == ["005_c.sql is 003_c, renumbered", "no file has number 3, 4, 7, 8"]
+    assert notes == ["005_c.sql is 003_c, renumbered", "no file has number 3, 4, 7 or 8"]
     (branch / "002_b.sql").unlink()
     assert check()[0] == [f"002_b was deleted. {step}"]
 
