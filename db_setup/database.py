@@ -467,6 +467,12 @@ HOLDER = f"""
       AND (l.classid::bigint << 32) + l.objid::bigint = %s"""  # noqa: S608
 
 
+# A function in PL/pgSQL has variables of types that may change. Its SQL is planned anew for each file (DISCARD PLANS),
+# and NEW and OLD are looked at each time.
+TYPED = r"""EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql'
+    WHERE prosrc ~* '\mdeclare\M' OR EXISTS (SELECT FROM pg_type t
+        WHERE t.oid = ANY (prorettype || coalesce(proallargtypes, proargtypes::oid[]))
+          AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)')))"""
 OURS = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
 OUR_LOCKS = "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 HOLDS_LOCK = f"(SELECT coalesce(bool_or({OURS}), false) {OUR_LOCKS})"
@@ -476,13 +482,13 @@ def is_as_it_was(conn: Connection, changed: bool, let_go: bool) -> str:
     """Asks whether the session still holds the lock, and whether it is as a new one would be, if it is not known to be
     `changed`; where it is not, it can `let_go` of the lock, which a new one takes then.
 
-    ALTER DATABASE … SET counts only in sessions that begin behind it; functions in PL/pgSQL stay compiled for the
+    ALTER DATABASE … SET counts only in sessions that begin behind it; variables of functions in PL/pgSQL stay of the
     types that they saw first; an advisory lock of a session stays until it ends.
     """
     fresh = (
-        f"NOT {changed} AND coalesce((SELECT bool_and({OURS} OR classid = {DEADLINE_CLASS}) {OUR_LOCKS}), true) "  # noqa: S608
-        f"AND ({DEFAULTS}) = '{conn.defaults}' AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
-        "OR NOT EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql'))"
+        f"NOT {changed} AND coalesce((SELECT bool_and({OURS} OR classid = {DEADLINE_CLASS}) {OUR_LOCKS}), true) "
+        f"AND ({DEFAULTS}) = '{conn.defaults}' "
+        f"AND (current_setting('plpgsql.variable_conflict', true) IS NULL OR NOT {TYPED})"
     )
     unlocked = f"CASE WHEN {let_go} AND held AND NOT fresh THEN pg_advisory_unlock({LOCK_KEY}) END"
     return f"SELECT held, fresh, {unlocked} FROM (SELECT {HOLDS_LOCK} AS held, {fresh} AS fresh OFFSET 0) s"  # noqa: S608

@@ -125,7 +125,7 @@ def recording(conn: Connection, record: str, lock_timeout_ms: int, changed: bool
     ours = session_settings(conn.server_version, lock_timeout_ms)
     return (
         f"{OWN_ROLE}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {ours}{record}; {commit(conn)}; "
-        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; {is_as_it_was(conn, changed, let_go)}"
+        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; {is_as_it_was(conn, changed, let_go)}"
     )
 
 

@@ -106,6 +106,32 @@ FOLDERS: dict[str, dict[str, str]] = {
         "3.sql": "INSERT INTO m VALUES (1.2345);",
         "4.sql": "DELETE FROM m WHERE v = 1.2345;",
     },
+    "functions without variables, which a session keeps": {
+        "00.sql": "CREATE TABLE m (n int, v numeric(6,2), w text, d date);\n"
+        "CREATE FUNCTION g(numeric) RETURNS text LANGUAGE sql AS $$ SELECT 'numeric' $$;\n"
+        "CREATE FUNCTION tf() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.v := NEW.v * 1.0; "
+        "NEW.w := g(NEW.n) || k(NEW.n); NEW.d := '01/02/2024'; RETURN NEW; END $$;\n"
+        "CREATE FUNCTION k(n int) RETURNS text LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..2 LOOP n := n + i; END LOOP; "
+        "CASE n WHEN 1 THEN RETURN 'one'; ELSE RETURN g(n) || '01/02/2024'::date; END CASE; END $$;\n"
+        "CREATE TRIGGER tr BEFORE INSERT ON m FOR EACH ROW EXECUTE FUNCTION tf();",
+        "01.sql": "SET DateStyle = 'ISO, DMY';\nINSERT INTO m (n, v) VALUES (1, 1.25);",
+        "02.sql": "INSERT INTO m (n, v) VALUES (2, 1.25);",
+        "03.sql": "ALTER TABLE m ALTER v TYPE numeric(10,4), ADD x int DEFAULT 7;\n"
+        "CREATE FUNCTION g(int) RETURNS text LANGUAGE sql AS $$ SELECT 'int' $$;",
+        "04.sql": "INSERT INTO m (n, v) VALUES (4, 1.2345);",
+        "05.sql": "ALTER TABLE m DROP COLUMN w, ALTER n TYPE bigint;\nALTER TABLE m ADD w varchar(60);\n"
+        "CREATE FUNCTION k(bigint) RETURNS text LANGUAGE sql AS $$ SELECT 'bigint' $$;",
+        "06.sql": "INSERT INTO m (n, v) VALUES (6, 1.2345);",
+        "07.sql": "CREATE SCHEMA s;\nCREATE FUNCTION s.g(bigint) RETURNS text LANGUAGE sql AS $$ SELECT 's' $$;\n"
+        "SET search_path = s, public;\nINSERT INTO public.m (n, v) VALUES (7, 1);",
+        "08.sql": "INSERT INTO m (n, v) VALUES (8, 1);",
+        "09.sql": "CREATE TEMP TABLE g (a int);\nDROP FUNCTION g(int);",
+        "10.sql": "INSERT INTO m (n, v) VALUES (10, 1);",
+        # The name of the table tells what stands in the rows.
+        "11.sql": "DO $$ BEGIN EXECUTE format('CREATE TABLE %I (a int)', "
+        "(SELECT left(string_agg(concat(w, d, v), ' ' ORDER BY n DESC), 63) FROM m WHERE n > 6)); "
+        "EXECUTE format('CREATE TABLE %I (a int)', (SELECT md5(string_agg(m::text, ' ' ORDER BY n)) FROM m)); END $$;",
+    },
     "settings of one's own": {
         "1.sql": T + "SET LOCAL request.sub = 'x';",
         "2.sql": "INSERT INTO t VALUES (1, coalesce(current_setting('request.sub', true), 'none'));",

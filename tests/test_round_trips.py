@@ -10,7 +10,8 @@ import pytest
 from harness.proxy import ANSWERED, Link, Place, Proxy, proxy_to
 from harness.world import Context, World
 
-FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN {0}; END $$;"
+FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
+TRIGGER = "CREATE FUNCTION f{0}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.a := {0}; RETURN NEW; END $$;"
 LOGGING_IN = ("startup", "p ")
 
 # By what the message begins with, what it asks for.
@@ -138,9 +139,19 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
+def test_round_trips_behind_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
+    """Such as that of a trigger: nothing of it can be out of date in the next file."""
+    for number in (1, 2, 3):
+        world.write(f"{number:03d}_function.sql", TRIGGER.format(number))
+
+    asked = deploy(world, proxy)
+
+    assert asked == [["session", "lock", "look", "any table", "create", *3 * ["file"]]]
+
+
 def test_round_trips_behind_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
-    """A function in PL/pgSQL is compiled for its session: the next file gets a new one, which takes the lock and sees
-    that nobody was faster while it is set up."""
+    """A function with variables is compiled for its session: the next file gets a new one, which takes the lock while
+    it is set up, and sees that nobody was faster."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_function.sql", FUNCTION.format(number))
 

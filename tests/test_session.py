@@ -246,7 +246,9 @@ def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: W
 def test_session_that_is_renewed_tells_each_warning_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What was odd before the renewal stays in the report, and is not said again behind it."""
     block = "DO $$ BEGIN PERFORM 1; END $$;"
-    world.write("001_a.sql", f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END'; {block}")
+    world.write(
+        "001_a.sql", f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'DECLARE BEGIN RETURN 1; END'; {block}"
+    )
     world.write("001_b.sql", block)
     world.write("003_c.sql", "SELECT 1;")
 
