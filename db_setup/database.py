@@ -369,7 +369,7 @@ def own_settings(version: int, lock_timeout_ms: int) -> dict[str, Any]:
 
 
 DEFAULTS = (
-    "SELECT encode(sha256(convert_to(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 'UTF8')), 'hex') "
+    "SELECT hashtextextended(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 0)::text "
     "FROM pg_db_role_setting s "
     "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
     "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
@@ -469,7 +469,9 @@ HOLDER = f"""
 
 # A function in PL/pgSQL has variables of types that may change. Its SQL is planned anew for each file (DISCARD PLANS),
 # and NEW and OLD are looked at each time.
-TYPED = r"""EXISTS (SELECT FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname = 'plpgsql'
+# (OFFSET 0: what costs more is asked of these functions alone.)
+TYPED = r"""EXISTS (SELECT FROM
+        (SELECT * FROM pg_proc WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') OFFSET 0) p
     WHERE prosrc ~* '\mdeclare\M' OR EXISTS (SELECT FROM pg_type t
         WHERE t.oid = ANY (prorettype || coalesce(proallargtypes, proargtypes::oid[]))
           AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)')))"""
@@ -490,7 +492,7 @@ def is_as_it_was(conn: Connection, changed: bool, let_go: bool) -> str:
         f"AND ({DEFAULTS}) = '{conn.defaults}' "
         f"AND (current_setting('plpgsql.variable_conflict', true) IS NULL OR NOT {TYPED})"
     )
-    unlocked = f"CASE WHEN {let_go} AND held AND NOT fresh THEN pg_advisory_unlock({LOCK_KEY}) END"
+    unlocked = f"CASE WHEN {let_go} AND held AND NOT fresh THEN pg_advisory_unlock_all() END"
     return f"SELECT held, fresh, {unlocked} FROM (SELECT {HOLDS_LOCK} AS held, {fresh} AS fresh OFFSET 0) s"  # noqa: S608
 
 
@@ -513,15 +515,15 @@ class Holder(NamedTuple):
 TRY_LOCK = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 
 
-def try_lock(deadline: Deadline) -> str:
+def try_lock(deadline: Deadline, where: str = "") -> str:
     """Publish until when the lock can be held, and take it if it is free.
 
     In this order: a process that is frozen in between does not hold the lock for ever.
     """
     if deadline.at is None:
-        return TRY_LOCK
+        return f"{TRY_LOCK} {where}"
     until = f"(extract(epoch FROM clock_timestamp()) + {deadline.left(0) + deadline.reserve:.3f})::int"
-    return f"SELECT pg_advisory_lock_shared({DEADLINE_CLASS}, {until}); {TRY_LOCK}"
+    return f"SELECT pg_advisory_lock_shared({DEADLINE_CLASS}, {until}) {where}; {TRY_LOCK} {where}"
 
 
 def lock_holders(conn: Connection) -> list[Holder]:
@@ -529,7 +531,10 @@ def lock_holders(conn: Connection) -> list[Holder]:
     return [Holder(*row) for row in query(conn, HOLDER, [DEADLINE_CLASS, LOCK_KEY])]
 
 
-def acquire_lock(conn: Connection, deadline: Deadline) -> int:
+CHANGED_NOTHING = "This run has changed nothing"
+
+
+def acquire_lock(conn: Connection, deadline: Deadline, state: str = CHANGED_NOTHING) -> int:
     """Take the session lock of this database, and publish until when it can be held at the longest; returns how many
     milliseconds that took.
 
@@ -549,8 +554,7 @@ def acquire_lock(conn: Connection, deadline: Deadline) -> int:
                 query(conn, "SELECT pg_terminate_backend(%s)", [found.pid])
         if waited > LOCK_PATIENCE_S or deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
             raise LockError(
-                f"{holder} holds the lock. Waited {waited:.0f} s; this run has changed nothing. "
-                "Invoke again when that one is done."
+                f"{holder} holds the lock. Waited {waited:.0f} s. {state}. Invoke again when that one is done."
             )
         if time.monotonic() - announced >= 10:
             log("waiting for another run", holder=holder)

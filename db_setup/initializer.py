@@ -37,7 +37,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -49,6 +49,7 @@ import psycopg2
 import script_runner
 import sql_scanner
 from database import (
+    CHANGED_NOTHING,
     HOLDS_LOCK,
     LOCK_KEY,
     RETRYABLE,
@@ -99,6 +100,7 @@ __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "Migr
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 ADMIN = "DB_SECRET_NAME"
+QUOTES = "standard_conforming_strings"
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
@@ -315,7 +317,7 @@ OUR_COLUMNS = ("checksum", "file_sha256", "adopted")
 
 
 class Seen(NamedTuple):
-    """Which of our tables there are: the columns of the one, whether it is a table, and whether there is the other."""
+    """Which of our tables there are: columns of the one, whether it is a table, and whether the other can be read."""
 
     columns: Optional[list[str]]
     is_table: bool
@@ -325,10 +327,11 @@ class Seen(NamedTuple):
 def look(config: Config) -> sql.Composable:
     """The question whose answer is what is Seen."""
     question = (
-        "SELECT array_agg(attname::text) FILTER (WHERE relname = {0}), "
-        "bool_and(relkind IN ('r', 'p')) FILTER (WHERE relname = {0}), coalesce(bool_or(relname <> {0}), false) "
+        "SELECT array_remove(array_agg(attname::text) FILTER (WHERE relname = {0}), NULL), "
+        "bool_and(relkind IN ('r', 'p')) FILTER (WHERE relname = {0}), coalesce(bool_or(relname = {1} "
+        "AND attname = 'migration_name' AND relkind = 'r' AND has_table_privilege(c.oid, 'SELECT')), false) "
         "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "LEFT JOIN pg_attribute ON attrelid = c.oid AND relname = {0} AND attnum > 0 AND NOT attisdropped "
+        "LEFT JOIN pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped "
         "WHERE nspname = 'public' AND relname IN ({0}, {1})"
     )
     return sql.SQL(question).format(*map(sql.Literal, (config.table, config.table + "_progress")))
@@ -345,14 +348,13 @@ def read_state(conn: Connection, config: Config, seen: Optional[Seen] = None) ->
             "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has been touched."
         )
     added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in ("checksum", "file_sha256")]
-    select = sql.SQL("SELECT id, migration_name, {}, {} FROM {}").format(*added, config.tracking)
+    select = sql.SQL("SELECT id, migration_name, {}, {}, true FROM {}").format(*added, config.tracking)
     if has_progress:
-        select += sql.SQL(" UNION ALL SELECT DISTINCT NULL::int, migration_name, '', '' FROM {}").format(
-            config.progress
-        )
+        begun = " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} GROUP BY migration_name"
+        select += sql.SQL(begun).format(config.progress)
     rows = query(conn, select + sql.SQL(" ORDER BY 1, 2"))
-    recorded = (Row(number, normal(name), *rest) for number, name, *rest in rows if number is not None)
-    unfinished = tuple(name for number, name, *_ in rows if number is None)
+    recorded = (Row(number, normal(name), *rest) for number, name, *rest, is_recorded in rows if is_recorded)
+    unfinished = tuple(name for _, name, *_, is_recorded in rows if not is_recorded)
     return State(tuple(columns), tuple(recorded), unfinished)
 
 
@@ -588,7 +590,8 @@ def ensure_tracking(conn: Connection, setup: Setup, state: State) -> list[str]:
     record = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)")
     for name, file in named:
         changes.append(record.format(config.tracking, *map(literal, (name, tokens_checksum(file), file.sha256))))
-    query(conn, sql.SQL("; ").join(changes))  # one message is one transaction
+    with transaction(conn) if conn.rehearsal else nullcontext():  # one message is one transaction
+        query(conn, sql.SQL("; ").join(changes))
     if state.columns is None:
         log("tracking table created", table=config.table)
     names = [name for name, _ in named]
@@ -702,7 +705,7 @@ def load_script(migration: Migration, config: Config, backslashes: bool = False)
 
 def checked_script(conn: Connection, migration: Migration, setup: Setup, with_text: bool) -> Script:
     """The script, looked through once in a run; without its text, unless that is the only one."""
-    backslashes = conn.info.parameter_status("standard_conforming_strings") == "off"
+    backslashes = conn.info.parameter_status(QUOTES) == "off"
     if (migration, backslashes) not in setup.checked:
         script = load_script(migration, setup.config, backslashes)
         setup.checked[migration, backslashes] = script if with_text else replace(script, text="")
@@ -836,9 +839,11 @@ def migrate(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
 
     Returns what is left where a file has changed the session, and a new one has to do the rest.
     """
-    if not report["applied"] and nothing_to_do(conn, setup, deadline, report, seen):
+    applied = shortened([entry["name"] for entry in report["applied"]])
+    if not applied and nothing_to_do(conn, setup, deadline, report, seen):
         return None
-    report["lock_wait_ms"] += acquire_lock(conn, deadline)
+    state = f"Applied by this run, and kept: {applied}" if applied else CHANGED_NOTHING
+    report["lock_wait_ms"] += acquire_lock(conn, deadline, state)
     return bring_up(conn, setup, deadline, report)
 
 
@@ -861,7 +866,7 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
     state = patiently(conn, deadline, lambda: read_state(conn, setup.config))
     if not state.is_ours:
         report["adopted"] += patiently(conn, deadline, lambda: ensure_tracking(conn, setup, state))
-        state = read_state(conn, setup.config) if state.columns or report["adopted"] else State(OUR_COLUMNS, ())
+        state = read_state(conn, setup.config)
     plan = make_plan(setup.files, state.rows)
     report["pending"] = [name for name, _ in plan.pending]
     check_edited(conn, setup.config, state, plan, report)
@@ -873,7 +878,8 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
     ensure_groups(conn, setup)
     names = {row.id: row.name for row in state.rows}
     names.update((row.id, migration.name) for row, migration in plan.renumbered)
-    return finish(conn, setup, deadline, report, Todo(pending, list(names.values()), state.unfinished))
+    todo = Todo(pending, list(names.values()), state.unfinished, conn.info.parameter_status(QUOTES))
+    return finish(conn, setup, deadline, report, todo)
 
 
 def finish(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str, Any], todo: Todo) -> Optional[Todo]:
@@ -891,12 +897,17 @@ def finish(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str,
 
 
 def take_up(conn: Connection, config: Config, deadline: Deadline, rest: Todo) -> bool:
-    """Set up a session that is to do the rest; it can if it has the lock, and nobody has recorded anything since."""
-    recorded = "SELECT {}, (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {})"
-    question = sql.SQL(recorded).format(sql.SQL(HOLDS_LOCK), config.tracking)
-    first = f"BEGIN; {try_lock(deadline)}; COMMIT; "
-    is_ours, names = prepare_session(conn, config.lock_timeout_ms, question, first)
-    return bool(is_ours) and names == "/".join(rest.recorded)
+    """Set up a session that is to do the rest; it can if it has the lock, nobody has recorded anything since, and no
+    file can have run in part."""
+    question = (
+        "SELECT {}, (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {}), "
+        "NOT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public' AND tablename = {})"
+    )
+    names = (sql.SQL(HOLDS_LOCK), config.tracking, sql.Literal(config.table + "_progress"))
+    first = f"BEGIN; {try_lock(deadline, f'WHERE pg_backend_pid() = {conn.info.backend_pid}')}; COMMIT; "
+    is_ours, recorded, whole = prepare_session(conn, config.lock_timeout_ms, sql.SQL(question).format(*names), first)
+    same = normal(recorded) == "/".join(rest.recorded) and conn.info.parameter_status(QUOTES) == rest.quotes
+    return bool(is_ours and whole and same)
 
 
 def is_complete(state: State, plan: Plan) -> bool:
@@ -907,7 +918,8 @@ def is_complete(state: State, plan: Plan) -> bool:
 def check_edited(conn: Connection, config: Config, state: State, plan: Plan, report: dict[str, Any]) -> None:
     """Say what is odd; refuse files that were edited after they had been applied."""
     warnings = list(plan.warnings)
-    gone = sorted(set(state.unfinished) - {migration.name for _, migration in plan.pending})
+    known = {row.name for row in state.rows} | {migration.name for _, migration in plan.pending}
+    gone = sorted(set(state.unfinished) - known)
     remedy = "put it back, or undo in a new file what it did"
     warnings += (f"{name} has run in part, but its file is gone or has another name: {remedy}" for name in gone)
     if plan.edited:
@@ -942,9 +954,11 @@ class Todo(NamedTuple):
     pending: Sequence[Pending]
     recorded: Sequence[str]
     unfinished: Sequence[str]
+    quotes: Optional[str]  # how strings were read, see checked_script
 
     def rest(self, done: int) -> Todo:
-        return Todo(self.pending[done:], [*self.recorded, *(one.name for one in self.pending[:done])], self.unfinished)
+        names = [one.name for one in self.pending[:done]]
+        return self._replace(pending=self.pending[done:], recorded=[*self.recorded, *names])
 
 
 def apply_pending(

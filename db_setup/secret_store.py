@@ -17,10 +17,8 @@ try:
     import boto3
     from botocore.config import Config as AwsConfig
     from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.loaders import Loader
-    from botocore.session import Session
 except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is needed
-    boto3, Loader = None, object  # type: ignore[assignment,misc]
+    boto3 = None  # type: ignore[assignment]
 
 
 class ConfigError(InitializerError):
@@ -49,16 +47,6 @@ class Secret:
         return f"Secret({self.name})"
 
 
-class OneService(Loader):
-    """Spares botocore the search through its 430 folders of services, a third of what making a client takes."""
-
-    def list_available_services(self, type_name: str) -> list[str]:
-        return ["secretsmanager"]
-
-
-LOADER = OneService()  # remembers what it has read
-
-
 def secrets_client(deadline: Deadline) -> Any:
     """A new client, since nothing outlives an invocation, that leaves time for the rest; raises ConfigError.
 
@@ -72,9 +60,7 @@ def secrets_client(deadline: Deadline) -> Any:
             read_timeout=min(10, left / 4),
             retries={"total_max_attempts": attempts, "mode": "standard"},
         )
-        session = Session()
-        session.register_component("data_loader", LOADER)
-        return boto3.Session(botocore_session=session).client("secretsmanager", config=options)
+        return boto3.client("secretsmanager", config=options)
     except BotoCoreError as exc:
         raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
 

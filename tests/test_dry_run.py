@@ -852,3 +852,18 @@ def test_dry_run_ends_every_thread(plain: World) -> None:
         plain.deploy(DRY)
 
     assert set(threading.enumerate()) <= threads
+
+
+def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: World) -> None:
+    """The predecessor's table lacks columns, and somebody reads it."""
+    columns = "id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, applied_at TIMESTAMP"
+    world.sql(f"CREATE TABLE schema_migrations ({columns})")
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    with world.connection() as conn:
+        rows(conn, "BEGIN; SELECT * FROM schema_migrations")
+        timer = threading.Timer(1.2, lambda: rows(conn, "COMMIT"))
+        timer.start()
+        report = world.deploy(DRY, CREATE_USERS="false", LOCK_TIMEOUT="400ms")
+        timer.join()
+
+    assert [entry["name"] for entry in report["tried"]] == ["001_a"]

@@ -8,6 +8,7 @@ from unittest import mock
 
 import boto3
 import pytest
+import secret_store
 from harness import aws
 from harness.logins import works
 from harness.world import REGION, World
@@ -35,8 +36,7 @@ class Policy:
         self.iam = boto3.client("iam", region_name=REGION)
         self.iam.create_user(UserName="function")
         key = self.iam.create_access_key(UserName="function")["AccessKey"]
-        id_and_secret = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
-        self.key = {**id_and_secret, "AWS_SESSION_TOKEN": ""}
+        self.session = boto3.Session(key["AccessKeyId"], key["SecretAccessKey"], region_name=REGION)
 
     def allow(self, rights: set[tuple[str, str]]) -> None:
         statements = [{"Effect": "Allow", "Action": what, "Resource": self.arns[name]} for name, what in sorted(rights)]
@@ -53,8 +53,9 @@ class Policy:
             return str(arns.get(asked, asked))
 
         named = mock.patch.object(SecretsManagerResponse, "_determine_resource", resource, create=True)
-        with named, aws.at("after-call.secrets-manager", as_aws_says_it):
-            report: dict[str, Any] = set_initial_no_auth_action_count(0)(world.deploy)(event, **self.key)
+        identity = mock.patch.object(secret_store, "boto3", self.session)
+        with named, identity, aws.at("after-call.secrets-manager", as_aws_says_it):
+            report: dict[str, Any] = set_initial_no_auth_action_count(0)(world.deploy)(event)
         return report
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from harness.world import World
+from harness.database import superuser_connection
+from harness.world import ADMIN, World, rows
 from initializer import MigrationError
 
 # What a session can carry from one file to the next, as rows (file, what, value).
@@ -267,3 +268,20 @@ def test_session_of_a_database_with_backslashes_in_strings_reads_files_so(world:
     world.deploy()
 
     assert (world.tables(), world.sql("SELECT s FROM strings")) == (["next", "strings"], [("it's; \\",)])
+
+
+def test_session_beside_a_database_in_another_encoding(world: World) -> None:
+    """What ALTER ROLE has set there is in a catalog of the whole server, and not in our letters."""
+    other = f"{world.dbname}_latin1"
+    with world.superuser() as superuser:
+        rows(superuser, f"CREATE DATABASE {other} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    try:
+        with superuser_connection(world.server, other) as conn:
+            rows(conn, f"ALTER ROLE {ADMIN} SET my.motto = 'é'")
+        world.write("001_a.sql", "CREATE TABLE a (i int);")
+
+        assert world.deploy(CREATE_USERS="false")["status"] == "ok"
+    finally:
+        with world.superuser() as superuser:
+            rows(superuser, f"ALTER ROLE {ADMIN} RESET my.motto")
+            rows(superuser, f"DROP DATABASE {other} WITH (FORCE)")

@@ -107,3 +107,21 @@ def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog:
     assert re.fullmatch(
         r"done action=status pending=1 failed=0 lock_wait_ms=0 duration_ms=\d+", caplog.records[-1].getMessage()
     )
+
+
+def test_status_as_a_reader_by_default_privileges_behind_a_marked_file(world: World) -> None:
+    """The table of marks is closed to everybody else."""
+    world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT 2;")
+    with world.superuser() as superuser:
+        rows(superuser, "CREATE ROLE tmp_reader LOGIN PASSWORD 'reads'")
+    world.sql("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO tmp_reader")
+    world.deploy(CREATE_USERS="false")
+    world.put_secret("admin", {**world.secret("admin"), "username": "tmp_reader", "password": "reads"})
+    try:
+        report = world.deploy(STATUS, CREATE_USERS="false")
+    finally:
+        with world.superuser() as superuser:
+            rows(superuser, "DROP OWNED BY tmp_reader")
+            rows(superuser, "DROP ROLE tmp_reader")
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a"]

@@ -326,7 +326,7 @@ def test_run_with_something_pending_waits_for_the_lock(world: World) -> None:
             world.deploy(context=Context(3.5))
 
     assert str(caught.value).startswith("another run (pid ")
-    assert "this run has changed nothing" in str(caught.value)
+    assert "This run has changed nothing" in str(caught.value)
     assert world.tables() == ["a"]
 
 
@@ -341,3 +341,46 @@ def test_run_with_nothing_pending_writes_nothing(world: World) -> None:
 
     assert report["status"] == "ok"
     assert world.sql("SELECT xmin::text, * FROM schema_migrations") == before
+
+
+def test_tracking_table_that_was_copied_without_its_key_is_read(world: World) -> None:
+    """As CREATE TABLE AS and some services copy it: no default numbers its rows any more."""
+    world.write("001_a.sql", "CREATE TABLE IF NOT EXISTS a (i int);")
+    world.deploy(CREATE_USERS="false")
+    world.sql("CREATE TABLE copy AS SELECT * FROM schema_migrations; DROP TABLE schema_migrations")
+    world.sql("ALTER TABLE copy RENAME TO schema_migrations")
+    world.write("002_b.sql", "INSERT INTO a VALUES (1);")
+
+    applied = [world.deploy(CREATE_USERS="false")["applied"] for _ in range(2)]
+
+    assert [len(entries) for entries in applied] == [1, 0]
+    assert world.sql("SELECT count(*) FROM a") == [(1,)]
+
+
+@pytest.mark.parametrize("columns", ["id int", "migration_name varchar(255)"])
+def test_tracking_with_a_progress_table_of_somebody_else_has_nothing_to_do(world: World, columns: str) -> None:
+    """It is of no interest while no marked file runs."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy(CREATE_USERS="false")
+    with world.superuser() as superuser:
+        rows(superuser, f"CREATE TABLE public.schema_migrations_progress ({columns})")
+
+    assert world.deploy(CREATE_USERS="false")["applied"] == []
+
+
+def test_tracking_table_without_columns_belongs_to_another_tool(world: World) -> None:
+    world.sql("CREATE TABLE schema_migrations ()")
+    world.write("001_a.sql", "SELECT 1;")
+
+    with pytest.raises(ConfigError, match="belongs to another tool"):
+        world.deploy()
+
+
+def test_tracking_of_a_file_that_ran_in_part_and_was_recorded_by_hand_is_complete(world: World) -> None:
+    """The operator has done the rest; nothing is to be warned of."""
+    world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
+    with pytest.raises(MigrationError):
+        world.deploy(CREATE_USERS="false")
+    world.sql("INSERT INTO schema_migrations (migration_name) VALUES ('001_a')")
+
+    assert [world.deploy(CREATE_USERS="false")["warnings"] for _ in range(2)] == [[], []]
