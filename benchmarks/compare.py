@@ -110,7 +110,7 @@ def applied(ground: Ground, one: Contestant, folder: Path) -> Target:
 
 def nothing_to_do(ground: Ground, contestants: Sequence[Contestant], repeats: int) -> None:
     """Every file is applied; none is in PL/pgSQL, which would make no difference here."""
-    contestants = [one for one in contestants if one.keeps_book and not (isinstance(one, Ours) and one.without)]
+    contestants = [one for one in contestants if one.keeps_book and not (isinstance(one, Ours) and one.variables)]
     with laid_out(contestants, realistic(APPLIED_FILES, functions=False)) as folders:
         targets = {one.name: applied(ground, one, folders[one.name]) for one in contestants}
         for milliseconds_away in ROUND_TRIPS_MS:

@@ -50,10 +50,10 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """The handler; with users, both target secrets are named; without the files that hold a word."""
+    """The handler; with users, both target secrets are named; with variables, each function has one."""
 
-    def __init__(self, name: str = "db_setup", users: bool = False, tls: bool = False, without: str = "") -> None:
-        self.name, self._users, self.needs_tls, self.without = name, users, tls, without
+    def __init__(self, name: str = "db_setup", users: bool = False, tls: bool = False, variables: bool = False) -> None:
+        self.name, self._users, self.needs_tls, self.variables = name, users, tls, variables
 
     @property
     def version(self) -> str:
@@ -65,9 +65,9 @@ class Ours(Contestant):
         for path in (REPOSITORY / "db_setup").glob("*.py"):
             shutil.copy(path, folder)
         (folder / "migrations").mkdir()
-        super().lay_out(
-            folder / "migrations", [file for file in files if not self.without or self.without not in file.sql]
-        )
+        if self.variables:
+            files = [File(file.name, file.sql.replace("$$\nBEGIN", "$$\nDECLARE n int;\nBEGIN")) for file in files]
+        super().lay_out(folder / "migrations", files)
 
     def command(self, folder: Path, target: Target) -> list[str]:
         return [sys.executable, "-S", "-c", HANDLE]
@@ -255,7 +255,7 @@ PEERS: Sequence[type[Contestant]] = (Dbmate, NodePgMigrate, PostgresMigrations, 
 
 def field(server: Server, say: Callable[[str], None]) -> list[Contestant]:
     """Everybody who is to be had here; who is not is named."""
-    variants = [Ours("db_setup, TLS", tls=True), Ours("db_setup, files without PL/pgSQL", without="plpgsql")]
+    variants = [Ours("db_setup, TLS", tls=True), Ours("db_setup, functions with variables", variables=True)]
     found: list[Contestant] = [FLOOR, FLOOR_WITH_SECRET, OURS, OURS_WITH_USERS, *variants]
     makers: list[Callable[[], Contestant]] = [*PEERS, lambda: PsqlLoop(server), lambda: PsqlOnce(server)]
     for make in makers:

@@ -85,8 +85,7 @@ CREATE TRIGGER touch_{t} BEFORE UPDATE ON {t} FOR EACH ROW EXECUTE FUNCTION touc
 
 
 def realistic(count: int, functions: bool = True) -> list[File]:
-    """So many files, numbered from 1; they can be applied in this order. Without functions: none in PL/pgSQL, whose
-    first use makes db_setup begin a new session behind the file."""
+    """So many files, numbered from 1; they can be applied in this order. Without functions: none in PL/pgSQL."""
     found: list[File] = []
     for topic in itertools.count(1):
         for name, sql in about(f"topic_{topic}"):

@@ -124,13 +124,13 @@ login = config.login(admin.value, [])
 with stage("connecting (TCP, TLS, SCRAM)"):
     conn = connect(login, deadline)
 with stage("session set up"):
-    prepare_session(conn, config.lock_timeout_ms)
+    seen = initializer.Seen(*prepare_session(conn, config.lock_timeout_ms, initializer.look(config)))
 with stage("tracking table"):
-    state = initializer.read_state(conn, config)
+    state = initializer.read_state(conn, config, seen)
 with stage("plan (100 files read and hashed)"):
     plan = initializer.make_plan(files, state.rows)
 setup = initializer.Setup(config, login, targets, files, client)
-with stage("users (5 queries, 2 logins)"):
+with stage("users (3 queries, 2 logins)"):
     users = initializer.working_users(conn, setup, deadline)
 assert plan.pending == ()
 assert users is not None

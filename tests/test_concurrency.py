@@ -106,7 +106,7 @@ def test_concurrency_slow_holder_is_named_and_left_alone(here: World) -> None:
         assert not slow.done()
         assert [entry["name"] for entry in slow.result(20)["applied"]] == ["002_slow"]
     said = (
-        rf"another run \(pid {pid}, user rds_admin, 'db_setup', connected for \d s\) holds the lock\. Waited [01] s; "
+        rf"another run \(pid {pid}, user rds_admin, 'db_setup', connected for \d s\) holds the lock\. Waited [01] s\. "
     )
     assert re.match(said, str(caught.value))
     assert here.sql("SELECT count(*) FROM a WHERE i = -2") == [(1,)]
