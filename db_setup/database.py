@@ -487,13 +487,16 @@ def is_as_it_was(conn: Connection, changed: bool, let_go: bool) -> str:
     ALTER DATABASE … SET counts only in sessions that begin behind it; variables of functions in PL/pgSQL stay of the
     types that they saw first; an advisory lock of a session stays until it ends.
     """
+    locks = (
+        f"SELECT coalesce(bool_or({OURS}), false) AS held, "
+        f"coalesce(bool_and({OURS} OR classid = {DEADLINE_CLASS}), true) AS alone {OUR_LOCKS}"
+    )
     fresh = (
-        f"NOT {changed} AND coalesce((SELECT bool_and({OURS} OR classid = {DEADLINE_CLASS}) {OUR_LOCKS}), true) "
-        f"AND ({DEFAULTS}) = '{conn.defaults}' "
+        f"NOT {changed} AND alone AND ({DEFAULTS}) = '{conn.defaults}' "
         f"AND (current_setting('plpgsql.variable_conflict', true) IS NULL OR NOT {TYPED})"
     )
     unlocked = f"CASE WHEN {let_go} AND held AND NOT fresh THEN pg_advisory_unlock_all() END"
-    return f"SELECT held, fresh, {unlocked} FROM (SELECT {HOLDS_LOCK} AS held, {fresh} AS fresh OFFSET 0) s"  # noqa: S608
+    return f"SELECT held, fresh, {unlocked} FROM (SELECT held, {fresh} AS fresh FROM ({locks}) l OFFSET 0) s"  # noqa: S608
 
 
 class Holder(NamedTuple):
