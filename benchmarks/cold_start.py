@@ -36,20 +36,10 @@ COMPILED = "compiled"
 # Name, module of leads/ (none: ours as it is), whether the folder brings bytecode.
 VARIANTS = (
     ("as it is", "", False),
-    ("small loader", "loader", False),
+    ("loader of one service", "loader", False),
     ("client made in init", "client_in_init", False),
-    ("small loader, client made in init", "loader_in_init", False),
-    ("botocore without boto3", "botocore_alone", False),
-    ("… with small loader, client made in init", "botocore_small", False),
-    ("signed by botocore.auth, sent by urllib", "signed_by_botocore", False),
     ("signed by hand, sent by http.client", "signed_by_hand", False),
     ("bytecode in the asset", "", True),
-    ("no garbage collection", "no_garbage_collection", False),
-    ("scanner loaded when needed", "scanner_when_needed", False),
-    ("secrets side by side", "secrets_side_by_side", False),
-    ("logins side by side", "logins_side_by_side", False),
-    ("all with botocore, and bytecode", "all", True),
-    ("all by hand, and bytecode", "all_by_hand", True),
 )
 
 

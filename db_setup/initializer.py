@@ -27,7 +27,6 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 from __future__ import annotations
 
 import codecs
-import gc
 import hashlib
 import itertools
 import logging
@@ -90,9 +89,6 @@ from secret_store import (
 )
 from sql_scanner import Script
 from watcher import Watcher
-
-# Nothing that is loaded by now is garbage; looking through all of it takes half of what making a client takes.
-gc.freeze()
 
 __version__ = "1.0.0"
 __all__ = ["ConfigError", "ConnectError", "InitializerError", "LockError", "MigrationError", "UserError", "handler"]
