@@ -690,7 +690,9 @@ def load_script(migration: Migration, config: Config, backslashes: bool = False)
     text = read_text(migration)
     with located(migration, text):
         script = sql_scanner.read_script(text, backslashes)
-        undoing = UNDOING_HALF.search(text) if any(words in text for words in UNDOING_WORDS) else None
+        has_rows = any(piece.data for piece in script.pieces)  # which those tools cannot send: it is not theirs
+        is_theirs = not has_rows and any(words in text for words in UNDOING_WORDS)
+        undoing = UNDOING_HALF.search(text) if is_theirs else None
         if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
             raise sql_scanner.ScanError(UNDOES, undoing.start())
         for (schema, name), place in script.created.items():
