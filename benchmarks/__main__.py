@@ -10,7 +10,7 @@ from typing import Callable
 
 from harness.server import NoServerError
 
-from benchmarks import cold_start, compare, contestants, parts, round_trips, scale
+from benchmarks import cold_start, compare, contestants, large, parts, round_trips, scale
 from benchmarks.ground import Ground, ground
 from benchmarks.measure import table, tell
 
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "nothing": compared(compare.nothing_to_do),
     "trips": compared(round_trips.round_trips),
     "cold": cold_start.cold,
+    "large": large.large,
     "growth": compared(compare.growth),
     "scale": scale.scale,
 }

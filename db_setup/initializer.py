@@ -26,7 +26,6 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import itertools
 import logging
@@ -39,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -426,14 +426,16 @@ def load_migrations(folder: Path, problems: list[str]) -> list[Migration]:
 
 def read_text(migration: Migration) -> str:
     """The file's text without BOM; raises MigrationError with the place where it is not UTF-8 or holds a NUL."""
-    data = migration.path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        text = data.decode()
+        with migration.path.open("rb") as file:
+            is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE  # then a copy of it would be felt
+            data = mmap(file.fileno(), 0, access=ACCESS_READ) if is_long else file.read()
+            text = str(data, "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as exc:
-        before = data[: exc.start].decode()
+        before = exc.object[: exc.start].decode("utf-8-sig")
         line, column = sql_scanner.locate(before, len(before))
         raise MigrationError(
-            f"{migration.path.name}:{line}:{column}: byte 0x{data[exc.start]:02x} is not UTF-8. "
+            f"{migration.path.name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8. "
             "Nothing has been applied. Save the file as UTF-8 and deploy again."
         ) from exc
     if "\0" in text:
@@ -743,7 +745,8 @@ def apply_migration(conn: Connection, config: Config, one: Pending, deadline: De
 
 
 def hashes_of(one: Pending) -> tuple[str, str]:
-    return one.script.checksum, one.migration.sha256
+    sha256 = one.migration.sha256  # first, since it leaves Python to the thread that talks to the server
+    return one.script.checksum, sha256
 
 
 def run_script(conn: Connection, config: Config, one: Pending, deadline: Deadline, end: script_runner.End) -> Outcome:

@@ -60,7 +60,7 @@ _ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
 _CONTINUED = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
 ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
 PIECE = 1 << 18  # characters
-_END_OF_DATA = re.compile(r"\\\.\r?(?:\n|\Z)")
+_END_OF_DATA = re.compile(r"\n\\\.\r?(?:\n|\Z)")
 _REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 # Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
 _ROWS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
@@ -456,14 +456,10 @@ class _Scan:
         rest = _REST_OF_LINE.match(self.text, at)
         if rest is None:
             raise ScanError("the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;", at)
-        end = after = len(self.text)
-        line_end = self.text.find("\n\\.", rest.end() - 1)
-        while line_end >= 0:
-            closing = _END_OF_DATA.match(self.text, line_end + 1)
-            if closing:
-                end, after = closing.span()
-                break
-            line_end = self.text.find("\n\\.", line_end + 1)
+        # Many rows have no backslash, and a single character is found ten times faster.
+        line_end = max(rest.end(), self.text.find("\\", rest.end())) - 1
+        closing = _END_OF_DATA.search(self.text, line_end)
+        end, after = (closing.start() + 1, closing.end()) if closing else (len(self.text), len(self.text))
         for part in range(rest.end(), end if self.digest is not None else 0, 1 << 20):
             self._hash(self.text[part : min(part + (1 << 20), end)], as_it_is=True)
         return replace(statement, data=(rest.end(), end)), after

@@ -226,6 +226,7 @@ NUL = (
     "a NUL character, which PostgreSQL cannot take. Nothing has been applied. Remove it (the file may be UTF-16: save "
     "it as UTF-8) and deploy again."
 )
+LONG = "INSERT INTO t VALUES ('\u00fc', 1, 2);\n" * 50_000  # long enough to be mapped into memory
 
 
 @pytest.mark.parametrize(
@@ -235,6 +236,7 @@ NUL = (
         pytest.param("\ufeffSELECT 1".encode(), "SELECT 1", id="BOM"),
         pytest.param(b"SELECT 1;\r\nSELECT 2;", "SELECT 1;\r\nSELECT 2;", id="CRLF is kept"),
         pytest.param("SELECT '\u00fc\U0001f600'".encode(), "SELECT '\u00fc\U0001f600'", id="beyond ASCII"),
+        pytest.param(f"\ufeffSELECT 1;\r\n{LONG}".encode(), f"SELECT 1;\r\n{LONG}", id="long, with a BOM"),
     ],
 )
 def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, text: str) -> None:
@@ -254,6 +256,9 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
             id="Latin-1 after UTF-8",
         ),
         pytest.param(b"\xef\xbb\xbfa\n\xfc", f"001_a.sql:2:1: byte 0xfc {NOT_UTF_8}", id="Latin-1 after a BOM"),
+        pytest.param(b"\xef\xbb\xbfa\xfc", f"001_a.sql:1:2: byte 0xfc {NOT_UTF_8}", id="Latin-1 in a BOM's line"),
+        pytest.param(LONG.encode() + b"\xfc", f"001_a.sql:50001:1: byte 0xfc {NOT_UTF_8}", id="Latin-1, long"),
+        pytest.param(f"{LONG}\0".encode(), f"001_a.sql:50001:1: {NUL}", id="NUL, long"),
         pytest.param(
             "\ufeffSELECT 1;".encode("utf-16-le"), f"001_a.sql:1:1: byte 0xff {NOT_UTF_8}", id="UTF-16 with BOM"
         ),

@@ -166,7 +166,7 @@ def test_long_file_is_sent_in_pieces_of_one_transaction(world: World) -> None:
 
 
 def test_memory_of_the_client_is_a_small_multiple_of_the_file(world: World) -> None:
-    """A file is held once as bytes and once as text while it is read, and once behind that."""
+    """A file is held once as text, and mapped beside that while it is read."""
     with open(world.folder / "001_big.sql", "w") as file:
         file.writelines(long_file(200_000))
     size = (world.folder / "001_big.sql").stat().st_size

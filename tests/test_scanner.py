@@ -295,6 +295,7 @@ ROWS = {
     "with an apostrophe": "1\tit's\n",
     "with dollars": "$$\n",
     "with commands": "\\i x\n\\. \n",
+    "with an end that is none": "a\\.\n\\.x\n\\\\.\n",
     "with semicolons and comments": "/*;\n--\n\n",
 }
 
