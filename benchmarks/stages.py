@@ -59,8 +59,8 @@ with stage("import psycopg2"):
     import psycopg2.extensions
     import psycopg2.sql  # noqa: F401
 with stage("import of the standard library's rest (concurrent.futures, unicodedata …)"):
-    import codecs  # noqa: F401
     import concurrent.futures.thread  # noqa: F401
+    import mmap  # noqa: F401
     import random  # noqa: F401
     import secrets  # noqa: F401
     import unicodedata  # noqa: F401
@@ -74,6 +74,7 @@ import ssl  # noqa: E402
 import botocore.loaders  # noqa: E402
 import initializer  # noqa: E402
 import limited_users  # noqa: E402
+import migration_files  # noqa: E402
 from database import Deadline, connect, prepare_session  # noqa: E402
 
 Loader = botocore.loaders.Loader
@@ -119,7 +120,7 @@ with stage("second and third secret"):
         )
     }
 with stage("list of files"):
-    files = initializer.load_migrations(initializer.MIGRATIONS_DIR, [])
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [])
 login = config.login(admin.value, [])
 with stage("connecting (TCP, TLS, SCRAM)"):
     conn = connect(login, deadline)
@@ -128,7 +129,7 @@ with stage("session set up"):
 with stage("tracking table"):
     state = initializer.read_state(conn, config, seen)
 with stage("plan (100 files read and hashed)"):
-    plan = initializer.make_plan(files, state.rows)
+    plan = migration_files.make_plan(files, state.rows)
 setup = initializer.Setup(config, login, targets, files, client)
 with stage("users (3 queries, 2 logins)"):
     users = initializer.working_users(conn, setup, deadline)

@@ -35,9 +35,11 @@ except ModuleNotFoundError as exc:
     sys.exit(f"{exc}: pip install psycopg2-binary")
 
 import initializer
+import migration_files
 import secret_store
 from database import InitializerError, Login
-from initializer import Config, ConfigError, Migration, MigrationError, Row
+from initializer import Config, ConfigError
+from migration_files import Migration, MigrationError, Row
 from sql_scanner import Script
 
 ABOUT = {
@@ -217,7 +219,7 @@ TEMPLATE = """\
 
 def slug(title: str) -> str:
     """The title as a part of a file's name: letters and digits of any language, and _."""
-    name = re.sub(r"\W+", "_", re.sub(r"\.sql$", "", initializer.normal(title).lower())).strip("_")
+    name = re.sub(r"\W+", "_", re.sub(r"\.sql$", "", migration_files.normal(title).lower())).strip("_")
     if not name or len(name.encode()) > 200:
         raise argparse.ArgumentTypeError('a few words are needed, such as "add orders table"')
     return name
@@ -236,7 +238,7 @@ def next_number(files: Sequence[Migration], now: datetime) -> str:
 def write_new(name: str) -> Path:
     """Write an empty migration, behind all others; never over one."""
     problems: list[str] = []
-    files = initializer.load_migrations(initializer.MIGRATIONS_DIR, problems)
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     if problems:
         raise MigrationError("; ".join(problems))
     path = initializer.MIGRATIONS_DIR / f"{next_number(files, datetime.now(timezone.utc))}_{name}.sql"
@@ -268,14 +270,14 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     problems: list[str] = []
     notes: list[str] = []
     config = Config.from_env(os.environ, problems, with_secrets=False)
-    files = initializer.load_migrations(initializer.MIGRATIONS_DIR, problems)
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            script = initializer.load_script(file, config)
+            script = migration_files.load_script(file, config.tables)
             scripts[file] = replace(script, text="")
             if not scripts[file].count:
-                notes.append(f"{file.path.name} {initializer.EMPTY}")
+                notes.append(f"{file.path.name} {migration_files.EMPTY}")
             problems.extend(not_alone(file, script))
         except MigrationError as exc:
             problems.append(str(exc).partition(" Nothing has been applied.")[0])
@@ -309,7 +311,7 @@ def compare(
 ) -> list[Migration]:
     """The new files. What a run on a database with these rows would refuse is a problem; what it warns of, a note."""
     try:
-        plan = initializer.make_plan(files, rows)
+        plan = migration_files.make_plan(files, rows)
     except MigrationError as exc:
         problems.append(str(exc))
         return list(files)
@@ -342,7 +344,7 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
     archive = git("archive", "--format=tar", commit) if commit else None  # None, too, where the folder was not there
     with tempfile.TemporaryDirectory() as place:
         unpack(archive or bytes(tarfile.RECORDSIZE), Path(place))
-        for number, file in enumerate(initializer.load_migrations(Path(place), [])):
+        for number, file in enumerate(migration_files.load_migrations(Path(place), [])):
             sha256 = file.sha256
             yield Row(number, file.name, None if here.get(file.name) == sha256 else checksum(file), sha256)
 
@@ -359,7 +361,7 @@ def unpack(archive: bytes, place: Path) -> None:
 def checksum(file: Migration) -> Optional[str]:
     """None where the text cannot be read, and so nothing be said of it."""
     try:
-        return initializer.tokens_checksum(file)
+        return migration_files.tokens_checksum(file)
     except MigrationError:
         return None
 

@@ -104,9 +104,10 @@ class Watcher:
         found = self._ask(WAITS_FOR, self._deadline.left(ANSWER_S))
         if not found:
             return
-        waits_for, self._conn.blocked_by = found[0]
+        waits_for, blocked_by = found[0]
+        self._conn.blocked_by = blocked_by or self._conn.blocked_by  # a look that came too late is no news
         if tell:
-            fields = {"waits_for": waits_for, "blocked_by": self._conn.blocked_by, **self._progress(elapsed_s)}
+            fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}
             fields = {key: value for key, value in fields.items() if value}
             log(f"{self._conn.rehearsal or ''}still running", **self._conn.about, elapsed_s=round(elapsed_s), **fields)
 

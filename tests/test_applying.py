@@ -931,8 +931,8 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 1.5):
-        message = failure(world, LOCK_TIMEOUT="50ms")
+    with blocker(world, 2):
+        message = failure(world, LOCK_TIMEOUT="300ms")
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (
         "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. Other sessions were in the way "

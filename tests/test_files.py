@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
-import initializer
+import migration_files
 import pytest
 import sql_scanner
-from initializer import MigrationError, Row
+from migration_files import MigrationError, Row
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -27,14 +27,14 @@ def put(folder: Path, *names: str, content: bytes = b"SELECT 1;") -> None:
         (folder / name).write_bytes(content)
 
 
-def load(folder: Any) -> list[initializer.Migration]:
+def load(folder: Any) -> list[migration_files.Migration]:
     problems: list[str] = []
-    files = initializer.load_migrations(folder, problems)
+    files = migration_files.load_migrations(folder, problems)
     assert problems == []
     return files
 
 
-def migrations(folder: Path, *names: str) -> list[initializer.Migration]:
+def migrations(folder: Path, *names: str) -> list[migration_files.Migration]:
     """Files of these names, with one content, in the order in which they run."""
     put(folder, *(f"{name}.sql" for name in names))
     return load(folder)
@@ -66,7 +66,7 @@ def rows(*names: str, checksum: Optional[str] = "1:other", file_sha256: Optional
 )
 def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) -> None:
     """Leading digits are a migration's number, and an integer."""
-    assert initializer.number_of(name) == number
+    assert migration_files.number_of(name) == number
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,16 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
 )
 def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
     """The name behind the number is what remains when a file is renumbered."""
-    assert initializer.bare(name) == behind
+    assert migration_files.bare(name) == behind
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
 def test_bare_name_of_a_given_number_is_the_files_own_name(folder: Path, name: str) -> None:
     """A file that was recorded with the number it was given is found again under its own name."""
     files = migrations(folder, name)
-    recorded = [given for given, _ in initializer.number_files(files, files, [])]
+    recorded = [given for given, _ in migration_files.number_files(files, files, [])]
 
-    claimed = initializer.claim_rows(files, rows(*recorded))
+    claimed = migration_files.claim_rows(files, rows(*recorded))
 
     assert recorded == [f"001_{name}"]
     assert [row.name for row in claimed.values()] == recorded
@@ -115,7 +115,7 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
     """Names compare naturally, V2__ before V10__, and any two names can be compared."""
     backwards = names[::-1]
 
-    assert sorted(backwards, key=initializer.natural) == names
+    assert sorted(backwards, key=migration_files.natural) == names
 
 
 # --- Which files, in which order ------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str,
         paths.append(folder / parent / name)
     problems: list[str] = []
 
-    initializer.load_migrations(SimpleNamespace(is_dir=lambda: True, iterdir=lambda: paths), problems)
+    migration_files.load_migrations(SimpleNamespace(is_dir=lambda: True, iterdir=lambda: paths), problems)
 
     assert problems == [f"{second} and {first} have the same name: rename one of them"]
 
@@ -243,7 +243,7 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
     """A file's text is what stands in it, but for the BOM."""
     put(folder, "001_a.sql", content=content)
 
-    assert initializer.read_text(load(folder)[0]) == text
+    assert migration_files.read_text(load(folder)[0]) == text
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: byt
     file = load(folder)[0]
 
     with pytest.raises(MigrationError) as caught:
-        initializer.read_text(file)
+        migration_files.read_text(file)
 
     assert str(caught.value) == message
 
@@ -301,7 +301,7 @@ def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
     """A file is applied if its own name is recorded, or its name behind a recorded number."""
-    claimed = initializer.claim_rows(migrations(folder, *files), rows(*recorded))
+    claimed = migration_files.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
 
@@ -330,7 +330,7 @@ def test_number_files_gives_the_next_number(
     """A file without a number gets the next one after every number seen, in name order, with three digits."""
     found = migrations(folder, *files)
 
-    numbered = [name for name, _ in initializer.number_files(found, found, rows(*recorded))]
+    numbered = [name for name, _ in migration_files.number_files(found, found, rows(*recorded))]
 
     assert numbered == names
 
@@ -338,18 +338,18 @@ def test_number_files_gives_the_next_number(
 def test_number_files_takes_the_longest_name_that_the_table_can_hold() -> None:
     """migration_name holds 255 characters, not bytes."""
     name = "\u00fc" * 251
-    file = initializer.Migration(Path(f"{name}.sql"), name)
+    file = migration_files.Migration(Path(f"{name}.sql"), name)
 
-    assert [given for given, _ in initializer.number_files([file], [file], [])] == [f"001_{name}"]
+    assert [given for given, _ in migration_files.number_files([file], [file], [])] == [f"001_{name}"]
 
 
 def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     """A name too long for its column, with the number it is given, is refused with a way out."""
     name = "b" * 252
-    file = initializer.Migration(Path(f"{name}.sql"), name)
+    file = migration_files.Migration(Path(f"{name}.sql"), name)
 
     with pytest.raises(MigrationError) as caught:
-        list(initializer.number_files([file], [file], []))
+        list(migration_files.number_files([file], [file], []))
 
     assert str(caught.value).startswith(f"001_{name}: ")
     for part in ("255 characters", "Nothing has been applied.", "shorter"):
@@ -387,9 +387,9 @@ def test_make_plan_says_what_may_be_a_slip(
 ) -> None:
     """Equal numbers, a late lower number and a gap are allowed and said; nothing else is."""
     found = migrations(folder, *files)
-    checksum = initializer.tokens_checksum(found[0])
+    checksum = migration_files.tokens_checksum(found[0])
 
-    plan = initializer.make_plan(found, rows(*recorded, checksum=checksum))
+    plan = migration_files.make_plan(found, rows(*recorded, checksum=checksum))
 
     assert list(plan.warnings) == warnings
 
@@ -400,7 +400,7 @@ def test_make_plan_does_not_call_the_old_number_of_a_renumbered_file_used(folder
     put(folder, "005_ours.sql", content=b"SELECT 'ours'")
     theirs, ours = load(folder)
 
-    plan = initializer.make_plan([theirs, ours], rows("004_ours", checksum=initializer.tokens_checksum(ours)))
+    plan = migration_files.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
 
     assert [(row.name, file.name) for row, file in plan.renumbered] == [("004_ours", "005_ours")]
     assert [name for name, _ in plan.pending] == ["004_theirs"]
@@ -412,16 +412,16 @@ def test_make_plan_does_not_scan_files_that_are_as_recorded(folder: Path, monkey
     (file,) = migrations(folder, "001_a")
     monkeypatch.setattr(sql_scanner, "checksum", lambda _: pytest.fail("scanned"))
 
-    plan = initializer.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
+    plan = migration_files.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
 
-    assert plan == initializer.Plan()
+    assert plan == migration_files.Plan()
 
 
 def test_make_plan_names_rows_without_a_file(folder: Path) -> None:
     """A deleted file, or one of a newer deployment, is an orphan and nothing else."""
     (file,) = migrations(folder, "001_a")
 
-    plan = initializer.make_plan([file], rows("001_a", "002_b", checksum=initializer.tokens_checksum(file)))
+    plan = migration_files.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
 
     assert (plan.orphans, plan.pending, plan.edited) == (("002_b",), (), ())
 
@@ -473,12 +473,12 @@ EDITS = [
 
 def edited_after(before: str, after: str, folder: Path) -> list[str]:
     """What the plan takes for edited, where `before` was applied and `after` stands in the folder."""
-    file = initializer.Migration(folder / "001_t.sql", "001_t")
+    file = migration_files.Migration(folder / "001_t.sql", "001_t")
     file.path.write_bytes(before.encode())
-    row = Row(1, "001_t", initializer.tokens_checksum(file), file.sha256)
+    row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)
     file.path.write_bytes(after.encode())
-    again = initializer.Migration(file.path, file.name)  # as the next run finds it
-    return [migration.name for _, migration in initializer.make_plan([again], [row]).edited]
+    again = migration_files.Migration(file.path, file.name)  # as the next run finds it
+    return [migration.name for _, migration in migration_files.make_plan([again], [row]).edited]
 
 
 @pytest.mark.parametrize("change", NO_EDITS)
@@ -500,6 +500,6 @@ def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: P
         path = tmp_path / "001_t.sql"
         path.write_text(text)
 
-        script = initializer.load_script(initializer.Migration(path, "001_t"), initializer.Config("admin"))
+        script = migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
 
         assert script.count == 1

@@ -171,9 +171,11 @@ def test_memory_of_the_client_is_a_small_multiple_of_the_file(world: World) -> N
         file.writelines(long_file(200_000))
     size = (world.folder / "001_big.sql").stat().st_size
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import initializer, json\n"
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
+        "import migration_files, sql_scanner\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "initializer.sql_scanner.read_script(initializer.read_text(initializer.Migration(Path(sys.argv[2]), '001')))\n"
+        "file = migration_files.Migration(Path(sys.argv[2]), '001')\n"
+        "sql_scanner.read_script(migration_files.read_text(file))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
 

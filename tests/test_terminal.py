@@ -20,6 +20,7 @@ from typing import Any, Optional
 from urllib.parse import quote
 
 import initializer
+import migration_files
 import pytest
 from harness.process import PROCESS_TIMEOUT_S, secrets_manager
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
@@ -499,7 +500,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_new_number_follows_all_and_is_written_like_the_highest(there: list[str], number: str) -> None:
     """The folder's own way of counting goes on."""
-    files = [initializer.Migration(Path(f"{name}.sql"), name) for name in there]
+    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
 
     assert terminal.next_number(files, datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)) == number
 
@@ -525,7 +526,7 @@ def test_new_file_is_one_that_check_accepts(project: Project) -> None:
     path = project.root / new.stdout.strip()
     assert (new.returncode, new.stdout) == (0, "lambda/db_setup/migrations/0042_no_transaction.sql\n")
     assert path.read_text().startswith("-- Runs once, as one transaction.")
-    assert not initializer.load_script(initializer.Migration(path, "x"), initializer.Config("")).unwrapped
+    assert not migration_files.load_script(migration_files.Migration(path, "x"), ours=()).unwrapped
     assert check.returncode == 0, check.stdout
 
 
@@ -537,7 +538,7 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
 def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of that name stays as it is."""
     (folder / "001_a.sql").write_text("SELECT 1;")
-    monkeypatch.setattr(initializer, "load_migrations", lambda *_: [])
+    monkeypatch.setattr(migration_files, "load_migrations", lambda *_: [])
 
     with pytest.raises(initializer.MigrationError, match=r"001_a\.sql: File exists"):
         terminal.write_new("a")

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import database
 import pytest
 import watcher
+from database import InitializerError
 from harness.world import World, rows
 
 SLOW_INDEX = (
@@ -80,6 +82,28 @@ def test_watcher_of_a_blocked_statement_names_who_blocks_it(world: World, caplog
         rf"blocked_by=\"pid {pid} rds_admin 'psql by hand' idle in transaction \d s\"",
         line,
     )
+
+
+def test_watcher_that_looks_too_late_leaves_what_it_has_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three attempts that a lock timeout ended, one was looked at in time: the message names who was in the way."""
+    ask, asked = watcher.Watcher._ask, []
+
+    def late(self: watcher.Watcher, statement: str, within_s: float) -> list[tuple[Any, ...]]:
+        asked.append(statement)
+        time.sleep(0.3 if len(asked) > 1 else 0)
+        return ask(self, statement, within_s)
+
+    monkeypatch.setattr(watcher.Watcher, "_ask", late)
+    monkeypatch.setattr(database, "RETRIES_WITHOUT_DEADLINE", 2)
+    world.sql("CREATE TABLE things (id int)")
+    world.write("001_alter.sql", "ALTER TABLE things ADD name text;")
+    with world.connection() as other:
+        rows(other, "BEGIN; SELECT FROM things")
+        in_the_way = f"(pid {other.info.backend_pid} rds_admin"
+        with pytest.raises(InitializerError, match=re.escape(in_the_way)):
+            world.deploy(CREATE_USERS="false", LOCK_TIMEOUT="400ms")
+
+    assert len(asked) == 3
 
 
 @pytest.mark.usefixtures("_soon")

@@ -17,6 +17,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE.parents[2] / "db_setup"), str(HERE.parents[1])]
 
 import initializer  # noqa: E402
+import migration_files  # noqa: E402
 import sql_scanner  # noqa: E402
 from moto import mock_aws  # noqa: E402
 
@@ -76,9 +77,9 @@ def _run_psql(server: Server, dbname: str, folder: Path) -> tuple[list[str], str
     psql = clients.client("psql", max(major, min(clients.MAJORS)))
     env = clients.environment(server, ADMIN, ADMIN_PASSWORD, dbname)
     problems: list[str] = []
-    files = initializer.load_migrations(folder, problems)
+    files = migration_files.load_migrations(folder, problems)
     applied = []
-    for name, file in initializer.number_files(files, files, []):
+    for name, file in migration_files.number_files(files, files, []):
         command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", file.path]
         done = subprocess.run(
             command if _marked(file.path) else [*command, "-1"], env=env, capture_output=True, text=True, check=False
