@@ -13,7 +13,7 @@ import sql_scanner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-CASES = int(os.environ.get("SCANNER_CASES", "3000"))
+CASES = int(os.environ.get("SCANNER_CASES", "2000"))
 
 # Whole statements with what is hard to split, in pieces that can be glued together in any order.
 EXPRESSIONS = [
