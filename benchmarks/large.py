@@ -49,10 +49,10 @@ def _values() -> Iterator[tuple[str, str]]:
 
 def write(path: Path, lines: Iterator[str]) -> None:
     size = 0
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         while size < SIZE:
-            size += file.write(next(lines))
-        file.write("\\.\n" if "COPY" in path.stem else "")
+            size += file.write(next(lines).encode())
+        file.write(b"\\.\n" if "COPY" in path.stem else b"")
 
 
 def by_psql(ground: Ground, psql: str, path: Path) -> Sample:
@@ -66,7 +66,7 @@ def by_psql(ground: Ground, psql: str, path: Path) -> Sample:
 def by_us(ground: Ground, path: Path) -> Sample:
     target = ground.database()
     where = mock.patch.object(initializer, "MIGRATIONS_DIR", path.parent)
-    with mock.patch.dict(os.environ, {"PGSSLMODE": "disable"}), where:
+    with mock.patch.dict(os.environ, {**PLAIN, "PGSSLMODE": "disable"}, clear=True), where:
         started, cpu = time.perf_counter(), time.process_time()
         initializer.handler({}, None, _login(target))
         sample = Sample(time.perf_counter() - started, time.process_time() - cpu, 0)

@@ -64,7 +64,15 @@ with stage("import of the standard library's rest (concurrent.futures, unicodeda
     import random  # noqa: F401
     import secrets  # noqa: F401
     import unicodedata  # noqa: F401
-for module in ("sql_scanner", "database", "limited_users", "script_runner", "watcher", "initializer"):
+for module in (
+    "sql_scanner",
+    "database",
+    "limited_users",
+    "script_runner",
+    "watcher",
+    "migration_files",
+    "initializer",
+):
     with stage(f"import {module}"):
         __import__(module)
 

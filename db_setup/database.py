@@ -141,7 +141,7 @@ class Connection(connection):
 
     busy_since: Optional[float] = None  # on the monotonic clock; None: no answer is waited for
     about: Mapping[str, Any] = {}  # fields for the log
-    blocked_by: Sequence[str] = ()  # the sessions that stood in the way when the watcher last looked
+    blocked_by: Sequence[str] = ()  # the sessions in the way when the watcher last looked in time
     defaults: str = ""  # a fingerprint of what ALTER DATABASE and ALTER ROLE have set when the session began
     rehearsal: Any = None  # in a dry run all of it is one transaction, and ours are savepoints in it
 

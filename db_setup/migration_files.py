@@ -1,7 +1,6 @@
 """The files in `migrations/`: their names, numbers, texts and checksums, and which of them is which recorded row.
 
-Reads files, and nothing else: no database, no AWS. What is wrong with a file is a MigrationError that begins with its
-name and, where there is one, the place.
+Knows no database and no AWS. What is wrong with a file's text is a MigrationError that begins with file:line:column.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from mmap import ACCESS_READ, mmap
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -113,8 +112,9 @@ def read_text(migration: Migration) -> str:
     """The file's text without BOM; raises MigrationError with the place where it is not UTF-8 or holds a NUL."""
     try:
         with migration.path.open("rb") as file:
-            is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE  # then a copy of it would be felt
-            data = mmap(file.fileno(), 0, access=ACCESS_READ) if is_long else file.read()
+            # A copy of a long one would be felt. The map is private: some mounted folders can share none.
+            is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE
+            data = mmap(file.fileno(), 0, access=ACCESS_COPY) if is_long else file.read()
             text = str(data, "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as exc:
         before = exc.object[: exc.start].decode("utf-8-sig")

@@ -43,7 +43,7 @@ WAITS_FOR = """
         SELECT CASE WHEN p = 0 THEN 'a prepared transaction' ELSE concat_ws(' ', 'pid', p, b.usename,
                    quote_literal(b.application_name), coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
-        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)
+        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p), a.state = 'active'
     FROM pg_stat_activity a WHERE a.pid = %(pid)s"""
 # What an index is built by goes on: stopped, it would have to begin anew, and may never come to an end.
 CANCEL = f"SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = %(pid)s AND NOT ({BUILDING})"  # noqa: S608
@@ -104,8 +104,9 @@ class Watcher:
         found = self._ask(WAITS_FOR, self._deadline.left(ANSWER_S))
         if not found:
             return
-        waits_for, blocked_by = found[0]
-        self._conn.blocked_by = blocked_by or self._conn.blocked_by  # a look that came too late is no news
+        waits_for, blocked_by, is_running = found[0]
+        if blocked_by or is_running:  # a look behind the end of the wait is no news
+            self._conn.blocked_by = blocked_by
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}
             fields = {key: value for key, value in fields.items() if value}

@@ -6,13 +6,18 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import database
+import psycopg2
 import pytest
 import watcher
-from database import InitializerError
-from harness.world import World, rows
+from database import Deadline, Login
+from harness.others import open_transaction, wait_until
+from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 
 SLOW_INDEX = (
     "CREATE TABLE big AS SELECT generate_series(1, 20000) AS id;\n"
@@ -84,26 +89,27 @@ def test_watcher_of_a_blocked_statement_names_who_blocks_it(world: World, caplog
     )
 
 
-def test_watcher_that_looks_too_late_leaves_what_it_has_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three attempts that a lock timeout ended, one was looked at in time: the message names who was in the way."""
-    ask, asked = watcher.Watcher._ask, []
-
-    def late(self: watcher.Watcher, statement: str, within_s: float) -> list[tuple[Any, ...]]:
-        asked.append(statement)
-        time.sleep(0.3 if len(asked) > 1 else 0)
-        return ask(self, statement, within_s)
-
-    monkeypatch.setattr(watcher.Watcher, "_ask", late)
-    monkeypatch.setattr(database, "RETRIES_WITHOUT_DEADLINE", 2)
+def test_watcher_knows_who_was_in_the_way_until_it_sees_the_server_work(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look behind the end of the wait takes nobody back; one at a statement that nobody blocks does."""
+    monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
+    login = Login(world.server.host, world.server.port, world.dbname, ADMIN, ADMIN_PASSWORD)
     world.sql("CREATE TABLE things (id int)")
-    world.write("001_alter.sql", "ALTER TABLE things ADD name text;")
-    with world.connection() as other:
-        rows(other, "BEGIN; SELECT FROM things")
-        in_the_way = f"(pid {other.info.backend_pid} rds_admin"
-        with pytest.raises(InitializerError, match=re.escape(in_the_way)):
-            world.deploy(CREATE_USERS="false", LOCK_TIMEOUT="400ms")
+    with closing(database.connect(login, Deadline())) as conn, ThreadPoolExecutor(1) as pool:
+        look = partial(watcher.Watcher(conn, login, Deadline(), 1)._look, 1, tell=False)
+        with open_transaction(world, "LOCK TABLE things") as other:
+            waiting = pool.submit(rows, conn, "SET lock_timeout = '2s'; SELECT FROM things")
+            wait_until(lambda: look() or conn.blocked_by)
+            with pytest.raises(psycopg2.errors.LockNotAvailable):
+                waiting.result(20)
+            look()
+            pid, in_the_way = other.info.backend_pid, " ".join(conn.blocked_by)
+            working = pool.submit(rows, conn, "SELECT pg_sleep(2)")
+            wait_until(lambda: look() or not conn.blocked_by)
+            working.result(20)
 
-    assert len(asked) == 3
+    assert in_the_way.startswith(f"pid {pid} rds_admin")
 
 
 @pytest.mark.usefixtures("_soon")
