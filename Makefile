@@ -16,8 +16,8 @@ endif
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: $(READY)  ## run the tests on a real PostgreSQL (ARGS="-k lock", WORKERS=0)
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report=term $(ARGS)
+test: $(READY)  ## run the tests on a real PostgreSQL (ARGS="-k lock", ARGS=--cov, WORKERS=0)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 demo: $(READY)  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	$(BIN)/python tests/demo.py $(if $(MIGRATIONS),--migrations "$(MIGRATIONS)")
