@@ -730,17 +730,7 @@ def apply_pending(
         duration_ms = round((time.monotonic() - started) * 1000)
         report["pending"].remove(one.name)
         if conn.rehearsal:
-            conn.rehearsal.defer_constraints()
-            if not outcome.holds_lock and not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
-                raise LockError(f"{one.name} let go of the lock, and another run has it now. Invoke again.")
-            locks, untried = conn.rehearsal.new_locks(), list(outcome.untried)
-            tried = {"name": one.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
-            report["tried"].append(tried)
-            fields: dict[str, Any] = (
-                {"locks": [f"{lock['lock']} on {lock['table']}" for lock in locks]} if locks else {}
-            )
-            fields.update({"untried": untried} if untried else {})
-            log("tried", migration=one.name, duration_ms=duration_ms, **fields)
+            report["tried"].append(tried(conn, one.name, outcome, duration_ms))
             continue
         report["applied"].append({"name": one.name, "duration_ms": duration_ms})
         log("applied", migration=one.name, duration_ms=duration_ms)
@@ -771,6 +761,18 @@ def dry_run(conn: Connection, setup: Setup, deadline: Deadline, report: dict[str
         raise MigrationError(f"{exc}\nIt may need what a dry run could not try: {'; '.join(untried)}.") from exc
     finally:
         report["pending"] = [entry["name"] for entry in report["tried"]] + report["pending"]
+
+
+def tried(conn: Connection, name: str, outcome: Outcome, duration_ms: int) -> dict[str, Any]:
+    """What the report says of a file that a dry run went through; raises LockError where the file lost the lock."""
+    conn.rehearsal.defer_constraints()
+    if not outcome.holds_lock and not query(conn, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
+        raise LockError(f"{name} let go of the lock, and another run has it now. Invoke again.")
+    locks, untried = conn.rehearsal.new_locks(), list(outcome.untried)
+    shown_locks = [f"{lock['lock']} on {lock['table']}" for lock in locks]
+    fields: dict[str, Any] = {key: value for key, value in (("locks", shown_locks), ("untried", untried)) if value}
+    log("tried", migration=name, duration_ms=duration_ms, **fields)
+    return {"name": name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
 
 
 def rehearsed(outcome: Outcome, script: Script) -> Outcome:
