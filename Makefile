@@ -51,12 +51,15 @@ bench: $(READY)  ## how fast it is, beside a floor and other tools (ARGS="cold -
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --line-length 100 db_setup
+	$(BIN)/ruff format --check tests benchmarks
+	$(BIN)/ruff format --check --line-length 100 db_setup
 	$(BIN)/mypy
 
 format: $(READY)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff format tests benchmarks
+	$(BIN)/ruff format --line-length 100 db_setup
 
 lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's)
 	$(BIN)/python -m pip install -q $(UV)

@@ -15,16 +15,14 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import database
 import initializer
-import limited_users
 import psycopg2
-import script_runner
+from session import Session
 
 from benchmarks.contestants import OURS_WITH_USERS
 from benchmarks.ground import Ground, Target
@@ -48,20 +46,18 @@ class Clock:
 
     @contextmanager
     def around_queries(self) -> Iterator[None]:
-        original = database.query
+        original = Session.query
 
-        def query(conn: Any, statement: Any, args: Any = None) -> Any:
+        def query(session: Session, statement: Any, args: Any = None) -> Any:
             started = time.perf_counter()
             try:
-                return original(conn, statement, args)
+                return original(session, statement, args)
             finally:
-                text = statement if isinstance(statement, str) else statement.as_string(conn)
+                text = statement if isinstance(statement, str) else statement.as_string(session.connection)
                 self.took[" ".join(text[:200].split())[:48]] += time.perf_counter() - started
                 self.count += 1
 
-        with ExitStack() as stack:
-            for module in (database, initializer, limited_users, script_runner):
-                stack.enter_context(mock.patch.object(module, "query", query))
+        with mock.patch.object(Session, "query", query):
             yield
 
 

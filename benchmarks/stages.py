@@ -67,10 +67,12 @@ with stage("import of the standard library's rest (concurrent.futures, unicodeda
 for module in (
     "sql_scanner",
     "database",
+    "watcher",
+    "session",
     "limited_users",
     "script_runner",
-    "watcher",
     "migration_files",
+    "tracking",
     "initializer",
 ):
     with stage(f"import {module}"):
@@ -80,10 +82,15 @@ import os  # noqa: E402
 import ssl  # noqa: E402
 
 import botocore.loaders  # noqa: E402
+import database  # noqa: E402
 import initializer  # noqa: E402
-import limited_users  # noqa: E402
 import migration_files  # noqa: E402
-from database import Deadline, connect, prepare_session  # noqa: E402
+import secret_store  # noqa: E402
+import tracking  # noqa: E402
+from common import Deadline  # noqa: E402
+from config import Config, Setup, kept_credentials  # noqa: E402
+from report import Report  # noqa: E402
+from session import Session  # noqa: E402
 
 Loader = botocore.loaders.Loader
 original = Loader.load_data_with_path
@@ -115,39 +122,34 @@ with (
     collected("list of 430 services", Loader, "list_available_services"),
     stage("Secrets Manager's client"),
 ):
-    client = initializer.secrets_client(deadline)
-config = initializer.Config.from_env(os.environ, [])
+    client = secret_store.secrets_client(deadline)
+config = Config.from_env(os.environ, [])
 with collected("140 certificates", ssl.SSLContext, "load_verify_locations"), stage("first secret (TLS, signature)"):
-    admin = initializer.read_secret(client, config.admin_secret)
+    admin = secret_store.read_secret(client, config.admin_secret)
 with stage("second and third secret"):
-    targets = {
-        kind: initializer.read_secret(client, name)
-        for kind, name in (
-            (limited_users.READWRITE, config.user_secret),
-            (limited_users.TABLECREATOR, config.creator_secret),
-        )
-    }
+    targets = {kind: secret_store.read_secret(client, name) for kind, name in config.user_secrets.items()}
 with stage("list of files"):
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [])
 login = config.login(admin.value, [])
+session = Session(login, deadline, config.lock_timeout_ms)
 with stage("connecting (TCP, TLS, SCRAM)"):
-    conn = connect(login, deadline)
-with stage("session set up"):
-    seen = initializer.Seen(*prepare_session(conn, config.lock_timeout_ms, initializer.look(config)))
+    database.connect(login, deadline).close()
+with stage("connecting again, and the session set up"):
+    tables = tracking.TablesFound(*session.open(tracking.tables_question(config)))
 with stage("tracking table"):
-    state = initializer.read_state(conn, config, seen)
+    state = tracking.read_state(session, config, tables)
 with stage("plan (100 files read and hashed)"):
     plan = migration_files.make_plan(files, state.rows)
-setup = initializer.Setup(config, login, targets, files, client)
+setup = Setup(config, login, targets, files, client)
 with stage("users (3 queries, 2 logins)"):
-    users = initializer.working_users(conn, setup, deadline)
+    users = initializer.Run(setup, session, Report("")).users.working_logins(kept_credentials(setup))
 assert plan.pending == ()
 assert users is not None
-conn.close()
+session.close()
 found.append(("of all this: garbage collection", *collecting))
 os.environ["PGSSLMODE"] = "disable"
 with stage("for comparison: connecting without TLS"):
-    connect(login, deadline).close()
+    database.connect(login, deadline).close()
 import hashlib  # noqa: E402
 
 with stage("for comparison: PBKDF2, 4,096 rounds"):

@@ -34,12 +34,14 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"{exc}: pip install psycopg2-binary")
 
+import config
 import initializer
 import migration_files
 import secret_store
-from database import InitializerError, Login
-from initializer import Config, ConfigError
-from migration_files import Migration, MigrationError, Row
+from common import ConfigError, InitializerError, MigrationError
+from config import ADMIN_VARIABLE, Config
+from database import Endpoint, Login
+from migration_files import Migration, Row
 from sql_scanner import Script
 
 ABOUT = {
@@ -171,7 +173,7 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
     """
     if "DATABASE_URL" not in environ:
         return None
-    both = [name for name in (initializer.ADMIN, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ]
+    both = [name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ]
     if both:
         raise ConfigError(f"DATABASE_URL and {', '.join(both)} both say where to connect: unset the one or the other.")
     try:
@@ -183,14 +185,15 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
         raise ConfigError(f"DATABASE_URL: {', '.join(strange)} is not supported, only {', '.join(VARIABLES)}.")
     parts = {"port": "5432", **{key: environ[name] for key, name in PARTS.items() if name in environ}, **given}
     misread = any("@" in value for key, value in given.items() if key not in ("user", "password"))
-    if misread or not re.fullmatch(initializer.PORT, parts["port"]) or "," in parts.get("host", ""):
+    if misread or not re.fullmatch(config.PORT, parts["port"]) or "," in parts.get("host", ""):
         raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
     missing = [f"{key} (or set {PARTS[key]})" for key in ("host", "user", "dbname") if not parts.get(key)]
     if missing:
         raise ConfigError(f"DATABASE_URL has no {', no '.join(missing)}: {URL}.")
     environ.update({name: given[key] for key, name in VARIABLES.items() if key in given})
     # Without a password libpq looks into ~/.pgpass, or needs none.
-    return Login(parts["host"], int(parts["port"]), parts["dbname"], parts["user"], parts.get("password", ""))
+    endpoint = Endpoint(parts["host"], int(parts["port"]), parts["dbname"])
+    return Login(endpoint, parts["user"], parts.get("password", ""))
 
 
 def run(action: str, screen: Screen) -> Mapping[str, Any]:
@@ -198,8 +201,8 @@ def run(action: str, screen: Screen) -> Mapping[str, Any]:
     login = login_from_url(os.environ)
     if login and action == "rotate":
         raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was touched.")
-    if not login and initializer.ADMIN not in os.environ:
-        raise ConfigError(f"where is the database? Set DATABASE_URL, or {initializer.ADMIN} as in Lambda.")
+    if not login and ADMIN_VARIABLE not in os.environ:
+        raise ConfigError(f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda.")
     if not login and vars(secret_store)["boto3"] is None:
         raise ConfigError("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead.")
     work = ThreadPoolExecutor(1).submit(initializer.handler, {"action": action}, None, login)
@@ -269,12 +272,12 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     """Everything that can be said without a database; the files of the git base count as applied."""
     problems: list[str] = []
     notes: list[str] = []
-    config = Config.from_env(os.environ, problems, with_secrets=False)
+    settings = Config.from_env(os.environ, problems, with_secrets=False)
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            script = migration_files.load_script(file, config.tables)
+            script = migration_files.load_script(file, settings.tables)
             scripts[file] = replace(script, text="")
             if not scripts[file].count:
                 notes.append(f"{file.path.name} {migration_files.EMPTY}")
@@ -284,7 +287,7 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     notes += [f"{path.name} is never run" for path in sorted(initializer.MIGRATIONS_DIR.glob("*.down.sql"))]
     refused = {file.name for file in files if file not in scripts}
     rows = [row for row in applied_rows(base_commit(base, problems, notes), files) if row.name not in refused]
-    new = compare(list(scripts), rows, config, problems, notes)
+    new = compare(list(scripts), rows, settings, problems, notes)
     program = shutil.which("squawk")
     if with_squawk and not program:
         notes.append(SQUAWK)
@@ -307,7 +310,7 @@ def not_alone(file: Migration, script: Script) -> Iterator[str]:
 
 
 def compare(
-    files: Sequence[Migration], rows: Sequence[Row], config: Config, problems: list[str], notes: list[str]
+    files: Sequence[Migration], rows: Sequence[Row], settings: Config, problems: list[str], notes: list[str]
 ) -> list[Migration]:
     """The new files. What a run on a database with these rows would refuse is a problem; what it warns of, a note."""
     try:
@@ -317,7 +320,7 @@ def compare(
         return list(files)
     gone = [f"{file.path.name} was edited. {RESTORE}" for _, file in plan.edited]
     gone += [f"{name} was deleted. {RESTORE}" for name in plan.orphans]
-    (notes if config.allow_edited else problems).extend(gone)
+    (notes if settings.allow_edited else problems).extend(gone)
     notes += [f"{file.path.name} is {row.name}, renumbered" for row, file in plan.renumbered]
     for warning in plan.warnings:
         twice = "is used more than once" in warning  # by a new file, which can still be renumbered

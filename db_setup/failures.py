@@ -7,68 +7,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Optional
 
-import psycopg2
-from database import RETRYABLE
+from outcomes import SAVEPOINT_GONE, SYNTAX_ERROR, Failure
+from session import RETRYABLE
 from sql_scanner import Script, body_of, locate
 
 NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-SYNTAX_ERROR, SAVEPOINT_GONE, READ_ONLY = "42601", "3B001", "25006"
-SAVEPOINT = "db_setup_file"
 SHOWN = 100  # characters of a line
 SECRET = re.compile(r"passwor|identified\s+by|(create|alter)\s+(role|user)\b", re.IGNORECASE)
 ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run of a script ended. `offset` is a place in it; `exact` where PostgreSQL itself named that place;
-    `at_end` where all statements went well and what comes behind them did not."""
-
-    holds_lock: bool = True
-    is_fresh: bool = True  # the session is as a new one would be
-    error: Optional[psycopg2.Error] = None
-    refusal: str = ""
-    offset: int = 0
-    exact: bool = False
-    at_end: bool = False
-    in_rows: bool = False  # the place is one of the rows of a COPY
-    connection_lost: bool = False
-    goes_on: bool = False  # the server may still be at it
-    in_the_way: bool = False  # others are, for a while
-    untried: tuple[str, ...] = ()  # what a dry run cannot try
-    rehearsed: bool = False  # a dry run, of which nothing stays
-
-    @property
-    def failed(self) -> bool:
-        return self.error is not None or self.refusal != ""
-
-    @property
-    def stopped(self) -> bool:
-        return self.code == "57014" and "user request" in str(self.error)
-
-    @property
-    def code(self) -> str:
-        return RETRYABLE[0] if self.in_the_way else (self.error and self.error.pgcode) or ""
-
-
-def describe(script: Script, outcome: Outcome) -> str:
+def describe(script: Script, outcome: Failure) -> str:
     """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
     if outcome.error is None:
         return outcome.refusal
     said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())
-    if outcome.code[:2] == "22" and not outcome.exact:
+    if outcome.sqlstate[:2] == "22" and not outcome.exact:
         said = re.sub('".*"', '"…"', said)  # a value that does not stand in the script comes from a row
     said = said[:400]
     at = script.text[outcome.offset : outcome.offset + 2]
-    if outcome.code == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
+    if outcome.sqlstate == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
         said += "; variables of psql do not exist here: write the value itself"
-    elif outcome.code == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+    elif outcome.sqlstate == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
         said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
     when = ", which showed at the end of the file" if outcome.at_end else ""
-    return f"{said} ({outcome.code or 'no answer'}){when}"
+    return f"{said} ({outcome.sqlstate or 'no answer'}){when}"
 
 
 # The names of functions, types, operator classes and access methods, and whose they are.
@@ -209,20 +173,20 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
 )
 
 
-def advice(script: Script, outcome: Outcome) -> str:
+def advice(script: Script, outcome: Failure) -> str:
     """One sentence that tells what to write instead, for the commonest mistakes."""
     diag = outcome.error.diag if outcome.error else None
     text, at = script.text, outcome.offset
     new_rows = (
         ROWS.match(text, at) or outcome.in_rows or outcome.at_end or (diag and "PL/pgSQL" in (diag.context or ""))
     )
-    if diag is None or (outcome.code.startswith("23") and new_rows):
+    if diag is None or (outcome.sqlstate.startswith("23") and new_rows):
         return ""  # it is not old rows that break a constraint
     said = diag.message_primary or ""
-    if outcome.code == "42501":
+    if outcome.sqlstate == "42501":
         said += f" {diag.message_detail or ''}"  # from PostgreSQL 16 on, only this tells that it takes a superuser
     missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
-    if outcome.code in ("42883", "42704") and missing:
+    if outcome.sqlstate in ("42883", "42704") and missing:
         name = missing.group(1).split(".")[-1]
         for names, extension in EXTENSIONS:
             if re.fullmatch(names, name, re.IGNORECASE):
@@ -230,7 +194,7 @@ def advice(script: Script, outcome: Outcome) -> str:
     seen = f"{said}|{text[max(at - 60, 0) : at] if outcome.exact else ''}|{text[at : at + 300]}".replace("\n", " ")
     for codes, pattern, sentence in MISTAKES:
         found = re.search(pattern, seen)
-        if re.fullmatch(codes, outcome.code) and found:
+        if re.fullmatch(codes, outcome.sqlstate) and found:
             return sentence.format(*found.groups(""))
     return ""
 
@@ -250,9 +214,9 @@ def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
         yield " " * (len(f"LINE {number}: {before}") + at - first) + "^"
 
 
-def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] = ()) -> str:
+def state_and_step(script: Script, outcome: Failure, blocked_by: Sequence[str] = ()) -> str:
     """Of the cases that apply, the first: the state we are in, and what to do."""
-    code, several, in_steps = outcome.code, script.count > 1, script.unwrapped
+    code, several, in_steps = outcome.sqlstate, script.count > 1, script.unwrapped
     by = f" ({', '.join(blocked_by)})" if blocked_by else ""
     or_end = ", or end them: SELECT pg_terminate_backend(PID)" if blocked_by else ""
     stays = in_steps and not outcome.rehearsed
@@ -260,14 +224,14 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     go_on = "" if outcome.rehearsed else " to go on"
     instead = advice(script, outcome)
     then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
-    gone = code == SAVEPOINT_GONE and SAVEPOINT in str(outcome.error)
+    gone = code == SAVEPOINT_GONE and "db_setup_file" in str(outcome.error)
     cases = (
         (
-            outcome.refusal and not outcome.in_the_way,
+            outcome.refusal and not outcome.blocked,
             "What has run stays done. Deploy again then: the run goes on behind it.",
         ),
         (
-            outcome.goes_on,
+            outcome.still_building,
             "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "
             "then: a finished index is recorded, an unfinished one built anew.",
         ),
@@ -277,7 +241,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
             "had just finished, and the tracking table knows. Invoke again.",
         ),
         (
-            outcome.stopped,
+            outcome.cancelled,
             f"{kept}It was stopped, by the deadline or by an administrator. Invoke again{go_on}; if it needs longer "
             "than the function's timeout, raise that or split the file.",
         ),
@@ -308,33 +272,33 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
     return next((text for applies, text in cases if applies), f"Rolled back. {then}.")
 
 
-def _has_no_place(script: Script, outcome: Outcome) -> bool:
+def _has_no_place(script: Script, outcome: Failure) -> bool:
     """No line can be shown: it is not known, or may hold rows."""
     if outcome.in_rows or (
-        outcome.code[:2] in ("22", "23") and ROWS.match(script.text, _statement_at(script, outcome))
+        outcome.sqlstate[:2] in ("22", "23") and ROWS.match(script.text, _statement_at(script, outcome))
     ):
         return True
-    ended = outcome.connection_lost or outcome.stopped or outcome.code == SAVEPOINT_GONE
+    ended = outcome.connection_lost or outcome.cancelled or outcome.sqlstate == SAVEPOINT_GONE
     return not outcome.exact and (ended or outcome.at_end)
 
 
-def _statement_at(script: Script, outcome: Outcome) -> int:
+def _statement_at(script: Script, outcome: Failure) -> int:
     """Where the statement begins that failed."""
     found = (s.start for s in script.statements() if s.start <= outcome.offset < s.end)
     return next(found, outcome.offset) if outcome.exact else outcome.offset
 
 
-def details(script: Script, outcome: Outcome) -> Iterator[str]:
+def details(script: Script, outcome: Failure) -> Iterator[str]:
     """Further lines: the line of SQL, where in a function, which constraint, PostgreSQL's DETAIL (unless it holds a
     row), HINT."""
     diag = outcome.error.diag if outcome.error else None
     context = diag.context if diag else ""
     inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", context or "", re.MULTILINE)
-    if inner and inner.group(1) == "inline_code_block" and not outcome.stopped:
+    if inner and inner.group(1) == "inline_code_block" and not outcome.cancelled:
         body = locate(script.text, body_of(script.text, outcome.offset))[0]
         number = body + int(inner.group(3)) - 1
         yield f"IN: the DO block, line {number} of the file"
-        if outcome.code[:2] not in ("22", "23"):
+        if outcome.sqlstate[:2] not in ("22", "23"):
             yield from excerpt(
                 script.text, len("".join(script.text.split("\n")[: number - 1])) + number - 1, exact=False
             )
@@ -345,9 +309,9 @@ def details(script: Script, outcome: Outcome) -> Iterator[str]:
     if diag is None:
         return
     named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
-    if outcome.code[:2] in ("22", "23") and any(name for _, name in named):
+    if outcome.sqlstate[:2] in ("22", "23") and any(name for _, name in named):
         yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
-    elif diag.message_detail and outcome.code[:2] not in ("22", "23"):
+    elif diag.message_detail and outcome.sqlstate[:2] not in ("22", "23"):
         yield f"DETAIL: {diag.message_detail[:300]}"
     if diag.message_hint:
         yield f"HINT: {diag.message_hint[:300]}"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Optional
 
 import failures
 import sql_scanner
-from database import InitializerError, log
+from common import MigrationError, log
 from sql_scanner import Script
 
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
@@ -32,10 +32,6 @@ UNDOES = "what another tool would run to undo the file begins here, and would ru
 # As dbmate and node-pg-migrate mark it; to PostgreSQL it is a comment.
 UNDOING_WORDS = ("migrate:down", "Down Migration")
 UNDOING_HALF = re.compile(rf"^--\s*(?:{'|'.join(UNDOING_WORDS)})\b", re.MULTILINE)
-
-
-class MigrationError(InitializerError):
-    """A migration cannot be applied."""
 
 
 # --- Names and texts ------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A dry run: one transaction that is rolled back, and what it has locked meanwhile.
+"""The session of a dry run: one transaction that is rolled back, and the locks that it has taken
+meanwhile.
 
 Knows PostgreSQL, nothing of migrations or AWS.
 """
@@ -6,14 +7,18 @@ Knows PostgreSQL, nothing of migrations or AWS.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from database import REHEARSAL, Connection, query, roll_back
+from common import LOG_PREFIX, Deadline
+from database import Login
+from psycopg2 import sql
+from session import Session
 
 PREFIX = "dry run: "
+OUR_SAVEPOINT = "db_setup_transaction"
 # From weak to strong, and what others cannot do meanwhile.
-TABLE_LOCKS = {
+BLOCKED_BY = {
     "RowExclusiveLock": "nothing",
     "ShareUpdateExclusiveLock": "other changes of the table",
     "ShareLock": "writing",
@@ -21,75 +26,122 @@ TABLE_LOCKS = {
     "ExclusiveLock": "writing",
     "AccessExclusiveLock": "reading and writing",
 }
-TABLES = """
-    SELECT c.oid::bigint, format('%%I.%%I', n.nspname, c.relname) FROM pg_class c
+LOCK_MODES = list(BLOCKED_BY)
+FIRST_THAT_BLOCKS_WRITING = LOCK_MODES.index("ShareLock")
+
+
+class Rehearsal(Session):
+    """A session in which, between `rehearsing` and its end, each transaction is a savepoint of one
+    that is rolled back.
+
+    Everything is rolled back except the values of sequences.
+    """
+
+    _after_commit_sql = "; RESET client_min_messages"  # a SET LOCAL lasts beyond its savepoint
+
+    def __init__(self, login: Login, deadline: Deadline, lock_timeout_ms: int) -> None:
+        super().__init__(login, deadline, lock_timeout_ms)
+        self.has_sequences = False
+        self._tables: dict[int, str] = {}
+        self._strongest_locks: dict[int, int] = {}  # by table, as an index of LOCK_MODES
+
+    @contextmanager
+    def rehearsing(self, our_tables: Sequence[str]) -> Iterator[None]:
+        """The transaction. Locks on `our_tables` are not reported."""
+        self.query("BEGIN")
+        self._tables = dict(self.query(TABLES_SQL, [list(our_tables)]))
+        our_sequences = [f"{name}_id_seq" for name in our_tables]
+        self.has_sequences = bool(self.query(SEQUENCES_SQL, [our_sequences]))
+        prefix = LOG_PREFIX.set(PREFIX)
+        self.activity.log_prefix = PREFIX
+        try:
+            yield
+        finally:
+            LOG_PREFIX.reset(prefix)
+            self.activity.log_prefix = ""
+            super().roll_back()
+
+    def begin_sql(self, words: str = "BEGIN") -> str:
+        """Sets the savepoint, and returns what sets the modes that a savepoint can have: reading
+        and writing.
+
+        The savepoint is made immediately: a message that cannot be parsed would not make it.
+        """
+        self.query(f"SAVEPOINT {OUR_SAVEPOINT}")
+        modes = re.search("READ (ONLY|WRITE)", words.upper())
+        return f"SET TRANSACTION {modes.group()}" if modes else READ_ONLY_BY_DEFAULT_SQL
+
+    def commit_sql(self) -> str:
+        return f"RELEASE SAVEPOINT {OUR_SAVEPOINT}"
+
+    def roll_back(self) -> None:
+        self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
+
+    def query_in_transaction(self, statements: sql.Composable) -> None:
+        with self.transaction():
+            self.query(statements)
+
+    def _can_retry(self) -> bool:
+        """Not while it blocks others itself, which it does until its end."""
+        blocks_others = any(
+            mode >= FIRST_THAT_BLOCKS_WRITING for mode in self._strongest_locks.values()
+        )
+        return super()._can_retry() and not blocks_others
+
+    def defer_constraints(self) -> None:
+        """After SET CONSTRAINTS ALL IMMEDIATE: defer those again that are deferred when a
+        transaction begins.
+        """
+        ((others,),) = self.query(IMMEDIATE_CONSTRAINTS_SQL)
+        again_sql = f"SET CONSTRAINTS {others} IMMEDIATE" if others else ""
+        self.query(f"SET CONSTRAINTS ALL DEFERRED; {again_sql}")
+
+    def new_locks(self) -> list[dict[str, str]]:
+        """The locks taken since the last call: of each table the strongest, where it is stronger
+        than before.
+        """
+        taken: dict[int, int] = {}
+        for table, mode in self.query(HELD_LOCKS_SQL):
+            if table in self._tables and mode in BLOCKED_BY:
+                taken[table] = max(LOCK_MODES.index(mode), taken.get(table, -1))
+        before = self._strongest_locks
+        stronger = {table: mode for table, mode in taken.items() if mode > before.get(table, -1)}
+        before.update(stronger)
+        strongest_first = sorted(stronger.items(), key=lambda one: (-one[1], self._tables[one[0]]))
+        return [
+            _lock_entry(self._tables[table], LOCK_MODES[mode]) for table, mode in strongest_first
+        ]
+
+
+def _lock_entry(table: str, mode: str) -> dict[str, str]:
+    """AccessExclusiveLock is, in the words of LOCK TABLE, ACCESS EXCLUSIVE."""
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", mode[: -len("Lock")]).upper()
+    return {"table": table, "lock": words, "blocks": BLOCKED_BY[mode]}
+
+
+# --- The questions ----------------------------------------------------------------------------
+
+READ_ONLY_BY_DEFAULT_SQL = (  # in a savepoint, too
+    "SELECT pg_catalog.set_config('transaction_read_only', "
+    "pg_catalog.current_setting('default_transaction_read_only'), true)"
+)
+TABLES_SQL = """
+    SELECT c.oid::bigint, quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+    WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f')
+      AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND c.relname <> ALL (%s)"""
-LOCKED = (
+HELD_LOCKS_SQL = (
     "SELECT relation::bigint, mode FROM pg_catalog.pg_locks "
     "WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation' AND granted"
 )
-# What SET CONSTRAINTS ALL IMMEDIATE has changed for the rest of the transaction; of ours there is but one.
-IMMEDIATE_AGAIN = """
+# What SET CONSTRAINTS ALL IMMEDIATE has changed for the rest of the transaction; of ours there is
+# but one.
+IMMEDIATE_CONSTRAINTS_SQL = """
     SELECT string_agg(format('%I.%I', n.nspname, c.conname), ', ') FROM pg_constraint c
     JOIN pg_namespace n ON n.oid = c.connamespace
     WHERE c.condeferrable AND NOT c.condeferred AND has_schema_privilege(n.oid, 'USAGE')
       AND (n.nspname !~ '^pg_' OR n.oid = pg_my_temp_schema())"""
-SEQUENCES = """
+SEQUENCES_SQL = """
     SELECT true FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND c.relname <> ALL (%s) LIMIT 1"""
-
-
-class Rehearsal:
-    """While the block lasts, what the connection calls a transaction is part of one that is rolled back in the end.
-
-    Sequences do not go back. Tables named in `without` are not spoken of.
-    """
-
-    def __init__(self, conn: Connection, without: Sequence[str] = ()) -> None:
-        self._conn, self._held, self._without = conn, dict[int, int](), list(without)
-
-    def __enter__(self) -> Rehearsal:
-        query(self._conn, "BEGIN")
-        self._conn.rehearsal = self
-        self._tables = dict(query(self._conn, TABLES, [self._without]))
-        self.has_sequences = bool(query(self._conn, SEQUENCES, [[f"{name}_id_seq" for name in self._without]]))
-        self._said_in = REHEARSAL.set(PREFIX)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        REHEARSAL.reset(self._said_in)
-        self._conn.rehearsal = None
-        roll_back(self._conn)
-
-    def __str__(self) -> str:
-        return PREFIX
-
-    @property
-    def is_in_the_way(self) -> bool:
-        """It holds locks that keep others waiting, and will until its end."""
-        weakest = list(TABLE_LOCKS.values()).index("writing")
-        return any(mode >= weakest for mode in self._held.values())
-
-    def defer_constraints(self) -> None:
-        """Behind SET CONSTRAINTS ALL IMMEDIATE: those that are deferred at the beginning of a transaction are again."""
-        ((others,),) = query(self._conn, IMMEDIATE_AGAIN)
-        query(self._conn, f"SET CONSTRAINTS ALL DEFERRED; {f'SET CONSTRAINTS {others} IMMEDIATE' if others else ''}")
-
-    def new_locks(self) -> list[dict[str, str]]:
-        """The locks taken since the last call: of each table the strongest, where it is stronger than before."""
-        modes, taken = list(TABLE_LOCKS), dict[int, int]()
-        for table, mode in query(self._conn, LOCKED):
-            if table in self._tables and mode in modes:
-                taken[table] = max(modes.index(mode), taken.get(table, -1))
-        stronger = {table: mode for table, mode in taken.items() if mode > self._held.get(table, -1)}
-        self._held.update(stronger)
-        return [
-            {
-                "table": self._tables[table],
-                "lock": re.sub("(?<=[a-z])(?=[A-Z])", " ", modes[mode][: -len("Lock")]).upper(),
-                "blocks": TABLE_LOCKS[modes[mode]],
-            }
-            for table, mode in sorted(stronger.items(), key=lambda one: (-one[1], self._tables[one[0]]))
-        ]

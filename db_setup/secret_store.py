@@ -1,6 +1,7 @@
 """AWS Secrets Manager: reads and writes the secrets that hold logins.
 
-Knows AWS, nothing of databases or migrations. What goes wrong is a ConfigError or, in writing, a UserError.
+Knows AWS, nothing of databases or migrations. What goes wrong is a ConfigError or, in writing, a
+UserError.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from database import Deadline, InitializerError
-from limited_users import CURRENT, Credentials, UserError
+from common import ConfigError, Credentials, Deadline, UserError, shown
 
 try:
     import boto3
@@ -21,17 +21,12 @@ except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is neede
     boto3 = None  # type: ignore[assignment]
 
 
-class ConfigError(InitializerError):
-    """Variables or secrets are wrong; nothing has been touched."""
+CURRENT = "AWSCURRENT"
+PENDING = "AWSPENDING"  # the value that a rotation is about to make current
 
 
 class UnreachableError(ConfigError):
     """Secrets Manager does not answer; asking for the next secret would only take as long again."""
-
-
-def shown(value: str) -> str:
-    """A value in a message, not too long."""
-    return repr(value if len(value) <= 90 else value[:89] + "…")
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,14 @@ class Secret:
 
 
 def secrets_client(deadline: Deadline) -> Any:
-    """A new client, since nothing outlives an invocation, that leaves time for the rest; raises ConfigError.
+    """A new client, since nothing outlives an invocation, that leaves time for the rest; raises
+    ConfigError.
 
-    botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is missing.
+    botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is
+    missing.
     """
     left = max(deadline.left(60), 4)
-    attempts = 3 if left > 40 else 1
+    attempts = 3 if has_time_for_retries(deadline) else 1
     try:
         options = AwsConfig(
             connect_timeout=min(5, left / 4),
@@ -65,16 +62,25 @@ def secrets_client(deadline: Deadline) -> Any:
         raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
 
 
+def has_time_for_retries(deadline: Deadline) -> bool:
+    return deadline.left(60) > 40
+
+
 def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
-    """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it cannot be read.
+    """Read a secret by name or ARN; raises ConfigError with what Secrets Manager says where it
+    cannot be read.
 
     A secret without a value, or with one that is not a JSON object, is returned with a complaint.
     """
+    request = {"SecretId": name}
+    if stage != CURRENT:
+        request["VersionStage"] = stage
     try:
-        answer = client.get_secret_value(SecretId=name, **({} if stage == CURRENT else {"VersionStage": stage}))
+        answer = client.get_secret_value(**request)
     except (BotoCoreError, ClientError) as exc:
         # An absent secret and one without a value are the same error code; only the text differs.
-        if "secret value for staging label" in str(exc) or (stage != CURRENT and "ResourceNotFound" in str(exc)):
+        has_no_value = "secret value for staging label" in str(exc)
+        if has_no_value or (stage != CURRENT and "ResourceNotFound" in str(exc)):
             return Secret(name, complaint="has no value yet")
         kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
         raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
@@ -89,7 +95,9 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
 
 
 def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
-    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS rotates it)."""
+    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS
+    rotates it).
+    """
     return read_secret(client, name, stage).value
 
 
@@ -110,22 +118,28 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
 def _aws_problem(exc: Exception, action: str, name: str) -> str:
     if not isinstance(exc, ClientError):
         return (
-            f"could not be asked for ({type(exc).__name__}): a function in a VPC needs an interface endpoint "
-            "for Secrets Manager, or NAT, and a role"
+            f"could not be asked for ({type(exc).__name__}): a function in a VPC needs an "
+            "interface endpoint for Secrets Manager, or NAT, and a role"
         )
     code = exc.response["Error"].get("Code", "")
     if code == "ResourceNotFoundException":
         elsewhere = "" if name.startswith("arn:") else " (pass its ARN if it lives elsewhere)"
         return f"does not exist in this account and region{elsewhere}"
     if code in ("AccessDeniedException", "AccessDenied"):
-        return f"is closed to the function's role: grant it secretsmanager:{action}, and the use of the KMS key"
+        grant = f"grant it secretsmanager:{action}, and the use of the KMS key"
+        return f"is closed to the function's role: {grant}"
     message = " ".join(exc.response["Error"].get("Message", "").split()).rstrip(".")
     return f"is refused: Secrets Manager answered {code} to {action}: {message[:200]}"
 
 
 def same_secret(one: str, other: str) -> bool:
     """Both name the same secret, as far as names and ARNs tell."""
-    name = r"arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:(.+?)(-[A-Za-z0-9]{6})?"
     if one.startswith("arn:") and other.startswith("arn:"):
         return one == other
-    return re.sub(f"^{name}$", r"\1", one) == re.sub(f"^{name}$", r"\1", other)
+    return _name_in(one) == _name_in(other)
+
+
+def _name_in(name_or_arn: str) -> str:
+    """The secret's name, without the six characters that Secrets Manager appends in an ARN."""
+    arn = r"^arn:[^:]*:secretsmanager:[^:]*:[^:]*:secret:(.+?)(-[A-Za-z0-9]{6})?$"
+    return re.sub(arn, r"\1", name_or_arn)

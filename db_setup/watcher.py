@@ -1,7 +1,9 @@
-"""Watches a connection from a second one: says what a long statement waits for and how far it is, and stops it in time.
+"""Watches a connection from a second one: says what a long statement waits for and how far it is,
+and stops it in time.
 
-Knows PostgreSQL and the clock, nothing of migrations or AWS. The second connection is opened when there is something to
-ask, and is never waited for longer than it is told: whatever happens to it, the watched connection is not harmed.
+Knows PostgreSQL and the clock, nothing of migrations or AWS. The second connection is opened when
+there is something to ask, and is never waited for longer than it is told: whatever happens to it,
+the watched connection is not harmed.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 import psycopg2
-from database import BUILDING, Connection, Deadline, Login, log, options
+from common import Deadline, log
+from database import Connection, Login, options
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
 
 ANSWER_S = 3  # for a look, or for a cancel, connecting included
 CANCELLED_S = 2  # what a cancelled statement may take to end
-FIRST_LINE_S, NEXT_LINE_S = 5, 10
+FIRST_LINE_S = 5
+NEXT_LINE_S = 10
 TICK_S = 0.25
 
 # View, since which server, what it is at, how much is done and of how much.
@@ -34,106 +39,173 @@ PROGRESS = (
         "CASE WHEN tuples_total > 0 THEN tuples_done ELSE blocks_done END",
         "CASE WHEN tuples_total > 0 THEN tuples_total ELSE blocks_total END",
     ),
-    ("pg_stat_progress_cluster", 120000, "command || ': ' || phase", "heap_blks_scanned", "heap_blks_total"),
-    ("pg_stat_progress_vacuum", 90600, "'VACUUM: ' || phase", "heap_blks_scanned", "heap_blks_total"),
+    (
+        "pg_stat_progress_cluster",
+        120000,
+        "command || ': ' || phase",
+        "heap_blks_scanned",
+        "heap_blks_total",
+    ),
+    (
+        "pg_stat_progress_vacuum",
+        90600,
+        "'VACUUM: ' || phase",
+        "heap_blks_scanned",
+        "heap_blks_total",
+    ),
     ("pg_stat_progress_copy", 140000, "command", "bytes_processed", "bytes_total"),
 )
-WAITS_FOR = """
+WAITS_FOR_SQL = """
     SELECT concat_ws(' ', a.wait_event_type, a.wait_event), ARRAY(
-        SELECT CASE WHEN p = 0 THEN 'a prepared transaction' ELSE concat_ws(' ', 'pid', p, b.usename,
-                   quote_literal(b.application_name), coalesce(b.state, 'in a state that is hidden from us'),
+        SELECT CASE WHEN p = 0 THEN 'a prepared transaction'
+                    ELSE concat_ws(' ', 'pid', p, b.usename, quote_literal(b.application_name),
+                   coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
-        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p), a.state = 'active'
+        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p),
+        a.state = 'active'
     FROM pg_stat_activity a WHERE a.pid = %(pid)s"""
-# What an index is built by goes on: stopped, it would have to begin anew, and may never come to an end.
-CANCEL = f"SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = %(pid)s AND NOT ({BUILDING})"  # noqa: S608
+# Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
+# have to begin again, and might never come to an end.
+IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
+CANCEL_SQL = (
+    "SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a "  # noqa: S608
+    f"WHERE a.pid = %(pid)s AND NOT ({IS_BUILDING_SQL})"
+)
 
 
-def progress_query(version: int) -> str:
-    """What the server knows of how far a process id is: phase, done, total."""
+def progress_sql(version: int) -> str:
+    """Asks the server how far a process id is: phase, done, total."""
     views = (
-        f"SELECT {phase}, ({done})::float8, ({total})::float8 FROM {view} WHERE pid = %(pid)s"  # noqa: S608
+        f"SELECT {phase}, ({done})::float8, ({total})::float8 "  # noqa: S608
+        f"FROM {view} WHERE pid = %(pid)s"
         for view, since, phase, done, total in PROGRESS
         if version >= since
     )
     return " UNION ALL ".join(views)
 
 
+@dataclass
+class Activity:
+    """What a session tells its watcher, and what the watcher tells the session."""
+
+    busy_since: Optional[float] = None  # on the monotonic clock; None: no answer is waited for
+    about: Mapping[str, Any] = field(default_factory=dict)  # fields for the log
+    log_prefix: str = ""
+    blocked_by: Sequence[
+        str
+    ] = ()  # the sessions that blocked ours when the watcher last looked in time
+
+
 class Watcher:
     """One connection's watcher; `rang` tells that the deadline has passed."""
 
-    def __init__(self, conn: Connection, login: Login, deadline: Deadline, look_after_s: float) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        login: Login,
+        deadline: Deadline,
+        activity: Activity,
+        look_after_s: float,
+    ) -> None:
         self.rang = threading.Event()
-        self._conn, self._deadline, self._look_after_s = conn, deadline, min(look_after_s, FIRST_LINE_S)
-        self._pid, self._version, self._socket = conn.info.backend_pid, conn.server_version, conn.fileno()
+        self._activity = activity
+        self._deadline = deadline
+        self._look_after_s = min(look_after_s, FIRST_LINE_S)
+        self._pid = conn.info.backend_pid
+        self._version = conn.server_version
+        self._socket = conn.fileno()
         self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
-        with socket.socket(fileno=os.dup(self._socket)) as handle:  # the very same server, and no wait for DNS
+        with socket.socket(
+            fileno=os.dup(self._socket)
+        ) as handle:  # the very same server, and no wait for DNS
             if handle.family in (socket.AF_INET, socket.AF_INET6):
                 self._options["hostaddr"] = handle.getpeername()[0]
+        share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
+        self._answer_s = min(ANSWER_S, share_s)
+        self._cancelled_s = min(CANCELLED_S, share_s)
         self._over = threading.Event()
-        share_s = max(deadline.reserve / 3, 0.5) if deadline.at is not None else ANSWER_S
-        self._answer_s, self._cancelled_s = min(ANSWER_S, share_s), min(CANCELLED_S, share_s)
         self._thread = threading.Thread(target=self._watch, name="db_setup watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leaves no thread and no connection."""
+        self._over.set()
+        self._thread.join(timeout=2 * ANSWER_S)
 
     @contextmanager
     def watching(self) -> Iterator[Watcher]:
-        """Watch for as long as the block lasts; no thread and no connection is left behind."""
-        self._thread.start()
+        """Watch for as long as the block lasts."""
+        self.start()
         try:
             yield self
         finally:
-            self._over.set()
-            self._thread.join(timeout=2 * ANSWER_S)
+            self.stop()
 
     def _watch(self) -> None:
         """A look shortly before a lock timeout strikes, and a line in the log from time to time."""
-        since, due, next_look = None, itertools.count(), 0.0
+        since: Optional[float] = None
+        next_look = 0.0
+        due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
         tick = min(TICK_S, self._look_after_s / 4)
         while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
             if self._deadline.left(1) <= 0:
-                self._stop()
+                self._cancel()
                 return
-            if self._conn.busy_since != since:
-                since = self._conn.busy_since
-                due, next_look = itertools.count(FIRST_LINE_S, NEXT_LINE_S), self._look_after_s
+            if self._activity.busy_since != since:
+                since = self._activity.busy_since
+                next_look = self._look_after_s
+                due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
             elif since is not None and time.monotonic() - since >= next_look:
                 self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
                 next_look = next(due)
 
     def _look(self, elapsed_s: float, tell: bool) -> None:
-        found = self._ask(WAITS_FOR, self._deadline.left(ANSWER_S))
+        found = self._ask(WAITS_FOR_SQL, self._deadline.left(ANSWER_S))
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
-        if blocked_by or is_running:  # a look behind the end of the wait is no news
-            self._conn.blocked_by = blocked_by
+        if blocked_by or is_running:  # a look after the end of the wait is no news
+            self._activity.blocked_by = blocked_by
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}
-            fields = {key: value for key, value in fields.items() if value}
-            log(f"{self._conn.rehearsal or ''}still running", **self._conn.about, elapsed_s=round(elapsed_s), **fields)
+            known = {key: value for key, value in fields.items() if value}
+            phrase = f"{self._activity.log_prefix}still running"
+            log(phrase, **self._activity.about, elapsed_s=round(elapsed_s), **known)
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
-        for phase, done, total in self._ask(progress_query(self._version), self._deadline.left(ANSWER_S)):
-            percent = round(100 * done / total) if total else 0
-            left = {"phase_left_s": round(elapsed_s * (100 - percent) / percent) or 1} if percent else {}
-            return {"phase": phase, **({"percent": percent} if total else {"done": round(done)}), **left}
-        return {}
+        found = self._ask(progress_sql(self._version), self._deadline.left(ANSWER_S))
+        if not found:
+            return {}
+        phase, done, total = found[0]
+        if not total:
+            return {"phase": phase, "done": round(done)}
+        percent = round(100 * done / total)
+        fields = {"phase": phase, "percent": percent}
+        if percent:
+            fields["phase_left_s"] = round(elapsed_s * (100 - percent) / percent) or 1
+        return fields
 
-    def _stop(self) -> None:
-        """Cancel the running statement; if that does not help, shut the socket down, on which the server rolls back.
+    def _cancel(self) -> None:
+        """Cancel the running statement; if that does not help, shut the socket down, on which the
+        server rolls back.
 
-        libpq's own cancel has no timeout and holds Python's lock: one that hangs would freeze every thread.
+        libpq's own cancel has no timeout and holds Python's lock: one that hangs would freeze every
+        thread.
         """
         self.rang.set()
-        self._ask(CANCEL, ANSWER_S)
+        self._ask(CANCEL_SQL, ANSWER_S)
         if not self._over.wait(self._cancelled_s):
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
                 handle.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, statement: str, within_s: float) -> list[tuple[Any, ...]]:
-        """The answer to a query on the second connection; nothing where none comes in time. Closed each time: an idle
-        connection would outlive a sandbox that vanishes."""
+        """The answer to a query on the second connection; nothing where none comes in time.
+
+        Closed each time: an idle connection would outlive a sandbox that vanishes.
+        """
         end = time.monotonic() + min(within_s, self._answer_s)
         with suppress(psycopg2.Error, OSError):
             helper = psycopg2.connect(**self._options)
@@ -151,6 +223,7 @@ class Watcher:
 def _settle(conn: Any, end: float) -> None:
     """Wait for what an asynchronous connection does; raises psycopg2.Error at `end`."""
     while (state := conn.poll()) != POLL_OK:
-        read, write = [conn] if state == POLL_READ else [], [conn] if state == POLL_WRITE else []
+        read = [conn] if state == POLL_READ else []
+        write = [conn] if state == POLL_WRITE else []
         if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
             raise psycopg2.OperationalError("no answer in time")

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import database
 import psycopg2
 import pytest
+import session
 import sql_scanner
 from harness.database import drop_database
 from harness.world import Context, World
@@ -787,7 +787,7 @@ def test_apply_marked_file_with_a_done_step_edited_is_refused(world: World) -> N
     message = failure(world)
 
     assert message.startswith(
-        "001_a.sql:2: this statement has run already, and was edited since; restore it, and put the change behind it. "
+        "001_a.sql:2: this statement has run already, and was edited since; restore it, and put the change after it. "
     )
     assert world.sql("SELECT * FROM a") == []
     world.write("001_a.sql", marked.format("a").replace("-- next", "/* a comment does not count */"))
@@ -926,7 +926,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After ten attempts, or at the deadline, the message names the statement that waited and what to do."""
-    monkeypatch.setattr(database, "RETRIES_WITHOUT_DEADLINE", 1)
+    monkeypatch.setattr(session, "RETRIES_WITHOUT_DEADLINE", 1)
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
+import config
 import initializer
 import pytest
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
@@ -319,10 +320,10 @@ def test_admin_secret_without_port_means_5432() -> None:
     problems: list[str] = []
     secret = {"username": "u", "password": "p", "host": "h", "dbname": "d"}
 
-    login = initializer.Config("admin").login(secret, problems)
+    login = config.Config("admin").login(secret, problems)
 
     assert login is not None
-    assert (login.port, problems) == (5432, [])
+    assert (login.endpoint.port, problems) == (5432, [])
 
 
 def test_admin_secret_of_another_engine_is_refused(world: World) -> None:
@@ -484,14 +485,14 @@ def test_mistakes_of_every_kind_are_reported_together(world: World) -> None:
     absent = "does not exist in this account and region"
     admin = f"DB_SECRET_NAME: secret '{arn(world, 'admin')}'"
     assert message.split("; ") == [
-        f"LOCK_TIMEOUT is 'soon', but {time}",
-        "DB_PORT is 'many', but must be a port number (1 to 65535)",
         f"CREATE_USERS is 'perhaps', but {flag}",
         f"DB_HOST {empty}",
+        "DB_PORT is 'many', but must be a port number (1 to 65535)",
         f"DB_NAME {empty}",
         f"ALLOW_EDITED_MIGRATIONS is '1', but {flag}",
         f"MIGRATIONS_TABLE is 'My Table', but {plain} 49 characters",
         f"ROLE_PREFIX is 'Shop-', but {plain} 41 characters, not beginning with pg_",
+        f"LOCK_TIMEOUT is 'soon', but {time}",
         f"DB_USER_SECRET_NAME: secret '{long_arn('ApplicationUser')[:89]}…' {absent}",
         f"DB_PROXY: secret '{long_arn('TableCreator')[:89]}…' {absent}",
         "BASELINE is '000_nothing', but there is no such file in migrations/",

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 import botocore
+import common
 import database
 import initializer
 import pytest
+import session
 from harness import tls
 from harness.server import Server
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World
@@ -437,9 +439,9 @@ def test_read_replica_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) 
     """A reader's endpoint is not where a schema can change. (A function of that name plays the replica.)"""
     replica = "CREATE FUNCTION replica.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'"
     world.sql(f"CREATE SCHEMA replica; {replica}")
-    settings = database.own_settings
+    settings = session.Session.settings
     monkeypatch.setattr(
-        database, "own_settings", lambda *given: {**settings(*given), "search_path": "replica, pg_catalog"}
+        session.Session, "settings", lambda self: {**settings(self), "search_path": "replica, pg_catalog"}
     )
 
     message, _ = failure(world, initializer.ConnectError)
@@ -627,7 +629,7 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
 ) -> None:
     """What ignores the cancellation loses its connection 2 s later; the server ends it, or it ended whole."""
     soon = classmethod(lambda cls, context: cls(time.monotonic() + 5, 6))
-    monkeypatch.setattr(database.Deadline, "from_context", soon)
+    monkeypatch.setattr(common.Deadline, "from_context", soon)
     world.write(
         "001_stubborn.sql",
         "CREATE TABLE stubborn (id int);\n"

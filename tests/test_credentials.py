@@ -10,14 +10,15 @@ from unittest import mock
 
 import database
 import initializer
-import limited_users
 import pytest
+from common import UserError
 from harness import aws
 from harness.logins import SECRETS, as_superuser, verifiers, works
 from harness.second import second_application
 from harness.world import World, rows
 from initializer import InitializerError
-from limited_users import UserError
+from limited_users import LimitedUsers
+from session import Session
 
 ROTATE = {"action": "rotate"}
 GETS = ["GetSecretValue admin", "GetSecretValue user", "GetSecretValue creator"]
@@ -256,7 +257,7 @@ def test_credentials_rotated_by_aws_while_ours_waits_for_the_role_are_kept(world
     """A secret that was mended by another while this run was about to is read again before it is overwritten."""
     world.deploy()
     world.sql("ALTER ROLE app_rw PASSWORD 'lost'")
-    change, done = limited_users.change_login, []
+    change, done = LimitedUsers._change_login, []
 
     def late(*args: Any) -> bool:
         if not done:
@@ -264,7 +265,7 @@ def test_credentials_rotated_by_aws_while_ours_waits_for_the_role_are_kept(world
             world.put_secret("user", {**world.secret("user"), "password": "by AWS"})
         return change(*args)
 
-    with mock.patch.object(limited_users, "change_login", late):
+    with mock.patch.object(LimitedUsers, "_change_login", late):
         world.deploy()
 
     assert works(world, world.secret("user"))
@@ -341,13 +342,13 @@ class Steps:
 @contextmanager
 def stepping(deadly: int = 0) -> Iterator[Steps]:
     steps = Steps(deadly)
-    query, connect, ensure = database.query, limited_users.connect, initializer.ensure_logins
+    query, connect, ensure = Session.query, database.connect, initializer.ensure_logins
 
-    def counted_query(conn: Any, statement: Any, args: Any = None) -> Any:
-        text = statement if isinstance(statement, str) else statement.as_string(conn)
+    def counted_query(self: Session, statement: Any, args: Any = None) -> Any:
+        text = statement if isinstance(statement, str) else statement.as_string(self.connection)
         if not text.lstrip().startswith("SELECT"):
             steps.step(" ".join(text.split()[:2]))
-        return query(conn, statement, args)
+        return query(self, statement, args)
 
     def counted_connect(*args: Any, **kwargs: Any) -> Any:
         steps.step("trial")
@@ -361,9 +362,8 @@ def stepping(deadly: int = 0) -> Iterator[Steps]:
             steps.counting = False
 
     with ExitStack() as patches:
-        for module in (database, limited_users):
-            patches.enter_context(mock.patch.object(module, "query", counted_query))
-        patches.enter_context(mock.patch.object(limited_users, "connect", counted_connect))
+        patches.enter_context(mock.patch.object(Session, "query", counted_query))
+        patches.enter_context(mock.patch.object(database, "connect", counted_connect))
         patches.enter_context(mock.patch.object(initializer, "ensure_logins", counted_ensure))
         for event in (aws.BEFORE_READ, aws.BEFORE_WRITE, aws.AFTER_WRITE):
             patches.enter_context(aws.at(event, lambda event_name="", **_: steps.step(event_name.partition(".")[0])))

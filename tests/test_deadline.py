@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Optional
 
-import database
+import common
 import pytest
 from harness.others import open_transaction, sessions, wait_until
 from harness.silent_proxy import HOST, SilentProxy, silent_proxy
@@ -29,13 +29,13 @@ IN_001_A = re.compile(r"out of time( in|:) 001_a")
 def limited(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A world whose runs with a context come near Lambda's limit after a moment."""
 
-    real = database.Deadline.from_context
+    real = common.Deadline.from_context
 
-    def from_context(context: Any) -> database.Deadline:
-        soon = database.Deadline(time.monotonic() + SOON_S, TOLD_RESERVE_S)
+    def from_context(context: Any) -> common.Deadline:
+        soon = common.Deadline(time.monotonic() + SOON_S, TOLD_RESERVE_S)
         return soon if context is SOON else real(context)
 
-    monkeypatch.setattr(database.Deadline, "from_context", from_context)
+    monkeypatch.setattr(common.Deadline, "from_context", from_context)
     world.environ.update(LOCK_TIMEOUT="60s", CREATE_USERS="false")
     with exactly(world.environ):
         yield world

@@ -14,6 +14,7 @@ import pytest
 from harness.logins import as_superuser, works
 from harness.second import second_application
 from harness.world import World
+from report import Report
 
 TIMES = 10
 
@@ -32,13 +33,13 @@ def together(event: Any, *environs: dict[str, str]) -> list[Any]:
     start = threading.Barrier(len(environs))
 
     def deploy(environ: dict[str, str]) -> Any:
-        report = initializer.new_report()
+        report = Report("test")
         start.wait(timeout=10)
         try:
             initializer.run(environ, event, None, report)
         except initializer.InitializerError as exc:
             return exc
-        return report["users"]
+        return report.users
 
     with ThreadPoolExecutor(len(environs)) as threads:
         return list(threads.map(deploy, environs))

@@ -16,7 +16,6 @@ import initializer
 import psycopg2
 import pytest
 import watcher
-from database import LOCK_KEY
 from harness import clients
 from harness.compare import without_noise
 from harness.database import create_database, drop_database
@@ -25,6 +24,7 @@ from harness.others import open_transaction, sessions, wait_until
 from harness.server import Server
 from harness.world import ADMIN, TEMPLATE, Context, World, exactly, rows
 from initializer import ConnectError, InitializerError, MigrationError
+from session import LOCK_KEY
 from test_like_psql import FOLDERS
 
 DRY = {"action": "dry_run"}

@@ -11,7 +11,8 @@ from typing import Any, Optional
 import migration_files
 import pytest
 import sql_scanner
-from migration_files import MigrationError, Row
+from common import MigrationError
+from migration_files import Row
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 

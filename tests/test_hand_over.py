@@ -12,6 +12,7 @@ from unittest import mock
 import database
 import initializer
 import pytest
+import session
 from harness.proxy import BEFORE, Link, Place, proxy_to
 from harness.world import Context, World, rows
 from initializer import LockError, MigrationError
@@ -62,7 +63,7 @@ def test_rest_that_another_run_has_begun_goes_on_there(world: World, tmp_path: P
     world.write("002_b.sql", "INSERT INTO a VALUES (1);\nSELECT 2;\n")
     (tmp_path / "001_a.sql").write_text("CREATE TABLE a (i int);" + FUNCTION.format(1))
     (tmp_path / "002_b.sql").write_text("-- no-transaction\nINSERT INTO a VALUES (1);\nSELECT nope;\n")
-    real, called = initializer.connect, []
+    real, called = database.connect, []
 
     def connect(*args: Any) -> Any:
         called.append(args)
@@ -71,7 +72,7 @@ def test_rest_that_another_run_has_begun_goes_on_there(world: World, tmp_path: P
                 initializer.handler(None, None)
         return real(*args)
 
-    with mock.patch.object(initializer, "connect", connect):
+    with mock.patch.object(database, "connect", connect):
         report = world.deploy(CREATE_USERS="false")
 
     assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b"]
@@ -95,9 +96,9 @@ def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
     """It is not true any more that this run has changed nothing."""
     world.write("001_a.sql", FUNCTION.format(1))
     world.write("002_b.sql", "SELECT 1;")
-    monkeypatch.setattr(database, "LOCK_PATIENCE_S", 1)
+    monkeypatch.setattr(session, "LOCK_PATIENCE_S", 1)
     with world.connection() as other:
-        takes = before_the_second_session(world, lambda: rows(other, "SELECT pg_advisory_lock(%s)", database.LOCK_KEY))
+        takes = before_the_second_session(world, lambda: rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY))
         with takes, pytest.raises(LockError) as caught:
             world.deploy(CREATE_USERS="false")
 

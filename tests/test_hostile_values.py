@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import database
-import initializer
+import limited_users
 import psycopg2
 import pytest
+from config import Config
 from harness.database import create_admin, create_database, drop_database
 from harness.logins import as_superuser, verifiers, works
 from harness.world import ADMIN, World, rows
@@ -265,7 +266,7 @@ def test_hostile_variable_with_nul_is_refused() -> None:
     problems: list[str] = []
     names = set(VARIABLES) | {"DB_PROXY", "DB_SECRET_NAME"}
 
-    initializer.Config.from_env(dict.fromkeys(names, "a\0b"), problems)
+    Config.from_env(dict.fromkeys(names, "a\0b"), problems)
 
     assert {problem.split()[0] for problem in problems} == names
 
@@ -280,8 +281,8 @@ def test_hostile_admin_name_is_no_other_login(world: World) -> None:
 
 def test_hostile_characters_can_be_used_by_psycopg2() -> None:
     """What these tests take for usable is what PostgreSQL takes: all but NUL and halves of pairs."""
-    assert initializer.is_usable(EVERY_CHARACTER)
-    assert [text for text in ("", "\0", "\ud800", "a\udfffb") if initializer.is_usable(text)] == []
+    assert limited_users.is_usable(EVERY_CHARACTER)
+    assert [text for text in ("", "\0", "\ud800", "a\udfffb") if limited_users.is_usable(text)] == []
     assert psycopg2.extensions.parse_dsn(psycopg2.extensions.make_dsn(password=EVERY_CHARACTER)) == {
         "password": EVERY_CHARACTER
     }

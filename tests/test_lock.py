@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, Callable
 from unittest import mock
 
-import database
 import initializer
 import psycopg2
 import pytest
-from database import DEADLINE_CLASS, LOCK_KEY, LockError
+import session
+from common import LockError
 from harness.world import REGION, Context, World, rows
 from initializer import MigrationError
 from moto.server import ThreadedMotoServer
+from session import DEADLINE_CLASS, LOCK_KEY
 
 WAIT_S = 20
 PROGRAM = """
@@ -235,8 +236,8 @@ def test_lock_waiter_gives_up_before_its_deadline_and_names_the_holder(world: Wo
 
 def test_lock_waiter_without_a_deadline_gives_up_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a context patience ends as well: no Lambda holds the lock for longer than 15 minutes."""
-    assert database.LOCK_PATIENCE_S >= 15 * 60
-    monkeypatch.setattr(database, "LOCK_PATIENCE_S", 0.2)
+    assert session.LOCK_PATIENCE_S >= 15 * 60
+    monkeypatch.setattr(session, "LOCK_PATIENCE_S", 0.2)
     write_countable(world)
 
     with holder(world) as conn:

@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-import database
 import initializer
 import pytest
-from database import Deadline
+import session
+from common import Deadline
 from harness.others import open_transaction, wait_until
 from harness.world import Context, World, exactly, rows
 
@@ -125,7 +125,7 @@ def test_lock_wait_gives_way_to_the_application_and_succeeds_when_the_way_is_fre
 
 def test_lock_wait_pauses_grow_and_are_jittered() -> None:
     """The pauses between two attempts grow up to about 15 s, and two runs that collide do not keep step."""
-    one, other = list(database.pauses(Deadline())), list(database.pauses(Deadline()))
+    one, other = list(session.pauses(Deadline())), list(session.pauses(Deadline()))
 
     assert len(one) == len(other) == 10
     assert all(0.7 * 1.6**number * 0.5 <= pause for number, pause in enumerate(one[:8]))

@@ -12,8 +12,13 @@ from typing import Any
 
 import initializer
 import pytest
+from common import Credentials
+from config import Config, Setup
+from database import Endpoint, Login
 from harness.process import deploy_elsewhere
 from harness.world import ADMIN, ADMIN_PASSWORD, World
+from limited_users import READWRITE, Keeper
+from secret_store import Secret
 
 DB_SETUP = Path(initializer.__file__).parent
 USERS = "CREATE TABLE users (id int PRIMARY KEY);\n"
@@ -277,10 +282,10 @@ def test_passwords_are_in_no_error(world: World, caplog: pytest.LogCaptureFixtur
 
 def test_objects_that_hold_a_password_do_not_show_it() -> None:
     """A repr() in a stack trace or a debugger's output is a log, too."""
-    login = initializer.Login("h", 1, "d", "u", "the password")
-    secret = initializer.Secret("name", "arn", {"password": "the password"})
-    keeper = initializer.limited_users.Keeper(initializer.Credentials({"password": "the password"}), print, print)
-    setup = initializer.Setup(initializer.Config("name"), login, {"readwrite": secret}, (), None)
+    login = Login(Endpoint("h", 1, "d"), "u", "the password")
+    secret = Secret("name", "arn", {"password": "the password"})
+    keeper = Keeper(Credentials({"password": "the password"}), print, print, print)
+    setup = Setup(Config("name"), login, {READWRITE: secret}, (), None)
 
     assert [text for text in map(repr, (login, secret, keeper, setup)) if "the password" in text] == []
     assert "the password" not in f"{login} {secret}"

@@ -17,7 +17,7 @@ from unittest import mock
 import initializer
 import psycopg2
 import pytest
-from database import LockError
+from common import LockError
 from harness.database import drop_database
 from harness.others import WAIT_S, handlers, open_transaction, sessions, wait_until
 from harness.proxy import ANSWERED, BEFORE, Link, Place, proxy_to
@@ -736,7 +736,7 @@ def test_outside_part_that_has_run_edited_is_refused(world: World) -> None:
     world.write("002_x.sql", MARK + one + two + "VACUUM missing;")
     failure(world)
     world.sql("CREATE TABLE missing (i int)")
-    edited = "this statement has run already, and was edited since; restore it, and put the change behind it. "
+    edited = "this statement has run already, and was edited since; restore it, and put the change after it. "
     removed = "statements that have run already are missing at the end of this file; restore them. "
     refused = {
         one.replace("1", "7") + two + three: "002_x.sql:2: " + edited,

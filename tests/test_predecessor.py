@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import database
 import limited_users
 import psycopg2
 import pytest
+import session
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import Server
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
@@ -196,7 +196,7 @@ def test_fault_two_runs_at_once_the_loser_failed(field: World) -> None:
     reports: list[dict[str, Any]] = []
     loser = threading.Thread(target=lambda: reports.append(field.deploy()))
     with field.connection() as winner:
-        rows(winner, "SELECT pg_advisory_lock(%s)", database.LOCK_KEY)
+        rows(winner, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
         loser.start()
         wait_until_polling(field)
         rows(winner, "CREATE TABLE items ()")

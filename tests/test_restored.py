@@ -7,11 +7,11 @@ from typing import Any
 
 import psycopg2
 import pytest
+from common import UserError
 from harness import clients
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import SECRETS, as_superuser, give_schema_to, verifiers, works
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
-from limited_users import UserError
 
 OTHER, OTHER_PASSWORD = "tmp_other_admin", "other"
 RANDOM = {"user": "tmp_1f2e3d4c5b6a7980", "creator": "tmp_0123456789abcdef"}

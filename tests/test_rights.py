@@ -6,8 +6,8 @@ from typing import Any
 
 import psycopg2
 import pytest
+from common import UserError
 from harness.world import ADMIN, World, rows
-from limited_users import UserError
 
 SECRETS = {"app_rw": "user", "app_tc": "creator"}  # by login
 READ, USE = "SELECT count(*) FROM {}", "INSERT INTO {0} (note) VALUES ('x'); UPDATE {0} SET note = 'y'; DELETE FROM {0}"

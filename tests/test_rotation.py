@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
-import initializer
 import psycopg2
 import pytest
+import secret_store
 from harness.world import World, rows
 from initializer import ConfigError, UserError
 
@@ -63,13 +63,13 @@ def test_rotation_never_leaves_a_secret_whose_login_does_not_work(world: World) 
     """Just before a secret is written, its current value works, and so does the one that is about to be written."""
     world.deploy()
     seen: list[bool] = []
-    write = initializer.write_secret
+    write = secret_store.write_secret
 
     def tried(client: Any, secret: Any, value: dict[str, Any]) -> None:
         seen.extend([works(world, secret.value), works(world, value)])
         write(client, secret, value)
 
-    with mock.patch.object(initializer, "write_secret", tried):
+    with mock.patch.object(secret_store, "write_secret", tried):
         world.deploy(ROTATE)
 
     assert seen == [True] * 4
@@ -81,7 +81,7 @@ def test_rotation_that_cannot_write_a_secret_leaves_it_working_and_can_be_repeat
     before = secrets(world)
     failing = UserError("secret user could not be written")
 
-    with mock.patch.object(initializer, "write_secret", side_effect=failing), pytest.raises(UserError):
+    with mock.patch.object(secret_store, "write_secret", side_effect=failing), pytest.raises(UserError):
         world.deploy(ROTATE)
 
     assert secrets(world) == before

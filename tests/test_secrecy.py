@@ -15,7 +15,6 @@ from typing import Any, Callable, NamedTuple
 from unittest import mock
 
 import database
-import limited_users
 import pytest
 from harness import aws
 from harness.database import create_admin, create_database, drop_database, drop_roles, superuser_connection
@@ -27,6 +26,7 @@ from harness.world import ADMIN, AWS_ENVIRONMENT, World, exactly, rows
 from initializer import InitializerError
 from moto import mock_aws
 from psycopg2.extensions import encrypt_password
+from session import Session
 
 ROTATE = {"action": "rotate"}
 ADMIN_PASSWORD = 'admin\'s \\ %s "p4ssw0rd"'  # one that nothing else shows
@@ -151,13 +151,13 @@ def cut(world: World) -> AbstractContextManager[Any]:
 
 def failing_statement(word: str) -> Callable[[World], AbstractContextManager[Any]]:
     """A statement that begins with this word fails on the server, as one that it cannot read."""
-    original = limited_users.query
+    original = Session.query
 
-    def query(conn: Any, statement: Any, args: Any = None) -> Any:
-        text = statement if isinstance(statement, str) else statement.as_string(conn)
-        return original(conn, f"{text} nonsense" if text.startswith(word) else statement, args)
+    def query(self: Session, statement: Any, args: Any = None) -> Any:
+        text = statement if isinstance(statement, str) else statement.as_string(self.connection)
+        return original(self, f"{text} nonsense" if text.startswith(word) else statement, args)
 
-    return lambda _: mock.patch.object(limited_users, "query", query)
+    return lambda _: mock.patch.object(Session, "query", query)
 
 
 BROKEN = "ALTER ROLE app_rw NOLOGIN"

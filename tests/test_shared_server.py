@@ -15,10 +15,11 @@ from unittest import mock
 import initializer
 import psycopg2
 import pytest
+from common import UserError
 from harness.database import create_database, drop_database
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError
-from limited_users import UserError
+from report import Report
 
 OTHER_ADMIN = "tmp_other_admin"  # the world's clean-up drops roles of this kind
 ROLES = ["app_rw", "app_tc", "readwrite", "tablecreator"]
@@ -295,9 +296,9 @@ def deploy_together(*environs: dict[str, str]) -> list[Any]:
     def deploy(environ: dict[str, str]) -> Any:
         start.wait(timeout=10)
         try:
-            report = initializer.new_report()
+            report = Report("test")
             initializer.run(environ, None, None, report)
-            return report
+            return report.as_json()
         except InitializerError as exc:
             return exc
 

@@ -6,8 +6,8 @@ import re
 
 import psycopg2
 import pytest
-from database import LOCK_KEY
 from harness.world import World, rows
+from session import LOCK_KEY
 
 STATUS = {"action": "status"}
 

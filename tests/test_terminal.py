@@ -24,6 +24,7 @@ import migration_files
 import pytest
 from harness.process import PROCESS_TIMEOUT_S, secrets_manager
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+from report import Report
 
 DB_SETUP = Path(initializer.__file__).parent
 SLOW = "CREATE TABLE slow (i int); SELECT pg_sleep({});"
@@ -337,7 +338,7 @@ def test_terminal_without_colours_has_none(project: Project) -> None:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    return list(terminal.table({**initializer.new_report(), "database": "a@b:1/c", **report}, io.StringIO()))
+    return list(terminal.table({**Report("test").as_json(), "database": "a@b:1/c", **report}, io.StringIO()))
 
 
 def test_table_of_a_dry_run_says_who_would_be_kept_waiting() -> None:

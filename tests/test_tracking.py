@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import database
 import initializer
 import pytest
+import session
+import tracking
 from harness.world import Context, World, rows
 from initializer import ConfigError, MigrationError
 
@@ -74,9 +75,7 @@ def test_tracking_table_is_the_predecessors_with_nullable_columns_behind(world: 
     world.sql(PREDECESSOR)
     assert made[:3] == columns(world)
     assert keys == constraints(world)
-    assert [(name, not_null) for name, _, not_null, _ in made[3:]] == [
-        (name, False) for name in initializer.OUR_COLUMNS
-    ]
+    assert [(name, not_null) for name, _, not_null, _ in made[3:]] == [(name, False) for name in tracking.OUR_COLUMNS]
 
 
 def test_tracking_table_is_made_where_there_is_no_migration(world: World) -> None:
@@ -306,7 +305,7 @@ def test_run_with_nothing_pending_and_working_users_never_takes_the_lock(world: 
     world.write("001_a.sql", A)
     world.deploy(CREATE_USERS="true")
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", database.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
 
         report = world.deploy(context=Context(6), CREATE_USERS="true")
 
@@ -320,7 +319,7 @@ def test_run_with_something_pending_waits_for_the_lock(world: World) -> None:
     world.deploy()
     world.write("002_b.sql", B)
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", database.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
 
         with pytest.raises(initializer.LockError) as caught:
             world.deploy(context=Context(3.5))

@@ -10,17 +10,17 @@ from typing import Any, Optional
 from unittest import mock
 
 import database
-import initializer
-import limited_users
 import psycopg2
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
-from database import ConnectError, Deadline
+from common import ConnectError, Credentials, Deadline, UserError
+from config import load_setup
 from harness.aws import at as hooked
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError
-from limited_users import UserError
+from limited_users import Keeper
+from secret_store import Secret
 
 LOGINS = {"user": "app_rw", "creator": "app_tc"}  # by secret
 GROUPS = {"user": "readwrite", "creator": "tablecreator"}
@@ -557,7 +557,7 @@ def test_users_after_a_lost_connection_before_the_commit_are_mended_by_the_next_
 
 def test_users_after_a_crash_behind_the_commit_are_kept_by_the_next_run(world: World) -> None:
     """Once the change is committed the secret holds a login that works, whether or not it was tried."""
-    with mock.patch.object(limited_users, "connect", die), pytest.raises(ProcessDied):
+    with mock.patch.object(database, "connect", die), pytest.raises(ProcessDied):
         world.deploy()
 
     value = world.secret("user")
@@ -659,11 +659,11 @@ def test_users_passwords_of_logins_that_cannot_be_tried_are_in_no_error(
 
 def test_users_data_classes_hide_passwords(world: World) -> None:
     """What an error tracker prints of local variables holds no password."""
-    login = database.Login("host", 5432, "db", "me", "very secret")
-    keeper = limited_users.Keeper(limited_users.Credentials({"password": "very secret"}), print, print)
-    secret = initializer.Secret("name", "arn", {"password": "very secret"})
+    login = database.Login(database.Endpoint("host", 5432, "db"), "me", "very secret")
+    keeper = Keeper(Credentials({"password": "very secret"}), print, print, print)
+    secret = Secret("name", "arn", {"password": "very secret"})
     with mock.patch.dict(os.environ, {**world.environ, "DB_SECRET_NAME": "admin"}):
-        setup = initializer.load_setup(os.environ, Deadline())
+        setup = load_setup(os.environ, Deadline(), world.folder)
     everything = (login, keeper, secret, setup.application)
 
     assert "very secret" not in repr(everything)

@@ -15,7 +15,8 @@ import database
 import psycopg2
 import pytest
 import watcher
-from database import Deadline, Login
+from common import Deadline
+from database import Endpoint, Login
 from harness.others import open_transaction, wait_until
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 
@@ -94,19 +95,21 @@ def test_watcher_knows_who_was_in_the_way_until_it_sees_the_server_work(
 ) -> None:
     """A look behind the end of the wait takes nobody back; one at a statement that nobody blocks does."""
     monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
-    login = Login(world.server.host, world.server.port, world.dbname, ADMIN, ADMIN_PASSWORD)
+    endpoint = Endpoint(world.server.host, world.server.port, world.dbname)
+    login = Login(endpoint, ADMIN, ADMIN_PASSWORD)
+    activity = watcher.Activity()
     world.sql("CREATE TABLE things (id int)")
     with closing(database.connect(login, Deadline())) as conn, ThreadPoolExecutor(1) as pool:
-        look = partial(watcher.Watcher(conn, login, Deadline(), 1)._look, 1, tell=False)
+        look = partial(watcher.Watcher(conn, login, Deadline(), activity, 1)._look, 1, tell=False)
         with open_transaction(world, "LOCK TABLE things") as other:
             waiting = pool.submit(rows, conn, "SET lock_timeout = '2s'; SELECT FROM things")
-            wait_until(lambda: look() or conn.blocked_by)
+            wait_until(lambda: look() or activity.blocked_by)
             with pytest.raises(psycopg2.errors.LockNotAvailable):
                 waiting.result(20)
             look()
-            pid, in_the_way = other.info.backend_pid, " ".join(conn.blocked_by)
+            pid, in_the_way = other.info.backend_pid, " ".join(activity.blocked_by)
             working = pool.submit(rows, conn, "SELECT pg_sleep(2)")
-            wait_until(lambda: look() or not conn.blocked_by)
+            wait_until(lambda: look() or not activity.blocked_by)
             working.result(20)
 
     assert in_the_way.startswith(f"pid {pid} rds_admin")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import initializer
-from database import Deadline
+import secret_store
+from common import Deadline
 
-CLIENT = initializer.secrets_client(Deadline())
-initializer.secrets_client = lambda deadline: CLIENT
+CLIENT = secret_store.secrets_client(Deadline())
+secret_store.secrets_client = lambda deadline: CLIENT
 handler = initializer.handler

@@ -29,6 +29,7 @@ sys.modules["botocore.config"].Config = dict  # type: ignore[attr-defined]
 sys.modules["botocore.exceptions"].BotoCoreError = OSError  # type: ignore[attr-defined]
 sys.modules["botocore.exceptions"].ClientError = ClientError  # type: ignore[attr-defined]
 import initializer  # noqa: E402
+import secret_store  # noqa: E402
 
 
 def signed(host: str, region: str, body: bytes, action: str) -> dict[str, str]:
@@ -88,5 +89,5 @@ class Client:
         return said
 
 
-initializer.secrets_client = lambda deadline: Client()
+secret_store.secrets_client = lambda deadline: Client()
 handler = initializer.handler

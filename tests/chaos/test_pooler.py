@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from database import ConnectError
+from common import ConnectError
 from harness.others import sessions, wait_until
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 

@@ -24,7 +24,6 @@ from unittest import mock
 
 import psycopg2
 import pytest
-from database import DEADLINE_CLASS, LOCK_KEY
 from harness.database import create_admin, create_database, superuser_connection
 from harness.others import Handlers, handlers, open_transaction, sessions, wait_until
 from harness.server import Server
@@ -32,6 +31,7 @@ from harness.silent_proxy import silent_proxy
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, Context, World, exactly, rows
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
+from session import DEADLINE_CLASS, LOCK_KEY
 
 GONE_S = 20
 NETWORKS = ("198.51.100", "203.0.113", "192.0.2")  # those that exist only in documentation, and in virtual machines

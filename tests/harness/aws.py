@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Callable
 from unittest import mock
 
-import initializer
+import secret_store
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
-from database import Deadline
+from common import Deadline
 
 ANY = "before-parameter-build.secrets-manager"
 BEFORE_READ, AFTER_READ = "before-call.secrets-manager.GetSecretValue", "after-call.secrets-manager.GetSecretValue"
@@ -21,14 +21,14 @@ BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after
 @contextmanager
 def at(event: str, action: Callable[..., Any]) -> Iterator[None]:
     """Call `action` at this event of the handler's own Secrets Manager client."""
-    original = initializer.secrets_client
+    original = secret_store.secrets_client
 
     def client(deadline: Deadline) -> Any:
         made = original(deadline)
         made.meta.events.register(event, action)
         return made
 
-    with mock.patch.object(initializer, "secrets_client", client):
+    with mock.patch.object(secret_store, "secrets_client", client):
         yield
 
 

@@ -1,0 +1,155 @@
+"""What every room shares: the errors, the log, the deadline, and credentials that never show
+themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Optional
+
+MESSAGE_LIMIT = 1500  # characters
+# As JSON: CloudFormation refuses answers above 4,096 bytes, of which others need up to 870.
+MESSAGE_BYTES = 3100
+RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
+
+logger = logging.getLogger("db_setup")
+
+
+# --- Errors -----------------------------------------------------------------------------------
+
+
+class InitializerError(Exception):
+    """What went wrong, where, the state we are in, and the next step.
+
+    At most 1,500 characters and 3,100 bytes, so that CloudFormation can show it.
+    """
+
+    def __init__(self, message: str) -> None:
+        text = message
+        if len(text) > MESSAGE_LIMIT:
+            text = text[: MESSAGE_LIMIT - 2] + " …"
+        while len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) > MESSAGE_BYTES:
+            text = text[:-40] + " …"
+        super().__init__(text)
+
+
+class ConfigError(InitializerError):
+    """Variables or secrets are wrong; nothing has been touched."""
+
+
+class ConnectError(InitializerError):
+    """The database cannot be reached; `login_refused` when it answered and refuses this login."""
+
+    login_refused = False
+
+
+class LockError(InitializerError):
+    """Another run holds the lock."""
+
+
+class MigrationError(InitializerError):
+    """A migration cannot be applied."""
+
+
+class UserError(InitializerError):
+    """A role or a login cannot be brought into order."""
+
+
+# --- Words ------------------------------------------------------------------------------------
+
+
+def shown(value: str) -> str:
+    """A value in a message, not too long."""
+    return repr(value if len(value) <= 90 else value[:89] + "…")
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The names; of many the first, the last and how many."""
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({len(names)} files)"
+
+
+class Credentials(dict[str, Any]):
+    """A secret's JSON object; shows none of its values."""
+
+    def __repr__(self) -> str:
+        return f"Credentials({', '.join(self)})"
+
+
+# --- Log --------------------------------------------------------------------------------------
+
+LOG_PREFIX = ContextVar(
+    "what precedes each line of a dry run, since nothing of it stays", default=""
+)
+
+
+def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
+    """One line: a constant phrase and key=value.
+
+    In Lambda's JSON format the keys are top-level keys as well.
+    """
+    phrase = LOG_PREFIX.get() + phrase
+    text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
+    extra = {}
+    for key, value in fields.items():
+        is_plain = isinstance(value, (int, float, list, dict))
+        extra[key] = value if is_plain else str(value)
+    logger.log(level, "%s%s", phrase, " " + text if text else "", extra=extra)
+
+
+def _printable(value: Any) -> str:
+    if isinstance(value, dict):
+        value = [f"{key}:{what}" for key, what in value.items()]
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(str, value))
+    text = str(value)
+    needs_quotes = not text or re.search(r'[\s"=]', text)
+    return json.dumps(text, ensure_ascii=False) if needs_quotes else text
+
+
+def set_up_logging() -> None:
+    """Lambda brings a handler whose text format drops INFO unless asked; a terminal brings none."""
+    if not logging.getLogger().handlers:
+        logging.basicConfig(format="%(levelname)s %(message)s")
+    if "AWS_LAMBDA_LOG_LEVEL" not in os.environ and logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    aws = logging.getLogger("botocore")  # which logs whole secrets at DEBUG
+    aws.setLevel(max(aws.getEffectiveLevel(), logging.INFO))
+
+
+# --- Time -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When this run has to stop, on the monotonic clock; None: never."""
+
+    at: Optional[float] = None
+    reserve: float = 0.0  # seconds after the deadline that Lambda still allows
+
+    @classmethod
+    def from_context(cls, context: Any) -> Deadline:
+        """Lambda's limit less a reserve of 20 s, or a third of the whole where that is less."""
+        remaining = getattr(context, "get_remaining_time_in_millis", None)
+        if remaining is None:
+            return cls()
+        whole = remaining() / 1000
+        reserve = min(RESERVE_S, whole / 3)
+        return cls(time.monotonic() + whole - reserve, reserve)
+
+    def left(self, otherwise: float) -> float:
+        """Seconds until the deadline, or `otherwise` where there is none."""
+        return otherwise if self.at is None else self.at - time.monotonic()
+
+    @property
+    def is_near(self) -> bool:
+        """Too late to begin something: less than half the reserve is left before the deadline."""
+        return self.at is not None and self.left(0) < self.reserve / 2

@@ -1,0 +1,283 @@
+"""The settings of a run: variables, secrets, the folder; all mistakes are reported together.
+
+Nothing is touched here: a ConfigError says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import limited_users
+import migration_files
+import secret_store
+from common import ConfigError, Credentials, Deadline, shown
+from database import Endpoint, Login
+from limited_users import READWRITE, TABLECREATOR, Application, Kind
+from migration_files import Migration
+from psycopg2 import sql
+from secret_store import Secret
+from sql_scanner import Script
+
+MISTAKES_LIMIT = 1400  # characters
+
+ADMIN_VARIABLE = "DB_SECRET_NAME"
+USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of which kind of user
+    READWRITE: "DB_USER_SECRET_NAME",
+    TABLECREATOR: "DB_PROXY",
+}
+
+PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+NAME = r"[a-z_][a-z0-9_]{0,%d}"
+NAME_MEANING = "lower-case letters, digits and _, at most %d characters"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a run needs before it connects."""
+
+    config: Config
+    login: Login
+    targets: Mapping[Kind, Secret]  # the secrets that receive the users' logins
+    files: Sequence[Migration]
+    secrets_client: Any
+    scripts: dict[Any, Script] = field(
+        default_factory=dict
+    )  # those that were scanned, see initializer
+
+    @property
+    def application(self) -> Application:
+        config = self.config
+        return Application(self.login, config.role_prefix, config.tracking, config.progress)
+
+
+def load_setup(
+    environ: Mapping[str, str], deadline: Deadline, folder: Path, login: Optional[Login] = None
+) -> Setup:
+    """Read variables, secrets and the folder of migrations; raises one ConfigError that lists every
+    mistake.
+
+    With a `login` no secret is read, and no user made.
+    """
+    problems: list[str] = []
+    config = Config.from_env(environ, problems, with_secrets=login is None)
+    secrets = _Secrets(deadline, problems)
+    if login is None:
+        login = secrets.admin_login(config)
+    targets = secrets.targets(config)
+    files = migration_files.load_migrations(folder, problems)
+    if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
+        problems.append(
+            f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
+        )
+    if problems or login is None:
+        listed = "; ".join(problems)
+        if len(listed) > MISTAKES_LIMIT:
+            listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
+        raise ConfigError(f"{listed}. Nothing has been touched.")
+    return Setup(config, login, targets, files, secrets.client)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The variables, checked."""
+
+    admin_secret: str
+    user_secrets: Mapping[Kind, str] = field(default_factory=dict)
+    create_users: bool = True
+    host: Optional[str] = None
+    port: Optional[int] = None
+    dbname: Optional[str] = None
+    baseline: Optional[str] = None
+    allow_edited: bool = False
+    table: str = "schema_migrations"
+    role_prefix: str = ""
+    lock_timeout_ms: int = 4000
+
+    @property
+    def tables(self) -> tuple[str, str]:
+        """Ours in the database: what is applied, and what has run in part."""
+        return self.table, self.table + "_progress"
+
+    @property
+    def tracking(self) -> sql.Composable:
+        return sql.Identifier("public", self.tables[0])
+
+    @property
+    def progress(self) -> sql.Composable:
+        return sql.Identifier("public", self.tables[1])
+
+    @classmethod
+    def from_env(
+        cls, environ: Mapping[str, str], problems: list[str], with_secrets: bool = True
+    ) -> Config:
+        """Read the variables; what is wrong with them is added to `problems`.
+
+        Without secrets there are no users.
+        """
+        variables = _Variables(environ, problems)
+        if with_secrets and ADMIN_VARIABLE not in environ:
+            problems.append(
+                f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's "
+                "admin login"
+            )
+        user_secrets = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
+        baseline = variables.text("BASELINE")
+        prefix_meaning = NAME_MEANING % 41 + ", not beginning with pg_"
+        return cls(
+            admin_secret=variables.text(ADMIN_VARIABLE) or "",
+            user_secrets={kind: name for kind, name in user_secrets.items() if name},
+            create_users=variables.flag("CREATE_USERS", default=True) and with_secrets,
+            host=variables.text("DB_HOST"),
+            port=variables.port("DB_PORT"),
+            dbname=variables.text("DB_NAME"),
+            baseline=migration_files.normal(baseline) if baseline else None,
+            allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
+            table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
+            or "schema_migrations",
+            role_prefix=variables.text("ROLE_PREFIX", "(?!pg_)" + NAME % 40, prefix_meaning) or "",
+            lock_timeout_ms=variables.milliseconds("LOCK_TIMEOUT", default=4000),
+        )
+
+    def login(self, secret: Mapping[str, Any], problems: list[str]) -> Optional[Login]:
+        """The admin login out of its secret; DB_HOST, DB_PORT and DB_NAME take precedence."""
+        given = {"port": 5432, "engine": "postgres", **secret}
+        overrides = {"host": self.host, "port": self.port, "dbname": self.dbname}
+        given.update({key: value for key, value in overrides.items() if value})
+        found = {key: _as_text(value) for key, value in given.items()}
+        keys = ("host", "port", "dbname", "username", "password")
+        missing = [key for key in keys if not found.get(key)]
+        where = f"{ADMIN_VARIABLE}: secret {shown(self.admin_secret)}"
+        mistakes = []
+        if missing:
+            variables = {"host": "DB_HOST", "dbname": "DB_NAME"}
+            remedies = [name for key, name in variables.items() if key in missing]
+            instead = f", or set {' and '.join(remedies)}" if remedies else ""
+            mistakes.append(
+                f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}"
+            )
+        elif not re.fullmatch(PORT, found["port"]):
+            mistakes.append(f"{where}: port must be a number from 1 to 65535")
+        engine = str(given["engine"])
+        if "postgres" not in engine:
+            mistakes.append(f"{where} is for engine {shown(engine)}: only PostgreSQL is supported")
+        problems += mistakes
+        if mistakes:
+            return None
+        endpoint = Endpoint(found["host"], int(found["port"]), found["dbname"], engine)
+        return Login(endpoint, found["username"], found["password"])
+
+
+def _as_text(value: Any) -> str:
+    """The value where PostgreSQL can take it as a name or a password, or empty.
+
+    A number of the JSON can be one.
+    """
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return ""
+    text = str(value)
+    return text if limited_users.is_usable(text) else ""
+
+
+class _Variables:
+    """Reads environment variables; what is wrong with one is added to `problems`."""
+
+    def __init__(self, environ: Mapping[str, str], problems: list[str]) -> None:
+        self._environ = environ
+        self._problems = problems
+
+    def text(
+        self, name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL"
+    ) -> Optional[str]:
+        value = self._environ.get(name)
+        if value is None:
+            return None
+        if not value.strip():
+            remedy = "give it a value" if name == ADMIN_VARIABLE else "give it a value or remove it"
+            self._problems.append(f"{name} is set but empty: {remedy}")
+            return None
+        if not re.fullmatch(pattern, value):
+            self._problems.append(f"{name} is {shown(value)}, but must be {meaning}")
+            return None
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.text(name, r"(?i)true|false", '"true" or "false"')
+        return default if value is None else value.lower() == "true"
+
+    def port(self, name: str) -> Optional[int]:
+        value = self.text(name, PORT, "a port number (1 to 65535)")
+        return int(value) if value else None
+
+    def milliseconds(self, name: str, default: int) -> int:
+        value = self.text(name, r"[1-9][0-9]{0,5}(ms|s)", 'a time such as "4s" or "500ms"')
+        if value is None:
+            return default
+        number = int(value.rstrip("ms"))
+        return number if value.endswith("ms") else number * 1000
+
+
+class _Secrets:
+    """Reads the secrets that variables name; what is wrong with one is added to `problems`.
+
+    None is asked for once one could not be: each would take as long again.
+    """
+
+    def __init__(self, deadline: Deadline, problems: list[str]) -> None:
+        self.client: Any = None
+        self._deadline = deadline
+        self._problems = problems
+        self._is_unreachable = False
+
+    def admin_login(self, config: Config) -> Optional[Login]:
+        secret = self._read(ADMIN_VARIABLE, config.admin_secret)
+        if secret is None:
+            return None
+        if secret.value is None:
+            self._problems.append(
+                f"{ADMIN_VARIABLE}: secret {shown(secret.name)} {secret.complaint}: it must hold "
+                "the admin login as JSON"
+            )
+            return None
+        return config.login(secret.value, self._problems)
+
+    def targets(self, config: Config) -> dict[Kind, Secret]:
+        """The secrets of the users; each must be another one, and none may be the admin's."""
+        found: dict[Kind, Secret] = {}
+        if not config.create_users:
+            return found
+        seen: list[str] = []
+        for kind, name in config.user_secrets.items():
+            variable = USER_VARIABLES[kind]
+            if secret_store.same_secret(name, config.admin_secret):
+                what = "holds the admin login and is never written: name another"
+                self._problems.append(f"{variable}: secret {shown(name)} {what}")
+                continue
+            if any(secret_store.same_secret(name, other) for other in seen):
+                what = "is named for both users: each needs a secret of its own"
+                self._problems.append(f"{variable}: secret {shown(name)} {what}")
+            seen.append(name)
+            secret = self._read(variable, name)
+            if secret:
+                found[kind] = secret
+        return found
+
+    def _read(self, variable: str, name: str) -> Optional[Secret]:
+        if not name or self._is_unreachable:
+            return None
+        try:
+            self.client = self.client or secret_store.secrets_client(self._deadline)
+            return secret_store.read_secret(self.client, name)
+        except ConfigError as exc:
+            self._problems.append(f"{variable}: {exc}")
+            is_lost = isinstance(exc, secret_store.UnreachableError)
+            self._is_unreachable = is_lost or self.client is None
+            return None
+
+
+def kept_credentials(setup: Setup) -> dict[Kind, Optional[Credentials]]:
+    """What the users' secrets held when they were read."""
+    return {kind: secret.value for kind, secret in setup.targets.items()}

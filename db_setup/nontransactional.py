@@ -1,0 +1,242 @@
+"""One statement with no transaction around it, and what tells whether it has run when its answer
+was lost.
+
+Knows PostgreSQL, nothing of migrations or AWS.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple, Optional, Union
+
+import psycopg2
+from common import log
+from outcomes import Failure, Success
+from progress import Mark, Progress
+from psycopg2 import sql
+from sending import Message, as_written, of_ours, send
+from session import Session
+from sql_scanner import Script, Statement, Target
+
+BLOCKED_BY_A_BUILD = (
+    "another session is building an index on this table, and would be ended by what we do"
+)
+
+
+class Step(NamedTuple):
+    """A single statement, or what is between a BEGIN and its COMMIT, without these two; with its
+    mark.
+    """
+
+    number: int
+    begin: str
+    statements: list[Statement]
+    checksum: str
+    mark: Optional[Mark]
+
+    @property
+    def first(self) -> Statement:
+        return self.statements[0]
+
+    def text(self, script: Script) -> str:
+        return script.text[self.first.start : self.statements[-1].end]
+
+
+class Trace(NamedTuple):
+    """An object that tells whether a statement has run: one that it makes, or takes away."""
+
+    oid: int
+    valid: bool
+    schema: str
+    name: str
+
+
+def run_outside(
+    session: Session, script: Script, step: Step, progress: Progress
+) -> Union[Success, Failure]:
+    """Run one statement with no transaction around it, between the marks *begun* and *done*.
+
+    An answer, good or bad, leaves no doubt. Where none came, the objects tell: those that the
+    statement makes are there and were not before, or those that it takes away are gone. Of other
+    statements nothing tells: they run again.
+    """
+    try:
+        return _run_outside(session, script, step, progress)
+    except psycopg2.Error as exc:
+        lost = session.is_lost
+        session.roll_back()
+        return Failure(error=exc, offset=step.first.start, connection_lost=lost)
+
+
+def _run_outside(
+    session: Session, script: Script, step: Step, progress: Progress
+) -> Union[Success, Failure]:
+    target = step.first.target
+    done_sql = progress.done_sql(session, step.number, step.checksum)
+    done = of_ours(script, f"BEGIN READ WRITE; {done_sql}; COMMIT; SELECT true")
+    if step.mark:
+        log("a run was interrupted in this statement", logging.WARNING, line=step.first.line)
+        if has_run(target, step.mark.objects_before, traces(session, target)):
+            log("it had done its work", line=step.first.line)
+            drop_invalid_indexes(session, target, step.mark.objects_before)
+            return send(session, script, [done])
+    if target.is_build and session.query(BUILT_BY_ANOTHER_SQL, [target.on or None]):
+        return Failure(refusal=BLOCKED_BY_A_BUILD, offset=step.first.start, blocked=True)
+    drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
+    before = [
+        trace.oid for trace in traces(session, target) if trace.valid or target.kind != "REINDEX"
+    ]
+    begun_sql = progress.begun_sql(session, step.number, step.checksum, before)
+    session.query(f"BEGIN READ WRITE; {begun_sql}; COMMIT")
+    with _patient_settings(session, target):
+        statement = _statement_to_send(session, script, step.first)
+        outcome = send(session, script, [statement, of_ours(script, "SELECT true")])
+    if isinstance(outcome, Success):
+        return send(session, script, [done])
+    if outcome.connection_lost:
+        return replace(outcome, still_building=target.is_build)
+    try:
+        drop_invalid_indexes(session, target, before)
+        forget_sql = progress.forget_sql(session, step.number)
+        session.query(f"BEGIN READ WRITE; {forget_sql}; COMMIT")
+    except psycopg2.Error as exc:
+        reason = str(exc).split("\n", maxsplit=1)[0]
+        log("the next run has to clean up", logging.WARNING, reason=reason)
+        session.roll_back()
+    return outcome
+
+
+def has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool:
+    """Whether a statement whose answer was lost has done its work."""
+    if target.creates:
+        new = [trace.valid for trace in now if trace.oid not in before]
+        return bool(new) and all(new)
+    there = {trace.oid for trace in now if trace.valid or target.kind == "DROP INDEX"}
+    return bool(before) and not there.intersection(
+        before
+    )  # REINDEX replaces all indexes by new ones
+
+
+def traces(session: Session, target: Target) -> list[Trace]:
+    """The objects that are there now. Names mean what they mean in the script's search path."""
+    if target.kind not in TRACES_SQL:
+        return []
+    names = [target.on or None, target.part or None]
+    ((on, part),) = session.query(RESOLVE_SQL, names)
+    values = {"on": on, "part": part, "name": target.name, "left": LEFT_BY_REINDEX}
+    with session.transaction():
+        session.query("SET LOCAL search_path = pg_catalog")
+        rows = session.query(TRACES_SQL[target.kind], values)
+    return [Trace(*row) for row in rows]
+
+
+def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequence[int]]) -> None:
+    """Drop the INVALID indexes that an interrupted concurrent build has left: of its name, or
+    new since `before`.
+    """
+    if not target.is_build:
+        return
+    for trace in traces(session, target):
+        is_new = before is not None and trace.oid not in before
+        if target.kind == "REINDEX":
+            is_left_over = re.search(LEFT_BY_REINDEX, trace.name) is not None
+        else:
+            is_left_over = target.name is not None or is_new
+        if is_left_over and not trace.valid:
+            log("dropping an index that was never finished", logging.WARNING, index=trace.name)
+            name = sql.Identifier(trace.schema, trace.name)
+            session.query(sql.SQL("DROP INDEX CONCURRENTLY {}").format(name))
+
+
+@contextmanager
+def _patient_settings(session: Session, target: Target) -> Iterator[None]:
+    """A concurrent build waits for others without blocking them: a lock timeout would only leave
+    its index INVALID.
+
+    It goes on when we are gone: it may take longer than any Lambda lives.
+    """
+    names = []
+    if target.is_concurrent and not _locks_partitions(session, target):
+        names.append("lock_timeout")
+    if target.is_build and session.server_version >= 140000:
+        names.append("client_connection_check_interval")
+    if not names:
+        yield
+        return
+    before = {name: session.query(f"SHOW {name}")[0][0] for name in names}
+    session.query("".join(f"SET {name} = 0;" for name in names))
+    yield
+    if not session.is_lost:
+        session.query("".join(f"SET {name} = '{value}';" for name, value in before.items()))
+
+
+def _locks_partitions(session: Session, target: Target) -> bool:
+    """REINDEX of a partitioned table locks its partitions against writers."""
+    if target.kind != "REINDEX":
+        return False
+    return bool(session.query(IS_PARTITIONED_SQL, [target.on or None]))
+
+
+def _statement_to_send(session: Session, script: Script, statement: Statement) -> Message:
+    """The statement; or, where a DETACH … CONCURRENTLY was stopped half way, what PostgreSQL
+    wants instead.
+    """
+    target = statement.target
+    if target.kind != "DETACH" or session.server_version < 140000:
+        return as_written(script, statement)
+    if not session.query(DETACHED_HALF_WAY_SQL, [target.on, target.part]):
+        return as_written(script, statement)
+    finish = f"ALTER TABLE {target.on} DETACH PARTITION {target.part} FINALIZE"
+    return of_ours(script, finish, fallback=statement.start)
+
+
+# --- The questions ----------------------------------------------------------------------------
+
+RESOLVE_SQL = "SELECT pg_catalog.to_regclass(%s::text)::oid, pg_catalog.to_regclass(%s::text)::oid"
+INDEX_SQL = (
+    "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname FROM pg_index i JOIN "
+    "pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = "
+    "c.relnamespace "
+)
+# What REINDEX CONCURRENTLY leaves where it is stopped; of a TOAST table it cannot be dropped
+# everywhere.
+LEFT_BY_REINDEX = "_cc(new|old)[0-9]*$"
+TRACES_SQL = {
+    "CREATE INDEX": INDEX_SQL
+    + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
+    "DROP INDEX": INDEX_SQL + "WHERE i.indexrelid = %(on)s",
+    "REINDEX": INDEX_SQL  # noqa: S608
+    + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR
+        (NOT i.indisvalid AND c.relname ~ %(left)s AND n.nspname <> 'pg_toast'
+         AND (%(on)s IS NULL OR i.indrelid IN
+            (SELECT o.indrelid FROM pg_index o
+             WHERE %(on)s IN (o.indexrelid, o.indrelid) OR EXISTS
+                (SELECT FROM pg_partition_tree(%(on)s)
+                 WHERE relid IN (o.indexrelid, o.indrelid)))))""",
+    "DETACH": (
+        "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits "
+        "WHERE inhparent = %(on)s AND inhrelid = %(part)s"
+    ),
+    "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
+}
+# A build waits for every snapshot that is older; if we waited for its table with one, it would be
+# ended by the deadlock.
+BUILT_BY_ANOTHER_SQL = """
+    SELECT true FROM pg_catalog.pg_locks l
+    JOIN pg_catalog.pg_stat_progress_create_index p ON p.pid = l.pid
+    JOIN pg_catalog.pg_database d
+      ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+    WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
+      AND l.relation IN (SELECT coalesce(i.indrelid, o) FROM pg_catalog.to_regclass(%s::text) o
+                         LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o)"""
+IS_PARTITIONED_SQL = (
+    "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
+)
+DETACHED_HALF_WAY_SQL = (
+    "SELECT true FROM pg_catalog.pg_inherits WHERE inhdetachpending "
+    "AND inhparent = pg_catalog.to_regclass(%s) AND inhrelid = pg_catalog.to_regclass(%s)"
+)

@@ -1,0 +1,67 @@
+"""How the run of a script ended: it ran, it failed, or a dry run could not try it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import psycopg2
+
+# SQLSTATEs
+SYNTAX_ERROR = "42601"
+SAVEPOINT_GONE = "3B001"
+READ_ONLY = "25006"
+IN_TRANSACTION = "25001"  # not possible inside a transaction
+COMMITS_ITSELF = "2D000"  # a block that commits, inside a transaction
+NEW_ENUM_VALUE = "55P04"  # used in the transaction that added it
+LOCK_TIMEOUT = "55P03"
+CANCELLED = "57014"
+
+
+@dataclass(frozen=True)
+class Success:
+    """Every statement ran. What became of the session decides whether the next file needs a new
+    one.
+    """
+
+    holds_lock: bool = True
+    is_fresh: bool = True  # the session is as a new one would be
+
+
+@dataclass(frozen=True)
+class NotTried:
+    """What a dry run cannot try, in part or as a whole."""
+
+    reasons: tuple[str, ...]
+    holds_lock: bool = True
+
+
+@dataclass(frozen=True)
+class Failure:
+    """PostgreSQL's error, or our refusal, and the place in the script where it happened."""
+
+    error: Optional[psycopg2.Error] = None
+    refusal: str = ""
+    offset: int = 0
+    exact: bool = False  # PostgreSQL itself named that place
+    at_end: bool = False  # all statements went well, and what follows them did not
+    in_rows: bool = False  # the place is one of the rows of a COPY
+    connection_lost: bool = False
+    still_building: bool = False  # the server may be at it: an index that is built concurrently
+    blocked: bool = False  # refused only for as long as another session is at work
+    rehearsed: bool = False  # in a dry run, of which nothing stays
+
+    @property
+    def sqlstate(self) -> str:
+        """Empty where PostgreSQL gave none."""
+        if self.blocked:
+            return LOCK_TIMEOUT
+        return (self.error and self.error.pgcode) or ""
+
+    @property
+    def cancelled(self) -> bool:
+        """By the deadline's watcher, or by an administrator."""
+        return self.sqlstate == CANCELLED and "user request" in str(self.error)
+
+
+Outcome = Union[Success, NotTried, Failure]

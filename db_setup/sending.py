@@ -1,0 +1,111 @@
+"""Sends parts of a script to the server, and says where in the script it failed.
+
+Knows PostgreSQL and scripts, nothing of migrations or AWS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Optional, Union
+
+import psycopg2
+from outcomes import Failure, Success
+from session import Session
+from sql_scanner import Script, Statement
+
+
+class Message(NamedTuple):
+    """What is sent at a time.
+
+    `base` is the place in the script where its first character would be.
+    """
+
+    base: int
+    text: str
+    fallback: int  # the place to name where PostgreSQL names none
+    rows: Optional[tuple[int, int]] = None  # of a COPY, as a place in the script
+    at_end: bool = False
+
+
+def as_written(script: Script, statement: Statement) -> Message:
+    """A statement of the script."""
+    return Message(statement.start, script.sql(statement), statement.start, statement.data)
+
+
+def of_ours(
+    script: Script, text: str, at_end: bool = False, fallback: Optional[int] = None
+) -> Message:
+    """Words that are not in the script; PostgreSQL's position in them is none in the script."""
+    place = script.first if fallback is None else fallback
+    return Message(len(script.text) + 1, text, place, at_end=at_end)
+
+
+def send(session: Session, script: Script, messages: Iterable[Message]) -> Union[Success, Failure]:
+    """Send the messages one after the other.
+
+    The answer to the last one says what became of the session.
+
+    On a failure the transaction is rolled back.
+    """
+    answer: list[tuple[Any, ...]] = []
+    message = Message(0, "", 0)
+    try:
+        for message in messages:
+            if message.rows:
+                session.copy_in(message.text, _Rows(script.text, *message.rows))
+            else:
+                answer = session.query(message.text)
+    except psycopg2.Error as exc:
+        return _failure(session, script, message, exc)
+    holds_lock = bool(answer[0][0])
+    return Success(holds_lock, is_fresh=all(answer[0][:2]))
+
+
+def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:
+    connection_lost = session.is_lost
+    session.roll_back()
+    position = exc.diag.statement_position  # counted in characters, from 1
+    offset = message.base + int(position or 0) - 1
+    exact = position is not None and 0 <= offset <= len(script.text)
+    if not exact:
+        offset = _failed_row(script, message, exc)
+    return Failure(
+        error=exc,
+        offset=offset,
+        exact=exact,
+        at_end=message.at_end,
+        in_rows=message.rows is not None and offset >= message.rows[0],
+        connection_lost=connection_lost,
+    )
+
+
+class _Rows:
+    """A part of a text as a file to read from, without a copy of it."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self._text = text
+        self._at = start
+        self._end = end
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes: a character has at most four."""
+        part = self._text[self._at : min(self._at + size // 4, self._end)]
+        self._at += len(part)
+        return part.encode()
+
+
+def _failed_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
+    """The place of the row of COPY that PostgreSQL counted to; of other statements their own."""
+    line = re.search(r"^COPY .*?, line (\d+)", exc.diag.context or "", re.MULTILINE)
+    if not message.rows or not line:
+        return message.fallback
+    at, end = message.rows
+    is_csv = "CSV" in message.text.upper()
+    for _ in range(int(line.group(1)) - 1):
+        start = at
+        while at < end:  # PostgreSQL counts rows: in CSV one continues while a quote is open
+            at = (script.text.find("\n", at) + 1) or end
+            if not is_csv or script.text.count('"', start, at) % 2 == 0:
+                break
+    return at

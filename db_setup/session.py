@@ -1,0 +1,447 @@
+"""One run's session on the database: a connection that ends in time, one lock, bounded waits,
+transactions.
+
+Knows PostgreSQL and the clock, nothing of migrations or AWS. Raises ConnectError and LockError.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable, NamedTuple, Optional, TypeVar
+
+import database
+import psycopg2
+from common import ConnectError, Deadline, LockError, log, shortened
+from database import Connection, Login
+from psycopg2 import sql
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
+from watcher import IS_BUILDING_SQL, Activity, Watcher
+
+LOCK_PATIENCE_S = (
+    900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
+)
+GIVE_UP_EARLY_S = 2  # before the watcher cancels, so that the answer names the holder of the lock
+RETRIES_WITHOUT_DEADLINE = 10
+RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
+
+# Both permanent: versions that do not agree on them would not see each other.
+LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
+# Its first half; the second key of this lock is the holder's deadline, in epoch seconds.
+DEADLINE_CLASS = 0x64625F73
+
+Result = TypeVar("Result")
+Attempts = Iterator[
+    tuple[int, float]
+]  # the number of the attempt that failed, and the pause after it in seconds
+
+
+class Session:
+    """A run's session. Its connection can be replaced; what the run has done so far is known here,
+    and outlives that.
+
+    In autocommit: what is to be one transaction begins and commits by the methods below.
+    """
+
+    _after_commit_sql = ""
+
+    def __init__(self, login: Login, deadline: Deadline, lock_timeout_ms: int) -> None:
+        self.login = login
+        self.deadline = deadline
+        self.lock_timeout_ms = lock_timeout_ms
+        self.applied: list[str] = []  # the migrations that this run has committed, in order
+        self.pending: list[str] = []  # those that it has not, yet
+        self.lock_wait_ms = 0
+        self.activity = Activity()
+        self._defaults_when_begun = ""
+        self._connection: Optional[Connection] = None
+        self._watcher: Optional[Watcher] = None
+
+    # --- The connection -----------------------------------------------------------------------
+
+    def open(self, question: sql.Composable) -> tuple[Any, ...]:
+        """Connect, and set the session up; returns the one row that answers `question`.
+
+        The question goes with the message that sets the session up.
+        """
+        self._connect()
+        return self.with_retries(lambda: self._set_up(question))
+
+    def resume(self, question: sql.Composable) -> tuple[bool, tuple[Any, ...]]:
+        """Go on in a new session, in the same number of messages: says whether it has the lock, and
+        the answer.
+
+        Where it has not, another run may have come in between.
+        """
+        self._connect()
+        with_lock = sql.SQL("SELECT {}, q.* FROM ({}) q").format(sql.SQL(HOLDS_LOCK_SQL), question)
+        holds_lock, *answer = self.with_retries(lambda: self._set_up(with_lock, takes_lock=True))
+        return bool(holds_lock), tuple(answer)
+
+    def _connect(self) -> None:
+        self.close()
+        self._connection = database.connect(self.login, self.deadline, self.what_stays)
+        look_after_s = self.lock_timeout_ms * 0.6 / 1000  # before a lock timeout strikes
+        self._watcher = Watcher(
+            self._connection, self.login, self.deadline, self.activity, look_after_s
+        )
+        self._watcher.start()
+
+    def close(self) -> None:
+        if self._watcher:
+            self._watcher.stop()
+        if self._connection:
+            self._connection.close()
+
+    @property
+    def connection(self) -> Connection:
+        if self._connection is None:
+            raise ConnectError("the session has not been opened")
+        return self._connection
+
+    @property
+    def is_lost(self) -> bool:
+        """The connection has ended."""
+        return self.connection.closed != 0
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """The deadline has passed: the watcher cancelled what was running."""
+        return self._watcher is not None and self._watcher.rang.is_set()
+
+    @property
+    def server_version(self) -> int:
+        return self.connection.server_version
+
+    @property
+    def user(self) -> str:
+        return str(self.connection.info.user)
+
+    def parameter(self, name: str) -> Optional[str]:
+        """The value of a setting that the server reports."""
+        return self.connection.info.parameter_status(name)
+
+    @property
+    def what_stays(self) -> str:
+        """A sentence for messages."""
+        if self.applied:
+            return f"Applied by this run, and kept: {shortened(self.applied)}."
+        return database.NOTHING_CHANGED
+
+    def query(self, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
+        """Send one message and return the rows of its last statement.
+
+        Without `args` a % is left alone.
+        """
+        with self._waiting(), self.connection.cursor() as cur:
+            cur.execute(statement, args)
+            return cur.fetchall() if cur.description else []
+
+    def copy_in(self, statement: str, rows: Any) -> None:
+        """Run COPY … FROM STDIN with the rows of a file-like object."""
+        with self._waiting(), self.connection.cursor() as cur:
+            cur.copy_expert(statement, rows, size=1 << 16)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.activity.busy_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self.activity.busy_since = None
+
+    # --- Settings -----------------------------------------------------------------------------
+
+    def _set_up(self, question: sql.Composable, takes_lock: bool = False) -> tuple[Any, ...]:
+        """Make our settings; refuse what is not the writer's own endpoint.
+
+        A pooler's session is left as it was: it goes to an application next.
+        """
+        pairs = (
+            sql.SQL("({}, {})").format(sql.Literal(name), sql.Literal(str(value)))
+            for name, value in self.settings().items()
+        )
+        pid = self.connection.info.backend_pid
+        first_sql = ""
+        if takes_lock:
+            lock_sql = self.try_lock_sql(
+                f"WHERE pg_backend_pid() = {pid}"
+            )  # a pooler's session is not ours
+            first_sql = f"BEGIN; {lock_sql}; COMMIT; "
+        set_up = sql.SQL(SET_UP_SQL).format(
+            settings=sql.SQL(", ").join(pairs),
+            pid=sql.Literal(pid),
+            first=sql.SQL(first_sql),
+            question=question,
+        )
+        server_pid, is_standby, self._defaults_when_begun, *answer = self.query(set_up)[0]
+        host = self.login.endpoint.host
+        if server_pid != pid:
+            raise ConnectError(
+                f"{host} is a connection pooler or proxy, where a session lock protects nothing: "
+                f"set DB_HOST to the database's own endpoint. {self.what_stays}"
+            )
+        if is_standby:
+            raise ConnectError(
+                f"{host} is a read replica: set DB_HOST to the writer's endpoint. {self.what_stays}"
+            )
+        return tuple(answer)
+
+    def settings(self) -> dict[str, Any]:
+        """Ours. Together they let the server notice within about 15 s that we are gone, and release
+        our locks.
+
+        They are made with SET: a proxy refuses libpq's `options`.
+        """
+        settings = {
+            "lock_timeout": self.lock_timeout_ms,
+            "statement_timeout": 0,
+            "idle_in_transaction_session_timeout": 120_000,
+            "tcp_keepalives_idle": 5,
+            "tcp_keepalives_interval": 2,
+            "tcp_keepalives_count": 3,
+            "tcp_user_timeout": 11_000,  # no keepalive is sent while an answer is on its way
+            # A function in schema public that fits better than PostgreSQL's own would run as the
+            # admin.
+            "search_path": "pg_catalog",
+            "DateStyle": "ISO",  # psycopg2 reads dates only in this style
+        }
+        if self.server_version >= 140000:
+            settings["client_connection_check_interval"] = 2000
+            settings["idle_session_timeout"] = 300_000
+        return settings
+
+    def settings_sql(self) -> str:
+        """Our settings again, after a file has changed them."""
+        return "".join(f"SET {name} = '{value}'; " for name, value in self.settings().items())
+
+    # --- Transactions -------------------------------------------------------------------------
+
+    def begin_sql(self, words: str = "BEGIN") -> str:
+        """What begins a transaction: BEGIN, with the modes that it may name."""
+        return words
+
+    def commit_sql(self) -> str:
+        return "COMMIT"
+
+    def roll_back(self) -> None:
+        """Roll back what is open, if anything is."""
+        self._end_transaction("ROLLBACK")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction around statements of ours; rolled back on any error."""
+        self.query(self.begin_sql())
+        try:
+            yield
+            self.query(self.commit_sql() + self._after_commit_sql)
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def query_in_transaction(self, statements: sql.Composable) -> None:
+        """Several statements of ours, all or none: one message is one transaction."""
+        self.query(statements)
+
+    def _end_transaction(self, statement: str) -> None:
+        if self.is_lost or self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            return
+        try:
+            self.query(statement)
+        except psycopg2.Error:
+            self.connection.close()  # the server rolls back on its own when the connection is gone
+
+    # --- Retries ------------------------------------------------------------------------------
+
+    def attempts(self) -> Attempts:
+        """Growing, jittered pauses between two attempts, until the deadline; without one, ten."""
+        return enumerate(pauses(self.deadline), 1)
+
+    def with_retries(self, action: Callable[[], Result]) -> Result:
+        """Do it again, until the deadline, where other sessions block it for a moment."""
+        attempts = self.attempts()
+        while True:
+            try:
+                return action()
+            except psycopg2.Error as exc:
+                if not self.waits_to_retry(exc.pgcode or "", attempts):
+                    raise
+
+    def waits_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
+        """Wait a while if other sessions blocked ours, and if there is time for another attempt."""
+        if sqlstate not in RETRYABLE or not self._can_retry():
+            return False
+        attempt, pause = next(attempts, (0, 0.0))
+        if attempt == 0:
+            return False
+        fields = {**fields, "sqlstate": sqlstate, "attempt": attempt, "again_in_s": round(pause, 1)}
+        if self.activity.blocked_by:
+            fields["blocked_by"] = self.activity.blocked_by
+        log("gave way", **fields)
+        time.sleep(pause)
+        return True
+
+    def _can_retry(self) -> bool:
+        return self.connection.info.transaction_status != TRANSACTION_STATUS_INERROR
+
+    # --- The lock -----------------------------------------------------------------------------
+
+    def acquire_lock(self) -> None:
+        """Take the session lock of this database, and publish until when it can be held at the
+        longest.
+
+        Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX
+        CONCURRENTLY (40P01). A holder of our own login that is past its deadline cannot be alive
+        any more and is ended. Raises LockError.
+        """
+        started = time.monotonic()
+        announced = 0.0
+        attempt_sql = self.try_lock_sql()
+        while not self.query(attempt_sql)[0][0]:
+            attempt_sql = TRY_LOCK_SQL
+            waited = time.monotonic() - started
+            holder = self._end_overdue_holder()
+            if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
+                state = self.what_stays if self.applied else "This run has changed nothing."
+                raise LockError(
+                    f"{holder} holds the lock. Waited {waited:.0f} s. {state} Invoke again when "
+                    "that one is done."
+                )
+            if time.monotonic() - announced >= 10:
+                log("waiting for another run", holder=holder)
+                announced = time.monotonic()
+            time.sleep(random.uniform(0.1, 0.4))
+        self.lock_wait_ms += round((time.monotonic() - started) * 1000)
+
+    def _end_overdue_holder(self) -> str:
+        """What is known of the holder; one that is past its deadline is ended."""
+        known = "another run"
+        for holder in self.lock_holders():
+            known = str(holder)
+            if holder.overdue:
+                log(
+                    "ending a run that is past its deadline",
+                    logging.WARNING,
+                    pid=holder.pid,
+                    age_s=holder.age_s,
+                )
+                self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
+        return known
+
+    def lock_holders(self) -> list[Holder]:
+        """Nobody, or one."""
+        return [Holder(*row) for row in self.query(HOLDER_SQL)]
+
+    def try_lock_sql(self, where_sql: str = "") -> str:
+        """Publishes until when the lock can be held, and takes it if it is free.
+
+        In this order: a process that is frozen in between does not hold the lock permanently.
+        """
+        if self.deadline.at is None:
+            return f"{TRY_LOCK_SQL} {where_sql}"
+        left_s = self.deadline.left(0) + self.deadline.reserve
+        until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::int"
+        publish_sql = f"SELECT pg_advisory_lock_shared({DEADLINE_CLASS}, {until_sql}) {where_sql}"
+        return f"{publish_sql}; {TRY_LOCK_SQL} {where_sql}"
+
+    def session_check_sql(self, known_changed: bool, release_if_changed: bool) -> str:
+        """Asks whether the session still holds the lock, and whether it is as a new one would be.
+
+        It is not where it is `known_changed`. Such a session can release the lock, which a new one
+        takes then. ALTER DATABASE … SET counts only in sessions that begin after it; variables of
+        functions in PL/pgSQL keep the types that they saw first; an advisory lock of a session
+        stays until it ends.
+        """
+        locks_sql = (
+            f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
+            f"coalesce(bool_and({IS_OUR_LOCK_SQL} OR classid = {DEADLINE_CLASS}), true) AS alone "
+            f"{OUR_LOCKS_SQL}"
+        )
+        fresh_sql = (
+            f"NOT {known_changed} AND alone AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}' "
+            "AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
+            f"OR NOT {HAS_TYPED_VARIABLES_SQL})"
+        )
+        state_sql = f"SELECT held, {fresh_sql} AS fresh FROM ({locks_sql}) l OFFSET 0"  # noqa: S608
+        release_sql = (
+            f"CASE WHEN {release_if_changed} AND held AND NOT fresh "
+            "THEN pg_advisory_unlock_all() END"
+        )
+        return f"SELECT held, fresh, {release_sql} FROM ({state_sql}) s"  # noqa: S608
+
+
+def pauses(deadline: Deadline) -> Iterator[float]:
+    """Growing, jittered pauses in seconds, until the deadline; without one, ten."""
+    for number in itertools.count():
+        pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
+        is_last = deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE
+        if is_last or deadline.left(pause + 1) <= pause:
+            return
+        yield pause
+
+
+class Holder(NamedTuple):
+    """The session that holds the lock, as far as we may see it."""
+
+    pid: int
+    user: str
+    application: str
+    age_s: Optional[int]
+    overdue: bool
+    building: Optional[str]
+
+    def __str__(self) -> str:
+        words = [f"pid {self.pid}", f"user {self.user}", repr(self.application)]
+        if self.age_s is not None:  # it is not shown of another login
+            words.append(f"connected for {self.age_s} s")
+        if self.building:
+            words.append(f"still at {self.building}")
+        return f"another run ({', '.join(words)})"
+
+
+# --- The questions ----------------------------------------------------------------------------
+
+DEFAULTS_SQL = (
+    "SELECT hashtextextended(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 0)::text "
+    "FROM pg_db_role_setting s "
+    "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
+    "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
+)
+SET_UP_SQL = (
+    "SELECT pg_catalog.set_config(name, value, false) "  # noqa: S608
+    "FROM (VALUES {settings}) s(name, value) "
+    f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {{pid}}; {{first}}SELECT "
+    f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), q.* FROM ({{question}}) q"
+)
+TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
+IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
+OUR_LOCKS_SQL = "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+HOLDS_LOCK_SQL = f"(SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) {OUR_LOCKS_SQL})"
+HOLDER_SQL = f"""
+    SELECT a.pid, a.usename, a.application_name,
+           extract(epoch FROM clock_timestamp() - a.backend_start)::int,
+           coalesce(d.objid::bigint < extract(epoch FROM clock_timestamp())
+                    AND a.usename = current_user AND NOT ({IS_BUILDING_SQL}), false),
+           (SELECT command || ': ' || phase || CASE WHEN blocks_total > 0
+                   THEN ', ' || 100 * blocks_done / blocks_total || ' %' ELSE '' END
+            FROM pg_stat_progress_create_index p WHERE p.pid = a.pid)
+    FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
+    JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory'
+         AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""  # noqa: S608
+
+# A function in PL/pgSQL has variables of types that may change. Its SQL is planned again for each
+# file (DISCARD PLANS), and NEW and OLD are looked at each time. (OFFSET 0: what costs more is asked
+# of these functions alone.)
+HAS_TYPED_VARIABLES_SQL = r"""EXISTS (SELECT FROM
+        (SELECT * FROM pg_proc
+         WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') OFFSET 0) p
+    WHERE prosrc ~* '\mdeclare\M' OR EXISTS (SELECT FROM pg_type t
+        WHERE t.oid = ANY (prorettype || coalesce(proallargtypes, proargtypes::oid[]))
+          AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)')))"""

@@ -1,0 +1,257 @@
+"""The tracking table: reads it, makes it, adopts a database that has none, and records what is
+applied.
+
+A row means *applied*, always. New columns are additive and nullable, so that older versions can run
+on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import migration_files
+import sql_scanner
+from common import ConfigError, MigrationError, log
+from config import Config, Setup
+from database import literal
+from migration_files import Migration, Plan, Row
+from psycopg2 import sql
+from session import Session
+
+OUR_COLUMNS = ("checksum", "file_sha256", "adopted")  # the predecessor's table has only the others
+
+# --- What it holds ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What our tables hold. `columns` is None where there is no tracking table."""
+
+    columns: Optional[tuple[str, ...]]
+    rows: tuple[Row, ...]
+    unfinished: tuple[str, ...] = ()  # the files that ran in part
+
+    @property
+    def is_ours(self) -> bool:
+        """As this version makes it."""
+        return self.columns is not None and set(OUR_COLUMNS) <= set(self.columns)
+
+    def is_complete(self, plan: Plan) -> bool:
+        """As this version makes it, and in agreement with the folder."""
+        return self.is_ours and not (plan.pending or plan.renumbered or plan.unchecked)
+
+
+class TablesFound(NamedTuple):
+    """Which of our tables exist: columns of the tracking table, whether it is a table, and
+    whether marks can be read.
+    """
+
+    columns: Optional[list[str]]
+    is_table: bool
+    has_progress: bool
+
+
+def tables_question(config: Config) -> sql.Composable:
+    """Its answer is a TablesFound; it can be asked when the session is set up."""
+    return sql.SQL(TABLES_SQL).format(*map(sql.Literal, config.tables))
+
+
+def read_state(session: Session, config: Config, found: Optional[TablesFound] = None) -> State:
+    """Read the tracking table, whichever version made it; refuse another tool's."""
+    if found is None:
+        found = TablesFound(*session.query(tables_question(config))[0])
+    columns = found.columns
+    if columns is None:
+        return State(None, ())
+    if not {"id", "migration_name"} <= set(columns) or not found.is_table:
+        raise ConfigError(
+            f'table public."{config.table}" belongs to another tool '
+            f"(columns: {', '.join(columns)}): "
+            "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has "
+            "been touched."
+        )
+    question = _rows_question(config, columns, found.has_progress)
+    recorded: list[Row] = []
+    unfinished: list[str] = []
+    for number, name, checksum, file_sha256, is_recorded in session.query(question):
+        if is_recorded:
+            recorded.append(Row(number, migration_files.normal(name), checksum, file_sha256))
+        else:
+            unfinished.append(name)
+    return State(tuple(columns), tuple(recorded), tuple(unfinished))
+
+
+def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -> sql.Composable:
+    added = [
+        sql.Identifier(name) if name in columns else sql.SQL("NULL")
+        for name in ("checksum", "file_sha256")
+    ]
+    select = sql.SQL("SELECT id, migration_name, {}, {}, true FROM {}").format(
+        *added, config.tracking
+    )
+    if has_progress:
+        marked = (
+            " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} "
+            "GROUP BY migration_name"
+        )
+        select += sql.SQL(marked).format(config.progress)
+    return select + sql.SQL(" ORDER BY 1, 2")
+
+
+def unchanged_question(config: Config) -> sql.Composable:
+    """Asked when a new session takes over: the recorded names, and whether no file can have run
+    in part.
+    """
+    question = (
+        "SELECT (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {}), "
+        "NOT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public' AND tablename = {})"
+    )
+    return sql.SQL(question).format(config.tracking, sql.Literal(config.tables[1]))
+
+
+# --- Creating and adopting --------------------------------------------------------------------
+
+
+def ensure_tracking(session: Session, setup: Setup, state: State) -> list[str]:
+    """Create the tracking table, or add the columns that the predecessor's lacks.
+
+    Returns the names of the migrations that were adopted: recorded as applied without running.
+    """
+    tracking = setup.config.tracking
+    changes = [sql.SQL(ADD_COLUMNS_SQL).format(tracking)]
+    names: list[str] = []
+    if state.columns is None:
+        adopted = adoptable(session, setup)
+        changes.insert(0, sql.SQL(CREATE_SQL).format(tracking))
+        for name, file in migration_files.number_files(adopted, setup.files, ()):
+            hashes = (migration_files.tokens_checksum(file), file.sha256)
+            values = map(literal, (name, *hashes))
+            changes.append(sql.SQL(ADOPT_SQL).format(tracking, *values))
+            names.append(name)
+    session.query_in_transaction(sql.SQL("; ").join(changes))
+    if state.columns is None:
+        log("tracking table created", table=setup.config.table)
+    if names:
+        log("existing database adopted", recorded_without_running=names)
+    return names
+
+
+def adoptable(session: Session, setup: Setup) -> list[Migration]:
+    """The files that an existing database without tracking table already contains: the first, or
+    all up to BASELINE.
+
+    Judged by the tables that the first migration creates. If some exist and some do not, the run is
+    refused, unless every statement of the file can run again.
+    """
+    files = setup.files
+    baseline = setup.config.baseline
+    if not files or not session.query(ANY_TABLE_SQL):
+        tables: list[sql_scanner.Name] = []
+        is_repeatable = True
+    else:
+        tables, is_repeatable = migration_files.created_tables(files[0])
+    existing = [table for table in tables if table_exists(session, *table)]
+    if not existing:
+        if baseline:
+            log("baseline not used: no table of the first migration exists", baseline=baseline)
+        return []
+    if baseline:
+        last = next(
+            i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
+        )
+        return list(files[: last + 1])
+    if len(existing) == len(tables):
+        return [files[0]]
+    if is_repeatable:
+        return []
+    missing = [table for table in tables if table not in existing]
+    raise MigrationError(
+        f"{files[0].path.name}: the database has no tracking table, and only some of the tables "
+        f"of the first migration. There: {_table_list(existing)}. Missing: "
+        f"{_table_list(missing)}. Nothing has been changed. Write the file's statements with IF "
+        "NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
+        "that this database has behind it."
+    )
+
+
+def table_exists(session: Session, schema: Optional[str], name: str) -> bool:
+    one_table = ANY_TABLE_SQL + " AND c.relname = %s AND n.nspname = %s"
+    return bool(session.query(one_table, [name, schema or "public"]))
+
+
+def _table_list(names: Sequence[sql_scanner.Name]) -> str:
+    return ", ".join(f"{schema}.{name}" if schema else name for schema, name in names)
+
+
+# --- Recording --------------------------------------------------------------------------------
+
+
+def record_sql(session: Session, config: Config, name: str, hashes: Sequence[str]) -> str:
+    """Writes the row that says *applied*."""
+    insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
+    values = map(literal, (name, *hashes))
+    return insert.format(config.tracking, *values).as_string(session.connection)
+
+
+def follow_renames(session: Session, config: Config, plan: Plan) -> None:
+    """Rows follow their renumbered files; rows of the predecessor get their checksums."""
+    if not plan.renumbered and not plan.unchecked:
+        return
+    change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE id = %s"
+    update = sql.SQL(change).format(config.tracking)
+    with session.transaction():
+        for row, file in plan.renumbered:
+            session.query(update, [file.name, row.checksum, file.sha256, row.id])
+        for row, file in plan.unchecked:
+            checksum = migration_files.tokens_checksum(file)
+            session.query(update, [row.name, checksum, file.sha256, row.id])
+    for row, file in plan.renumbered:
+        log("renumbered", migration=file.name, was=row.name)
+
+
+def applied_at(session: Session, config: Config, row: Row) -> str:
+    """When a migration was applied, to the second."""
+    select = sql.SQL("SELECT applied_at::timestamp(0)::text FROM {} WHERE id = %s")
+    return str(session.query(select.format(config.tracking), [row.id])[0][0])
+
+
+def history(session: Session, config: Config, state: State) -> list[tuple[str, str, bool]]:
+    """Of each recorded migration its name, when it was applied, and whether it was adopted."""
+    if state.columns is None:
+        return []
+    adopted = sql.SQL("coalesce(adopted, false)" if "adopted" in state.columns else "false")
+    select = sql.SQL("SELECT migration_name, applied_at::text, {} FROM {} ORDER BY id")
+    rows = session.query(select.format(adopted, config.tracking))
+    return [(name, at, is_adopted) for name, at, is_adopted in rows]
+
+
+# --- The statements ---------------------------------------------------------------------------
+
+TABLES_SQL = (
+    "SELECT array_remove(array_agg(attname::text) FILTER (WHERE relname = {0}), NULL), "
+    "bool_and(relkind IN ('r', 'p')) FILTER (WHERE relname = {0}), coalesce(bool_or(relname = "
+    "{1} AND attname = 'migration_name' AND relkind = 'r' AND has_table_privilege(c.oid, "
+    "'SELECT')), false) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN "
+    "pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped WHERE nspname = "
+    "'public' AND relname IN ({0}, {1})"
+)
+CREATE_SQL = (
+    "CREATE TABLE {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
+    "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
+)
+# Additive and nullable: the versions before us insert migration_name alone.
+ADD_COLUMNS_SQL = (
+    "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 "
+    "TEXT, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
+)
+ADOPT_SQL = (
+    "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
+)
+# An extension's table (PostGIS brings some) does not count.
+ANY_TABLE_SQL = """
+    SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                      AND d.objid = c.oid AND d.deptype = 'e')"""
