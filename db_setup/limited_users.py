@@ -459,8 +459,8 @@ class LimitedUsers:
             database.connect(login, self._session.deadline, "Its secret was not changed.").close()
         except ConnectError as exc:
             raise UserError(f"login {name} was made, but: {exc}") from exc
-        changed = {"username": name, "password": login.password}
-        keeper.write(Credentials({**(keeper.value or {}), **changed}))
+        rotated = Credentials(keeper.value or {}, username=name, password=login.password)
+        keeper.write(rotated)
         return name, "rotated"
 
     def _change_login(self, kind: Kind, login: Login) -> bool:

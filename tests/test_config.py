@@ -493,11 +493,11 @@ def test_mistakes_of_every_kind_are_reported_together(world: World) -> None:
         f"MIGRATIONS_TABLE is 'My Table', but {plain} 49 characters",
         f"ROLE_PREFIX is 'Shop-', but {plain} 41 characters, not beginning with pg_",
         f"LOCK_TIMEOUT is 'soon', but {time}",
+        f"{admin} has no usable host, dbname, username, password: add that to its JSON, or set DB_HOST and DB_NAME",
+        f"{admin} is for engine 'mysql': only PostgreSQL is supported",
         f"DB_USER_SECRET_NAME: secret '{long_arn('ApplicationUser')[:89]}…' {absent}",
         f"DB_PROXY: secret '{long_arn('TableCreator')[:89]}…' {absent}",
-        "BASELINE is '000_nothing', but there is no such file in migrations/",
-        f"{admin} has no usable host, dbname, username, password: add that to its JSON, or set DB_HOST and DB_NAME",
-        f"{admin} is for engine 'mysql': only PostgreSQL is supported{UNTOUCHED}",
+        f"BASELINE is '000_nothing', but there is no such file in migrations/{UNTOUCHED}",
     ]
     assert len(message) <= 1500
 
