@@ -571,7 +571,7 @@ def load_scripts(
             findings.problems.append(message)
             continue
         scripts[file] = replace(script, text="")
-        if script.count == 0:
+        if script.statement_count == 0:
             findings.notes.append(f"{file.path.name} {migration_files.EMPTY}")
         if refusal:
             findings.problems.append(refusal)
@@ -580,7 +580,7 @@ def load_scripts(
 
 def statement_refused_in_transaction(file: Migration, script: Script) -> Optional[str]:
     """What to say of a statement that PostgreSQL refuses in the transaction that the file is."""
-    if script.unwrapped or script.count <= 1:
+    if script.no_transaction or script.statement_count <= 1:
         return None
     for statement in script.statements():
         if statement.wants_no_transaction:
@@ -699,8 +699,8 @@ def check_with_squawk(scripts: Mapping[Migration, Script], findings: Findings) -
         return
     # It cannot read the rows of a COPY.
     readable = {file: script for file, script in scripts.items() if not has_rows(script)}
-    in_transaction = [file for file, script in readable.items() if not script.unwrapped]
-    outside = [file for file, script in readable.items() if script.unwrapped]
+    in_transaction = [file for file, script in readable.items() if not script.no_transaction]
+    outside = [file for file, script in readable.items() if script.no_transaction]
     results = [
         squawk_accepts(program, "--assume-in-transaction", in_transaction),
         squawk_accepts(program, "--no-assume-in-transaction", outside),

@@ -18,7 +18,7 @@ from typing import NamedTuple, Optional
 
 import psycopg2
 from database import RETRYABLE
-from sql_scanner import Script, body_of, locate
+from sql_scanner import Script, first_string_offset, locate
 
 # SQLSTATEs
 SYNTAX_ERROR = "42601"
@@ -113,7 +113,7 @@ def state_and_step(script: Script, outcome: Outcome, blocked_by: Sequence[str] =
         )
     if outcome.code in RETRYABLE:
         return _state_and_step_of_blocked(script, outcome, blocked_by)
-    if script.unwrapped:
+    if script.no_transaction:
         return _state_and_step_of_marked(script, outcome)
     return _state_and_step_of_transaction(script, outcome)
 
@@ -126,7 +126,7 @@ def _state_and_step_of_lost(script: Script, outcome: Outcome) -> str:
             "is done. Invoke again then: a finished index is recorded, an unfinished one built "
             "anew."
         )
-    unit = "this statement" if script.unwrapped else "the file"
+    unit = "this statement" if script.no_transaction else "the file"
     return (
         f"The connection was lost; the server rolls {unit} back unless it had just finished, "
         "and the tracking table knows. Invoke again."
@@ -134,7 +134,7 @@ def _state_and_step_of_lost(script: Script, outcome: Outcome) -> str:
 
 
 def _state(script: Script, outcome: Outcome) -> str:
-    if script.unwrapped and not outcome.rehearsed:
+    if script.no_transaction and not outcome.rehearsed:
         return "What stands before this statement is done and stays: leave it as it is."
     return "Rolled back."
 
@@ -170,7 +170,7 @@ def _state_and_step_of_transaction(script: Script, outcome: Outcome) -> str:
             "deploy again."
         )
     has_own_advice = outcome.code == ACTIVE_TRANSACTION and instead != ""
-    if outcome.code in NOT_IN_TRANSACTION and script.count > 1 and not has_own_advice:
+    if outcome.code in NOT_IN_TRANSACTION and script.statement_count > 1 and not has_own_advice:
         return (
             "Rolled back. This file of several statements is one transaction: put the statement "
             "into a file of its own, or write -- no-transaction in the first line, and deploy "
@@ -302,7 +302,7 @@ def details(script: Script, outcome: Outcome) -> Iterator[str]:
 
 
 def _line_of_do_block(script: Script, outcome: Outcome, line_of_body: int) -> Iterator[str]:
-    body_starts_at, _ = locate(script.text, body_of(script.text, outcome.offset))
+    body_starts_at, _ = locate(script.text, first_string_offset(script.text, outcome.offset))
     number = body_starts_at + line_of_body - 1
     yield f"IN: the DO block, line {number} of the file"
     if outcome.code[:2] not in ABOUT_ROWS:

@@ -495,13 +495,13 @@ def hashes_of(one: Pending) -> tuple[str, str]:
 def run_script(conn: Connection, config: Config, one: Pending, deadline: Deadline, end: script_runner.End) -> Outcome:
     """Run it until it is applied, has failed, or has no time left."""
     progress = script_runner.Progress(config.progress, one.migration.name)
-    waits, in_steps, by_statement = enumerate(pauses(deadline), 1), one.script.unwrapped, False
+    waits, in_steps, by_statement = enumerate(pauses(deadline), 1), one.script.no_transaction, False
     while True:
         if in_steps:
             outcome = script_runner.run_in_steps(conn, one.script, end, progress)
         else:
             outcome = script_runner.run_whole(conn, one.script, end, by_statement)
-            in_steps = outcome.code == "25001" and one.script.count == 1  # it has no atomicity to lose
+            in_steps = outcome.code == "25001" and one.script.statement_count == 1  # it has no atomicity to lose
             if in_steps:
                 continue
         if not gives_way(conn, outcome.code, waits, migration=one.name):
@@ -514,7 +514,7 @@ def failure_message(one: Pending, outcome: Outcome, report: Mapping[str, Any], b
     file, script = one.migration.path.name, one.script
     line, column = sql_scanner.locate(script.text, outcome.offset)
     place = f"{file}:{line}:{column}" if outcome.exact else f"{file}:{line}"
-    if (outcome.stopped or outcome.connection_lost) and not script.unwrapped:
+    if (outcome.stopped or outcome.connection_lost) and not script.no_transaction:
         place = file  # one message, of which nothing tells how far the server was
     verdict = [
         f"{place}: {failures.describe(script, outcome)}.",
@@ -617,7 +617,7 @@ def bring_up(conn: Connection, setup: Setup, deadline: Deadline, report: dict[st
     # What cannot work is refused before anything has run. The texts are read again: memory stays that of one file.
     alone = len(plan.pending) == 1
     pending = [Pending(name, m, checked_script(conn, m, setup, with_text=alone)) for name, m in plan.pending]
-    warn(report, (f"{one.name} {EMPTY}" for one in pending if not one.script.count))
+    warn(report, (f"{one.name} {EMPTY}" for one in pending if not one.script.statement_count))
     patiently(conn, deadline, lambda: follow_renames(conn, setup.config, plan))
     ensure_groups(conn, setup)
     names = {row.id: row.name for row in state.rows}
@@ -714,8 +714,8 @@ def apply_pending(
         if deadline.is_near:
             raise MigrationError(out_of_time_message(report, "before"))
         text = light.script.text or read_text(light.migration)
-        script = replace(light.script, text=text).without_later_settings(conn.server_version)
-        script = replace(script, unwrapped=script.unwrapped or light.migration.name in todo.unfinished)
+        script = replace(light.script, text=text).without_settings_unknown_to(conn.server_version)
+        script = replace(script, no_transaction=script.no_transaction or light.migration.name in todo.unfinished)
         one = light._replace(script=script)
         conn.about, conn.blocked_by = {"migration": one.name}, ()
         if conn.rehearsal and conn.rehearsal.has_sequences and SETVAL.search(script.text):
@@ -777,9 +777,9 @@ def tried(conn: Connection, name: str, outcome: Outcome, duration_ms: int) -> di
 
 def rehearsed(outcome: Outcome, script: Script) -> Outcome:
     """The outcome, but what fails for being in one transaction with other files is only not tried."""
-    if outcome.code == "55P04" and not script.unwrapped and not script_runner.ADD_VALUE.search(script.text):
+    if outcome.code == "55P04" and not script.no_transaction and not script_runner.ADD_VALUE.search(script.text):
         return Outcome(untried=("it uses an enum value that this run adds",))
-    modes = re.findall("(?i)ISOLATION LEVEL (?:SERIALIZABLE|REPEATABLE READ)", script.begin)
+    modes = re.findall("(?i)ISOLATION LEVEL (?:SERIALIZABLE|REPEATABLE READ)", script.begin_sql)
     asked = tuple(f"it asks for {mode}" for mode in modes)
     return replace(outcome, rehearsed=True, untried=(*asked, *outcome.untried))
 

@@ -137,7 +137,9 @@ def run_whole(conn: Connection, script: Script, end: End, by_statement: bool = F
     if outcome.code in (*RETRYABLE, SAVEPOINT_GONE) or outcome.stopped:
         return outcome
     if (
-        script.count > 1 or script.begin != "BEGIN" or (script.count and outcome.code == SYNTAX_ERROR)
+        script.statement_count > 1
+        or script.begin_sql != "BEGIN"
+        or (script.statement_count and outcome.code == SYNTAX_ERROR)
     ):  # the ; that it does not like is ours
         return _run_whole(conn, script, end, by_statement=True)
     return outcome
@@ -151,23 +153,25 @@ def _run_whole(conn: Connection, script: Script, end: End, by_statement: bool) -
     that the script was one transaction: had it ended ours, the savepoint would be gone (3B001).
     """
     # What is prepared in a session outlives the transaction of a first attempt.
-    opening = f"{begin(conn, script.begin)}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+    opening = f"{begin(conn, script.begin_sql)}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
 
     def closing() -> str:
         return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {end()}"
 
     if not (by_statement or script.pieces):
-        return send(conn, script, [Message(-len(opening), opening + script.body() + closing(), script.first)])
+        return send(
+            conn, script, [Message(-len(opening), opening + script.body_sql() + closing(), script.first_offset)]
+        )
     return send(conn, script, _messages(script, opening, closing, by_statement))
 
 
 def _messages(script: Script, opening: str, closing: End, by_statement: bool) -> Iterator[Message]:
     own = min(
-        (s.start for s in script.left_out if not s.is_meta_command), default=script.first
+        (s.start for s in script.left_out if not s.is_meta_command), default=script.first_offset
     )  # BEGIN, SET TRANSACTION
     yield Message(len(script.text) + 1, opening, own)
-    last = script.first
-    for start, end, data in script.to_send(by_statement):
+    last = script.first_offset
+    for start, end, data in script.pieces_to_send(by_statement):
         last = start
         yield Message(start, script.text[start:end], start, data)
     yield Message(len(script.text) + 1, closing(), last, at_end=True)
@@ -255,7 +259,7 @@ def run_in_steps(conn: Connection, script: Script, end: End, progress: Progress)
     query(conn, "SET search_path TO DEFAULT")
     number, untried = 0, list[str]()
     for number, (own_begin, statements) in enumerate(steps(script), 1):
-        value = checksum("; ".join(map(script.sql, statements)))
+        value = checksum("; ".join(map(script.statement_sql, statements)))
         step = Step(number, own_begin, statements, value, marks.get(number))
         conn.about = {**conn.about, "line": step.first.line}
         if step.mark and step.mark.checksum != value:
@@ -275,7 +279,7 @@ def run_in_steps(conn: Connection, script: Script, end: End, progress: Progress)
     text = (
         f"{begin(conn, 'BEGIN READ WRITE')}; {OWN_ROLE}; SET search_path = pg_catalog; {progress.forget(conn)}; {end()}"
     )
-    outcome = send(conn, script, [Message(len(script.text) + 1, text, script.first, at_end=True)])
+    outcome = send(conn, script, [Message(len(script.text) + 1, text, script.first_offset, at_end=True)])
     return replace(outcome, untried=tuple(untried))
 
 
@@ -342,7 +346,7 @@ def _rehearse_step(conn: Connection, script: Script, step: Step) -> Outcome:
 
 def _run_in_transaction(conn: Connection, script: Script, step: Step, opening: str, closing: str) -> Outcome:
     opening, closing = f"{opening}; ", f"\n;{closing}"
-    if any(statement.data or statement.switches for statement in step.statements):
+    if any(statement.data or statement.changes_string_syntax for statement in step.statements):
         each = [_as_it_stands(script, statement) for statement in step.statements]
         return send(conn, script, [_ours(script, opening), *each, _ours(script, closing)])
     start = step.first.start
@@ -351,12 +355,12 @@ def _run_in_transaction(conn: Connection, script: Script, step: Step, opening: s
 
 
 def _as_it_stands(script: Script, statement: Statement) -> Message:
-    return Message(statement.start, script.sql(statement), statement.start, statement.data)
+    return Message(statement.start, script.statement_sql(statement), statement.start, statement.data)
 
 
 def _ours(script: Script, text: str) -> Message:
     """Words that do not stand in the script."""
-    return Message(len(script.text) + 1, text, script.first)
+    return Message(len(script.text) + 1, text, script.first_offset)
 
 
 # --- Outside a transaction ------------------------------------------------------------------------------------------

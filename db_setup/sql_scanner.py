@@ -26,17 +26,17 @@ LONG = "2:"  # of the tokens, but of DML statements as they are written
 
 # A longer text goes to the server in pieces: one message costs the server eleven times its size.
 ONE_MESSAGE = 1 << 20  # characters
-PIECE = 1 << 18  # characters
+_PIECE = 1 << 18  # characters
 
 Name = tuple[Optional[str], str]  # of a table: its schema (None: not named) and itself
 
 
-def scan(text: str, backslashes: bool = False) -> Iterator[Statement]:
+def scan(text: str, backslash_escapes: bool = False) -> Iterator[Statement]:
     """The statements of `text`, in order; raises ScanError if a quote or a comment is not closed.
 
-    `backslashes`: the session has standard_conforming_strings off, so '\\'' is a quote.
+    `backslash_escapes`: the session has standard_conforming_strings off, so '\\'' is a quote.
     """
-    return _Scanner(text, backslashes).statements()
+    return _Scanner(text, backslash_escapes).statements()
 
 
 def checksum(text: str, algorithm: str = "") -> str:
@@ -59,7 +59,7 @@ def checksum(text: str, algorithm: str = "") -> str:
     return token_hash.checksum()
 
 
-def read_script(text: str, backslashes: bool = False) -> Script:
+def read_script(text: str, backslash_escapes: bool = False) -> Script:
     """Read a file as one unit of work, and set aside the statements that the runner replaces.
 
     Raises ScanError for what cannot work.
@@ -67,9 +67,9 @@ def read_script(text: str, backslashes: bool = False) -> Script:
     algorithm = _default_algorithm(text)
     is_long = algorithm == LONG
     token_hash = None
-    if not is_long and not backslashes:
+    if not is_long and not backslash_escapes:
         token_hash = _TokenHash(algorithm)
-    scanner = _Scanner(text, backslashes, token_hash)
+    scanner = _Scanner(text, backslash_escapes, token_hash)
     survey = _Survey(text)
     pieces = tuple(in_pieces(survey.of(scanner.statements())))
 
@@ -89,15 +89,15 @@ def read_script(text: str, backslashes: bool = False) -> Script:
         pieces = ()
     return Script(
         text=text,
-        unwrapped=is_marked,
-        begin=begin_sql,
-        count=survey.count - len(replaced),
-        first=survey.first_offset(left_out),
-        created=survey.created_tables,
+        no_transaction=is_marked,
+        begin_sql=begin_sql,
+        statement_count=survey.count - len(replaced),
+        first_offset=survey.first_offset(left_out),
+        created_tables=survey.created_tables,
         known_checksum=known_checksum,
         pieces=pieces,
         left_out=tuple(left_out),
-        backslashes=backslashes,
+        backslash_escapes=backslash_escapes,
     )
 
 
@@ -131,23 +131,23 @@ class Piece(NamedTuple):
 class Script:
     """A file of SQL that can run as one unit of work.
 
-    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin` opens the
+    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin_sql` opens the
     transaction, with the modes that the file asks for. `pieces` are the messages that it is sent
     in if one is not enough: because rows follow a COPY, a setting changes how the rest is read, or
     the file is too long.
     """
 
     text: str
-    unwrapped: bool  # marked -- no-transaction: no transaction around the whole
-    begin: str
-    count: int
-    first: int  # offset of the first statement that is sent
-    created: Mapping[Name, int]  # the tables that it creates, and the offset where it does
+    no_transaction: bool  # marked -- no-transaction: no transaction around the whole
+    begin_sql: str
+    statement_count: int
+    first_offset: int  # offset of the first statement that is sent
+    created_tables: Mapping[Name, int]  # the tables that it creates, and the offset where it does
     known_checksum: str  # empty for a long text: it takes time, and is not needed before the end
     pieces: tuple[Piece, ...]  # empty if the text goes in one message
     left_out: tuple[Statement, ...] = ()
     unknown_settings: tuple[str, ...] = ()
-    backslashes: bool = False  # how the session reads strings when the script begins
+    backslash_escapes: bool = False  # how the session reads strings when the script begins
 
     @property
     def checksum(self) -> str:
@@ -157,40 +157,42 @@ class Script:
     def statements(self) -> Iterator[Statement]:
         """The statements that are sent; scanned each time, since there may be millions."""
         left_out = self._left_out_offsets()
-        for statement in scan(self.text, self.backslashes):
+        for statement in scan(self.text, self.backslash_escapes):
             if statement.start not in left_out:
                 yield statement
 
-    def sql(self, statement: Statement) -> str:
+    def statement_sql(self, statement: Statement) -> str:
         """The statement's text."""
         return self.text[statement.start : statement.end]
 
-    def body(self) -> str:
+    def body_sql(self) -> str:
         """The text with blanks for what is left out, so that every offset in it stays the same."""
         text = self.text
         for statement in self.left_out:
-            blank = re.sub(r"[^\r\n]", " ", self.sql(statement))
+            blank = re.sub(r"[^\r\n]", " ", self.statement_sql(statement))
             text = text[: statement.start] + blank + text[statement.end :]
         return text
 
-    def to_send(self, by_statement: bool = False) -> Iterator[Piece]:
+    def pieces_to_send(self, by_statement: bool = False) -> Iterator[Piece]:
         """The pieces without what is left out; or each statement as a piece."""
         pieces: Iterable[Piece] = self.pieces
         if by_statement:
-            pieces = map(_piece_of, scan(self.text, self.backslashes))
+            pieces = map(_piece_of, scan(self.text, self.backslash_escapes))
         left_out = self._left_out_offsets()
         for piece in pieces:
             if piece.start not in left_out:
                 yield piece
 
-    def without_later_settings(self, version: int) -> Script:
+    def without_settings_unknown_to(self, server_version: int) -> Script:
         """The script without the settings that a server of this version does not know.
 
         pg_dump of a newer version writes them.
         """
         beginning = self.text[:ONE_MESSAGE]
         later = [
-            name for name, since in LATER_SETTINGS.items() if version < since and name in beginning
+            name
+            for name, since in _SETTINGS_SINCE.items()
+            if server_version < since and name in beginning
         ]
         if not later:
             return self
@@ -203,7 +205,7 @@ class Script:
         return replace(
             self,
             left_out=tuple(left_out),
-            count=self.count - len(unknown_settings),
+            statement_count=self.statement_count - len(unknown_settings),
             unknown_settings=tuple(unknown_settings),
         )
 
@@ -227,7 +229,8 @@ class Statement:
     line: int
     tokens: tuple[str, ...]
     data: Optional[tuple[int, int]] = None
-    switches: bool = False  # the server must execute it before it gets the following text
+    # The server must execute it before it gets the following text.
+    changes_string_syntax: bool = False
 
     @property
     def keyword(self) -> str:
@@ -241,7 +244,7 @@ class Statement:
         return (*first_tokens, "", "")
 
     @property
-    def is_rows(self) -> bool:
+    def is_dml(self) -> bool:
         """It is a DML statement (SELECT, INSERT …): it reads or writes rows."""
         return self.keyword in _DML_KEYWORDS
 
@@ -295,7 +298,7 @@ class Statement:
         return first == "RESET"
 
     @property
-    def is_fleeting(self) -> bool:
+    def creates_session_object(self) -> bool:
         """It creates what ends with the session: a temporary object, or a cursor WITH HOLD."""
         words = self.words
         if words[0] == "DECLARE":
@@ -361,7 +364,7 @@ class Statement:
         return target
 
     @property
-    def copies(self) -> Optional[str]:
+    def copy_stream(self) -> Optional[str]:
         """`STDIN` or `STDOUT` if this is a COPY from or to the client."""
         if self.keyword != "COPY":
             return None
@@ -496,10 +499,11 @@ class _Scanner:
     """Goes through a text once, statement by statement, and hashes its tokens if that is wanted."""
 
     def __init__(
-        self, text: str, backslashes: bool = False, token_hash: Optional[_TokenHash] = None
+        self, text: str, backslash_escapes: bool = False, token_hash: Optional[_TokenHash] = None
     ) -> None:
         self.text = text
-        self.backslashes = backslashes  # standard_conforming_strings = off, as of this statement
+        # standard_conforming_strings is off, as of the next statement
+        self.backslash_escapes = backslash_escapes
         self.token_hash = token_hash
 
     def statements(self) -> Iterator[Statement]:
@@ -520,20 +524,20 @@ class _Scanner:
             if self.token_hash:
                 self.token_hash.end_statement()
             if len(statement.tokens) > 1:
-                if statement.copies == "STDIN":
+                if statement.copy_stream == "STDIN":
                     statement, offset = self._with_rows(statement, offset)
                 statement = self._with_string_syntax(statement)
             yield statement
 
     def _read_statement(self, start: int, line: int) -> tuple[Statement, int]:
         """The statement that begins here, and the offset after its semicolon."""
-        kind, offset = _read_token(self.text, start, self.backslashes)
+        kind, offset = _read_token(self.text, start, self.backslash_escapes)
         first = self.text[start:offset]
         if kind == "meta":
             self._hash_token(first)
             return Statement(start, offset, line, (first,)), offset
         is_dml = first.upper() in _DML_KEYWORDS
-        if is_dml and not self.backslashes:
+        if is_dml and not self.backslash_escapes:
             self._hash_token(first)
             end, after = self._find_end_of_dml(offset)
             return Statement(start, end, line, (first,)), after
@@ -553,7 +557,7 @@ class _Scanner:
                     return offset, offset + 1
                 continue
             start = offset
-            kind, offset = _read_token(text, start, self.backslashes)
+            kind, offset = _read_token(text, start, self.backslash_escapes)
             if kind == "semicolon":
                 return start, offset
             if kind == "meta":
@@ -573,7 +577,7 @@ class _Scanner:
         open_bodies = 0
         while offset < len(text):
             start = offset
-            kind, offset = _read_token(text, start, self.backslashes)
+            kind, offset = _read_token(text, start, self.backslash_escapes)
             if kind == "space":
                 continue
             if kind == "semicolon" and open_parens <= 0 and open_bodies == 0:
@@ -624,12 +628,12 @@ class _Scanner:
             return statement
         name, value = statement.setting
         if name == "backslash_quote":
-            return replace(statement, switches=True)
+            return replace(statement, changes_string_syntax=True)
         if name not in ("standard_conforming_strings", "all"):
             return statement
-        before = self.backslashes
-        self.backslashes = _is_off(value)
-        return replace(statement, switches=self.backslashes != before)
+        before = self.backslash_escapes
+        self.backslash_escapes = _is_off(value)
+        return replace(statement, changes_string_syntax=self.backslash_escapes != before)
 
     def _blame_unescaped_quote(self, start: int, error: ScanError) -> ScanError:
         """The place of a quote like the one in 'don't', which makes a later one stay open.
@@ -638,7 +642,7 @@ class _Scanner:
         """
         offset = start
         while offset < error.offset and self.text.startswith("'", error.offset):
-            kind, end = _read_token(self.text, offset, self.backslashes)
+            kind, end = _read_token(self.text, offset, self.backslash_escapes)
             if kind == "string" and _STARTS_WORD.match(self.text, end):
                 return ScanError("a quote inside a string is written twice ('')", end - 1)
             offset = end
@@ -752,16 +756,16 @@ _ROWS_ON_THE_SAME_LINE = (
 )
 
 
-def _read_token(text: str, offset: int, backslashes: bool) -> tuple[str, int]:
+def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, int]:
     """Kind (a group of _TOKEN) and end of the token at `offset`; comments are "space".
 
-    `backslashes`: standard_conforming_strings is off.
+    `backslash_escapes`: standard_conforming_strings is off.
     """
     match = _TOKEN.match(text, offset)
     if match is None or match.lastgroup is None:
         raise AssertionError("_TOKEN matches any character")
     kind = match.lastgroup
-    if kind == "string" and backslashes:
+    if kind == "string" and backslash_escapes:
         kind = "escape_string"
     if kind == "other" and match.group() == "$":
         raise ScanError(
@@ -837,11 +841,11 @@ _FIND_END: Mapping[str, Callable[[str, int, int], int]] = {
 }
 
 
-def body_of(text: str, start: int) -> int:
+def first_string_offset(text: str, start: int) -> int:
     """The offset of the first string in the statement that begins at `start`: a DO block's body."""
     offset = start
     while offset < len(text):
-        kind, end = _read_token(text, offset, backslashes=False)
+        kind, end = _read_token(text, offset, backslash_escapes=False)
         if kind in ("dollar_string", "string", "escape_string"):
             return offset
         offset = end
@@ -907,10 +911,10 @@ _MARK = re.compile(r"^[ \t]*--[ \t]*no-transaction\b", re.MULTILINE | re.IGNOREC
 CUSTOM_SETTING = re.compile(
     r"""\bset_config\s*\(\s*'[^']*\.|\bSET\s+(?:LOCAL\s+|SESSION\s+)?"?\w+"?\s*\.""", re.IGNORECASE
 )
-TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
+_TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
 # What pg_dump of a newer major version writes at the beginning, and the first server version that
 # knows it.
-LATER_SETTINGS = {"transaction_timeout": 170000}
+_SETTINGS_SINCE = {"transaction_timeout": 170000}
 _STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 # pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
 _LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")
@@ -928,7 +932,7 @@ class _Survey:
         self.idle_commands: list[Statement] = []
         self.created_tables: dict[Name, int] = {}
         self.needs_pieces = False
-        self.has_switched = False  # a setting has changed how strings are read
+        self.string_syntax_changed = False  # a setting has changed how strings are read
 
     def of(self, statements: Iterable[Statement]) -> Iterator[Statement]:
         """Pass the statements on, noting what they are; raises ScanError for what cannot work."""
@@ -946,21 +950,22 @@ class _Survey:
             self.opening.append(statement)
         if statement.keyword in ("SELECT", "WITH", "DO", "CALL"):
             self._check_calls(statement)
-        if statement.is_rows:
+        if statement.is_dml:
             return
         refusal = _why_refused(statement, self.text)
         if refusal:
             raise ScanError(refusal, statement.start)
-        if statement.transaction_control or statement.is_fleeting:
+        if statement.transaction_control or statement.creates_session_object:
             self.notable.append(statement)
         table = statement.created_table
         if table:
             self.created_tables.setdefault(table, statement.start)
-        if statement.data or statement.switches:
+        if statement.data or statement.changes_string_syntax:
             self.needs_pieces = True
-        if statement.switches:
-            self.has_switched = True
-        if self.has_switched and statement.keyword == "ROLLBACK":  # would it undo the setting?
+        if statement.changes_string_syntax:
+            self.string_syntax_changed = True
+        # Nothing here tells whether a ROLLBACK undoes the setting.
+        if self.string_syntax_changed and statement.keyword == "ROLLBACK":
             raise ScanError(_UNFOLLOWED.format("this ROLLBACK TO"), statement.start)
 
     def _check_calls(self, statement: Statement) -> None:
@@ -996,7 +1001,7 @@ def in_pieces(statements: Iterable[Statement]) -> Iterator[Piece]:
     joined: Optional[Piece] = None
     for statement in statements:
         is_alone = _goes_alone(statement)
-        if joined and (is_alone or statement.end - joined.start > PIECE):
+        if joined and (is_alone or statement.end - joined.start > _PIECE):
             yield joined
             joined = None
         if is_alone:
@@ -1014,16 +1019,16 @@ def _piece_of(statement: Statement) -> Piece:
 
 
 def _goes_alone(statement: Statement) -> bool:
-    if statement.is_rows:
+    if statement.is_dml:
         return False
-    if statement.data or statement.switches or statement.is_meta_command:
+    if statement.data or statement.changes_string_syntax or statement.is_meta_command:
         return True
     if statement.transaction_control:
         return True
     if statement.setting is None:
         return False
     name = statement.setting[0]
-    return name in TRANSACTION_SETTINGS or name in LATER_SETTINGS
+    return name in _TRANSACTION_SETTINGS or name in _SETTINGS_SINCE
 
 
 # --- The transactions of a file -------------------------------------------------------------------
@@ -1090,7 +1095,7 @@ def _leading_set_transactions(survey: _Survey, replaced: list[Statement]) -> lis
             continue
         if statement.setting is None:
             break
-        if statement.setting[0] in TRANSACTION_SETTINGS:
+        if statement.setting[0] in _TRANSACTION_SETTINGS:
             found.append(statement)
     return found
 
@@ -1113,7 +1118,7 @@ def _check_own_transactions(notable: list[Statement]) -> None:
     """
     opened: Optional[Statement] = None
     for statement in notable:
-        if statement.is_fleeting:
+        if statement.creates_session_object:
             if opened is None:
                 raise ScanError(_FLEETING.format(statement.words[0]), statement.start)
             continue
@@ -1187,7 +1192,7 @@ def _why_refused(statement: Statement, text: str) -> Optional[str]:
     control = statement.transaction_control
     if control and control.split()[-1] in ("PREPARED", "TRANSACTION"):
         return f"{control} is not possible here: a prepared transaction would outlive the run"
-    if statement.copies == "STDOUT":
+    if statement.copy_stream == "STDOUT":
         return "COPY … TO STDOUT has no one to write to: remove it"
     if statement.setting and statement.setting[0] == "client_encoding":
         encoding = statement.setting[1]
