@@ -1,7 +1,7 @@
-"""The terminal: `python db_setup status`, and what else `python db_setup --help` lists, by the handler of the Lambda.
+"""The terminal: `python db_setup status` and the other actions that `python db_setup --help` lists.
 
-Not part of what is uploaded. The login comes from the secrets' variables, or from DATABASE_URL: then boto3 is not
-needed, and no users are made.
+It calls the handler of the Lambda and is not uploaded with it. The login comes from the secrets, as
+in Lambda, or from DATABASE_URL: then boto3 is not needed, and no users are made.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for python -m, which would look elsewhere
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -m` would look elsewhere
 
 try:
     import psycopg2
 except ModuleNotFoundError as exc:
     sys.exit(f"{exc}: pip install psycopg2-binary")
 
-import config
 import initializer
 import migration_files
 import secret_store
 from common import ConfigError, InitializerError, MigrationError
-from config import ADMIN_VARIABLE, Config
+from config import ADMIN_VARIABLE, PORT, Config
 from database import Endpoint, Login
 from migration_files import Migration, Row
 from sql_scanner import Script
@@ -51,167 +50,407 @@ ABOUT = {
     "rotate": "give both users new credentials",
 }
 TICK_S = 0.25
-BOLD, RED, GREEN, YELLOW, CYAN = 1, 31, 32, 33, 36
-SECTIONS = {  # of a report that is shown, with the colours of their names
-    **dict.fromkeys(("tried", "applied", "adopted"), GREEN),
-    **dict.fromkeys(("pending", "new"), CYAN),
-    **dict.fromkeys(("edited", "renumbered", "missing", "duplicates", "unfinished", "running"), YELLOW),
-    **{"users": 0, "warnings": YELLOW, "notes": YELLOW, "problems": RED},
+
+
+def main() -> int:
+    """Return the exit code; the report is printed on stdout, everything else on stderr."""
+    options = parser().parse_args()
+    screen = Screen()
+    logging.getLogger().addHandler(screen)
+    # The terminal's encoding may lack a character of a file's name.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
+        report = run_action(options, screen)
+        screen.clear()
+        print_report(report, as_json=options.json)
+        return 0 if report["status"] == "ok" else 1
+    except InitializerError as exc:
+        screen.clear()
+        print(painted(str(exc), RED, sys.stderr), file=sys.stderr)
+        return 1
+    except Interrupted as exc:
+        screen.clear()
+        print(INTERRUPTED, file=sys.stderr, flush=True)
+        # That closes the connection; the handler's thread still waits for the server's answer.
+        os._exit(128 + exc.signal_number)
+
+
+def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
+    if options.action == "new":
+        path = write_new("_".join(options.name))
+        return {"status": "ok", "action": "new", "path": str(path)}
+    if options.action == "check":
+        return check(options.base, with_squawk=not options.no_squawk)
+    return run_handler(options.action, screen)
+
+
+def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
+    """Call the handler and return its report.
+
+    It works in another thread, since Python handles no signal while libpq waits.
+    """
+    login = login_from_url(os.environ)
+    if login is None:
+        check_secrets_can_be_read()
+    elif action == "rotate":
+        raise ConfigError(
+            "rotate writes to secrets: unset DATABASE_URL and set their variables. "
+            "Nothing was touched."
+        )
+    event = {"action": action}
+    work = ThreadPoolExecutor(1).submit(initializer.handler, event, None, login)
+    while not wait([work], TICK_S).done:
+        screen.show_time()
+    return work.result()
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python db_setup",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 and 143 interrupted.",
+    )
+    commands = top.add_subparsers(dest="action", required=True, metavar="action")
+    for action in initializer.ACTIONS:
+        add_command(commands, action, ABOUT.get(action, ""))
+
+    new = add_command(commands, "new", "write the next migration's file")
+    new.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
+
+    check = add_command(
+        commands,
+        "check",
+        "look through the files, without a database: for CI and a pre-commit hook",
+    )
+    check.add_argument(
+        "--base",
+        help="a branch or commit: what it has counts as applied, as it was where this branch left "
+        "it (default: origin/$GITHUB_BASE_REF in GitHub Actions, else the first there is of "
+        + ", ".join(DEPLOYED_BRANCHES)
+        + ")",
+    )
+    check.add_argument(
+        "--no-squawk", action="store_true", help="leave out squawk, even if it is installed"
+    )
+    return top
+
+
+def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    command.add_argument(
+        "--json", action="store_true", help="print the report as JSON, and nothing else"
+    )
+    return command
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, or the signal that stops a container."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+INTERRUPTED = (
+    "Interrupted. A file that was not finished is rolled back, or applied as a whole; "
+    "of one marked -- no-transaction the finished steps stay, and the next run goes on behind "
+    "them. Run it again to go on."
+)
+
+
+def interrupt(signal_number: int, _: Any) -> NoReturn:
+    signal.signal(signal_number, signal.SIG_IGN)  # once is enough
+    raise Interrupted(signal_number)
+
+
+# --- Output ---------------------------------------------------------------------------------------
+
+# ANSI codes
+BOLD = 1
+RED = 31
+GREEN = 32
+YELLOW = 33
+CYAN = 36
+NO_COLOUR = 0
+
+# The sections of a report that are shown, in this order, and the colours of their names.
+SECTIONS = {
+    "tried": GREEN,
+    "applied": GREEN,
+    "adopted": GREEN,
+    "pending": CYAN,
+    "new": CYAN,
+    "edited": YELLOW,
+    "renumbered": YELLOW,
+    "missing": YELLOW,
+    "duplicates": YELLOW,
+    "unfinished": YELLOW,
+    "running": YELLOW,
+    "users": NO_COLOUR,
+    "warnings": YELLOW,
+    "notes": YELLOW,
+    "problems": RED,
 }
+TITLE_WIDTH = 12
 
 
-# --- Output ---------------------------------------------------------------------------------------------------------
+def print_report(report: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+    elif "path" in report:
+        print(report["path"])
+    else:
+        print("\n".join(table(report, sys.stdout)))
+
+
+def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
+    """The lines of a report for people: sections that are not empty, in columns, and a summary."""
+    version = ""
+    if "server_version" in report:
+        version = f", PostgreSQL {report['server_version']}"
+    place = report.get("folder") or report["database"]
+    yield painted(f"{report['action']}: {place}{version}", BOLD, stream)
+    for name, colour in SECTIONS.items():
+        if name == "pending" and "tried" in report:  # the same files
+            continue
+        yield from section(name, colour, report.get(name, ()), stream)
+    yield summary(report)
+
+
+def section(name: str, colour: int, content: Any, stream: Any) -> Iterator[str]:
+    """The lines of one section; its name is in the first."""
+    rows = list(section_rows(content))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    title = painted(name.ljust(TITLE_WIDTH), colour, stream)
+    for row in rows:
+        cells = "  ".join(cell.ljust(width) for cell, width in zip(row, widths))
+        yield f"{title}{cells}".rstrip()
+        title = " " * TITLE_WIDTH
+
+
+def section_rows(content: Any) -> Iterator[tuple[str, ...]]:
+    """The cells of each line of a section, whatever it contains."""
+    if isinstance(content, dict):  # users and what happened to them
+        yield from content.items()
+        return
+    for entry in content:
+        if isinstance(entry, dict):
+            yield from migration_rows(entry)
+        elif isinstance(entry, list):  # names that clash
+            yield (", ".join(entry),)
+        else:
+            yield (" ".join(entry.split()),)
+
+
+def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """A migration with its time, and what a dry run has found out about it, one thing a line."""
+    if entry.get("applied_at"):
+        when = entry["applied_at"][: len("2026-01-02T03:04:05")]
+    elif "was" in entry:
+        when = f"was {entry['was']}"[:19]
+    else:
+        when = f"{entry.get('duration_ms')} ms"
+    first, *others = dry_run_findings(entry) or [""]
+    yield entry["name"], when, first
+    for other in others:
+        yield "", "", other
+
+
+def dry_run_findings(entry: Mapping[str, Any]) -> list[str]:
+    """Whom the migration blocked in a dry run, and what could not be tried."""
+    locks = entry.get("locks", ())
+    found = [
+        f"blocks {lock['blocks']} of {lock['table']}"
+        for lock in locks
+        if lock["blocks"] != "nothing"
+    ]
+    found += [f"not tried: {part}" for part in entry.get("untried", ())]
+    if not found and "locks" in entry:
+        return ["blocks nobody"]
+    return found
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    action = report["action"]
+    if action == "status":
+        return status_summary(report)
+    if action == "check":
+        return f"{report['status']}, problems: {len(report['problems'])}"
+    if action == "dry_run":
+        return "nothing has been changed"
+    has_new_users = set(report["users"].values()) - {"kept"}
+    if report["applied"] or report["adopted"] or has_new_users:
+        return f"done in {report['duration_ms']} ms"
+    return "nothing to do"
+
+
+def status_summary(report: Mapping[str, Any]) -> str:
+    counts = []
+    for name in ("applied", "pending", "edited", "unfinished"):
+        count = len(report.get(name, ()))
+        if count:
+            counts.append(f"{count} {name}")
+        elif name in ("applied", "pending"):
+            counts.append(f"nothing {name}")
+    return ", ".join(counts)
 
 
 def painted(text: str, colour: int, stream: Any) -> str:
-    """In this ANSI colour, on a terminal that has colours and an environment that wants them."""
-    wanted = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return f"\033[{colour}m{text}\033[0m" if wanted and text else text
+    """The text in this colour, if the stream is a terminal that has colours and may use them."""
+    if not text or not stream.isatty():
+        return text
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\033[{colour}m{text}\033[0m"
 
 
 class Screen(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs alone
-    """The log on stderr, seconds first; on a terminal its last line stays alive below it, with the time that passes."""
+    """The log on stderr, each line with its seconds since the start.
+
+    On a terminal the last message is repeated below the log, with the time that passes.
+    """
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self.started, self.last = time.monotonic(), "starting"
+        self.started = time.monotonic()
+        self.last_message = "starting"
         self.is_live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def filter(self, record: logging.LogRecord) -> Any:
-        """The last line of a run is left out: the report, or the error, says the same."""
-        return not record.getMessage().startswith(("done ", "failed ")) and super().filter(record)
+        """Leave out the last line of a run: the report, or the error, says the same."""
+        is_last = record.getMessage().startswith(("done ", "failed "))
+        return not is_last and super().filter(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        self.last = record.getMessage()
-        text = f"{time.monotonic() - self.started:6.1f} s  {self.last}"
-        return painted(text, YELLOW, self.stream) if record.levelno > logging.INFO else text
+        self.last_message = record.getMessage()
+        elapsed_s = time.monotonic() - self.started
+        text = f"{elapsed_s:6.1f} s  {self.last_message}"
+        if record.levelno > logging.INFO:
+            return painted(text, YELLOW, self.stream)
+        return text
 
     def emit(self, record: logging.LogRecord) -> None:
         self.clear()
         super().emit(record)
 
     def show_time(self) -> None:
-        text = f"{time.monotonic() - self.started:6.0f} s  … {self.last}"
-        with self.lock or nullcontext():  # in which a line of the log is written, too
-            self._rewrite(text[: shutil.get_terminal_size().columns - 1])
+        elapsed_s = time.monotonic() - self.started
+        text = f"{elapsed_s:6.0f} s  … {self.last_message}"
+        width = shutil.get_terminal_size().columns - 1
+        with self.lock or nullcontext():  # the handler's thread writes its log under this lock, too
+            self._rewrite_line(text[:width])
 
     def clear(self) -> None:
-        self._rewrite("")
+        self._rewrite_line("")
 
-    def _rewrite(self, text: str) -> None:
+    def _rewrite_line(self, text: str) -> None:
         if self.is_live:
             self.stream.write(f"\r{text}\033[K")
             self.stream.flush()
 
 
-def rows_of(value: Any) -> Iterator[tuple[str, ...]]:
-    """The cells of one section, whatever it holds."""
-    if isinstance(value, dict):
-        yield from value.items()
-        return
-    for each in value:
-        if isinstance(each, dict):
-            when = each.get("applied_at") or (
-                f"was {each['was']}" if "was" in each else f"{each.get('duration_ms')} ms"
-            )
-            first, *others = effects(each)
-            yield each["name"], when[:19], first
-            yield from (("", "", other) for other in others)
-        else:
-            yield (", ".join(each) if isinstance(each, list) else " ".join(each.split()),)
+# --- Where to connect -----------------------------------------------------------------------------
+
+URL = (
+    "write postgresql://USER:PASSWORD@HOST:PORT/DBNAME, special characters in the password as "
+    "%2F, %40 …"
+)
+TLS_VARIABLES = {
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+}
+LOGIN_VARIABLES = {
+    "host": "PGHOST",
+    "port": "PGPORT",
+    "user": "PGUSER",
+    "dbname": "PGDATABASE",
+    "password": "PGPASSWORD",
+}
 
 
-def effects(entry: Mapping[str, Any]) -> list[str]:
-    """Whom a file that was tried kept waiting, and what could not be tried."""
-    blocked = (
-        f"blocks {lock['blocks']} of {lock['table']}" for lock in entry.get("locks", ()) if lock["blocks"] != "nothing"
-    )
-    untried = (f"not tried: {part}" for part in entry.get("untried", ()))
-    return [*blocked, *untried] or ["blocks nobody" if "locks" in entry else ""]
-
-
-def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
-    """The report for people: aligned, only what is not empty, and at last what it comes to."""
-    version = f", PostgreSQL {report['server_version']}" if "server_version" in report else ""
-    place = report["folder"] if "folder" in report else report["database"]
-    yield painted(f"{report['action']}: {place}{version}", BOLD, stream)
-    for name, colour in SECTIONS.items():
-        rows = list(rows_of(report.get(name, ())))
-        if name == "pending" and "tried" in report:  # the same names
-            continue
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        for number, row in enumerate(rows):
-            title = painted(name.ljust(12), colour, stream) if number == 0 else " " * 12
-            yield (title + "  ".join(cell.ljust(width) for cell, width in zip(row, widths))).rstrip()
-    yield conclusion(report)
-
-
-def conclusion(report: Mapping[str, Any]) -> str:
-    counted = {name: f"{len(report.get(name, ())) or 'nothing'} {name}" for name in ("applied", "pending")}
-    if report["action"] == "status":
-        odd = [f"{len(report[name])} {name}" for name in ("edited", "unfinished") if report.get(name)]
-        return ", ".join([*counted.values(), *odd])
-    if report["action"] == "check":
-        return f"{report['status']}, problems: {len(report['problems'])}"
-    if report["action"] == "dry_run":
-        return "nothing has been changed"
-    changed = report["applied"] or report["adopted"] or set(report["users"].values()) - {"kept"}
-    return f"done in {report['duration_ms']} ms" if changed else "nothing to do"
-
-
-# --- Where to connect -----------------------------------------------------------------------------------------------
-
-URL = "write postgresql://USER:PASSWORD@HOST:PORT/DBNAME, special characters in the password as %2F, %40 …"
-VARIABLES = {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT", "connect_timeout": "PGCONNECT_TIMEOUT"}
-PARTS = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE", "password": "PGPASSWORD"}
+def check_secrets_can_be_read() -> None:
+    if ADMIN_VARIABLE not in os.environ:
+        raise ConfigError(
+            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda."
+        )
+    if vars(secret_store)["boto3"] is None:
+        raise ConfigError(
+            "boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead."
+        )
 
 
 def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
-    """The login in DATABASE_URL, libpq's variables filling its gaps; its TLS settings go to libpq's variables.
+    """The login in DATABASE_URL; what it lacks comes from libpq's variables. None if it is not set.
 
-    None without such a variable. No part of it is shown in an error: what stands where may be a piece of the password.
+    Its TLS settings are put into libpq's variables. An error shows no part of the URL: in one that
+    is written wrongly any part can be a piece of the password.
     """
     if "DATABASE_URL" not in environ:
         return None
-    both = [name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ]
-    if both:
-        raise ConfigError(f"DATABASE_URL and {', '.join(both)} both say where to connect: unset the one or the other.")
-    try:
-        given = psycopg2.extensions.parse_dsn(environ["DATABASE_URL"])
-    except (psycopg2.Error, ValueError):
-        raise ConfigError(f"DATABASE_URL cannot be read: {URL}; behind it only ?{'=…&'.join(VARIABLES)}=….") from None
-    strange = [name for name in given if name not in (*PARTS, *VARIABLES)]
-    if strange:
-        raise ConfigError(f"DATABASE_URL: {', '.join(strange)} is not supported, only {', '.join(VARIABLES)}.")
-    parts = {"port": "5432", **{key: environ[name] for key, name in PARTS.items() if name in environ}, **given}
-    misread = any("@" in value for key, value in given.items() if key not in ("user", "password"))
-    if misread or not re.fullmatch(config.PORT, parts["port"]) or "," in parts.get("host", ""):
-        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
-    missing = [f"{key} (or set {PARTS[key]})" for key in ("host", "user", "dbname") if not parts.get(key)]
-    if missing:
-        raise ConfigError(f"DATABASE_URL has no {', no '.join(missing)}: {URL}.")
-    environ.update({name: given[key] for key, name in VARIABLES.items() if key in given})
-    # Without a password libpq looks into ~/.pgpass, or needs none.
+    also_set = [
+        name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ
+    ]
+    if also_set:
+        names = ", ".join(also_set)
+        raise ConfigError(
+            f"DATABASE_URL and {names} both say where to connect: unset the one or the other."
+        )
+    given = parse_url(environ["DATABASE_URL"])
+    parts = {"port": "5432"}
+    for part, variable in LOGIN_VARIABLES.items():
+        if variable in environ:
+            parts[part] = environ[variable]
+    parts.update(given)
+    check_parts(parts, given)
+    for part, variable in TLS_VARIABLES.items():
+        if part in given:
+            environ[variable] = given[part]
     endpoint = Endpoint(parts["host"], int(parts["port"]), parts["dbname"])
-    return Login(endpoint, parts["user"], parts.get("password", ""))
+    password = parts.get("password", "")  # without one libpq looks into ~/.pgpass
+    return Login(endpoint, parts["user"], password)
 
 
-def run(action: str, screen: Screen) -> Mapping[str, Any]:
-    """The handler's report. It works in another thread, since Python answers no signal while libpq waits."""
-    login = login_from_url(os.environ)
-    if login and action == "rotate":
-        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was touched.")
-    if not login and ADMIN_VARIABLE not in os.environ:
-        raise ConfigError(f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda.")
-    if not login and vars(secret_store)["boto3"] is None:
-        raise ConfigError("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead.")
-    work = ThreadPoolExecutor(1).submit(initializer.handler, {"action": action}, None, login)
-    while not wait([work], TICK_S).done:
-        screen.show_time()
-    return work.result()
+def parse_url(url: str) -> dict[str, str]:
+    try:
+        given: dict[str, str] = psycopg2.extensions.parse_dsn(url)
+    except (psycopg2.Error, ValueError):
+        options = "=…&".join(TLS_VARIABLES)
+        raise ConfigError(
+            f"DATABASE_URL cannot be read: {URL}; behind it only ?{options}=…."
+        ) from None
+    unknown = [part for part in given if part not in (*LOGIN_VARIABLES, *TLS_VARIABLES)]
+    if unknown:
+        unsupported = ", ".join(unknown)
+        supported = ", ".join(TLS_VARIABLES)
+        raise ConfigError(f"DATABASE_URL: {unsupported} is not supported, only {supported}.")
+    return given
 
 
-# --- new ------------------------------------------------------------------------------------------------------------
+def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Refuse what is no login; `given` are the parts that come from the URL."""
+    has_stray_at = any(
+        "@" in value for part, value in given.items() if part not in ("user", "password")
+    )
+    is_port = re.fullmatch(PORT, parts["port"])
+    has_several_hosts = "," in parts.get("host", "")
+    if has_stray_at or has_several_hosts or not is_port:
+        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
+    missing = [
+        f"{part} (or set {LOGIN_VARIABLES[part]})"
+        for part in ("host", "user", "dbname")
+        if not parts.get(part)
+    ]
+    if missing:
+        parts_missing = ", no ".join(missing)
+        raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}.")
+
+
+# --- new ------------------------------------------------------------------------------------------
 
 TEMPLATE = """\
 -- Runs once, as one transaction. Once it is applied, a change belongs in a new file.
@@ -220,31 +459,14 @@ TEMPLATE = """\
 """
 
 
-def slug(title: str) -> str:
-    """The title as a part of a file's name: letters and digits of any language, and _."""
-    name = re.sub(r"\W+", "_", re.sub(r"\.sql$", "", migration_files.normal(title).lower())).strip("_")
-    if not name or len(name.encode()) > 200:
-        raise argparse.ArgumentTypeError('a few words are needed, such as "add orders table"')
-    return name
-
-
-def next_number(files: Sequence[Migration], now: datetime) -> str:
-    """Behind every number that is there, and written like the highest: with as many digits, or as a time stamp."""
-    highest = max((file for file in files if file.number is not None), key=lambda f: f.number or 0, default=None)
-    digits = re.match("[0-9]+", highest.name) if highest else None
-    width, number = (len(digits.group()), int(digits.group()) + 1) if digits else (3, 1)
-    if width == len("20260102030405"):
-        number = max(number, int(now.strftime("%Y%m%d%H%M%S")))
-    return f"{number:0{width}d}"
-
-
 def write_new(name: str) -> Path:
-    """Write an empty migration, behind all others; never over one."""
+    """Write an empty migration with the next number; never overwrite a file."""
     problems: list[str] = []
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     if problems:
         raise MigrationError("; ".join(problems))
-    path = initializer.MIGRATIONS_DIR / f"{next_number(files, datetime.now(timezone.utc))}_{name}.sql"
+    number = next_number(files, datetime.now(timezone.utc))
+    path = initializer.MIGRATIONS_DIR / f"{number}_{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(TEMPLATE)
@@ -253,116 +475,194 @@ def write_new(name: str) -> Path:
     return from_here(path)
 
 
+def slug(title: str) -> str:
+    """The title as part of a file's name: letters and digits of any language, and _."""
+    text = migration_files.normal(title).lower()
+    text = re.sub(r"\.sql$", "", text)
+    name = re.sub(r"\W+", "_", text).strip("_")
+    if not name or len(name.encode()) > 200:
+        raise argparse.ArgumentTypeError('a few words are needed, such as "add orders table"')
+    return name
+
+
+def next_number(files: Sequence[Migration], now: datetime) -> str:
+    """The number after the highest, written like it: with as many digits, or as a time stamp."""
+    numbered = [file for file in files if file.number is not None]
+    highest = max(numbered, key=lambda file: file.number or 0, default=None)
+    digits = re.match("[0-9]+", highest.name) if highest else None
+    if digits is None:
+        return "001"
+    width = len(digits.group())
+    number = int(digits.group()) + 1
+    if width == len("20260102030405"):
+        time_stamp = int(now.strftime("%Y%m%d%H%M%S"))
+        number = max(number, time_stamp)
+    return str(number).zfill(width)
+
+
 def from_here(path: Path) -> Path:
-    """Relative to the working directory where it lies in it."""
+    """The path relative to the working directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-# --- check ----------------------------------------------------------------------------------------------------------
+# --- check ----------------------------------------------------------------------------------------
 
-DEPLOYED = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
-SQUAWK = (
-    "no squawk, which knows what locks a table for long: pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
+DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
+NO_SQUAWK = (
+    "no squawk, which knows what locks a table for long: "
+    "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
-OURS = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"  # what squawk asks for, and a run sees to
+# What squawk asks for, and a run does anyway.
+EXCLUDED_RULES = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
 
 
+class Findings:
+    """What `check` has to say; only problems make it fail."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+
 def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
-    """Everything that can be said without a database; the files of the git base count as applied."""
-    problems: list[str] = []
-    notes: list[str] = []
-    settings = Config.from_env(os.environ, problems, with_secrets=False)
-    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
+    """Report everything that can be said without a database.
+
+    The files of the base commit count as applied.
+    """
+    folder = initializer.MIGRATIONS_DIR
+    findings = Findings()
+    config = Config.from_env(os.environ, findings.problems, with_secrets=False)
+    files = migration_files.load_migrations(folder, findings.problems)
+    scripts = load_scripts(files, config, findings)
+    for path in sorted(folder.glob("*.down.sql")):
+        findings.notes.append(f"{path.name} is never run")
+
+    commit = base_commit(base, findings)
+    refused = {file.name for file in files if file not in scripts}
+    applied = [row for row in applied_rows(commit, files) if row.name not in refused]
+    new = compare(list(scripts), applied, config, findings)
+    if with_squawk:
+        check_with_squawk({file: scripts[file] for file in new}, findings)
+    return {
+        "status": "failed" if findings.problems else "ok",
+        "action": "check",
+        "folder": str(from_here(folder)),
+        "new": [file.name for file in new],
+        "notes": findings.notes,
+        "problems": findings.problems,
+    }
+
+
+def load_scripts(
+    files: Sequence[Migration], config: Config, findings: Findings
+) -> dict[Migration, Script]:
+    """The scripts of the files that can be read, without their texts, which may be long."""
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            script = migration_files.load_script(file, settings.tables)
-            scripts[file] = replace(script, text="")
-            if not scripts[file].count:
-                notes.append(f"{file.path.name} {migration_files.EMPTY}")
-            problems.extend(not_alone(file, script))
+            script = migration_files.load_script(file, config.tables)
+            refusal = statement_refused_in_transaction(file, script)
         except MigrationError as exc:
-            problems.append(str(exc).partition(" Nothing has been applied.")[0])
-    notes += [f"{path.name} is never run" for path in sorted(initializer.MIGRATIONS_DIR.glob("*.down.sql"))]
-    refused = {file.name for file in files if file not in scripts}
-    rows = [row for row in applied_rows(base_commit(base, problems, notes), files) if row.name not in refused]
-    new = compare(list(scripts), rows, settings, problems, notes)
-    program = shutil.which("squawk")
-    if with_squawk and not program:
-        notes.append(SQUAWK)
-    elif with_squawk and program and not all(list(squawk(program, {file: scripts[file] for file in new}))):
-        problems.append("squawk complains, see above")
-    found = {"new": [file.name for file in new], "notes": notes, "problems": problems}
-    status = "failed" if problems else "ok"
-    return {"status": status, "action": "check", "folder": str(from_here(initializer.MIGRATIONS_DIR)), **found}
+            message, _, _ = str(exc).partition(" Nothing has been applied.")
+            findings.problems.append(message)
+            continue
+        scripts[file] = replace(script, text="")
+        if script.statement_count == 0:
+            findings.notes.append(f"{file.path.name} {migration_files.EMPTY}")
+        if refusal:
+            findings.problems.append(refusal)
+    return scripts
 
 
-def not_alone(file: Migration, script: Script) -> Iterator[str]:
-    """The statement, if there is one, that PostgreSQL would refuse in the transaction that the file is."""
-    statements = script.statements() if script.count > 1 and not script.unwrapped else ()
-    for statement in (s for s in statements if s.wants_no_transaction):
-        yield (
-            f"{file.path.name}:{statement.line}: this {statement.words[0]} cannot run in a transaction, which a file "
-            "of several statements is: put it into a file of its own, or write -- no-transaction in the first line"
-        )
-        return
+def statement_refused_in_transaction(file: Migration, script: Script) -> Optional[str]:
+    """What to say of a statement that PostgreSQL refuses in the transaction that the file is."""
+    if script.no_transaction or script.statement_count <= 1:
+        return None
+    for statement in script.statements():
+        if statement.wants_no_transaction:
+            return (
+                f"{file.path.name}:{statement.line}: this {statement.words[0]} cannot run in a "
+                "transaction, which a file of several statements is: put it into a file of its "
+                "own, or write -- no-transaction in the first line"
+            )
+    return None
 
 
 def compare(
-    files: Sequence[Migration], rows: Sequence[Row], settings: Config, problems: list[str], notes: list[str]
+    files: Sequence[Migration], applied: Sequence[Row], config: Config, findings: Findings
 ) -> list[Migration]:
-    """The new files. What a run on a database with these rows would refuse is a problem; what it warns of, a note."""
+    """The new files. What a run would refuse is a problem; what it would warn of, a note."""
     try:
-        plan = migration_files.make_plan(files, rows)
+        plan = migration_files.make_plan(files, applied)
     except MigrationError as exc:
-        problems.append(str(exc))
+        findings.problems.append(str(exc))
         return list(files)
-    gone = [f"{file.path.name} was edited. {RESTORE}" for _, file in plan.edited]
-    gone += [f"{name} was deleted. {RESTORE}" for name in plan.orphans]
-    (notes if settings.allow_edited else problems).extend(gone)
-    notes += [f"{file.path.name} is {row.name}, renumbered" for row, file in plan.renumbered]
+    changed = findings.notes if config.allow_edited else findings.problems
+    for _, file in plan.edited:
+        changed.append(f"{file.path.name} was edited. {RESTORE}")
+    for name in plan.orphans:
+        changed.append(f"{name} was deleted. {RESTORE}")
+    for row, file in plan.renumbered:
+        findings.notes.append(f"{file.path.name} is {row.name}, renumbered")
     for warning in plan.warnings:
-        twice = "is used more than once" in warning  # by a new file, which can still be renumbered
-        (problems if twice else notes).append(f"{warning}: renumber the new one" if twice else warning)
+        if "is used more than once" in warning:  # by a new file, which can still be renumbered
+            findings.problems.append(f"{warning}: renumber the new one")
+        else:
+            findings.notes.append(warning)
     return [file for _, file in plan.pending]
 
 
-def base_commit(asked: Optional[str], problems: list[str], notes: list[str]) -> str:
-    """Where this branch left the one that is deployed; empty where nothing can be compared, which is said."""
-    target = os.environ.get("GITHUB_BASE_REF")
-    asked = asked or (f"origin/{target}" if target else "")
-    found = (git("merge-base", "--", "HEAD", name) for name in ([asked] if asked else DEPLOYED))
-    commit = next(filter(None, found), b"").decode().strip()
-    if asked and not commit:
-        problems.append(f"git finds no common commit with {asked}: fetch it with its history (fetch-depth: 0)")
-    elif not commit:
-        notes.append("edited files cannot be recognised: git, or a commit, is missing")
-    return commit
+# --- check: the files that count as applied -------------------------------------------------------
+
+
+def base_commit(base: Optional[str], findings: Findings) -> str:
+    """The commit where this branch left the deployed one; empty if none can be found."""
+    pull_request_target = os.environ.get("GITHUB_BASE_REF")
+    if not base and pull_request_target:
+        base = f"origin/{pull_request_target}"
+    branches = [base] if base else DEPLOYED_BRANCHES
+    for branch in branches:
+        commit = git("merge-base", "--", "HEAD", branch)
+        if commit:
+            return commit.decode().strip()
+    if base:
+        findings.problems.append(
+            f"git finds no common commit with {base}: fetch it with its history (fetch-depth: 0)"
+        )
+    else:
+        findings.notes.append("edited files cannot be recognised: git, or a commit, is missing")
+    return ""
 
 
 def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
     """The files as they were in this commit, as rows of a tracking table."""
-    here = {file.name: file.sha256 for file in files}
-    archive = git("archive", "--format=tar", commit) if commit else None  # None, too, where the folder was not there
+    present = {file.name: file.sha256 for file in files}
     with tempfile.TemporaryDirectory() as place:
-        unpack(archive or bytes(tarfile.RECORDSIZE), Path(place))
-        for number, file in enumerate(migration_files.load_migrations(Path(place), [])):
-            sha256 = file.sha256
-            yield Row(number, file.name, None if here.get(file.name) == sha256 else checksum(file), sha256)
+        unpack_commit(commit, Path(place))
+        then = migration_files.load_migrations(Path(place), [])
+        for number, file in enumerate(then):
+            is_same = present.get(file.name) == file.sha256
+            checksum = None if is_same else tokens_checksum(file)
+            yield Row(number, file.name, checksum, file.sha256)
 
 
-def unpack(archive: bytes, place: Path) -> None:
-    """The archive's files, without its folders."""
+def unpack_commit(commit: str, place: Path) -> None:
+    """Write the files that the migrations' folder had in this commit, without its sub-folders."""
+    archive = git("archive", "--format=tar", commit) if commit else None
+    if archive is None:  # the folder was not there
+        return
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         for member in members:
-            file = members.extractfile(member) if member.isfile() and "/" not in member.name else None
+            if not member.isfile() or "/" in member.name:
+                continue
+            file = members.extractfile(member)
             if file:
                 (place / member.name).write_bytes(file.read())
 
 
-def checksum(file: Migration) -> Optional[str]:
-    """None where the text cannot be read, and so nothing be said of it."""
+def tokens_checksum(file: Migration) -> Optional[str]:
+    """None if the text cannot be read, and so cannot be compared."""
     try:
         return migration_files.tokens_checksum(file)
     except MigrationError:
@@ -370,97 +670,59 @@ def checksum(file: Migration) -> Optional[str]:
 
 
 def git(*words: str) -> Optional[bytes]:
-    """What git says of the folder's repository; None where it refuses, or is not there."""
+    """What git answers about the folder's repository; None if it fails, or is not installed."""
     program = shutil.which("git")
-    if not program or not initializer.MIGRATIONS_DIR.is_dir():
+    folder = initializer.MIGRATIONS_DIR
+    if not program or not folder.is_dir():
         return None
-    # A hook's variables name a repository, relative to another directory.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))}
-    command = [program, "-C", str(initializer.MIGRATIONS_DIR.resolve()), *words]
+    # In a hook git's variables name a repository, relative to another directory.
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))
+    }
+    command = [program, "-C", str(folder.resolve()), *words]
     done = subprocess.run(command, env=environ, capture_output=True, check=False)  # noqa: S603 - no shell
     return done.stdout if done.returncode == 0 else None
 
 
-def squawk(program: str, files: Mapping[Migration, Script]) -> Iterator[bool]:
-    """Whether squawk is content with the files. It is told how they run; rows of COPY it cannot read."""
-    configured = any((folder / ".squawk.toml").exists() for folder in (Path.cwd(), *Path.cwd().parents))
-    rules = [] if configured else [f"--exclude={OURS}"]  # which would take the place of the configuration's own
-    readable = {file: script for file, script in files.items() if not any(piece.data for piece in script.pieces)}
-    for option, unwrapped in (("--assume-in-transaction", False), ("--no-assume-in-transaction", True)):
-        paths = [str(from_here(file.path)) for file, script in readable.items() if script.unwrapped is unwrapped]
-        if paths:
-            command = [program, option, *rules, "--", *paths]
-            yield subprocess.run(command, stdout=sys.stderr, check=False).returncode == 0  # noqa: S603 - no shell
+# --- check: squawk --------------------------------------------------------------------------------
 
 
-# --- The words ------------------------------------------------------------------------------------------------------
+def check_with_squawk(scripts: Mapping[Migration, Script], findings: Findings) -> None:
+    program = shutil.which("squawk")
+    if program is None:
+        findings.notes.append(NO_SQUAWK)
+        return
+    # It cannot read the rows of a COPY.
+    readable = {file: script for file, script in scripts.items() if not has_rows(script)}
+    in_transaction = [file for file, script in readable.items() if not script.no_transaction]
+    outside = [file for file, script in readable.items() if script.no_transaction]
+    results = [
+        squawk_accepts(program, "--assume-in-transaction", in_transaction),
+        squawk_accepts(program, "--no-assume-in-transaction", outside),
+    ]
+    if not all(results):
+        findings.problems.append("squawk complains, see above")
 
 
-class Interrupted(BaseException):
-    """Ctrl-C, or what stops a container."""
+def has_rows(script: Script) -> bool:
+    return any(piece.data for piece in script.pieces)
 
 
-def interrupt(number: int, _: Any) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # once is enough
-    raise Interrupted(number)
-
-
-BASE = (
-    "a branch or commit: what it has counts as applied, as it was where this branch left it (default: "
-    f"origin/$GITHUB_BASE_REF in GitHub Actions, else the first there is of {', '.join(DEPLOYED)})"
-)
-
-
-def parser() -> argparse.ArgumentParser:
-    end = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 and 143 interrupted."
-    words = argparse.ArgumentParser(prog="python db_setup", epilog=end)
-    commands = words.add_subparsers(dest="action", required=True, metavar="action")
-    said = {name: ABOUT.get(name, "") for name in initializer.ACTIONS}
-    said["new"] = "write the next migration's file"
-    said["check"] = "look through the files, without a database: for CI and a pre-commit hook"
-    for name, text in said.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
-        if name == "new":
-            command.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
-        if name == "check":
-            command.add_argument("--base", help=BASE)
-            command.add_argument("--no-squawk", action="store_true", help="leave out squawk, even if it is installed")
-    return words
-
-
-def answer(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
-    if options.action == "new":
-        return {"status": "ok", "action": "new", "path": str(write_new("_".join(options.name)))}
-    if options.action == "check":
-        return check(options.base, not options.no_squawk)
-    return run(options.action, screen)
-
-
-def main() -> int:
-    """The exit code; the report is on stdout, all else on stderr."""
-    options = parser().parse_args()
-    screen = Screen()
-    logging.getLogger().addHandler(screen)
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a name may not fit the terminal's encoding
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
-        report = answer(options, screen)
-        screen.clear()
-        text = report["path"] if "path" in report else "\n".join(table(report, sys.stdout))
-        print(json.dumps(report, indent=2) if options.json else text)
-        return int(report["status"] != "ok")
-    except InitializerError as exc:
-        screen.clear()
-        print(painted(str(exc), RED, sys.stderr), file=sys.stderr)
-        return 1
-    except Interrupted as exc:
-        screen.clear()
-        end = "A file that was not finished is rolled back, or applied as a whole"
-        marked = "of one marked -- no-transaction the finished steps stay, and the next run goes on behind them"
-        print(f"Interrupted. {end}; {marked}. Run it again to go on.", file=sys.stderr, flush=True)
-        os._exit(128 + exc.args[0])  # which closes the connection; libpq's thread waits for an answer
+def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> bool:
+    """Run squawk, whose complaints go to stderr."""
+    if not files:
+        return True
+    here = Path.cwd()
+    is_configured = any((folder / ".squawk.toml").exists() for folder in (here, *here.parents))
+    command = [program, option]
+    if not is_configured:  # the option would replace the rules that the file excludes
+        command.append(f"--exclude={EXCLUDED_RULES}")
+    command.append("--")
+    command += [str(from_here(file.path)) for file in files]
+    done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - no shell
+    return done.returncode == 0
 
 
 if __name__ == "__main__":

@@ -1,41 +1,362 @@
-"""What is to be said of a script that failed: the place, PostgreSQL's words, the state, what to write instead.
+"""What to say about a script that failed: the place, PostgreSQL's words, the state, the next step.
 
-Knows PostgreSQL's errors and scripts, nothing of migrations or AWS. Pure. No row of a table is ever shown.
+    describe        what PostgreSQL said
+    state_and_step  what stays and what is rolled back, and what to do
+    advice          what to write instead, for common mistakes (a part of state_and_step)
+    details         the line of SQL, and what else PostgreSQL says
+
+Knows PostgreSQL's errors and scripts, nothing of migrations or AWS. Pure. Never shows a row of a
+table.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from outcomes import SAVEPOINT_GONE, SYNTAX_ERROR, Failure
+import psycopg2
+from outcomes import (
+    COMMITS_ITSELF,
+    IN_TRANSACTION,
+    NEW_ENUM_VALUE,
+    SAVEPOINT,
+    SAVEPOINT_GONE,
+    SYNTAX_ERROR,
+    Failure,
+)
 from session import RETRYABLE
-from sql_scanner import Script, body_of, locate
+from sql_scanner import Script, first_string_offset, locate
 
-NOT_IN_TRANSACTION = ("25001", "2D000", "55P04")  # refused inside a transaction block; a new enum value used too early
-SHOWN = 100  # characters of a line
+NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
+# Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
+ABOUT_ROWS = ("22", "23")
+
+
+def describe(script: Script, failure: Failure) -> str:
+    """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
+    if failure.error is None:
+        return failure.refusal
+    said = failure.error.diag.message_primary or str(failure.error)
+    said = " ".join(said.split())
+    is_data_exception = failure.sqlstate[:2] == "22"
+    if is_data_exception and not failure.exact:
+        # A value that is not in the script comes from a row.
+        said = re.sub('".*"', '"…"', said)
+    said = said[:400]
+    if failure.sqlstate == SYNTAX_ERROR and failure.exact:
+        said += _syntax_explanation(script.text, failure.offset)
+    sqlstate = failure.sqlstate or "no answer"
+    when = ", which showed at the end of the file" if failure.at_end else ""
+    return f"{said} ({sqlstate}){when}"
+
+
+def _syntax_explanation(text: str, offset: int) -> str:
+    """What the server could not know about the characters that it stumbled over."""
+    at = text[offset : offset + 2]
+    if re.match(r""":[A-Za-z_'"]""", at):
+        return "; variables of psql do not exist here: write the value itself"
+    if re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+        code_point = f"U+{ord(at[0]):04X}"
+        return f"; the character there is no space, but {code_point}: delete it"
+    return ""
+
+
+# --- The state, and what to do --------------------------------------------------------------------
+
+
+def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] = ()) -> str:
+    """What has stayed or was rolled back, and what to do; the first case that applies."""
+    if failure.refusal and not failure.blocked:
+        return "What has run stays done. Deploy again then: the run goes on behind it."
+    if failure.connection_lost:
+        return _state_and_step_of_lost(script, failure)
+    if failure.cancelled:
+        to_go_on = "" if failure.rehearsed else " to go on"
+        return (
+            f"{_state(script, failure)} It was stopped, by the deadline or by an administrator. "
+            f"Invoke again{to_go_on}; if it needs longer than the function's timeout, raise that "
+            "or split the file."
+        )
+    if failure.sqlstate in RETRYABLE:
+        return _state_and_step_of_blocked(script, failure, blocked_by)
+    if script.no_transaction:
+        return _state_and_step_of_marked(script, failure)
+    return _state_and_step_of_transaction(script, failure)
+
+
+def _state_and_step_of_lost(script: Script, failure: Failure) -> str:
+    """After a lost connection nobody can say what the server has done."""
+    if failure.still_building:
+        return (
+            "The connection was closed; the server goes on building, and holds the lock until it "
+            "is done. Invoke again then: a finished index is recorded, an unfinished one built "
+            "anew."
+        )
+    unit = "this statement" if script.no_transaction else "the file"
+    return (
+        f"The connection was lost; the server rolls {unit} back unless it had just finished, "
+        "and the tracking table knows. Invoke again."
+    )
+
+
+def _state(script: Script, failure: Failure) -> str:
+    if script.no_transaction and not failure.rehearsed:
+        return "What stands before this statement is done and stays: leave it as it is."
+    return "Rolled back."
+
+
+def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Sequence[str]) -> str:
+    by = ""
+    or_end_them = ""
+    if blocked_by:
+        sessions = ", ".join(blocked_by)
+        by = f" ({sessions})"
+        or_end_them = ", or end them: SELECT pg_terminate_backend(PID)"
+    return (
+        f"{_state(script, failure)} Other sessions were in the way each time{by}: "
+        f"invoke again when they are done{or_end_them}."
+    )
+
+
+def _state_and_step_of_marked(script: Script, failure: Failure) -> str:
+    """Of a file marked -- no-transaction."""
+    step = _step(advice(script, failure))
+    if failure.rehearsed:
+        return f"{_state(script, failure)} {step}."
+    return f"{_state(script, failure)} {step}: the run goes on here."
+
+
+def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
+    """Of a file that is one transaction."""
+    instead = advice(script, failure)
+    if failure.sqlstate == COMMITS_ITSELF:
+        return (
+            "Rolled back. A block that commits by itself needs a file that is no transaction: "
+            "write -- no-transaction in the first line, see that the block can be repeated, and "
+            "deploy again."
+        )
+    has_own_advice = failure.sqlstate == IN_TRANSACTION and instead != ""
+    if failure.sqlstate in NOT_IN_TRANSACTION and script.statement_count > 1 and not has_own_advice:
+        return (
+            "Rolled back. This file of several statements is one transaction: put the statement "
+            "into a file of its own, or write -- no-transaction in the first line, and deploy "
+            "again."
+        )
+    if failure.sqlstate == SAVEPOINT_GONE and SAVEPOINT in str(failure.error):
+        return (
+            "A statement of this file has ended the transaction that the file is: what stands "
+            "before it is kept, but the file is not recorded. Look at what it has done, make the "
+            "file repeatable, and deploy again."
+        )
+    return f"Rolled back. {_step(instead)}."
+
+
+def _step(instead: str) -> str:
+    if instead:
+        return f"{instead}. Then deploy again"
+    return "Mend the file and deploy again"
+
+
+# --- What to write instead ------------------------------------------------------------------------
+
+
+def advice(script: Script, failure: Failure) -> str:
+    """One sentence that says what to write instead, for common mistakes; else empty."""
+    if failure.error is None:
+        return ""
+    breaks_constraint = failure.sqlstate.startswith("23")
+    if breaks_constraint and _is_about_new_rows(script, failure):
+        return ""  # our sentences are about the rows that are in the table already
+    said = failure.error.diag.message_primary or ""
+    extension = _missing_extension(failure.sqlstate, said)
+    if extension:
+        return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it, if this server has it"
+    if failure.sqlstate == "42501":
+        # From PostgreSQL 16 on, only the detail says that it takes a superuser.
+        detail = failure.error.diag.message_detail or ""
+        said = f"{said} {detail}"
+    before = ""
+    if failure.exact:
+        before = script.text[max(failure.offset - 60, 0) : failure.offset]
+    after = script.text[failure.offset : failure.offset + 300]
+    for mistake in MISTAKES:
+        sentence = mistake.advice_for(failure.sqlstate, said, before, after)
+        if sentence:
+            return sentence
+    return ""
+
+
+def _is_about_new_rows(script: Script, failure: Failure) -> bool:
+    """It is a row that the script writes which breaks the constraint."""
+    context = ""
+    if failure.error:
+        context = failure.error.diag.context or ""
+    writes_rows = ROWS.match(script.text, failure.offset) is not None
+    return writes_rows or failure.in_rows or failure.at_end or "PL/pgSQL" in context
+
+
+def _missing_extension(code: str, said: str) -> str:
+    """The extension that has the function, type … which does not exist; empty if none is known."""
+    missing = re.search(
+        r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said
+    )
+    if code not in ("42883", "42704") or missing is None:
+        return ""
+    name = missing.group(1).split(".")[-1]
+    for names, extension in EXTENSIONS:
+        if re.fullmatch(names, name, re.IGNORECASE):
+            return extension
+    return ""
+
+
+class Mistake(NamedTuple):
+    """A common mistake: how to recognise it, and what to write instead.
+
+    `said` is searched for in PostgreSQL's words, `before` in the text before the place (empty if
+    PostgreSQL did not name it), `after` in the text from the place on. In `advice`, {0} is the
+    first group of `said`.
+    """
+
+    sqlstates: str
+    said: str
+    advice: str
+    before: str = ""
+    after: str = ""
+
+    def advice_for(self, code: str, said: str, before: str, after: str) -> str:
+        """The advice, if this is the mistake; else empty."""
+        found = re.search(self.said, said, re.DOTALL)
+        if found is None or not re.fullmatch(self.sqlstates, code):
+            return ""
+        if not re.search(self.before, before, re.DOTALL):
+            return ""
+        if not re.search(self.after, after, re.DOTALL):
+            return ""
+        return self.advice.format(*found.groups(""))
+
+
+# --- The line of SQL and further lines ------------------------------------------------------------
+
+LINE_WIDTH = 100  # characters that are shown of a line
 SECRET = re.compile(r"passwor|identified\s+by|(create|alter)\s+(role|user)\b", re.IGNORECASE)
 ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
+# The innermost function of an error's context, "line" or "statement", and its number.
+FUNCTION = re.compile(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", re.MULTILINE)
 
 
-def describe(script: Script, outcome: Failure) -> str:
-    """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
-    if outcome.error is None:
-        return outcome.refusal
-    said = " ".join((outcome.error.diag.message_primary or str(outcome.error)).split())
-    if outcome.sqlstate[:2] == "22" and not outcome.exact:
-        said = re.sub('".*"', '"…"', said)  # a value that does not stand in the script comes from a row
-    said = said[:400]
-    at = script.text[outcome.offset : outcome.offset + 2]
-    if outcome.sqlstate == SYNTAX_ERROR and outcome.exact and re.match(r""":[A-Za-z_'"]""", at):
-        said += "; variables of psql do not exist here: write the value itself"
-    elif outcome.sqlstate == SYNTAX_ERROR and outcome.exact and re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
-        said += f"; the character there is no space, but U+{ord(at[0]):04X}: delete it"
-    when = ", which showed at the end of the file" if outcome.at_end else ""
-    return f"{said} ({outcome.sqlstate or 'no answer'}){when}"
+def details(script: Script, failure: Failure) -> Iterator[str]:
+    """Further lines: the line of SQL, the function, and what else PostgreSQL says.
+
+    That is the constraint, its DETAIL unless it contains a row, and its HINT.
+    """
+    context = ""
+    if failure.error:
+        context = failure.error.diag.context or ""
+    function = FUNCTION.search(context)
+    if function is None:
+        yield from _line_of_statement(script, failure)
+    elif function.group(1) != "inline_code_block":
+        yield from _line_of_statement(script, failure)
+        name, unit, number = function.groups()
+        yield f"IN: function {name}, its {unit} {number}"
+    elif failure.cancelled:
+        yield from _line_of_statement(script, failure)
+    else:
+        yield from _line_of_do_block(script, failure, int(function.group(3)))
+    if failure.error:
+        yield from _fields(failure.error.diag, is_about_rows=failure.sqlstate[:2] in ABOUT_ROWS)
 
 
-# The names of functions, types, operator classes and access methods, and whose they are.
+def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
+    body_starts_at, _ = locate(script.text, first_string_offset(script.text, failure.offset))
+    number = body_starts_at + line_of_body - 1
+    yield f"IN: the DO block, line {number} of the file"
+    if failure.sqlstate[:2] not in ABOUT_ROWS:
+        lines_before = script.text.split("\n")[: number - 1]
+        offset = sum(len(line) + 1 for line in lines_before)
+        yield from excerpt(script.text, offset, exact=False)
+
+
+def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
+    if _is_place_known(failure) and not _may_show_row(script, failure):
+        yield from excerpt(script.text, failure.offset, failure.exact)
+
+
+def _is_place_known(failure: Failure) -> bool:
+    if failure.exact:
+        return True
+    has_ended = failure.connection_lost or failure.cancelled or failure.sqlstate == SAVEPOINT_GONE
+    return not has_ended and not failure.at_end
+
+
+def _may_show_row(script: Script, failure: Failure) -> bool:
+    """The line can contain values that were to be written into a table."""
+    if failure.in_rows:
+        return True
+    if failure.sqlstate[:2] not in ABOUT_ROWS:
+        return False
+    return ROWS.match(script.text, _start_of_statement(script, failure)) is not None
+
+
+def _start_of_statement(script: Script, failure: Failure) -> int:
+    """Where the statement begins that failed."""
+    if failure.exact:
+        for statement in script.statements():
+            if statement.start <= failure.offset < statement.end:
+                return statement.start
+    return failure.offset
+
+
+def _fields(diag: psycopg2.extensions.Diagnostics, is_about_rows: bool) -> Iterator[str]:
+    """What PostgreSQL says besides its message. If it is about rows, only the names of objects."""
+    names = []
+    if diag.constraint_name:
+        names.append(f"constraint {diag.constraint_name}")
+    if diag.table_name:
+        names.append(f"table {diag.table_name}")
+    if diag.column_name:
+        names.append(f"column {diag.column_name}")
+    if is_about_rows and names:
+        yield "ON: " + ", ".join(names)
+    if diag.message_detail and not is_about_rows:
+        yield f"DETAIL: {diag.message_detail[:300]}"
+    if diag.message_hint:
+        yield f"HINT: {diag.message_hint[:300]}"
+
+
+def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
+    """The line of SQL at the offset and, if `exact`, a caret under it.
+
+    Of a long line only the part around the offset; nothing if it may contain a password.
+    """
+    start = text.rfind("\n", 0, offset) + 1
+    end = text.find("\n", offset)
+    if end < 0:
+        end = len(text)
+    line = text[start:end].rstrip().expandtabs(1)
+    if not line.strip() or SECRET.search(text, max(start - 300, 0), start + len(line)):
+        return
+    number = text.count("\n", 0, offset) + 1
+    column = offset - start
+    shown_from = column
+    if exact:
+        shown_from -= LINE_WIDTH * 2 // 3  # most of what is shown precedes the caret
+    shown_from = max(0, min(shown_from, len(line) - LINE_WIDTH))
+    shown_to = shown_from + LINE_WIDTH
+
+    prefix = f"LINE {number}: "
+    if shown_from > 0:
+        prefix += "…"
+    suffix = "…" if shown_to < len(line) else ""
+    yield f"{prefix}{line[shown_from:shown_to]}{suffix}"
+    if exact:
+        yield " " * (len(prefix) + column - shown_from) + "^"
+
+
+# --- Common mistakes ------------------------------------------------------------------------------
+
+# The names of functions, types, operator classes and access methods, and the extension with them.
 EXTENSIONS = (
     (r"uuid_generate_.*", '"uuid-ossp"'),
     (r"gen_salt|crypt|digest|hmac|pgp_.*|gen_random_bytes", "pgcrypto"),
@@ -48,270 +369,151 @@ EXTENSIONS = (
     (r"unaccent", "unaccent"),
     (r"gist_\w+_ops", "btree_gist"),
 )
-# SQLSTATE, a pattern, and what to write instead, where {0} is the first group. The pattern looks at PostgreSQL's words,
-# the text before the place (where PostgreSQL named it) and the text behind it, with | between them.
-MISTAKES: Sequence[tuple[str, str, str]] = (
-    (
+NO_IF_NOT_EXISTS = (
+    "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once"
+)
+# The first that applies counts.
+MISTAKES = (
+    Mistake(
         "42601",
-        r'at or near "(NOT"[^|]*\|.*\bIF|EXISTS"[^|]*\|.*\bIF\s+NOT)\s+\|',
-        "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once",
+        said='at or near "NOT"',
+        before=r"\bIF\s+$",
+        advice=NO_IF_NOT_EXISTS,
     ),
-    (
+    Mistake(
         "42601",
-        r'at or near "NOT"[^|]*\|.*\bALTER\s+(COLUMN\s+)?("[^"]+"|\w+)\s+\|',
-        "Write SET NOT NULL",
+        said='at or near "EXISTS"',
+        before=r"\bIF\s+NOT\s+$",
+        advice=NO_IF_NOT_EXISTS,
     ),
-    (
+    Mistake(
         "42601",
-        r"at or near [^|]*\|.*\w'\|\w",
-        "A quote inside a string is written twice ('')",
+        said='at or near "NOT"',
+        before=r'\bALTER\s+(COLUMN\s+)?("[^"]+"|\w+)\s+$',
+        advice="Write SET NOT NULL",
     ),
-    (
+    Mistake(
+        "42601",
+        said="at or near ",
+        before=r"\w'$",
+        after=r"^\w",
+        advice="A quote inside a string is written twice ('')",
+    ),
+    Mistake(
         "42710",
-        'constraint "(.+?)" for relation "(.+?)"',
-        "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+        said='constraint "(.+?)" for relation "(.+?)"',
+        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
     ),
-    (
+    Mistake(
         "42710|42P07|42701|42723|42P06",
-        "already exists",
-        "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or "
-        "OR REPLACE where that exists",
+        said="already exists",
+        advice="It was made by hand, by another file, or further up in this one; leave it out, or "
+        "write IF NOT EXISTS or OR REPLACE where that exists",
     ),
-    (
+    Mistake(
         "42704",
-        r'role "(.+?)" does not exist[^|]*\|[^|]*\|\s*DROP\b',
-        "Write IF EXISTS",
+        said='role "(.+?)" does not exist',
+        after=r"^\s*DROP\b",
+        advice="Write IF EXISTS",
     ),
-    (
+    Mistake(
         "42704",
-        'role "(.+?)" does not exist',
-        "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
-        "CREATE_USERS is false)",
+        said='role "(.+?)" does not exist',
+        advice="CREATE ROLE before it, or name another (readwrite and tablecreator, behind "
+        "ROLE_PREFIX, are made unless CREATE_USERS is false)",
     ),
-    (
+    Mistake(
         "42704",
-        'no default operator class for access method "(gist|gin)"',
-        "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it",
+        said='no default operator class for access method "(gist|gin)"',
+        advice="Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it",
     ),
-    (
-        "25001",
-        r"cannot be executed from a function|\|\s*(DO|CALL|SELECT)\b",
-        "Write it as a statement of its own, outside of the block",
+    Mistake(
+        IN_TRANSACTION,
+        said="",
+        after=r"^\s*(DO|CALL|SELECT)\b",
+        advice="Write it as a statement of its own, outside of the block",
     ),
-    (
-        "25001",
-        "must be called before any query",
-        "Put it first in the file",
+    Mistake(
+        IN_TRANSACTION,
+        said="cannot be executed from a function",
+        advice="Write it as a statement of its own, outside of the function",
     ),
-    (
+    Mistake(
+        IN_TRANSACTION,
+        said="must be called before any query",
+        advice="Put it first in the file",
+    ),
+    Mistake(
         "0A000|58P01|22023",
-        "extension .*(is not available|control file|not allow-listed)",
-        "This server does not have that extension; SELECT name FROM pg_available_extensions lists those that it has",
+        said="extension .*(is not available|control file|not allow-listed)",
+        advice="This server does not have that extension; SELECT name FROM "
+        "pg_available_extensions lists those that it has",
     ),
-    (
+    Mistake(
         "42501",
-        r"superuser|permission denied to (create extension|set parameter)|(SUPERUSER|REPLICATION|BYPASSRLS) attribute|"
-        r'"pg_\w+" role',
-        "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
+        said=r"superuser|permission denied to (create extension|set parameter)|"
+        r'(SUPERUSER|REPLICATION|BYPASSRLS) attribute|"pg_\w+" role',
+        advice="The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter "
+        "group, rds_superuser)",
     ),
-    (
+    Mistake(
         "42501",
-        "must be (owner|member|able to SET ROLE)|to change default privileges",
-        "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
+        said="must be (owner|member|able to SET ROLE)|to change default privileges",
+        advice="As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
     ),
-    (
+    Mistake(
         "42501",
-        "permission denied",
-        "The admin lacks that right; as the owner GRANT it, or make the admin the owner",
+        said="permission denied",
+        advice="The admin lacks that right; as the owner GRANT it, or make the admin the owner",
     ),
-    (
-        "55P04",
-        "",
-        "Put ALTER TYPE … ADD VALUE into a file of its own before this one",
+    Mistake(
+        NEW_ENUM_VALUE,
+        said="",
+        advice="Put ALTER TYPE … ADD VALUE into a file of its own before this one",
     ),
-    (
+    Mistake(
         "23502",
-        r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|[^;]*\b(SET\s+NOT\s+NULL|VALIDATE|'
+        said='column "(.+?)" of relation "(.+?)" contains null values',
+        after=r"^[^;]*\b(SET\s+NOT\s+NULL|VALIDATE|"
         r"ADD\s+(CONSTRAINT\s+\S+\s+)?(NOT\s+NULL|PRIMARY\s+KEY))",
-        'Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL',
+        advice='Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" '
+        "IS NULL",
     ),
-    (
+    Mistake(
         "23502",
-        "contains null values",
-        "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
+        said="contains null values",
+        advice="Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
     ),
-    (
+    Mistake(
         "23505",
-        "could not create unique index",
-        "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it",
+        said="could not create unique index",
+        advice="Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and "
+        "correct them before it",
     ),
-    (
+    Mistake(
         "23503|23514",
-        "^(?!new row)",
-        "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
+        said="^(?!new row)",
+        advice="There are rows that break it; correct them before it, or add the constraint NOT "
+        "VALID and VALIDATE it later",
     ),
-    (
+    Mistake(
         "2BP01",
-        "role .* cannot be dropped because some objects depend on it",
-        "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
+        said="role .* cannot be dropped because some objects depend on it",
+        advice="REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
     ),
-    (
+    Mistake(
         "2BP01",
-        "",
-        "DROP what depends on it before, and CREATE it again behind it, in the same file",
+        said="",
+        advice="DROP what depends on it before, and CREATE it again behind it, in the same file",
     ),
-    (
+    Mistake(
         "0A000|42601",
-        r"^[^|]*\bused (by|in) a",
-        "DROP what uses it before, and CREATE it again behind it, in the same file",
+        said=r"\bused (by|in) a",
+        advice="DROP what uses it before, and CREATE it again behind it, in the same file",
     ),
-    (
+    Mistake(
         "42P16",
-        "cannot (drop columns from|change (name|data type|collation) of) view",
-        "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
+        said="cannot (drop columns from|change (name|data type|collation) of) view",
+        advice="CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
     ),
 )
-
-
-def advice(script: Script, outcome: Failure) -> str:
-    """One sentence that tells what to write instead, for the commonest mistakes."""
-    diag = outcome.error.diag if outcome.error else None
-    text, at = script.text, outcome.offset
-    new_rows = (
-        ROWS.match(text, at) or outcome.in_rows or outcome.at_end or (diag and "PL/pgSQL" in (diag.context or ""))
-    )
-    if diag is None or (outcome.sqlstate.startswith("23") and new_rows):
-        return ""  # it is not old rows that break a constraint
-    said = diag.message_primary or ""
-    if outcome.sqlstate == "42501":
-        said += f" {diag.message_detail or ''}"  # from PostgreSQL 16 on, only this tells that it takes a superuser
-    missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
-    if outcome.sqlstate in ("42883", "42704") and missing:
-        name = missing.group(1).split(".")[-1]
-        for names, extension in EXTENSIONS:
-            if re.fullmatch(names, name, re.IGNORECASE):
-                return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it, if this server has it"
-    seen = f"{said}|{text[max(at - 60, 0) : at] if outcome.exact else ''}|{text[at : at + 300]}".replace("\n", " ")
-    for codes, pattern, sentence in MISTAKES:
-        found = re.search(pattern, seen)
-        if re.fullmatch(codes, outcome.sqlstate) and found:
-            return sentence.format(*found.groups(""))
-    return ""
-
-
-def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
-    """The line of SQL and, under it, a caret where `exact`; nothing where it may hold a password. Of a long one the
-    part at the offset."""
-    start, end = text.rfind("\n", 0, offset) + 1, text.find("\n", offset)
-    line = text[start : end if end >= 0 else None].rstrip().expandtabs(1)
-    if not line.strip() or SECRET.search(text, max(start - 300, 0), start + len(line)):
-        return
-    number, at = text.count("\n", 0, offset) + 1, offset - start
-    first = max(0, min(at - SHOWN * 2 // 3 if exact else at, len(line) - SHOWN))
-    before, part = "…" if first else "", line[first : first + SHOWN]
-    yield f"LINE {number}: {before}{part}{'…' if first + SHOWN < len(line) else ''}"
-    if exact:
-        yield " " * (len(f"LINE {number}: {before}") + at - first) + "^"
-
-
-def state_and_step(script: Script, outcome: Failure, blocked_by: Sequence[str] = ()) -> str:
-    """Of the cases that apply, the first: the state we are in, and what to do."""
-    code, several, in_steps = outcome.sqlstate, script.count > 1, script.unwrapped
-    by = f" ({', '.join(blocked_by)})" if blocked_by else ""
-    or_end = ", or end them: SELECT pg_terminate_backend(PID)" if blocked_by else ""
-    stays = in_steps and not outcome.rehearsed
-    kept = "What stands before this statement is done and stays: leave it as it is. " if stays else "Rolled back. "
-    go_on = "" if outcome.rehearsed else " to go on"
-    instead = advice(script, outcome)
-    then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
-    gone = code == SAVEPOINT_GONE and "db_setup_file" in str(outcome.error)
-    cases = (
-        (
-            outcome.refusal and not outcome.blocked,
-            "What has run stays done. Deploy again then: the run goes on behind it.",
-        ),
-        (
-            outcome.still_building,
-            "The connection was closed; the server goes on building, and holds the lock until it is done. Invoke again "
-            "then: a finished index is recorded, an unfinished one built anew.",
-        ),
-        (
-            outcome.connection_lost,
-            f"The connection was lost; the server rolls {'this statement' if in_steps else 'the file'} back unless it "
-            "had just finished, and the tracking table knows. Invoke again.",
-        ),
-        (
-            outcome.cancelled,
-            f"{kept}It was stopped, by the deadline or by an administrator. Invoke again{go_on}; if it needs longer "
-            "than the function's timeout, raise that or split the file.",
-        ),
-        (
-            code in RETRYABLE,
-            f"{kept}Other sessions were in the way each time{by}: invoke again when they are done{or_end}.",
-        ),
-        (
-            in_steps,
-            f"{kept}{then}{': the run goes on here' if stays else ''}.",
-        ),
-        (
-            code == "2D000",
-            "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction "
-            "in the first line, see that the block can be repeated, and deploy again.",
-        ),
-        (
-            code in NOT_IN_TRANSACTION and several and not (code == "25001" and instead),
-            "Rolled back. This file of several statements is one transaction: put the statement into a file of its "
-            "own, or write -- no-transaction in the first line, and deploy again.",
-        ),
-        (
-            gone,
-            "A statement of this file has ended the transaction that the file is: what stands before it is kept, but "
-            "the file is not recorded. Look at what it has done, make the file repeatable, and deploy again.",
-        ),
-    )
-    return next((text for applies, text in cases if applies), f"Rolled back. {then}.")
-
-
-def _has_no_place(script: Script, outcome: Failure) -> bool:
-    """No line can be shown: it is not known, or may hold rows."""
-    if outcome.in_rows or (
-        outcome.sqlstate[:2] in ("22", "23") and ROWS.match(script.text, _statement_at(script, outcome))
-    ):
-        return True
-    ended = outcome.connection_lost or outcome.cancelled or outcome.sqlstate == SAVEPOINT_GONE
-    return not outcome.exact and (ended or outcome.at_end)
-
-
-def _statement_at(script: Script, outcome: Failure) -> int:
-    """Where the statement begins that failed."""
-    found = (s.start for s in script.statements() if s.start <= outcome.offset < s.end)
-    return next(found, outcome.offset) if outcome.exact else outcome.offset
-
-
-def details(script: Script, outcome: Failure) -> Iterator[str]:
-    """Further lines: the line of SQL, where in a function, which constraint, PostgreSQL's DETAIL (unless it holds a
-    row), HINT."""
-    diag = outcome.error.diag if outcome.error else None
-    context = diag.context if diag else ""
-    inner = re.search(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", context or "", re.MULTILINE)
-    if inner and inner.group(1) == "inline_code_block" and not outcome.cancelled:
-        body = locate(script.text, body_of(script.text, outcome.offset))[0]
-        number = body + int(inner.group(3)) - 1
-        yield f"IN: the DO block, line {number} of the file"
-        if outcome.sqlstate[:2] not in ("22", "23"):
-            yield from excerpt(
-                script.text, len("".join(script.text.split("\n")[: number - 1])) + number - 1, exact=False
-            )
-    elif not _has_no_place(script, outcome):
-        yield from excerpt(script.text, outcome.offset, outcome.exact)
-    if inner and inner.group(1) != "inline_code_block":
-        yield f"IN: function {inner.group(1)}, its {inner.group(2)} {inner.group(3)}"
-    if diag is None:
-        return
-    named = (("constraint", diag.constraint_name), ("table", diag.table_name), ("column", diag.column_name))
-    if outcome.sqlstate[:2] in ("22", "23") and any(name for _, name in named):
-        yield "ON: " + ", ".join(f"{kind} {name}" for kind, name in named if name)
-    elif diag.message_detail and outcome.sqlstate[:2] not in ("22", "23"):
-        yield f"DETAIL: {diag.message_detail[:300]}"
-    if diag.message_hint:
-        yield f"HINT: {diag.message_hint[:300]}"

@@ -215,7 +215,7 @@ def plan_pending(run: Run) -> list[Pending]:
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
     run.report.warn(
-        f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.count
+        f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.statement_count
     )
     session.with_retries(lambda: tracking.follow_renames(session, config, plan))
     ensure_groups(run)
@@ -259,7 +259,7 @@ def resumed(run: Run, remaining: Sequence[Pending]) -> bool:
     holds_lock, (recorded, no_marks) = run.session.resume(question)
     is_same = migration_files.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
-    reads_as_before = all(one.script.backslashes is backslashes for one in remaining)
+    reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
     return holds_lock and no_marks and is_same and reads_as_before
 
 
@@ -330,7 +330,7 @@ def scanned(run: Run, name: str, migration: Migration, state: State, plan: Plan)
             script = replace(script, text="")
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
-        script = replace(script, unwrapped=True)
+        script = replace(script, no_transaction=True)
     return Pending(name, migration, script)
 
 
@@ -403,7 +403,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 def readable(session: Session, one: Pending) -> Pending:
     """The file with its text, and without the settings that only newer servers know."""
     text = one.script.text or migration_files.read_text(one.migration)
-    script = replace(one.script, text=text).without_later_settings(session.server_version)
+    script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
     for unknown in script.unknown_settings:
         log(
             "setting unknown to this server left out",
@@ -428,7 +428,7 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     place = f"{one.migration.path.name}:{line}"
     if failure.exact:
         place = f"{place}:{column}"
-    if (failure.cancelled or failure.connection_lost) and not script.unwrapped:
+    if (failure.cancelled or failure.connection_lost) and not script.no_transaction:
         place = (
             one.migration.path.name
         )  # one message, of which nothing tells how far the server was

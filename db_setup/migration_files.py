@@ -174,7 +174,7 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
         undoing = UNDOING_HALF.search(text) if is_theirs else None
         if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
             raise sql_scanner.ScanError(UNDOES, undoing.start())
-        for (schema, name), place in script.created.items():
+        for (schema, name), place in script.created_tables.items():
             if schema in (None, "public") and name in ours:
                 raise sql_scanner.ScanError(f"table {name} is ours; set MIGRATIONS_TABLE to another name", place)
     return script

@@ -7,6 +7,8 @@ from typing import Optional, Union
 
 import psycopg2
 
+SAVEPOINT = "db_setup_file"  # in the transaction of a file; gone if the file has ended that
+
 # SQLSTATEs
 SYNTAX_ERROR = "42601"
 SAVEPOINT_GONE = "3B001"

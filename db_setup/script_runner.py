@@ -21,6 +21,7 @@ from outcomes import (
     IN_TRANSACTION,
     NEW_ENUM_VALUE,
     READ_ONLY,
+    SAVEPOINT,
     SAVEPOINT_GONE,
     SYNTAX_ERROR,
     Failure,
@@ -34,7 +35,6 @@ from sending import Message, as_written, of_ours, send
 from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
-SAVEPOINT = "db_setup_file"
 OWN_ROLE_SQL = "RESET SESSION AUTHORIZATION; RESET ROLE"
 ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
@@ -73,13 +73,17 @@ class ScriptRunner:
         `fields` are for the log.
         """
         attempts = self._session.attempts()
-        in_steps = self._script.unwrapped
+        in_steps = self._script.no_transaction
         by_statement = False
         while True:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
-            if outcome.sqlstate == IN_TRANSACTION and self._script.count == 1 and not in_steps:
+            if (
+                outcome.sqlstate == IN_TRANSACTION
+                and self._script.statement_count == 1
+                and not in_steps
+            ):
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
             if not self._session.waits_to_retry(outcome.sqlstate, attempts, **fields):
@@ -104,9 +108,9 @@ class ScriptRunner:
             return outcome
         script = self._script
         ends_in_ours = (
-            script.count > 0 and outcome.sqlstate == SYNTAX_ERROR
+            script.statement_count > 0 and outcome.sqlstate == SYNTAX_ERROR
         )  # it dislikes our semicolon
-        if script.count > 1 or script.begin != "BEGIN" or ends_in_ours:
+        if script.statement_count > 1 or script.begin_sql != "BEGIN" or ends_in_ours:
             return self._run_once(by_statement=True)
         return outcome
 
@@ -118,22 +122,22 @@ class ScriptRunner:
         ours, the savepoint would be gone (3B001).
         """
         script = self._script
-        begin_sql = self._session.begin_sql(script.begin)
+        begin_sql = self._session.begin_sql(script.begin_sql)
         # What is prepared in a session outlives the transaction of a first attempt.
         opening = (
             f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
         )
         if by_statement or script.pieces:
             return send(self._session, script, self._messages(opening, by_statement))
-        text = opening + script.body() + self._closing_sql()
-        return send(self._session, script, [Message(-len(opening), text, script.first)])
+        text = opening + script.body_sql() + self._closing_sql()
+        return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
 
     def _messages(self, opening: str, by_statement: bool) -> Iterator[Message]:
         script = self._script
         own_begin = (s.start for s in script.left_out if not s.is_meta_command)
-        yield of_ours(script, opening, fallback=min(own_begin, default=script.first))
-        last = script.first
-        for start, end, rows in script.to_send(by_statement):
+        yield of_ours(script, opening, fallback=min(own_begin, default=script.first_offset))
+        last = script.first_offset
+        for start, end, rows in script.pieces_to_send(by_statement):
             last = start
             yield Message(start, script.text[start:end], start, rows)
         yield of_ours(script, self._closing_sql(), at_end=True, fallback=last)
@@ -159,7 +163,7 @@ class ScriptRunner:
         number = 0
         untried: list[str] = []
         for number, (begin, statements) in enumerate(units(self._script), 1):
-            checksum = sql_scanner.checksum("; ".join(map(self._script.sql, statements)))
+            checksum = sql_scanner.checksum("; ".join(map(self._script.statement_sql, statements)))
             step = Step(number, begin, statements, checksum, marks.get(number))
             session.activity.about = {**session.activity.about, "line": step.first.line}
             outcome = self._resume_step(step)
@@ -224,7 +228,7 @@ class ScriptRunner:
         script = self._script
         opening = f"{opening_sql}; "
         closing = f"\n;{closing_sql}"
-        if any(statement.data or statement.switches for statement in step.statements):
+        if any(statement.data or statement.changes_string_syntax for statement in step.statements):
             each = [as_written(script, statement) for statement in step.statements]
             messages = [of_ours(script, opening), *each, of_ours(script, closing)]
             return send(self._session, script, messages)
@@ -281,11 +285,11 @@ def as_rehearsed(outcome: Outcome, script: Script) -> Outcome:
     others is only not tried.
     """
     if isinstance(outcome, Failure):
-        adds_values = script.unwrapped or ADD_VALUE.search(script.text)
+        adds_values = script.no_transaction or ADD_VALUE.search(script.text)
         if outcome.sqlstate == NEW_ENUM_VALUE and not adds_values:
             return NotTried(("it uses an enum value that this run adds",))
         return replace(outcome, rehearsed=True)
-    reasons = [f"it asks for {modes.group()}" for modes in ISOLATION.finditer(script.begin)]
+    reasons = [f"it asks for {modes.group()}" for modes in ISOLATION.finditer(script.begin_sql)]
     if isinstance(outcome, NotTried):
         reasons += outcome.reasons
     return NotTried(tuple(reasons), outcome.holds_lock) if reasons else outcome

@@ -1,36 +1,720 @@
-"""SQL text → statements, as PostgreSQL's lexer and psql see them.
+"""Splits SQL text into statements, the way PostgreSQL's lexer and psql do.
 
-Pure: no I/O, no database, nothing about migrations. The text is never rewritten; every statement is a place in it.
-Follows src/fe_utils/psqlscan.l and src/backend/parser/scan.l of PostgreSQL 13 to 18. Time is linear in the length
-of the text, and memory beside it is that of one statement.
+    scan(text)         the statements of a text, in order
+    checksum(text)     a hash of its tokens, the same for texts that differ only in layout
+    read_script(text)  a file as one unit of work: what to send, or why it cannot run
+
+Pure: no I/O, no database, nothing about migrations. The text is never rewritten: a statement is a
+range of offsets in it. Follows src/fe_utils/psqlscan.l and src/backend/parser/scan.l of PostgreSQL
+13 to 18. Time is linear in the length of the text; the memory needed besides the text is that of
+one statement.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
+
+# A checksum begins with how it was made, so that one that an older version recorded can be made
+# again.
+PLAIN = "0:"  # of the lines of the text, which cannot be split into tokens
+TOKENS = "1:"  # of the tokens
+LONG = "2:"  # of the tokens, but of DML statements as they are written
+
+# A longer text goes to the server in pieces: one message costs the server eleven times its size.
+ONE_MESSAGE = 1 << 20  # characters
+_PIECE = 1 << 18  # characters
+
+Name = tuple[Optional[str], str]  # of a table: its schema (None: not named) and itself
+
+
+def scan(text: str, backslash_escapes: bool = False) -> Iterator[Statement]:
+    """The statements of `text`, in order; raises ScanError if a quote or a comment is not closed.
+
+    `backslash_escapes`: the session has standard_conforming_strings off, so '\\'' is a quote.
+    """
+    return _Scanner(text, backslash_escapes).statements()
+
+
+def checksum(text: str, algorithm: str = "") -> str:
+    """The SHA-256 of the tokens; comments, white space, line ends and a BOM do not count.
+
+    Rows of COPY count as they are. In a text of more than a million characters, so do statements
+    that read or write rows, except for their line ends; in a text that cannot be scanned, so does
+    everything. `algorithm`, the first two characters of another checksum, asks for one that can be
+    compared with it.
+    """
+    algorithm = algorithm or _default_algorithm(text)
+    if algorithm == PLAIN:
+        return _plain_checksum(text)
+    token_hash = _TokenHash(algorithm)
+    try:
+        for _ in _Scanner(text, token_hash=token_hash).statements():
+            pass
+    except ScanError:
+        return _plain_checksum(text)
+    return token_hash.checksum()
+
+
+def read_script(text: str, backslash_escapes: bool = False) -> Script:
+    """Read a file as one unit of work, and set aside the statements that the runner replaces.
+
+    Raises ScanError for what cannot work.
+    """
+    algorithm = _default_algorithm(text)
+    is_long = algorithm == LONG
+    token_hash = None
+    if not is_long and not backslash_escapes:
+        token_hash = _TokenHash(algorithm)
+    scanner = _Scanner(text, backslash_escapes, token_hash)
+    survey = _Survey(text)
+    pieces = tuple(in_pieces(survey.of(scanner.statements())))
+
+    is_marked = survey.has_no_transaction_mark()
+    begin_sql = "BEGIN"
+    replaced: list[Statement] = []
+    if is_marked:
+        _check_own_transactions(survey.notable)
+    elif survey.last:
+        begin_sql, replaced = _own_transaction(survey, survey.last)
+
+    left_out = [*survey.idle_commands, *replaced]
+    known_checksum = ""
+    if token_hash:
+        known_checksum = token_hash.checksum()
+    if not is_long and not survey.needs_pieces:
+        pieces = ()
+    return Script(
+        text=text,
+        no_transaction=is_marked,
+        begin_sql=begin_sql,
+        statement_count=survey.count - len(replaced),
+        first_offset=survey.first_offset(left_out),
+        created_tables=survey.created_tables,
+        known_checksum=known_checksum,
+        pieces=pieces,
+        left_out=tuple(left_out),
+        backslash_escapes=backslash_escapes,
+    )
+
+
+def locate(text: str, offset: int) -> tuple[int, int]:
+    """Line and column (both from 1, in characters) of an offset."""
+    line_start = text.rfind("\n", 0, offset) + 1
+    line = text.count("\n", 0, offset) + 1
+    return line, offset - line_start + 1
+
+
+class ScanError(Exception):
+    """The text cannot be split or cannot be run; `offset` is where the trouble began."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+# --- Scripts --------------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """The part of a script that is one message: consecutive statements, or a COPY with its rows."""
+
+    start: int
+    end: int
+    data: Optional[tuple[int, int]] = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """A file of SQL that can run as one unit of work.
+
+    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin_sql` opens the
+    transaction, with the modes that the file asks for. `pieces` are the messages that it is sent
+    in if one is not enough: because rows follow a COPY, a setting changes how the rest is read, or
+    the file is too long.
+    """
+
+    text: str
+    no_transaction: bool  # marked -- no-transaction: no transaction around the whole
+    begin_sql: str
+    statement_count: int
+    first_offset: int  # offset of the first statement that is sent
+    created_tables: Mapping[Name, int]  # the tables that it creates, and the offset where it does
+    known_checksum: str  # empty for a long text: it takes time, and is not needed before the end
+    pieces: tuple[Piece, ...]  # empty if the text goes in one message
+    left_out: tuple[Statement, ...] = ()
+    unknown_settings: tuple[str, ...] = ()
+    backslash_escapes: bool = False  # how the session reads strings when the script begins
+
+    @property
+    def checksum(self) -> str:
+        """See checksum(); of a long text it is made again each time."""
+        return self.known_checksum or checksum(self.text)
+
+    def statements(self) -> Iterator[Statement]:
+        """The statements that are sent; scanned each time, since there may be millions."""
+        left_out = self._left_out_offsets()
+        for statement in scan(self.text, self.backslash_escapes):
+            if statement.start not in left_out:
+                yield statement
+
+    def statement_sql(self, statement: Statement) -> str:
+        """The statement's text."""
+        return self.text[statement.start : statement.end]
+
+    def body_sql(self) -> str:
+        """The text with blanks for what is left out, so that every offset in it stays the same."""
+        text = self.text
+        for statement in self.left_out:
+            blank = re.sub(r"[^\r\n]", " ", self.statement_sql(statement))
+            text = text[: statement.start] + blank + text[statement.end :]
+        return text
+
+    def pieces_to_send(self, by_statement: bool = False) -> Iterator[Piece]:
+        """The pieces without what is left out; or each statement as a piece."""
+        pieces: Iterable[Piece] = self.pieces
+        if by_statement:
+            pieces = map(_piece_of, scan(self.text, self.backslash_escapes))
+        left_out = self._left_out_offsets()
+        for piece in pieces:
+            if piece.start not in left_out:
+                yield piece
+
+    def without_settings_unknown_to(self, server_version: int) -> Script:
+        """The script without the settings that a server of this version does not know.
+
+        pg_dump of a newer version writes them.
+        """
+        beginning = self.text[:ONE_MESSAGE]
+        later = [
+            name
+            for name, since in _SETTINGS_SINCE.items()
+            if server_version < since and name in beginning
+        ]
+        if not later:
+            return self
+        left_out = list(self.left_out)
+        unknown_settings = []
+        for statement in self.statements():
+            if statement.setting and statement.setting[0] in later:
+                left_out.append(statement)
+                unknown_settings.append(statement.setting[0])
+        return replace(
+            self,
+            left_out=tuple(left_out),
+            statement_count=self.statement_count - len(unknown_settings),
+            unknown_settings=tuple(unknown_settings),
+        )
+
+    def _left_out_offsets(self) -> set[int]:
+        return {statement.start for statement in self.left_out}
+
+
+# --- Statements -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement: `text[start:end]`, from its first token to its semicolon, which is excluded.
+
+    `tokens` are all of its tokens; of a DML statement only the first. `data` is the range of the
+    rows that follow COPY … FROM STDIN.
+    """
+
+    start: int
+    end: int
+    line: int
+    tokens: tuple[str, ...]
+    data: Optional[tuple[int, int]] = None
+    # The server must execute it before it gets the following text.
+    changes_string_syntax: bool = False
+
+    @property
+    def keyword(self) -> str:
+        """The first token, in upper case."""
+        return self.tokens[0].upper()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The first twelve tokens, in upper case, and two empty ones: at least three in all."""
+        first_tokens = [token.upper() for token in self.tokens[:12]]
+        return (*first_tokens, "", "")
+
+    @property
+    def is_dml(self) -> bool:
+        """It is a DML statement (SELECT, INSERT …): it reads or writes rows."""
+        return self.keyword in _DML_KEYWORDS
+
+    @property
+    def is_meta_command(self) -> bool:
+        """It is a psql command (`\\i`, `\\restrict`), not SQL."""
+        return self.tokens[0].startswith("\\")
+
+    @property
+    def transaction_control(self) -> Optional[str]:
+        """`BEGIN`, `COMMIT`, `ROLLBACK` or another word that opens or ends a transaction.
+
+        None for savepoints.
+        """
+        first, second, third = self.words[:3]
+        if (first, second) == ("START", "TRANSACTION"):
+            return "BEGIN"
+        if (first, second) == ("PREPARE", "TRANSACTION"):
+            is_its_name = third in ("AS", "(")  # PREPARE transaction AS SELECT …
+            return None if is_its_name else "PREPARE TRANSACTION"
+        verb = _TRANSACTION_VERBS.get(first)
+        if verb and second == "PREPARED":
+            return f"{first} PREPARED"
+        is_to_savepoint = first == "ROLLBACK" and "TO" in (second, third)
+        return None if is_to_savepoint else verb
+
+    @property
+    def setting(self) -> Optional[tuple[str, str]]:
+        """Name and value, in lower case and without quotes, of SET name = value or RESET name.
+
+        The value of RESET is empty.
+        """
+        if self.keyword not in ("SET", "RESET"):
+            return None
+        words = [_identifier(token.strip("'")).lower() for token in self.tokens[1:6]]
+        words += ["", "", ""]
+        if self.keyword == "RESET":
+            return words[0], ""
+        if words[0] in ("session", "local"):
+            words = words[1:]
+        if words[0] == "names":
+            return "client_encoding", words[1]
+        return words[0], words[2]
+
+    @property
+    def is_session_setting(self) -> bool:
+        """It is a `SET` or `RESET` that lasts longer than its transaction."""
+        first, second = self.words[:2]
+        if first == "SET":
+            return second not in ("LOCAL", "CONSTRAINTS", "TRANSACTION")
+        return first == "RESET"
+
+    @property
+    def creates_session_object(self) -> bool:
+        """It creates what ends with the session: a temporary object, or a cursor WITH HOLD."""
+        words = self.words
+        if words[0] == "DECLARE":
+            return "HOLD" in words and "WITHOUT" not in words
+        if words[0] != "CREATE":
+            return False
+        modifiers = words[1:3]
+        if modifiers == ("OR", "REPLACE"):
+            modifiers = words[3:5]
+        return "TEMP" in modifiers or "TEMPORARY" in modifiers
+
+    @property
+    def is_guarded(self) -> bool:
+        """Running it again changes nothing: IF NOT EXISTS, OR REPLACE, a setting, a GRANT …"""
+        words = self.words
+        if words[0] != "CREATE":
+            return words[0] in ("SET", "COMMENT", "GRANT")
+        if words[1:3] == ("OR", "REPLACE"):
+            return True
+        return any(words[at : at + 3] == _IF_NOT_EXISTS for at in range(1, 6))
+
+    @property
+    def created_table(self) -> Optional[Name]:
+        """Schema and name of the permanent table that this statement creates."""
+        words = self.words
+        if words[0] != "CREATE":
+            return None
+        at = 1
+        if words[at] == "UNLOGGED":
+            at += 1
+        if words[at] != "TABLE":
+            return None
+        at += 1
+        if words[at : at + 3] == _IF_NOT_EXISTS:
+            at += 3
+        return _qualified_name(self.tokens[at:])
+
+    @property
+    def wants_no_transaction(self) -> bool:
+        """PostgreSQL refuses it in a transaction, as far as its words tell."""
+        if self.keyword == "VACUUM" or self.words[:2] in _NEVER_IN_A_TRANSACTION:
+            return True
+        return self.target.kind != ""
+
+    @property
+    def target(self) -> Target:
+        """The object, if PostgreSQL refuses the statement in a transaction; else without a kind."""
+        words = self.words
+        command = words[:2]
+        is_concurrent = "CONCURRENTLY" in (*words, self.tokens[-1].upper())
+        target = Target("")
+        if command in (("CREATE", "DATABASE"), ("DROP", "DATABASE")):
+            target = _database_target(self)
+        elif words[0] == "CREATE" and "CONCURRENTLY" in words[2:4] and "ON" in words[3:]:
+            target = _new_index_target(self)
+        elif words[0] == "REINDEX" and is_concurrent:
+            target = _reindex_target(self)
+        elif command == ("DROP", "INDEX") and is_concurrent:
+            index = _name_as_written(self.tokens[_skip_options(words, 2) :])
+            target = Target("DROP INDEX", index, is_concurrent=True)
+        elif command == ("ALTER", "TABLE") and is_concurrent and "DETACH" in words:
+            target = _detach_target(self)
+        return target
+
+    @property
+    def copy_stream(self) -> Optional[str]:
+        """`STDIN` or `STDOUT` if this is a COPY from or to the client."""
+        if self.keyword != "COPY":
+            return None
+        open_parens = 0
+        previous = ""
+        for token in self.tokens:
+            word = token.upper()
+            if word == "(":
+                open_parens += 1
+            elif word == ")":
+                open_parens -= 1
+            elif open_parens == 0 and word in ("STDIN", "STDOUT"):
+                if previous == "FROM":
+                    return "STDIN"
+                if previous == "TO":
+                    return "STDOUT"
+            previous = word
+        return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """The object of a statement that PostgreSQL refuses in a transaction.
+
+    `on` (a table or an index) and `part` (a partition) are names as they are written; `name` is one
+    as PostgreSQL stores it.
+    """
+
+    kind: str
+    on: str = ""
+    part: str = ""
+    name: Optional[str] = None
+    creates: bool = False
+    is_concurrent: bool = False
+
+    @property
+    def is_build(self) -> bool:
+        """It builds indexes, and leaves an INVALID one if it is interrupted."""
+        return self.kind in ("CREATE INDEX", "REINDEX")
+
+
+# Large files consist of them, and nothing but their first word matters here.
+_DML_KEYWORDS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
+_TRANSACTION_VERBS = {
+    "BEGIN": "BEGIN",
+    "COMMIT": "COMMIT",
+    "END": "COMMIT",
+    "ROLLBACK": "ROLLBACK",
+    "ABORT": "ROLLBACK",
+}
+_IF_NOT_EXISTS = ("IF", "NOT", "EXISTS")
+_NEVER_IN_A_TRANSACTION = (("ALTER", "SYSTEM"), ("CREATE", "TABLESPACE"), ("DROP", "TABLESPACE"))
+
+
+def _database_target(statement: Statement) -> Target:
+    """CREATE DATABASE name, DROP DATABASE IF EXISTS name."""
+    at = _skip_options(statement.words, 2)
+    name = _identifier("".join(statement.tokens[at : at + 1]))
+    return Target("DATABASE", name=name, creates=statement.keyword == "CREATE")
+
+
+def _new_index_target(statement: Statement) -> Target:
+    """CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS name ON ONLY table."""
+    words = statement.words
+    on = words.index("ON", 3)
+    name = None
+    if words[on - 1] != "CONCURRENTLY":
+        name = _identifier(statement.tokens[on - 1])
+    table = _name_as_written(statement.tokens[_skip_options(words, on + 1) :])
+    return Target("CREATE INDEX", table, name=name, creates=True, is_concurrent=True)
+
+
+def _reindex_target(statement: Statement) -> Target:
+    """REINDEX (VERBOSE) TABLE CONCURRENTLY name; without a name if it is not of one table."""
+    name = ""
+    for at, word in enumerate(statement.words):
+        if word in ("INDEX", "TABLE"):
+            name = _name_as_written(statement.tokens[_skip_options(statement.words, at + 1) :])
+            break
+    return Target("REINDEX", name, is_concurrent=True)
+
+
+def _detach_target(statement: Statement) -> Target:
+    """ALTER TABLE IF EXISTS ONLY table DETACH PARTITION partition CONCURRENTLY."""
+    words = statement.words
+    table = _name_as_written(statement.tokens[_skip_options(words, 2) :])
+    partition = _name_as_written(statement.tokens[words.index("DETACH") + 2 :])
+    return Target("DETACH", table, partition)
+
+
+def _skip_options(words: Sequence[str], at: int) -> int:
+    """The index after the words that can precede a name."""
+    while at < len(words) and words[at] in ("IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"):
+        at += 1
+    return at
+
+
+def _name_as_written(tokens: Sequence[str]) -> str:
+    """The name that these tokens begin with, with its schema, as it is written."""
+    length = 1
+    while tokens[length : length + 1] == (".",):
+        length += 2
+    return "".join(tokens[:length])
+
+
+def _qualified_name(tokens: Sequence[str]) -> Optional[Name]:
+    """schema.name or name, as PostgreSQL stores them; without the database before it."""
+    if not tokens:
+        return None
+    parts = [_identifier(tokens[0])]
+    for dot, part in zip(tokens[1:4:2], tokens[2:5:2]):
+        if dot != ".":
+            break
+        parts.append(_identifier(part))
+    if len(parts) == 1:
+        return None, parts[0]
+    return parts[-2], parts[-1]
+
+
+def _identifier(token: str) -> str:
+    """The name as PostgreSQL stores it."""
+    if token.startswith('"'):
+        return token[1:-1].replace('""', '"')
+    # In UTF-8 PostgreSQL folds no other letters.
+    return re.sub("[A-Z]+", lambda letters: letters.group().lower(), token)
+
+
+# --- Scanning -------------------------------------------------------------------------------------
+
+
+class _Scanner:
+    """Goes through a text once, statement by statement, and hashes its tokens if that is wanted."""
+
+    def __init__(
+        self, text: str, backslash_escapes: bool = False, token_hash: Optional[_TokenHash] = None
+    ) -> None:
+        self.text = text
+        # standard_conforming_strings is off, as of the next statement
+        self.backslash_escapes = backslash_escapes
+        self.token_hash = token_hash
+
+    def statements(self) -> Iterator[Statement]:
+        text = self.text
+        offset = 0
+        line = 1
+        counted_to = 0
+        while True:
+            start = _skip_gap(text, offset)
+            if start >= len(text):
+                return
+            line += text.count("\n", counted_to, start)
+            counted_to = start
+            try:
+                statement, offset = self._read_statement(start, line)
+            except ScanError as exc:
+                raise self._blame_unescaped_quote(start, exc) from exc
+            if self.token_hash:
+                self.token_hash.end_statement()
+            if len(statement.tokens) > 1:
+                if statement.copy_stream == "STDIN":
+                    statement, offset = self._with_rows(statement, offset)
+                statement = self._with_string_syntax(statement)
+            yield statement
+
+    def _read_statement(self, start: int, line: int) -> tuple[Statement, int]:
+        """The statement that begins here, and the offset after its semicolon."""
+        kind, offset = _read_token(self.text, start, self.backslash_escapes)
+        first = self.text[start:offset]
+        if kind == "meta":
+            self._hash_token(first)
+            return Statement(start, offset, line, (first,)), offset
+        is_dml = first.upper() in _DML_KEYWORDS
+        if is_dml and not self.backslash_escapes:
+            self._hash_token(first)
+            end, after = self._find_end_of_dml(offset)
+            return Statement(start, end, line, (first,)), after
+        tokens, end, after = self._read_tokens(start)
+        return Statement(start, end, line, tuple(tokens)), after
+
+    def _find_end_of_dml(self, offset: int) -> tuple[int, int]:
+        """The offsets of the semicolon and after it. The tokens are passed many at a time."""
+        text = self.text
+        while offset < len(text):
+            run = _PLAIN_TOKENS.match(text, offset)
+            if run:
+                if self.token_hash:
+                    self.token_hash.add_plain_tokens(text, offset, run.end())
+                offset = run.end()
+                if text.startswith(";", offset):
+                    return offset, offset + 1
+                continue
+            start = offset
+            kind, offset = _read_token(text, start, self.backslash_escapes)
+            if kind == "semicolon":
+                return start, offset
+            if kind == "meta":
+                raise ScanError(_COMMAND_INSIDE, start)
+            if kind != "space":
+                self._hash_token(text[start:offset])
+        return len(text), offset
+
+    def _read_tokens(self, offset: int) -> tuple[list[str], int, int]:
+        """The tokens up to the end of the statement; the offsets of its semicolon and after it.
+
+        A semicolon in parentheses or in a body is not the end.
+        """
+        text = self.text
+        tokens: list[str] = []
+        open_parens = 0
+        open_bodies = 0
+        while offset < len(text):
+            start = offset
+            kind, offset = _read_token(text, start, self.backslash_escapes)
+            if kind == "space":
+                continue
+            if kind == "semicolon" and open_parens <= 0 and open_bodies == 0:
+                return tokens, start, offset
+            if kind == "meta":
+                raise ScanError(_COMMAND_INSIDE, start)
+            token = text[start:offset]
+            self._hash_token(token)
+            tokens.append(token)
+            if kind == "open":
+                open_parens += 1
+            elif kind == "close":
+                open_parens -= 1
+            elif kind == "word" and open_parens <= 0 and token.upper() in _BODY_WORDS:
+                open_bodies = _count_open_bodies(open_bodies, tokens, token.upper())
+        return tokens, len(text), offset
+
+    def _hash_token(self, token: str) -> None:
+        if self.token_hash:
+            self.token_hash.add(token)
+
+    def _with_rows(self, statement: Statement, offset: int) -> tuple[Statement, int]:
+        """The COPY with the range of its rows, and the offset after them.
+
+        They begin on the next line and end with a line that is only \\., or with the text.
+        """
+        text = self.text
+        rest_of_line = _REST_OF_LINE.match(text, offset)
+        if rest_of_line is None:
+            raise ScanError(_ROWS_ON_THE_SAME_LINE, offset)
+        start = rest_of_line.end()
+        # Many rows have no backslash, and finding one character is ten times faster than a regex.
+        first_backslash = text.find("\\", start)
+        closing = _END_OF_ROWS.search(text, max(start, first_backslash) - 1)
+        if closing:
+            end = closing.start() + 1
+            after = closing.end()
+        else:
+            end = len(text)
+            after = len(text)
+        if self.token_hash:
+            self.token_hash.add_rows(text, start, end)
+        return replace(statement, data=(start, end)), after
+
+    def _with_string_syntax(self, statement: Statement) -> Statement:
+        """Note it if the statement changes how the strings after it are read."""
+        if statement.setting is None:
+            return statement
+        name, value = statement.setting
+        if name == "backslash_quote":
+            return replace(statement, changes_string_syntax=True)
+        if name not in ("standard_conforming_strings", "all"):
+            return statement
+        before = self.backslash_escapes
+        self.backslash_escapes = _is_off(value)
+        return replace(statement, changes_string_syntax=self.backslash_escapes != before)
+
+    def _blame_unescaped_quote(self, start: int, error: ScanError) -> ScanError:
+        """The place of a quote like the one in 'don't', which makes a later one stay open.
+
+        That is the end of the first string that a letter follows.
+        """
+        offset = start
+        while offset < error.offset and self.text.startswith("'", error.offset):
+            kind, end = _read_token(self.text, offset, self.backslash_escapes)
+            if kind == "string" and _STARTS_WORD.match(self.text, end):
+                return ScanError("a quote inside a string is written twice ('')", end - 1)
+            offset = end
+        return error
+
+
+def _skip_gap(text: str, offset: int) -> int:
+    """The offset after white space, comments and lone semicolons."""
+    while True:
+        gap = _GAP.match(text, offset)
+        if gap:
+            offset = gap.end()
+        elif text.startswith("/*", offset):
+            offset = _end_of_block_comment(text, offset, offset + 2)
+        else:
+            return offset
+
+
+_BODY_WORDS = frozenset(["BEGIN", "CASE", "END"])
+
+
+def _count_open_bodies(count: int, tokens: Sequence[str], word: str) -> int:
+    """How many BEGIN and CASE wait for their END after this word; semicolons inside do not count.
+
+    The rule is psql's, for SQL-standard bodies: only in CREATE FUNCTION or CREATE PROCEDURE.
+    """
+    if not _creates_routine(tokens):
+        return count
+    if word == "BEGIN":
+        return count + 1
+    if count == 0:  # CASE and END outside of a body
+        return 0
+    if word == "CASE":
+        return count + 1
+    return count - 1
+
+
+def _creates_routine(tokens: Sequence[str]) -> bool:
+    words = [token.upper() for token in tokens[:4]]
+    if words[1:3] == ["OR", "REPLACE"]:
+        del words[1:3]
+    return words[:2] in (["CREATE", "FUNCTION"], ["CREATE", "PROCEDURE"])
+
+
+def _is_off(value: str) -> bool:
+    """PostgreSQL takes any beginning of false and no, and two letters of off."""
+    if value == "":
+        return False
+    return value in ("0", "of", "off") or "false".startswith(value) or "no".startswith(value)
+
+
+# --- Tokens ---------------------------------------------------------------------------------------
 
 # PostgreSQL's white space (\v since 16). A no-break space is none: it is a letter of an identifier.
 _SPACE = r"[ \t\n\r\f\v]"
 _LETTER = r"A-Za-z_\x80-\U0010FFFF"
 _WORD = rf"[{_LETTER}][{_LETTER}0-9$]*"
+_STARTS_WORD = re.compile(rf"[{_LETTER}]")
 
 _TOKEN = re.compile(
     rf"""
       (?P<space>{_SPACE}+)
-    | (?P<comment>--[^\n\r]*)
-    | (?P<block>/\*)
-    | (?P<escaped>[eE]')
+    | (?P<line_comment>--[^\n\r]*)
+    | (?P<block_comment>/\*)
+    | (?P<escape_string>[eE]')
     | (?P<string>[nN]?')
-    | (?P<quoted>(?:[bBxX]|[uU]&)')
-    | (?P<name>(?:[uU]&)?")
-    | (?P<dollar>\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$)
+    | (?P<bit_or_unicode_string>(?:[bBxX]|[uU]&)')
+    | (?P<quoted_name>(?:[uU]&)?")
+    | (?P<dollar_string>\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$)
     | (?P<word>{_WORD})
     | (?P<number>[0-9]+|\$[0-9]+)
-    | (?P<end>;)
+    | (?P<semicolon>;)
     | (?P<open>\()
     | (?P<close>\))
     | (?P<meta>\\[^\n\r]*)
@@ -38,9 +722,10 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Many tokens at once, of the kinds that need no thought while standard_conforming_strings is on. Each alternative is
-# known by its first character, so nothing is tried twice; the bound keeps the regex engine's own memory small.
-_RUN = re.compile(
+# Many tokens at a time: those that mean the same everywhere while standard_conforming_strings is
+# on. Each alternative is known by its first character, so nothing is tried twice; the bound keeps
+# the regex engine's own memory small.
+_PLAIN_TOKENS = re.compile(
     rf"""(?:
       [ \t\n\r\f\v0-9.,:=+*<>~!@#%^&|`?()\[\]{{}}]+
     | (?![eE]'){_WORD}
@@ -52,713 +737,371 @@ _RUN = re.compile(
     ){{1,250}}""",
     re.VERBOSE,
 )
-_RUN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'(?:'[^']*')*|"[^"]*"|.)""", re.DOTALL)
+_PLAIN_TOKEN = re.compile(
+    rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'(?:'[^']*')*|"[^"]*"|.)""", re.DOTALL
+)
 _GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*){1,250}")
-_BLOCK_EDGE = re.compile(r"/\*|\*/")
-_ESCAPED_EDGE = re.compile(r"\\.|''|'", re.DOTALL)
-# A literal goes on in the next one behind a line end; for E'' that keeps its backslashes special.
-_CONTINUED = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
-ONE_MESSAGE = 1 << 20  # characters; sent at once, a text costs the server eleven times its size
-PIECE = 1 << 18  # characters
-_END_OF_DATA = re.compile(r"\n\\\.\r?(?:\n|\Z)")
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_ESCAPE_OR_QUOTE = re.compile(r"\\.|''|'", re.DOTALL)
+# A literal goes on in the next one after a line end; E'' keeps its backslashes special there.
+_CONTINUED_STRING = re.compile(
+    r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'"
+)
+_END_OF_ROWS = re.compile(r"\n\\\.\r?(?:\n|\Z)")
 _REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
-# Statements that are nothing but rows: their inside is of no interest here, and big files are made of them.
-_ROWS = ("INSERT", "SELECT", "UPDATE", "DELETE", "VALUES", "WITH", "MERGE")
 
-Name = tuple[Optional[str], str]
-
-# How a checksum was made stands before it, so that one of any age can be made again.
-PLAIN, TOKENS, LONG = "0:", "1:", "2:"
+_COMMAND_INSIDE = "a backslash outside quotes is a command of psql; end the statement with ;"
+_ROWS_ON_THE_SAME_LINE = (
+    "the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;"
+)
 
 
-class ScanError(Exception):
-    """The text cannot be split or cannot be run; `offset` is where the trouble began."""
+def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, int]:
+    """Kind (a group of _TOKEN) and end of the token at `offset`; comments are "space".
 
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset
-
-
-def locate(text: str, offset: int) -> tuple[int, int]:
-    """Line and column (both from 1, in characters) of an offset."""
-    return text.count("\n", 0, offset) + 1, offset - (text.rfind("\n", 0, offset) + 1) + 1
-
-
-# --- Statements -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a statement outside a transaction is about. `on` and `part` are names as they are written, `name` is one as
-    PostgreSQL stores it."""
-
-    kind: str
-    on: str = ""
-    part: str = ""
-    name: Optional[str] = None
-    creates: bool = False
-    is_concurrent: bool = False
-
-    @property
-    def is_build(self) -> bool:
-        """It builds indexes, and leaves an INVALID one where it is stopped."""
-        return self.kind in ("CREATE INDEX", "REINDEX")
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One statement: `text[start:end]`, from its first token to its semicolon, which is not included.
-
-    `tokens` are all of its tokens, but only the first where it reads or writes rows. `data` is the place of the rows
-    that follow COPY … FROM STDIN.
+    `backslash_escapes`: standard_conforming_strings is off.
     """
-
-    start: int
-    end: int
-    line: int
-    tokens: tuple[str, ...]
-    data: Optional[tuple[int, int]] = None
-    switches: bool = False  # what follows is read in another way, which the server must know before it gets it
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The first twelve tokens in upper case, for comparing with keywords; at least two, which may be empty."""
-        return (*(token.upper() for token in self.tokens[:12]), "", "")
-
-    @property
-    def is_rows(self) -> bool:
-        """It reads or writes rows, and cannot be anything else that matters here."""
-        return self.tokens[0].upper() in _ROWS
-
-    @property
-    def is_meta_command(self) -> bool:
-        """A psql command (`\\i`, `\\restrict`), which is no SQL."""
-        return self.tokens[0].startswith("\\")
-
-    @property
-    def transaction_control(self) -> Optional[str]:
-        """`BEGIN`, `COMMIT`, `ROLLBACK` or another word that opens or ends a transaction; savepoints do not."""
-        first, second, third = self.words[:3]
-        if first in ("BEGIN", "COMMIT", "ROLLBACK", "END", "ABORT"):
-            if second == "PREPARED":
-                return f"{first} PREPARED"
-            if first == "ROLLBACK" and "TO" in (second, third):
-                return None
-            return {"END": "COMMIT", "ABORT": "ROLLBACK"}.get(first, first)
-        if (first, second) == ("START", "TRANSACTION"):
-            return "BEGIN"
-        named = third in ("AS", "(")  # a statement that is called so
-        return "PREPARE TRANSACTION" if (first, second) == ("PREPARE", "TRANSACTION") and not named else None
-
-    @property
-    def setting(self) -> Optional[tuple[str, str]]:
-        """Name and value (both in lower case, unquoted) where this is SET name = value, or RESET (value: empty)."""
-        if self.tokens[0].upper() not in ("SET", "RESET"):
-            return None
-        words = [_identifier(token.strip("'")).lower() for token in self.tokens[:6]]
-        if words[0] == "reset":
-            return "".join(words[1:2]), ""
-        words = words[2:] if words[1:2] in (["session"], ["local"]) else words[1:]
-        if words[:1] == ["names"]:
-            return "client_encoding", "".join(words[1:2])
-        return "".join(words[:1]), "".join(words[2:3])
-
-    @property
-    def is_session_setting(self) -> bool:
-        """A `SET` or `RESET` that lasts longer than its transaction."""
-        first, second = self.words[:2]
-        return first == "RESET" or (first == "SET" and second not in ("LOCAL", "CONSTRAINTS", "TRANSACTION"))
-
-    @property
-    def is_fleeting(self) -> bool:
-        """It makes what lasts as long as the session: a temporary object, or a cursor held beyond its transaction."""
-        if self.words[0] == "DECLARE":
-            return "HOLD" in self.words and "WITHOUT" not in self.words
-        words = self.words[3:5] if self.words[1:3] == ("OR", "REPLACE") else self.words[1:3]
-        return self.words[0] == "CREATE" and ("TEMP" in words or "TEMPORARY" in words)
-
-    @property
-    def is_guarded(self) -> bool:
-        """Running it again changes nothing: IF NOT EXISTS, OR REPLACE, a setting, a comment, a GRANT."""
-        words = self.words
-        if words[0] != "CREATE":
-            return words[0] in ("SET", "COMMENT", "GRANT")
-        if words[1:3] == ("OR", "REPLACE"):
-            return True
-        return any(words[i : i + 3] == ("IF", "NOT", "EXISTS") for i in range(1, 6))
-
-    @property
-    def created_table(self) -> Optional[Name]:
-        """Schema (None: not named) and name of the permanent table that this statement creates."""
-        words = self.words
-        if words[0] != "CREATE":
-            return None
-        at = 2 if words[1] == "UNLOGGED" else 1
-        if words[at] != "TABLE":
-            return None
-        at += 4 if words[at + 1 : at + 4] == ("IF", "NOT", "EXISTS") else 1
-        return _qualified(self.tokens[at:])
-
-    @property
-    def target(self) -> Target:
-        """What it makes, takes away or rebuilds, where it is one of the statements that want no transaction."""
-        words, tokens = self.words, self.tokens
-        verb, concurrent = words[:2], "CONCURRENTLY" in (*words, tokens[-1].upper())
-        if verb in (("CREATE", "DATABASE"), ("DROP", "DATABASE")):
-            name = _identifier("".join(tokens[_behind(words, 2) :][:1]))
-            return Target("DATABASE", name=name, creates=words[0] == "CREATE")
-        if words[0] == "REINDEX" and concurrent:
-            kind = next((i for i, word in enumerate(words) if word in ("INDEX", "TABLE")), len(tokens))
-            return Target("REINDEX", _written(tokens[_behind(words, kind + 1) :]), is_concurrent=True)
-        if words[0] == "CREATE" and "CONCURRENTLY" in words[2:4] and "ON" in words[3:]:
-            on = words.index("ON", 3)
-            index = None if words[on - 1] == "CONCURRENTLY" else _identifier(tokens[on - 1])
-            table = _written(tokens[_behind(words, on + 1) :])
-            return Target("CREATE INDEX", table, name=index, creates=True, is_concurrent=True)
-        if verb == ("DROP", "INDEX") and concurrent:
-            return Target("DROP INDEX", _written(tokens[_behind(words, 2) :]), is_concurrent=True)
-        if verb == ("ALTER", "TABLE") and concurrent and "DETACH" in words:
-            part = tokens[words.index("DETACH") + 2 :]
-            return Target("DETACH", _written(tokens[_behind(words, 2) :]), _written(part))
-        return Target("")
-
-    @property
-    def wants_no_transaction(self) -> bool:
-        """PostgreSQL refuses it in a transaction, as far as its words tell."""
-        alone = (("ALTER", "SYSTEM"), ("CREATE", "TABLESPACE"), ("DROP", "TABLESPACE"))
-        return self.words[0] == "VACUUM" or self.words[:2] in alone or self.target.kind != ""
-
-    @property
-    def copies(self) -> Optional[str]:
-        """`STDIN` or `STDOUT` where this is a COPY from or to the client."""
-        if self.tokens[0].upper() != "COPY":
-            return None
-        depth, before = 0, ""
-        for word in (token.upper() for token in self.tokens):
-            depth += (word == "(") - (word == ")")
-            if depth == 0 and word in ("STDIN", "STDOUT") and before in ("FROM", "TO"):
-                return "STDIN" if before == "FROM" else "STDOUT"
-            before = word
-        return None
+    match = _TOKEN.match(text, offset)
+    if match is None or match.lastgroup is None:
+        raise AssertionError("_TOKEN matches any character")
+    kind = match.lastgroup
+    if kind == "string" and backslash_escapes:
+        kind = "escape_string"
+    if kind == "other" and match.group() == "$":
+        raise ScanError(
+            "a lone $: a body stands between $$ and $$, or between $name$ and $name$", offset
+        )
+    end = match.end()
+    if kind in _FIND_END:
+        end = _FIND_END[kind](text, offset, end)
+    if kind in ("line_comment", "block_comment"):
+        return "space", end
+    return kind, end
 
 
-def _behind(words: tuple[str, ...], at: int) -> int:
-    """The place behind the words that may stand before a name."""
-    while at < len(words) and words[at] in ("IF", "NOT", "EXISTS", "ONLY", "CONCURRENTLY"):
-        at += 1
-    return at
-
-
-def _written(tokens: tuple[str, ...]) -> str:
-    """The name that these tokens begin with, with its schema, as it is written."""
-    parts = 1
-    while tokens[parts : parts + 1] == (".",):
-        parts += 2
-    return "".join(tokens[:parts])
-
-
-def _identifier(token: str) -> str:
-    if token.startswith('"'):
-        return token[1:-1].replace('""', '"')
-    return re.sub("[A-Z]+", lambda letters: letters.group().lower(), token)  # in UTF-8 PostgreSQL folds no others
-
-
-def _qualified(tokens: tuple[str, ...]) -> Optional[Name]:
-    """schema.name or name, as PostgreSQL reads it; a database's name before it does not count."""
-    parts = [_identifier(tokens[0])] if tokens else []
-    for dot, part in zip(tokens[1:4:2], tokens[2:5:2]):
-        if dot != ".":
-            break
-        parts.append(_identifier(part))
-    if not parts:
-        return None
-    return (parts[-2] if len(parts) > 1 else None), parts[-1]
-
-
-# --- Tokens ---------------------------------------------------------------------------------------------------------
-
-
-def _after_block_comment(text: str, start: int) -> int:
-    depth, at = 1, start + 2
-    while depth:
-        edge = _BLOCK_EDGE.search(text, at)
+def _end_of_block_comment(text: str, start: int, offset: int) -> int:
+    depth = 1
+    while depth > 0:
+        edge = _COMMENT_EDGE.search(text, offset)
         if edge is None:
             raise ScanError("this /* comment is never closed", start)
-        depth += 1 if edge.group() == "/*" else -1
-        at = edge.end()
-    return at
+        if edge.group() == "/*":
+            depth += 1
+        else:
+            depth -= 1
+        offset = edge.end()
+    return offset
 
 
-def _after_quote(text: str, start: int, at: int) -> int:
-    """The place behind the closing quote; a doubled quote is a character."""
-    quote = text[at - 1]
+def _end_of_quotes(text: str, start: int, offset: int) -> int:
+    """The offset after the closing quote; a doubled quote is a character."""
+    quote = text[offset - 1]
     while True:
-        at = text.find(quote, at)
-        if at < 0:
+        found = text.find(quote, offset)
+        if found < 0:
             what = "quoted name" if quote == '"' else "string"
-            raise ScanError(f"this {what} is never closed (a {quote} inside it is written twice)", start)
-        if text[at + 1 : at + 2] != quote:
-            return at + 1
-        at += 2
+            raise ScanError(
+                f"this {what} is never closed (a {quote} inside it is written twice)", start
+            )
+        if not text.startswith(quote, found + 1):
+            return found + 1
+        offset = found + 2
 
 
-def _after_escaped(text: str, start: int, at: int) -> int:
+def _end_of_escape_string(text: str, start: int, offset: int) -> int:
+    """The offset after the closing quote of E'…', which can continue on the next line."""
     while True:
-        edge = _ESCAPED_EDGE.search(text, at)
-        if edge is None:
+        found = _ESCAPE_OR_QUOTE.search(text, offset)
+        if found is None:
             raise ScanError("this string with backslashes is never closed", start)
-        at = edge.end()
-        if edge.group() == "'":
-            more = _CONTINUED.match(text, at)
-            if more is None:
-                return at
-            at = more.end()
+        offset = found.end()
+        if found.group() == "'":
+            continued = _CONTINUED_STRING.match(text, offset)
+            if continued is None:
+                return offset
+            offset = continued.end()
 
 
-def _after_dollar(text: str, start: int, at: int) -> int:
-    tag = text[start:at]
-    end = text.find(tag, at)
-    if end < 0:
+def _end_of_dollar_string(text: str, start: int, offset: int) -> int:
+    tag = text[start:offset]
+    closing = text.find(tag, offset)
+    if closing < 0:
         raise ScanError(f"the body that {tag} opens is never closed by another {tag}", start)
-    return end + len(tag)
+    return closing + len(tag)
 
 
-_AFTER = {
-    "string": _after_quote,
-    "quoted": _after_quote,
-    "name": _after_quote,
-    "escaped": _after_escaped,
-    "dollar": _after_dollar,
+# By kind of token: where it ends, from its start and the offset after its opening.
+_FIND_END: Mapping[str, Callable[[str, int, int], int]] = {
+    "block_comment": _end_of_block_comment,
+    "string": _end_of_quotes,
+    "bit_or_unicode_string": _end_of_quotes,
+    "quoted_name": _end_of_quotes,
+    "escape_string": _end_of_escape_string,
+    "dollar_string": _end_of_dollar_string,
 }
 
 
-def _token(text: str, at: int, backslashes: bool) -> tuple[str, int]:
-    """Kind and end of the token at `at`. `backslashes`: standard_conforming_strings is off."""
-    match = _TOKEN.match(text, at)
-    kind, end = (match.lastgroup or "", match.end()) if match else ("other", at + 1)
-    if kind == "block":
-        return "space", _after_block_comment(text, at)
-    if kind == "comment":
-        return "space", end
-    if kind == "string" and backslashes:
-        kind = "escaped"
-    if kind == "other" and text[at] == "$":
-        raise ScanError("a lone $: a body stands between $$ and $$, or between $name$ and $name$", at)
-    return kind, (_AFTER[kind](text, at, end) if kind in _AFTER else end)
-
-
-def body_of(text: str, start: int) -> int:
-    """Where the first string of the statement that begins at `start` stands: the body of a DO block."""
-    at, kind = start, ""
-    while at < len(text):
-        start = at
-        kind, at = _token(text, at, backslashes=False)
-        if kind in ("dollar", "string", "escaped"):
-            break
+def first_string_offset(text: str, start: int) -> int:
+    """The offset of the first string in the statement that begins at `start`: a DO block's body."""
+    offset = start
+    while offset < len(text):
+        kind, end = _read_token(text, offset, backslash_escapes=False)
+        if kind in ("dollar_string", "string", "escape_string"):
+            return offset
+        offset = end
     return start
 
 
-# --- Scanning -------------------------------------------------------------------------------------------------------
+# --- Checksums ------------------------------------------------------------------------------------
 
 
-class _Scan:
-    """One pass over one text. What it reads goes into `digest` as well, if there is one."""
+class _TokenHash:
+    """The checksum of a text, token by token as the scanner passes them."""
 
-    def __init__(self, text: str, digest: Any = None, kind: str = TOKENS, backslashes: bool = False) -> None:
-        self.text = text
-        self.digest = digest
-        self.kind = kind
-        self.backslashes = backslashes  # standard_conforming_strings = off
+    def __init__(self, algorithm: str) -> None:
+        self.algorithm = algorithm
+        self._digest = hashlib.sha256()
 
-    def statements(self) -> Iterator[Statement]:
-        text, at, line, counted = self.text, 0, 1, 0
-        while True:
-            at = self._next(at)
-            if at >= len(text):
-                return
-            line += text.count("\n", counted, at)
-            counted = at
-            try:
-                statement, at = self._statement(at, line)
-            except ScanError as exc:
-                raise self._where_it_began(counted, exc) from exc
-            self._hash("\0;\0")
-            if len(statement.tokens) == 1:
-                yield statement
-                continue
-            if statement.copies == "STDIN":
-                statement, at = self._with_data(statement, at)
-            if statement.setting and statement.setting[0] in ("standard_conforming_strings", "all"):
-                before, self.backslashes = self.backslashes, _is_off(statement.setting[1])
-                statement = replace(statement, switches=before != self.backslashes)
-            elif statement.setting and statement.setting[0] == "backslash_quote":
-                statement = replace(statement, switches=True)
-            yield statement
+    def checksum(self) -> str:
+        return self.algorithm + self._digest.hexdigest()
 
-    def _where_it_began(self, at: int, error: ScanError) -> ScanError:
-        """An unescaped quote ('don't') shows only at the last one: go back to the string that a letter follows."""
-        while at < error.offset and self.text.startswith("'", error.offset):
-            kind, end = _token(self.text, at, self.backslashes)
-            if kind == "string" and re.match(rf"[{_LETTER}]", self.text[end : end + 1]):
-                return ScanError("a quote inside a string is written twice ('')", end - 1)
-            at = end
-        return error
+    def add(self, token: str) -> None:
+        self._update(token + "\0")
 
-    def _next(self, at: int) -> int:
-        """The beginning of the next statement: behind white space, comments and lone semicolons."""
-        while True:
-            gap = _GAP.match(self.text, at)
-            if gap:
-                at = gap.end()
-            elif self.text.startswith("/*", at):
-                at = _after_block_comment(self.text, at)
-            else:
-                return at
+    def add_plain_tokens(self, text: str, start: int, end: int) -> None:
+        """What _PLAIN_TOKENS has found."""
+        if self.algorithm == LONG:
+            self._update(text[start:end])
+        else:
+            tokens = filter(None, _PLAIN_TOKEN.findall(text, start, end))
+            self._update("\0".join(tokens) + "\0")
 
-    def _statement(self, start: int, line: int) -> tuple[Statement, int]:
-        """The statement that begins here, and the place behind its semicolon."""
-        text, at, end = self.text, start, len(self.text)
-        tokens: list[str] = []
-        parens = atomic = 0
-        rows = False
-        while at < len(text):
-            run = _RUN.match(text, at) if rows else None
-            if run:
-                self._hash_run(at, run.end())
-                at = run.end()
-                if text.startswith(";", at):
-                    return Statement(start, at, line, tuple(tokens)), at + 1
-                continue
-            begin = at
-            kind, at = _token(text, begin, self.backslashes)
-            if kind == "space":
-                continue
-            if kind == "end" and parens <= 0 and atomic == 0:
-                end = begin
-                break
-            if kind == "meta" and tokens:
-                raise ScanError("a backslash outside quotes is a command of psql; end the statement with ;", begin)
-            token = text[begin:at]
-            self._hash(token + "\0")
-            if not rows:
-                tokens.append(token)
-                parens += (kind == "open") - (kind == "close")
-                if kind == "word" and parens <= 0:
-                    atomic = _atomic_depth(atomic, tokens, token.upper())
-            if kind == "meta":
-                end = at
-                break
-            rows = rows or (len(tokens) == 1 and token.upper() in _ROWS and not self.backslashes)
-        return Statement(start, end, line, tuple(tokens)), at
+    def end_statement(self) -> None:
+        self._update("\0;\0")
 
-    def _with_data(self, statement: Statement, at: int) -> tuple[Statement, int]:
-        """The rows of a COPY begin on the next line and end at a line with nothing but \\."""
-        rest = _REST_OF_LINE.match(self.text, at)
-        if rest is None:
-            raise ScanError("the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;", at)
-        # Many rows have no backslash, and a single character is found ten times faster.
-        line_end = max(rest.end(), self.text.find("\\", rest.end())) - 1
-        closing = _END_OF_DATA.search(self.text, line_end)
-        end, after = (closing.start() + 1, closing.end()) if closing else (len(self.text), len(self.text))
-        for part in range(rest.end(), end if self.digest is not None else 0, 1 << 20):
-            self._hash(self.text[part : min(part + (1 << 20), end)], as_it_is=True)
-        return replace(statement, data=(rest.end(), end)), after
+    def add_rows(self, text: str, start: int, end: int) -> None:
+        """The rows of a COPY as they are, a million characters at a time."""
+        for offset in range(start, end, 1 << 20):
+            part = text[offset : min(offset + (1 << 20), end)]
+            self._digest.update(part.encode())
 
-    def _hash(self, text: str, as_it_is: bool = False) -> None:
-        if self.digest is not None:
-            if "\r" in text and not as_it_is:
-                text = text.replace("\r\n", "\n").replace("\r", "\n")
-            self.digest.update(text.encode())
-
-    def _hash_run(self, start: int, end: int) -> None:
-        if self.digest is not None and self.kind == LONG:
-            self._hash(self.text[start:end])
-        elif self.digest is not None:
-            tokens = filter(None, _RUN_TOKEN.findall(self.text, start, end))
-            self._hash("\0".join(tokens) + "\0")
+    def _update(self, text: str) -> None:
+        if "\r" in text:
+            text = _with_unix_line_ends(text)
+        self._digest.update(text.encode())
 
 
-def _is_off(value: str) -> bool:
-    """PostgreSQL takes any beginning of false and no, and two letters of off."""
-    return value in ("0", "of", "off") or (value != "" and ("false".startswith(value) or "no".startswith(value)))
+def _default_algorithm(text: str) -> str:
+    return LONG if len(text) > ONE_MESSAGE else TOKENS
 
 
-def _atomic_depth(depth: int, tokens: list[str], word: str) -> int:
-    """psql's rule for SQL-standard bodies: in CREATE FUNCTION or PROCEDURE, BEGIN and CASE hide semicolons to END."""
-    if word not in ("BEGIN", "CASE", "END") or tokens[0].upper() != "CREATE":
-        return depth
-    kinds = [token.upper() for token in tokens[1:4]]
-    if kinds[:2] == ["OR", "REPLACE"]:
-        kinds = kinds[2:]
-    if kinds[:1] not in (["FUNCTION"], ["PROCEDURE"]):
-        return depth
-    if word == "BEGIN" or (word == "CASE" and depth > 0):
-        return depth + 1
-    return depth - 1 if word == "END" and depth > 0 else depth
+def _plain_checksum(text: str) -> str:
+    digest = hashlib.sha256(_with_unix_line_ends(text).encode())
+    return PLAIN + digest.hexdigest()
 
 
-def scan(text: str, backslashes: bool = False) -> Iterator[Statement]:
-    """The statements of `text`, in order; raises ScanError where quotes or comments do not close.
-
-    `backslashes`: the session has standard_conforming_strings off, and '\\'' is a quote.
-    """
-    return _Scan(text, backslashes=backslashes).statements()
+def _with_unix_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def checksum(text: str, kind: str = "") -> str:
-    """The SHA-256 of the tokens: comments, white space, line ends and a BOM do not count; rows of COPY do, as they are.
-
-    In a text of more than a million characters, statements that read or write rows count as they are, line ends aside;
-    of a text that cannot be scanned, so does all. `kind`, the first two characters of another checksum, asks for one
-    that can be compared with it.
-    """
-    kind = kind or (LONG if len(text) > ONE_MESSAGE else TOKENS)
-    digest = hashlib.sha256()
-    try:
-        for _ in _Scan(text, digest, kind).statements() if kind != PLAIN else ():
-            pass
-    except ScanError:
-        kind = PLAIN
-    if kind == PLAIN:
-        digest = hashlib.sha256(text.replace("\r\n", "\n").replace("\r", "\n").encode())
-    return kind + digest.hexdigest()
-
-
-# --- Scripts --------------------------------------------------------------------------------------------------------
+# --- Reading a script -----------------------------------------------------------------------------
 
 _MARK = re.compile(r"^[ \t]*--[ \t]*no-transaction\b", re.MULTILINE | re.IGNORECASE)
-# RESET leaves a setting of one's own behind, empty, which a new session does not know.
+# RESET leaves a setting of one's own defined but empty; a new session does not know it.
 CUSTOM_SETTING = re.compile(
     r"""\bset_config\s*\(\s*'[^']*\.|\bSET\s+(?:LOCAL\s+|SESSION\s+)?"?\w+"?\s*\.""", re.IGNORECASE
 )
-# pg_dump writes BEGIN before this, and COMMIT behind the large object's bytes.
+_TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
+# What pg_dump of a newer major version writes at the beginning, and the first server version that
+# knows it.
+_SETTINGS_SINCE = {"transaction_timeout": 170000}
+_STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
+# pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
 _LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")
-UTF8 = ("utf8", "unicode", "sqlascii", "default", "")
-TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_deferrable")
-_CONTROL_REFUSAL = (
-    "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
-    "or write -- no-transaction in its first line if it must not be one"
-)
-_UNIT_REFUSAL = (
-    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around what belongs together"
-)
-_FLEETING = (
-    "this {} makes something that is gone where a run is interrupted, and the next run goes on behind it: "
-    "write BEGIN before it and COMMIT behind its last use"
-)
-_READING = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
-_UNFOLLOWED = (
-    "{} changes how strings are read, which cannot be followed: write SET standard_conforming_strings = … instead"
-)
-_INSTEAD = {
-    ("\\i", "\\ir", "\\include", "\\include_relative"): "put the SQL of that file here, or into a migration of its own",
-    ("\\c", "\\connect"): "a migration stays in its database; remove it",
-    ("\\copy",): "write INSERT, or COPY … FROM STDIN with its rows behind it and a line \\. at the end",
-    (
-        "\\set",
-        "\\unset",
-        "\\gset",
-        "\\prompt",
-        "\\getenv",
-    ): "variables of psql do not exist here; write the value itself",
-    ("\\g", "\\gx", "\\;"): "end the statement with ;",
-    ("\\gexec",): "write a DO block with EXECUTE",
-    ("\\if", "\\elif", "\\else", "\\endif"): "write a DO block with IF",
-    ("\\echo", "\\qecho", "\\warn"): "write a DO block with RAISE NOTICE",
-    ("\\encoding",): "save the file as UTF-8 and remove it",
-}
-# What pg_dump of a newer major writes at the beginning, and the first server version that knows it.
-LATER_SETTINGS = {"transaction_timeout": 170000}
 
 
-class Piece(NamedTuple):
-    """A part of a script that is one message: statements that follow each other, or a COPY with its rows."""
+class _Survey:
+    """What read_script has to know about the statements of a file; collected in one pass."""
 
-    start: int
-    end: int
-    data: Optional[tuple[int, int]] = None
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.count = 0  # without idle commands
+        self.opening: list[Statement] = []  # the first eight
+        self.last: Optional[Statement] = None
+        self.notable: list[Statement] = []  # transaction control, and what ends with the session
+        self.idle_commands: list[Statement] = []
+        self.created_tables: dict[Name, int] = {}
+        self.needs_pieces = False
+        self.string_syntax_changed = False  # a setting has changed how strings are read
 
-
-@dataclass(frozen=True)
-class Script:
-    """A file of SQL that can run as one unit of work.
-
-    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin` opens the transaction, with the
-    modes that the file asked for. `pieces` are the messages in which it goes to the server where one would not do:
-    rows follow a COPY, a setting changes how the rest is read, or it is too long.
-    """
-
-    text: str
-    unwrapped: bool  # marked -- no-transaction: no transaction around the whole
-    begin: str
-    count: int
-    first: int  # where the first statement begins
-    created: Mapping[Name, int]  # the tables that it creates, and where
-    known_checksum: str  # empty for a long text: it takes its time, and is not needed before the end
-    pieces: tuple[Piece, ...]  # empty where the text goes in one message
-    left_out: tuple[Statement, ...] = ()
-    unknown_settings: tuple[str, ...] = ()
-    backslashes: bool = False  # how the session reads strings when the script begins
-
-    @property
-    def checksum(self) -> str:
-        """See checksum(); of a long text it is made anew each time."""
-        return self.known_checksum or checksum(self.text)
-
-    def statements(self) -> Iterator[Statement]:
-        """The statements that are sent; read anew each time, since there may be millions."""
-        places = {statement.start for statement in self.left_out}
-        return (statement for statement in scan(self.text, self.backslashes) if statement.start not in places)
-
-    def sql(self, statement: Statement) -> str:
-        """The statement's text."""
-        return self.text[statement.start : statement.end]
-
-    def body(self) -> str:
-        """The text with blanks for what is left out, so that every place in it stays where it was."""
-        text = self.text
-        for statement in self.left_out:
-            blank = re.sub(r"[^\r\n]", " ", self.sql(statement))
-            text = text[: statement.start] + blank + text[statement.end :]
-        return text
-
-    def to_send(self, by_statement: bool = False) -> Iterator[Piece]:
-        """The pieces without what is left out; or the single statements."""
-        pieces = in_pieces(scan(self.text, self.backslashes), by_statement=True) if by_statement else iter(self.pieces)
-        places = {statement.start for statement in self.left_out}
-        return (piece for piece in pieces if piece.start not in places)
-
-    def without_later_settings(self, version: int) -> Script:
-        """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
-        later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text[:ONE_MESSAGE]]
-        unknown = [s for s in self.statements() if s.setting and s.setting[0] in later] if later else []
-        return replace(
-            self,
-            left_out=(*self.left_out, *unknown),
-            count=self.count - len(unknown),
-            unknown_settings=tuple(s.setting[0] for s in unknown if s.setting),
-        )
-
-
-def in_pieces(statements: Iterable[Statement], by_statement: bool = False) -> Iterator[Piece]:
-    """Statements that follow each other go together, up to some 256,000 characters; alone goes a COPY, and what may
-    be left out or changes how the rest is read."""
-    piece: Optional[Piece] = None
-    for statement in statements:
-        alone = by_statement or not (statement.is_rows or _goes_with_others(statement))
-        if piece and (alone or statement.end - piece.start > PIECE):
-            yield piece
-            piece = None
-        if alone:
-            yield Piece(statement.start, statement.end, statement.data)
-        else:
-            piece = Piece(piece.start if piece else statement.start, statement.end)
-    if piece:
-        yield piece
-
-
-def _goes_with_others(statement: Statement) -> bool:
-    name = statement.setting[0] if statement.setting else ""
-    return not (
-        statement.data
-        or statement.is_meta_command
-        or statement.transaction_control
-        or name in (*TRANSACTION_SETTINGS, *LATER_SETTINGS)
-        or statement.switches
-    )
-
-
-def read_script(text: str, backslashes: bool = False) -> Script:
-    """Look through `text`, and set aside what the runner does anyway; raises ScanError for what cannot work."""
-    kind = LONG if len(text) > ONE_MESSAGE else TOKENS
-    digest, count, split = None if kind == LONG or backslashes else hashlib.sha256(), 0, kind == LONG
-    opening: list[Statement] = []
-    last: Optional[Statement] = None
-    notable: list[Statement] = []
-    left_out: list[Statement] = []
-    created: dict[Name, int] = {}
-    switched = False
-
-    def looked_at() -> Iterator[Statement]:
-        nonlocal count, last, split, switched
-        for statement in _Scan(text, digest, kind, backslashes).statements():
-            yield statement
+    def of(self, statements: Iterable[Statement]) -> Iterator[Statement]:
+        """Pass the statements on, noting what they are; raises ScanError for what cannot work."""
+        for statement in statements:
             if _is_idle_command(statement):
-                left_out.append(statement)
-                continue
-            opening.extend([statement] if count < 8 else [])
-            last = statement
-            count += 1
-            changing = statement.words[0] in ("SELECT", "WITH", "DO", "CALL")
-            if changing and _READING.search(text, statement.start, statement.end):
-                raise ScanError(_UNFOLLOWED.format("this statement"), statement.start)
-            if statement.is_rows:
-                continue
-            why = _refusal(statement, text)
-            if why:
-                raise ScanError(why, statement.start)
-            if statement.transaction_control or statement.is_fleeting:
-                notable.append(statement)
-            if statement.created_table:
-                created.setdefault(statement.created_table, statement.start)
-            split = split or statement.data is not None or statement.switches
-            switched = switched or statement.switches
-            if switched and statement.words[0] == "ROLLBACK":
-                raise ScanError(_UNFOLLOWED.format("this ROLLBACK TO"), statement.start)
+                self.idle_commands.append(statement)
+            else:
+                self._note(statement)
+            yield statement
 
-    pieces = tuple(in_pieces(looked_at()))
-    unwrapped = bool(_MARK.search(text[: opening[0].start] if opening else text))
-    begin = "BEGIN"
-    if unwrapped:
-        _check_units(notable)
-    elif opening and last:
-        controls = [statement for statement in notable if statement.transaction_control]
-        begin, own = _own_transaction(text, opening, last, controls)
-        left_out += own
-        count -= len(own)
-        wild = [statement for statement in controls if statement not in own]
-        if wild:
-            at = wild[1] if len(wild) > 1 and wild[0] is opening[0] else wild[0]
-            raise ScanError(_CONTROL_REFUSAL.format(at.words[0]), at.start)
-    first = next((s.start for s in opening if s not in left_out), opening[0].start if opening else 0)
-    value = kind + digest.hexdigest() if digest else ""
-    return Script(
-        *(text, unwrapped, begin, count, first, created, value, pieces if split else (), tuple(left_out)),
-        backslashes=backslashes,
-    )
+    def _note(self, statement: Statement) -> None:
+        self.count += 1
+        self.last = statement
+        if len(self.opening) < 8:
+            self.opening.append(statement)
+        if statement.keyword in ("SELECT", "WITH", "DO", "CALL"):
+            self._check_calls(statement)
+        if statement.is_dml:
+            return
+        refusal = _why_refused(statement, self.text)
+        if refusal:
+            raise ScanError(refusal, statement.start)
+        if statement.transaction_control or statement.creates_session_object:
+            self.notable.append(statement)
+        table = statement.created_table
+        if table:
+            self.created_tables.setdefault(table, statement.start)
+        if statement.data or statement.changes_string_syntax:
+            self.needs_pieces = True
+        if statement.changes_string_syntax:
+            self.string_syntax_changed = True
+        # Nothing here tells whether a ROLLBACK undoes the setting.
+        if self.string_syntax_changed and statement.keyword == "ROLLBACK":
+            raise ScanError(_UNFOLLOWED.format("this ROLLBACK TO"), statement.start)
+
+    def _check_calls(self, statement: Statement) -> None:
+        """Refuse set_config('standard_conforming_strings', …): only the server knows the value."""
+        if _STRING_SYNTAX_SETTINGS.search(self.text, statement.start, statement.end):
+            raise ScanError(_UNFOLLOWED.format("this statement"), statement.start)
+
+    def has_no_transaction_mark(self) -> bool:
+        """A comment before the first statement says -- no-transaction."""
+        leading_comments = self.text
+        if self.opening:
+            leading_comments = self.text[: self.opening[0].start]
+        return _MARK.search(leading_comments) is not None
+
+    def controls(self) -> list[Statement]:
+        return [statement for statement in self.notable if statement.transaction_control]
+
+    def first_offset(self, left_out: Sequence[Statement]) -> int:
+        """Where the first statement begins that is sent; 0 if there is none."""
+        for statement in self.opening:
+            if statement not in left_out:
+                return statement.start
+        if self.opening:
+            return self.opening[0].start
+        return 0
 
 
-def _own_transaction(
-    text: str, opening: list[Statement], last: Statement, controls: list[Statement]
-) -> tuple[str, list[Statement]]:
+def in_pieces(statements: Iterable[Statement]) -> Iterator[Piece]:
+    """Join consecutive statements into pieces of up to about 256,000 characters.
+
+    Alone goes a COPY, what may be left out, and what changes how the rest is read.
+    """
+    joined: Optional[Piece] = None
+    for statement in statements:
+        is_alone = _goes_alone(statement)
+        if joined and (is_alone or statement.end - joined.start > _PIECE):
+            yield joined
+            joined = None
+        if is_alone:
+            yield _piece_of(statement)
+        elif joined:
+            joined = Piece(joined.start, statement.end)
+        else:
+            joined = Piece(statement.start, statement.end)
+    if joined:
+        yield joined
+
+
+def _piece_of(statement: Statement) -> Piece:
+    return Piece(statement.start, statement.end, statement.data)
+
+
+def _goes_alone(statement: Statement) -> bool:
+    if statement.is_dml:
+        return False
+    if statement.data or statement.changes_string_syntax or statement.is_meta_command:
+        return True
+    if statement.transaction_control:
+        return True
+    if statement.setting is None:
+        return False
+    name = statement.setting[0]
+    return name in _TRANSACTION_SETTINGS or name in _SETTINGS_SINCE
+
+
+# --- The transactions of a file -------------------------------------------------------------------
+
+
+def _own_transaction(survey: _Survey, last: Statement) -> tuple[str, list[Statement]]:
     """How the file's transaction begins, and the statements that are left out for it.
 
-    BEGIN first and COMMIT last ask for what happens anyway. Their modes, and those of a leading SET TRANSACTION, have
-    to stand before our savepoint: behind it PostgreSQL answers 25001. pg_dump's units of large objects go, too.
+    BEGIN first and COMMIT last ask for what happens anyway. Their modes, and those of a leading SET
+    TRANSACTION, have to come before our savepoint: after it PostgreSQL answers 25001. pg_dump's
+    transactions around large objects are left out, too. Any other control is refused.
     """
-    begin, own = ["BEGIN"], []
-    units = [each for pair in zip(controls, controls[1:]) if _LARGE_OBJECT.match(text, pair[0].end) for each in pair]
-    controls = [statement for statement in controls if statement not in units]
-    around = [controls[0], controls[-1]] if len(controls) > 1 else []
-    verbs = [control.transaction_control for control in around]
-    lead = next((statement for statement in opening if not statement.is_session_setting), last)
-    if around == [lead, last] and verbs == ["BEGIN", "COMMIT"] and not chains(last):
-        own = around
-        begin += opening_modes(around[0])
-    for statement in (statement for statement in opening if statement not in own):
-        if statement.setting and statement.setting[0] not in TRANSACTION_SETTINGS:
-            continue
-        if not statement.setting:
-            break
-        own.append(statement)
+    large_objects = _large_object_transactions(survey)
+    controls = [control for control in survey.controls() if control not in large_objects]
+    begin = ["BEGIN"]
+    replaced: list[Statement] = []
+    if _is_one_transaction(survey, controls, last):
+        replaced += [controls[0], controls[-1]]
+        begin += opening_modes(controls[0])
+    for statement in _leading_set_transactions(survey, replaced):
+        replaced.append(statement)
         begin += [";", *statement.tokens]
-    if "ONLY" in (token.upper() for token in begin):
-        raise ScanError("a READ ONLY transaction cannot record that this file is applied: remove that", own[0].start)
-    return " ".join(begin), own + units
+    if "ONLY" in [token.upper() for token in begin]:
+        raise ScanError(_READ_ONLY, replaced[0].start)
+
+    refused = [control for control in controls if control not in replaced]
+    if refused:
+        culprit = refused[0]
+        if culprit is survey.opening[0] and len(refused) > 1:
+            culprit = refused[1]  # BEGIN would be fine if no more followed than a COMMIT at the end
+        raise ScanError(_CONTROL_REFUSAL.format(culprit.words[0]), culprit.start)
+    return " ".join(begin), replaced + large_objects
+
+
+def _large_object_transactions(survey: _Survey) -> list[Statement]:
+    """The BEGIN and COMMIT around each large object of a pg_dump."""
+    controls = survey.controls()
+    found = []
+    for control, following in zip(controls, controls[1:]):
+        if _LARGE_OBJECT.match(survey.text, control.end):
+            found += [control, following]
+    return found
+
+
+def _is_one_transaction(survey: _Survey, controls: list[Statement], last: Statement) -> bool:
+    """The file begins with BEGIN, settings before it aside, and ends with COMMIT."""
+    if len(controls) < 2 or controls[-1] != last or chains(last):
+        return False
+    first_control = controls[0]
+    verbs = (first_control.transaction_control, last.transaction_control)
+    if verbs != ("BEGIN", "COMMIT"):
+        return False
+    for statement in survey.opening:
+        if not statement.is_session_setting:
+            return statement == first_control
+    return False
+
+
+def _leading_set_transactions(survey: _Survey, replaced: list[Statement]) -> list[Statement]:
+    """SET TRANSACTION at the beginning of the file, among other settings or after its BEGIN."""
+    found = []
+    for statement in survey.opening:
+        if statement in replaced:
+            continue
+        if statement.setting is None:
+            break
+        if statement.setting[0] in _TRANSACTION_SETTINGS:
+            found.append(statement)
+    return found
 
 
 def opening_modes(statement: Statement) -> list[str]:
-    """What a BEGIN says of its transaction, such as ISOLATION LEVEL SERIALIZABLE."""
+    """What a BEGIN says about its transaction, such as ISOLATION LEVEL SERIALIZABLE."""
     return [token for token in statement.tokens[1:] if token.upper() not in ("WORK", "TRANSACTION")]
 
 
@@ -767,45 +1110,105 @@ def chains(statement: Statement) -> bool:
     return "CHAIN" in statement.words and "NO" not in statement.words
 
 
-def _check_units(found: list[Statement]) -> None:
-    """In a marked file, BEGIN and COMMIT come in pairs; a COMMIT with nothing open is harmless, as in psql. What would
-    be lost where the run is interrupted stands between them."""
+def _check_own_transactions(notable: list[Statement]) -> None:
+    """Check a file marked -- no-transaction: BEGIN and COMMIT come in pairs.
+
+    A COMMIT with nothing open is harmless, as in psql. What ends with the session is only possible
+    between BEGIN and COMMIT: if the run is interrupted, the next one needs it again.
+    """
     opened: Optional[Statement] = None
-    for statement in found:
-        control = statement.transaction_control
-        if statement.is_fleeting and opened:
+    for statement in notable:
+        if statement.creates_session_object:
+            if opened is None:
+                raise ScanError(_FLEETING.format(statement.words[0]), statement.start)
             continue
-        if statement.is_fleeting:
-            raise ScanError(_FLEETING.format(statement.words[0]), statement.start)
-        if control not in ("BEGIN", "COMMIT") or chains(statement) or (opened and control == "BEGIN"):
-            raise ScanError(_UNIT_REFUSAL.format(" ".join(statement.tokens[:3]).upper()), statement.start)
+        control = statement.transaction_control
+        is_nested = control == "BEGIN" and opened is not None
+        if control not in ("BEGIN", "COMMIT") or chains(statement) or is_nested:
+            first_words = " ".join(statement.tokens[:3]).upper()
+            raise ScanError(_PAIR_REFUSAL.format(first_words), statement.start)
         opened = statement if control == "BEGIN" else None
     if opened:
-        raise ScanError(_UNIT_REFUSAL.format("BEGIN without COMMIT"), opened.start)
+        raise ScanError(_PAIR_REFUSAL.format("BEGIN without COMMIT"), opened.start)
+
+
+# --- What cannot be part of a file ----------------------------------------------------------------
+
+_CONTROL_REFUSAL = (
+    "{} opens or ends a transaction, but a file is one transaction as a whole: "
+    "split the file here, or write -- no-transaction in its first line if it must not be one"
+)
+_READ_ONLY = "a READ ONLY transaction cannot record that this file is applied: remove that"
+_PAIR_REFUSAL = (
+    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, "
+    "around what belongs together"
+)
+_FLEETING = (
+    "this {} makes something that is gone where a run is interrupted, "
+    "and the next run goes on behind it: write BEGIN before it and COMMIT behind its last use"
+)
+_UNFOLLOWED = (
+    "{} changes how strings are read, which cannot be followed: "
+    "write SET standard_conforming_strings = … instead"
+)
+_UTF8_NAMES = ("utf8", "unicode", "sqlascii", "default", "")
+_INSTEAD_OF_COMMANDS = (
+    (
+        ("\\i", "\\ir", "\\include", "\\include_relative"),
+        "put the SQL of that file here, or into a migration of its own",
+    ),
+    (("\\c", "\\connect"), "a migration stays in its database; remove it"),
+    (
+        ("\\copy",),
+        "write INSERT, or COPY … FROM STDIN with its rows behind it and a line \\. at the end",
+    ),
+    (
+        ("\\set", "\\unset", "\\gset", "\\prompt", "\\getenv"),
+        "variables of psql do not exist here; write the value itself",
+    ),
+    (("\\g", "\\gx", "\\;"), "end the statement with ;"),
+    (("\\gexec",), "write a DO block with EXECUTE"),
+    (("\\if", "\\elif", "\\else", "\\endif"), "write a DO block with IF"),
+    (("\\echo", "\\qecho", "\\warn"), "write a DO block with RAISE NOTICE"),
+    (("\\encoding",), "save the file as UTF-8 and remove it"),
+)
 
 
 def _is_idle_command(statement: Statement) -> bool:
-    """A command of psql that changes nothing here: pg_dump's \\restrict, and stopping at errors, which is always so."""
+    """A psql command that changes nothing here: pg_dump's \\restrict, and \\set ON_ERROR_STOP."""
     if not statement.is_meta_command:
         return False
-    words = [word.strip("'") for word in statement.tokens[0].split()]
-    return words[0] in ("\\restrict", "\\unrestrict") or (
-        words[:2] == ["\\set", "ON_ERROR_STOP"] and [w.lower() for w in words[2:]] in ([], ["on"], ["1"], ["true"])
-    )
+    command, *arguments = [word.strip("'") for word in statement.tokens[0].split()]
+    if command == "\\set" and arguments[:1] == ["ON_ERROR_STOP"]:
+        value = [argument.lower() for argument in arguments[1:]]
+        return value in ([], ["on"], ["1"], ["true"])
+    return command in ("\\restrict", "\\unrestrict")
 
 
-def _refusal(statement: Statement, text: str) -> Optional[str]:
+def _why_refused(statement: Statement, text: str) -> Optional[str]:
     """Why this statement cannot be part of a script."""
     if statement.is_meta_command:
-        command = statement.tokens[0].split()[0]
-        instead = next((words for commands, words in _INSTEAD.items() if command in commands), "remove it")
-        return f"{command} is a command of psql, not SQL: {instead}"
+        return _instead_of_command(statement)
     control = statement.transaction_control
     if control and control.split()[-1] in ("PREPARED", "TRANSACTION"):
         return f"{control} is not possible here: a prepared transaction would outlive the run"
-    if statement.copies == "STDOUT":
+    if statement.copy_stream == "STDOUT":
         return "COPY … TO STDOUT has no one to write to: remove it"
-    name, value = statement.setting or ("", "")
-    if name == "client_encoding" and re.sub(r"[-_ ]", "", value) not in UTF8 and not text.isascii():
-        return f"this file says that it is in {value}, but it is read as UTF-8: save it as UTF-8 and remove this"
+    if statement.setting and statement.setting[0] == "client_encoding":
+        encoding = statement.setting[1]
+        is_utf8 = re.sub(r"[-_ ]", "", encoding) in _UTF8_NAMES
+        if not is_utf8 and not text.isascii():
+            return (
+                f"this file says that it is in {encoding}, but it is read as UTF-8: "
+                "save it as UTF-8 and remove this"
+            )
     return None
+
+
+def _instead_of_command(statement: Statement) -> str:
+    command = statement.tokens[0].split()[0]
+    instead = "remove it"
+    for commands, advice in _INSTEAD_OF_COMMANDS:
+        if command in commands:
+            instead = advice
+    return f"{command} is a command of psql, not SQL: {instead}"

@@ -17,6 +17,7 @@ TABLES = (
     "CREATE TYPE mood AS ENUM ('old'); CREATE TABLE m (v mood); CREATE TABLE c (i int); INSERT INTO c VALUES (200);"
     'CREATE TABLE "People" ("firstName" text); INSERT INTO "People" VALUES (NULL);'
     "CREATE ROLE tmp_other; GRANT SELECT ON c TO tmp_other;"
+    "CREATE FUNCTION vacuum_it() RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $$VACUUM$$; RETURN 1; END';"
 )
 
 
@@ -48,9 +49,17 @@ def whole(place: str, said: str, instead: str, *lines: str) -> str:
 
 # --- Each mistake, provoked -----------------------------------------------------------------------------------------
 
-# By the entry's SQLSTATE and pattern: the file, where it fails, what PostgreSQL says, the advice, further lines.
-PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
-    ("42601", r'at or near "(NOT"[^|]*\|.*\bIF|EXISTS"[^|]*\|.*\bIF\s+NOT)\s+\|'): (
+MADE_BEFORE = (
+    "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or OR "
+    "REPLACE where that exists"
+)
+NO_ROLE = (
+    "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
+    "CREATE_USERS is false)"
+)
+# By the entry's advice: the file, where it fails, what PostgreSQL says, the advice in this case, further lines.
+PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
+    "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once": (
         "SELECT 1;\nCREATE DOMAIN IF NOT EXISTS d AS int;",
         "2:18",
         'syntax error at or near "NOT" (42601)',
@@ -60,28 +69,28 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             "                         ^",
         ],
     ),
-    ("42601", r'at or near "NOT"[^|]*\|.*\bALTER\s+(COLUMN\s+)?("[^"]+"|\w+)\s+\|'): (
+    "Write SET NOT NULL": (
         "ALTER TABLE t ALTER COLUMN n NOT NULL;",
         "1:30",
         'syntax error at or near "NOT" (42601)',
         "Write SET NOT NULL",
         ["LINE 1: ALTER TABLE t ALTER COLUMN n NOT NULL;", "                                     ^"],
     ),
-    ("42601", r"at or near [^|]*\|.*\w'\|\w"): (
+    "A quote inside a string is written twice ('')": (
         "DELETE FROM t WHERE n IN ('it's', 'that's');",
         "1:31",
         'syntax error at or near "s" (42601)',
         "A quote inside a string is written twice ('')",
         ["LINE 1: DELETE FROM t WHERE n IN ('it's', 'that's');", "                                      ^"],
     ),
-    ("42704", r'role "(.+?)" does not exist[^|]*\|[^|]*\|\s*DROP\b'): (
+    "Write IF EXISTS": (
         "DROP ROLE nobody_such;",
         "1",
         'role "nobody_such" does not exist (42704)',
         "Write IF EXISTS",
         ["LINE 1: DROP ROLE nobody_such;"],
     ),
-    ("42704", 'no default operator class for access method "(gist|gin)"'): (
+    "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it": (
         "CREATE INDEX ON t USING gin (i);",
         "1",
         'data type integer has no default operator class for access method "gin" (42704)',
@@ -92,83 +101,87 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             "type.",
         ],
     ),
-    ("25001", r"cannot be executed from a function|\|\s*(DO|CALL|SELECT)\b"): (
+    "Write it as a statement of its own, outside of the block": (
         "SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;",
         "2",
         "VACUUM cannot run inside a transaction block (25001)",
         "Write it as a statement of its own, outside of the block",
         ["IN: the DO block, line 2 of the file", "LINE 2: DO $$ BEGIN EXECUTE 'VACUUM'; END $$;"],
     ),
-    ("25001", "must be called before any query"): (
+    "Write it as a statement of its own, outside of the function": (
+        "INSERT INTO c SELECT vacuum_it();",
+        "1",
+        "VACUUM cannot be executed from a function (25001)",
+        "Write it as a statement of its own, outside of the function",
+        [
+            "LINE 1: INSERT INTO c SELECT vacuum_it();",
+            "IN: function vacuum_it(), its line 1",
+        ],
+    ),
+    "Put it first in the file": (
         "SELECT 1;\nSET TRANSACTION ISOLATION LEVEL SERIALIZABLE;",
         "2",
         "SET TRANSACTION ISOLATION LEVEL must be called before any query (25001)",
         "Put it first in the file",
         ["LINE 2: SET TRANSACTION ISOLATION LEVEL SERIALIZABLE;"],
     ),
-    ("23502", "contains null values"): (
+    "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then": (
         "ALTER TABLE t ADD q int NOT NULL;",
         "1",
         'column "q" of relation "t" contains null values (23502)',
         "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
         ["LINE 1: ALTER TABLE t ADD q int NOT NULL;", "ON: table t, column q"],
     ),
-    ("2BP01", "role .* cannot be dropped because some objects depend on it"): (
+    "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before": (
         "DROP ROLE tmp_other;",
         "1",
         'role "tmp_other" cannot be dropped because some objects depend on it (2BP01)',
         "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
         ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table c"],
     ),
-    ("42710", 'constraint "(.+?)" for relation "(.+?)"'): (
+    "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it": (
         "ALTER TABLE t\n  ADD CONSTRAINT small CHECK (i < 9);",
         "1",
         'constraint "small" for relation "t" already exists (42710)',
         "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; before it",
         ["LINE 1: ALTER TABLE t"],
     ),
-    ("42710|42P07|42701|42723|42P06", "already exists"): (
+    MADE_BEFORE: (
         "SELECT 1;\nCREATE TABLE t (i int);",
         "2",
         'relation "t" already exists (42P07)',
-        "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or "
-        "OR REPLACE where that exists",
+        MADE_BEFORE,
         ["LINE 2: CREATE TABLE t (i int);"],
     ),
-    ("42704", 'role "(.+?)" does not exist'): (
+    NO_ROLE: (
         "GRANT SELECT ON t TO nobody_such;",
         "1",
         'role "nobody_such" does not exist (42704)',
-        "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
-        "CREATE_USERS is false)",
+        NO_ROLE,
         ["LINE 1: GRANT SELECT ON t TO nobody_such;"],
     ),
-    (
-        "42501",
-        r"superuser|permission denied to (create extension|set parameter)|(SUPERUSER|REPLICATION|BYPASSRLS) attribute|"
-        r'"pg_\w+" role',
-    ): (
+    "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)": (
         "SET log_statement = 'all';",
         "1",
         'permission denied to set parameter "log_statement" (42501)',
         "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
         ["LINE 1: SET log_statement = 'all';"],
     ),
-    ("42501", "must be (owner|member|able to SET ROLE)|to change default privileges"): (
+    "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin": (
         "ALTER TABLE pg_class ADD i int;",
         "1",
         "must be owner of table pg_class (42501)",
         "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin",
         ["LINE 1: ALTER TABLE pg_class ADD i int;"],
     ),
-    ("42501", "permission denied"): (
+    "The admin lacks that right; as the owner GRANT it, or make the admin the owner": (
         "SELECT 1;\nSELECT * FROM pg_authid;",
         "2",
         "permission denied for table pg_authid (42501)",
         "The admin lacks that right; as the owner GRANT it, or make the admin the owner",
         ["LINE 2: SELECT * FROM pg_authid;"],
     ),
-    ("55P04", ""): (
+    "Put ALTER TYPE … ADD VALUE into a file of its own before this one": (
         "DO $$ BEGIN\n  ALTER TYPE mood ADD VALUE 'new';\n  INSERT INTO m VALUES ('new');\nEND $$;",
         "1",
         'unsafe use of new value "new" of enum type mood (55P04)',
@@ -179,32 +192,28 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             "HINT: New enum values must be committed before they can be used.",
         ],
     ),
-    (
-        "23502",
-        r'column "(.+?)" of relation "(.+?)" contains null values[^|]*\|[^|]*\|[^;]*\b(SET\s+NOT\s+NULL|VALIDATE|'
-        r"ADD\s+(CONSTRAINT\s+\S+\s+)?(NOT\s+NULL|PRIMARY\s+KEY))",
-    ): (
+    'Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL': (
         "ALTER TABLE t ALTER n SET NOT NULL;",
         "1",
         'column "n" of relation "t" contains null values (23502)',
         'Give these rows a value before it, with UPDATE "t" SET "n" = … WHERE "n" IS NULL',
         ["LINE 1: ALTER TABLE t ALTER n SET NOT NULL;", "ON: table t, column n"],
     ),
-    ("23505", "could not create unique index"): (
+    "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it": (
         "CREATE UNIQUE INDEX one ON t (n);",
         "1",
         'could not create unique index "one" (23505)',
         "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it",
         ["LINE 1: CREATE UNIQUE INDEX one ON t (n);", "ON: constraint one, table t"],
     ),
-    ("23503|23514", "^(?!new row)"): (
+    "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later": (
         "ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;",
         "1",
         'insert or update on table "c" violates foreign key constraint "to_t" (23503)',
         "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
         ["LINE 1: ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;", "ON: constraint to_t, table c"],
     ),
-    ("2BP01", ""): (
+    "DROP what depends on it before, and CREATE it again behind it, in the same file": (
         "DROP TABLE t;",
         "1",
         "cannot drop table t because other objects depend on it (2BP01)",
@@ -215,7 +224,7 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             "HINT: Use DROP ... CASCADE to drop the dependent objects too.",
         ],
     ),
-    ("0A000|42601", r"^[^|]*\bused (by|in) a"): (
+    "DROP what uses it before, and CREATE it again behind it, in the same file": (
         "ALTER TABLE t ALTER n TYPE varchar(5);",
         "1",
         "cannot alter type of a column used by a view or rule (0A000)",
@@ -225,7 +234,7 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             'DETAIL: rule _RETURN on view v depends on column "n"',
         ],
     ),
-    ("42P16", "cannot (drop columns from|change (name|data type|collation) of) view"): (
+    "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it": (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",
         "cannot drop columns from view (42P16)",
@@ -233,23 +242,23 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
         ["LINE 1: CREATE OR REPLACE VIEW v AS SELECT i FROM t;"],
     ),
 }
-NO_EXTENSION = ("0A000|58P01|22023", "extension .*(is not available|control file|not allow-listed)")  # words differ
+NO_EXTENSION = (  # PostgreSQL's words differ
+    "This server does not have that extension; SELECT name FROM pg_available_extensions lists those that it has"
+)
 
 
-@pytest.mark.parametrize("entry", [entry for entry in failures.MISTAKES if entry[:2] != NO_EXTENSION], ids=str)
-def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(
-    there: World, entry: tuple[str, str, str]
-) -> None:
+@pytest.mark.parametrize("advice", [entry.advice for entry in failures.MISTAKES if entry.advice != NO_EXTENSION])
+def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: World, advice: str) -> None:
     """Every entry of MISTAKES is reached by a real error, and the whole message is as it should be."""
-    text, place, said, instead, lines = PROVOKED[entry[0], entry[1]]
+    text, place, said, instead, lines = PROVOKED[advice]
 
     assert fail_with(there, text) == whole(place, said, instead, *lines)
-    assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(entry[2])), instead)
+    assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(advice)), instead)
 
 
 def test_mistakes_are_all_provoked_here() -> None:
     """A new entry needs a file that provokes it, and no file is left of one that is gone."""
-    assert {*PROVOKED, NO_EXTENSION} == {entry[:2] for entry in failures.MISTAKES}
+    assert {*PROVOKED, NO_EXTENSION} == {entry.advice for entry in failures.MISTAKES}
 
 
 def test_mistake_of_an_extension_that_the_server_does_not_have_says_where_to_look(there: World) -> None:
@@ -276,7 +285,7 @@ MADE_ALREADY = {
 
 def test_mistake_of_making_what_is_there_is_told_for_every_kind_of_object(there: World) -> None:
     """Tables, columns, types, roles and schemas have SQLSTATEs of their own, and one sentence."""
-    instead = PROVOKED["42710|42P07|42701|42723|42P06", "already exists"][3]
+    instead = PROVOKED[MADE_BEFORE][3]
     for text, said in MADE_ALREADY.items():
         shown = [] if "ROLE" in text else [f"LINE 1: {text}"]  # it might hold a password
         assert fail_with(there, text) == whole("1", said, instead, *shown)

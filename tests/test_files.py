@@ -503,4 +503,4 @@ def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: P
 
         script = migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
 
-        assert script.count == 1
+        assert script.statement_count == 1

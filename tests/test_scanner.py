@@ -34,7 +34,7 @@ def only(text: str) -> Statement:
 
 
 def texts(script: Script) -> list[str]:
-    return [script.sql(statement) for statement in script.statements()]
+    return [script.statement_sql(statement) for statement in script.statements()]
 
 
 def refusal(text: str) -> tuple[str, tuple[int, int]]:
@@ -240,8 +240,8 @@ def test_read_script_restrict_is_skipped_with_places_kept() -> None:
 
     script = read_script(text)
 
-    assert (texts(script), script.count) == (["SELECT 'a'"], 1)
-    assert script.body() == text.replace("\\restrict aB1", " " * 13).replace("\\unrestrict aB1", " " * 15)
+    assert (texts(script), script.statement_count) == (["SELECT 'a'"], 1)
+    assert script.body_sql() == text.replace("\\restrict aB1", " " * 13).replace("\\unrestrict aB1", " " * 15)
 
 
 @pytest.mark.parametrize("value", ["", " on", " 1", " true"])
@@ -613,7 +613,7 @@ def test_read_script_with_many_empty_lines_takes_no_time() -> None:
     """The search for the mark does not try each empty line as a beginning of it."""
     started = time.monotonic()
 
-    assert read_script("\n" * 300_000 + "SELECT 1").count == 1
+    assert read_script("\n" * 300_000 + "SELECT 1").statement_count == 1
     assert time.monotonic() - started < 5
 
 
@@ -641,8 +641,8 @@ def test_read_script_own_begin_and_commit_are_left_out_in_place(first: str, last
 
     script = read_script(text)
 
-    assert (texts(script), script.count, script.begin) == (["SELECT 1"], 1, begin)
-    assert script.body() == text.replace(first, " " * len(first)).replace(last, " " * len(last))
+    assert (texts(script), script.statement_count, script.begin_sql) == (["SELECT 1"], 1, begin)
+    assert script.body_sql() == text.replace(first, " " * len(first)).replace(last, " " * len(last))
 
 
 def test_read_script_transaction_over_several_lines_keeps_line_ends() -> None:
@@ -653,7 +653,7 @@ def test_read_script_transaction_over_several_lines_keeps_line_ends() -> None:
 
     (statement,) = script.statements()
     assert (statement.line, locate(text, statement.start)) == (4, (4, 1))
-    assert script.body() == re.sub(r"BEGIN|ISOLATION LEVEL|SERIALIZABLE|COMMIT", lambda m: " " * len(m[0]), text)
+    assert script.body_sql() == re.sub(r"BEGIN|ISOLATION LEVEL|SERIALIZABLE|COMMIT", lambda m: " " * len(m[0]), text)
 
 
 def test_read_script_of_nothing_but_begin_and_commit_is_empty() -> None:
@@ -680,7 +680,7 @@ def test_read_script_leading_set_transaction_goes_to_begin(text: str, begin: str
     """SET TRANSACTION at the beginning becomes part of what opens the transaction."""
     script = read_script(text)
 
-    assert (script.begin, texts(script)) == (begin, ["SELECT 1"])
+    assert (script.begin_sql, texts(script)) == (begin, ["SELECT 1"])
 
 
 @pytest.mark.parametrize(
@@ -738,11 +738,11 @@ def test_read_script_other_transaction_control_is_refused(text: str, message: st
     ],
     ids=["first line", "CRLF", "blanks and capitals", "third line", "before restrict"],
 )
-def test_read_script_marked_in_leading_comment_is_unwrapped(text: str) -> None:
+def test_read_script_marked_in_leading_comment_is_no_transaction(text: str) -> None:
     """`-- no-transaction` before the first statement takes the transaction away."""
     script = read_script(text)
 
-    assert (script.unwrapped, texts(script)) == (True, ["VACUUM", "VACUUM"])
+    assert (script.no_transaction, texts(script)) == (True, ["VACUUM", "VACUUM"])
 
 
 @pytest.mark.parametrize(
@@ -757,10 +757,10 @@ def test_read_script_marked_in_leading_comment_is_unwrapped(text: str) -> None:
 )
 def test_read_script_marked_elsewhere_stays_one_transaction(text: str) -> None:
     """The mark counts as a line comment of its own before the first statement, and nowhere else."""
-    assert read_script(text).unwrapped is False
+    assert read_script(text).no_transaction is False
 
 
-def test_read_script_unwrapped_keeps_its_transactions() -> None:
+def test_read_script_no_transaction_keeps_its_transactions() -> None:
     """In a marked file BEGIN and COMMIT are left for the runner, who makes one unit of what stands between."""
     script = read_script("-- no-transaction\nBEGIN; SELECT 1; COMMIT; VACUUM; COMMIT;")
 
@@ -776,7 +776,7 @@ def test_read_script_unwrapped_keeps_its_transactions() -> None:
     ],
     ids=["ROLLBACK", "AND CHAIN", "BEGIN without COMMIT"],
 )
-def test_read_script_unwrapped_with_an_unclear_unit_is_refused(text: str, place: tuple[int, int]) -> None:
+def test_read_script_no_transaction_with_an_unclear_unit_is_refused(text: str, place: tuple[int, int]) -> None:
     """What psql would roll back, or chain, is refused in a marked file, without the advice to mark it."""
     message, where = refusal(text)
 
@@ -793,14 +793,14 @@ def test_read_script_unwrapped_with_an_unclear_unit_is_refused(text: str, place:
         "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
     ],
 )
-def test_read_script_unwrapped_with_what_a_kill_would_take_away_is_refused(statement: str) -> None:
+def test_read_script_no_transaction_with_what_a_kill_would_take_away_is_refused(statement: str) -> None:
     """A marked file is resumed in another session: what lasts as long as the session stands inside a unit."""
     message, where = refusal(f"-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT;\n{statement};\nSELECT 2;")
 
     assert where == (5, 1)
     assert "write BEGIN before it and COMMIT behind its last use" in message
-    assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").count == 3
-    assert read_script(f"{statement};\nSELECT 2").count == 2
+    assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").statement_count == 3
+    assert read_script(f"{statement};\nSELECT 2").statement_count == 2
 
 
 # --- What changes how strings are read ------------------------------------------------------------------------------

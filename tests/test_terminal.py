@@ -527,7 +527,7 @@ def test_new_file_is_one_that_check_accepts(project: Project) -> None:
     path = project.root / new.stdout.strip()
     assert (new.returncode, new.stdout) == (0, "lambda/db_setup/migrations/0042_no_transaction.sql\n")
     assert path.read_text().startswith("-- Runs once, as one transaction.")
-    assert not migration_files.load_script(migration_files.Migration(path, "x"), ours=()).unwrapped
+    assert not migration_files.load_script(migration_files.Migration(path, "x"), ours=()).no_transaction
     assert check.returncode == 0, check.stdout
 
 
