@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
+import logging
 import os
 import re
 import stat
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple, Optional
 
 import failures
 import sql_scanner
-from database import InitializerError
+from database import InitializerError, log
 from sql_scanner import Script
 
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
@@ -253,7 +254,7 @@ def load_migrations(
     """The migration files in the order in which they run.
 
     What looks like a migration but is not run is added to `problems` or, where it may be meant, to
-    `warnings`.
+    `warnings`; without such a list it is only logged.
     """
     said = [] if warnings is None else warnings
     if not folder.is_dir():
@@ -274,6 +275,9 @@ def load_migrations(
             _look_at(path.name, problems, said)
     _look_beside(folder, bool(files), problems, said)
     problems.extend(_undoing(files))
+    if warnings is None:
+        for text in said:
+            log("warning", logging.WARNING, text=text)
     return sorted(files.values(), key=lambda file: order(file.name))
 
 
