@@ -131,10 +131,10 @@ class Piece(NamedTuple):
 class Script:
     """A file of SQL that can run as one unit of work.
 
-    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin_sql` opens the
-    transaction, with the modes that the file asks for. `pieces` are the messages that it is sent
-    in if one is not enough: because rows follow a COPY, a setting changes how the rest is read, or
-    the file is too long.
+    Some of its statements are not sent: its own BEGIN and COMMIT, `\\restrict`. `begin_sql` opens
+    the transaction, with the modes that the file asks for. `pieces` are the messages that it is
+    sent in if one is not enough: because rows follow a COPY, a setting changes how the rest is
+    read, or the file is too long.
     """
 
     text: str

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import os
+import re
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -33,6 +36,21 @@ def load(folder: Any) -> list[migration_files.Migration]:
     files = migration_files.load_migrations(folder, problems)
     assert problems == []
     return files
+
+
+def problems_of(folder: Path) -> list[str]:
+    problems: list[str] = []
+    migration_files.load_migrations(folder, problems)
+    return problems
+
+
+def warnings_of(folder: Path, others: int = 0) -> list[str]:
+    """The warnings, where there are so many problems."""
+    problems: list[str] = []
+    warnings: list[str] = []
+    migration_files.load_migrations(folder, problems, warnings)
+    assert len(problems) == others
+    return warnings
 
 
 def migrations(folder: Path, *names: str) -> list[migration_files.Migration]:
@@ -133,6 +151,17 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
         pytest.param(["V2__b", "V10__a"], id="unnumbered naturally"),
         pytest.param(["001_a", "01_b", "1_c"], id="equal numbers"),
         pytest.param(["1", "1_a", "2"], id="number alone"),
+        pytest.param(["1.9.0_a", "1.10.0_b", "2.0_c"], id="versions with dots"),
+        pytest.param(["00.05.00_01_a", "00.05.00_02_b", "00.05.00_10_c", "00.10.00_01_d"], id="dots and an underscore"),
+        pytest.param(["2024-01-15-120000_b", "2024-01-15-130000_a", "2024-02-01-000000_c"], id="Diesel"),
+        pytest.param(["20230518191501_a", "20250625_b", "20250625093000_c", "202506260930_d"], id="times of any width"),
+        pytest.param(["2023-05-18-191501_a", "20230519_b", "2023_05_20_000001_c"], id="times of any shape"),
+        pytest.param(["1617222222_a", "1617222222333_b", "20210401_c"], id="seconds and milliseconds since 1970"),
+        pytest.param(["202312_a", "20240115_b", "202402_c"], id="months and days"),
+        pytest.param(["9999_seed", "20240101_a", "99999999_last"], id="counts, times, and what is neither"),
+        pytest.param(["V1__b", "V1_1__c", "V1.2__a", "V1_10__a", "V2_7_0__d", "R__views"], id="Flyway"),
+        pytest.param(["V20231231120000__a", "V20240101__b"], id="Flyway with times"),
+        pytest.param(["001_2_factors", "001_users", "002_1_a"], id="underscore before words"),
     ],
 )
 def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path, names: list[str]) -> None:
@@ -177,19 +206,196 @@ def test_load_migrations_takes_sql_in_any_case(folder: Path, ending: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["old", "old.sql"])
-def test_load_migrations_names_a_sub_folder_in_a_warning(
-    folder: Path, name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What is in a sub-folder is not run, and that is said."""
+def test_load_migrations_names_a_sub_folder_in_a_warning(folder: Path, name: str) -> None:
+    """What is in a sub-folder is not run, and that is said; it may be meant where the folder has files of its own."""
     (folder / name).mkdir()
     put(folder / name, "001_a.sql")
     put(folder, "002_b.sql")
+    problems: list[str] = []
+    warnings: list[str] = []
 
-    files = load(folder)
+    files = migration_files.load_migrations(folder, problems, warnings)
 
-    assert [file.name for file in files] == ["002_b"]
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"sub-folder ignored folder=migrations/{name}"]
+    assert ([file.name for file in files], problems) == (["002_b"], [])
+    what = f"migrations/{name}/ is not looked into, but holds 001_a.sql"
+    assert warnings == [f"{what}: only files in migrations/ itself are run"]
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("20240115120000_init/migration.sql", "20240115120000_init.sql"),  # Prisma, Drizzle
+        ("2024-01-15-120000_init/up.sql", "2024-01-15-120000_init.sql"),  # Diesel
+        ("sql/001_a.SQL", "sql_001_a.sql"),
+        ("old/2023/001_a.sql", "old_001_a.sql"),
+    ],
+)
+def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Path, name: str, instead: str) -> None:
+    """A deployment that applies nothing, because every file is one folder too deep, is no success."""
+    (folder / name).parent.mkdir(parents=True)
+    put(folder, name)
+
+    where, inside = name.split("/", 1)
+    what = f"migrations/{where}/ is not looked into, but holds {inside}"
+    assert problems_of(folder) == [f"{what}: put it into migrations/ itself, such as {instead}"]
+
+
+def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(folder: Path) -> None:
+    """Beside files that do run, a folder with a version of its own is one that should have."""
+    (folder / "002_b").mkdir()
+    put(folder, "001_a.sql", "002_b/up.sql", "002_b/down.sql")
+
+    (problem,) = problems_of(folder)
+
+    assert problem == (
+        "migrations/002_b/ is not looked into, but holds up.sql: put it into migrations/ itself, such as 002_b.sql"
+    )
+
+
+def test_load_migrations_does_not_mind_a_sub_folder_without_sql(folder: Path) -> None:
+    """Nothing in it could be a migration."""
+    (folder / "meta").mkdir()
+    put(folder, "0000_a.sql", "meta/0000_snapshot.json", "meta/_journal.json")
+    warnings: list[str] = []
+
+    assert [file.name for file in migration_files.load_migrations(folder, [], warnings)] == ["0000_a"]
+    assert warnings == []
+
+
+LIKE_A_MIGRATION = "looks like a migration, but only *.sql is run: rename it, or take it out of migrations/"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("002_b.sql.txt", "x.sql.txt", "002_b.sql.gz", "V1__b.sql.conf", "002_b.sql.j2"),
+        *(
+            "x.psql",
+            "x.pgsql",
+            "x.SQLL",
+            "x.ddl",
+            "002_b.txt",
+            "002_b",
+            "002_b.py",
+            "20240115120000_b.js",
+            "V2__b.java",
+        ),
+    ],
+)
+def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(folder: Path, name: str) -> None:
+    """Whoever named it so expects it to run."""
+    put(folder, "001_a.sql", name)
+
+    assert problems_of(folder) == [f"{name} {LIKE_A_MIGRATION}"]
+
+
+@pytest.mark.parametrize("name", ["002_b.sql ", "002_b.sql\t"])
+def test_load_migrations_refuses_a_name_that_ends_in_a_blank(folder: Path, name: str) -> None:
+    """Nobody sees it."""
+    put(folder, name)
+
+    assert problems_of(folder) == [f"{name!r} does not end in .sql, but in a blank: rename it"]
+
+
+@pytest.mark.parametrize("name", ["002_b.sql.bak", "002_b.sql~", "002_b.sql.disabled", "b.SQL.orig", "b.sql.example"])
+def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) -> None:
+    """A file that was named so that it does not run may be meant, and is said all the same."""
+    put(folder, "001_a.sql", name)
+
+    assert warnings_of(folder) == [f"{name} is not run, for it does not end in .sql"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("notes.txt", "README.md", ".gitkeep", "._001_a.sql", ".DS_Store", "atlas.sum", "migration_lock.toml"),
+        *("001_a.down.sql", "001_countries.csv", "001_why.md", "data.sqlite", "sql"),
+    ],
+)
+def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
+    """What nobody expects to run is no matter."""
+    put(folder, "001_a.sql", name)
+
+    assert warnings_of(folder) == []
+
+
+def test_load_migrations_warns_of_a_hidden_migration(folder: Path) -> None:
+    """It may be meant; an editor's backup is not mistaken for one."""
+    put(folder, "001_a.sql", ".002_b.sql")
+
+    assert warnings_of(folder) == [".002_b.sql is hidden, and not run"]
+
+
+def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None:
+    """The file that it stands for was not deployed."""
+    put(folder, "001_a.sql")
+    (folder / "006_money.sql").symlink_to("../../shared/006_money.sql")
+    (folder / "007_round.sql").symlink_to("007_round.sql")
+
+    assert problems_of(folder) == [
+        "006_money.sql is a link to ../../shared/006_money.sql, which cannot be followed: put the file itself here",
+        "007_round.sql is a link to 007_round.sql, which cannot be followed: put the file itself here",
+    ]
+
+
+def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
+    """A pipe would be read for ever, or once."""
+    os.mkfifo(folder / "001_a.sql")
+
+    assert problems_of(folder) == ["001_a.sql is no regular file: put the file itself here"]
+
+
+def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) -> None:
+    """A name in another encoding than UTF-8, or with a line end, is refused before anything runs."""
+    Path(os.fsdecode(os.fsencode(folder) + b"/001_\xfc.sql")).write_text("SELECT 1")
+    put(folder, "002_\n.sql")
+
+    assert problems_of(folder) == [
+        "'001_\\udcfc.sql': a name is printable and in UTF-8: rename it",
+        "'002_\\n.sql': a name is printable and in UTF-8: rename it",
+    ]
+
+
+def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
+    """A file that was put next to migrations/ instead of into it is said: refused where it has a number."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    put(tmp_path, "initializer.py", "002_b.sql", "dump.sql")
+    put(folder, "001_a.sql")
+
+    assert warnings_of(folder, others=1) == ["dump.sql is beside migrations/, not in it, and is not run: move it"]
+    assert problems_of(folder) == ["002_b.sql is beside migrations/, not in it, and is not run: move it"]
+
+
+def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
+    """An empty migrations/ next to a folder that has the files is no success."""
+    for name in ("migrations", "migration"):
+        (tmp_path / name).mkdir()
+    put(tmp_path, "initializer.py", "migration/001_a.sql")
+
+    what = "migrations/ holds no file, but migration/ does (001_a.sql)"
+    assert problems_of(tmp_path / "migrations") == [f"{what}: put it into migrations/"]
+
+
+@pytest.mark.parametrize(
+    ("names", "undoing"),
+    [
+        (["001-a-up", "001-a-down"], ["001-a-down undoes another file"]),  # db-migrate
+        (["001.do.a", "001.undo.a"], ["001.undo.a undoes another file"]),  # postgrator
+        (["001_a.do", "001_a.undo"], ["001_a.undo undoes another file"]),
+        (["001_a", "001_a.rollback"], ["001_a.rollback undoes another file"]),  # yoyo
+        (["001_a", "002_rollback"], []),
+        (["V1__a", "V2__b", "U2__b"], ["U2__b undoes V2"]),
+        (["V1__a", "V1_2__b", "B1_2__all"], ["B1_2__all repeats V1_2"]),
+        (["V1__a", "U2__b"], []),
+    ],
+)
+def test_load_migrations_refuses_files_that_undo_others(folder: Path, names: list[str], undoing: list[str]) -> None:
+    """Other tools keep both directions in files of their own, and both would run."""
+    put(folder, *(f"{name}.sql" for name in names))
+
+    expected = [re.sub("^([^ ]+)", r"\1.sql", what) for what in undoing]
+    assert problems_of(folder) == [f"{what}, and would run as well: take it out of migrations/" for what in expected]
 
 
 @pytest.mark.parametrize("spelling", [NFC, NFD], ids=["NFC", "NFD"])
@@ -215,13 +421,17 @@ def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str,
         paths.append(folder / parent / name)
     problems: list[str] = []
 
-    migration_files.load_migrations(SimpleNamespace(is_dir=lambda: True, iterdir=lambda: paths), problems)
+    listed = SimpleNamespace(is_dir=lambda: True, iterdir=lambda: paths, parent=folder)
+    migration_files.load_migrations(listed, problems)
 
     assert problems == [f"{second} and {first} have the same name: rename one of them"]
 
 
 # --- Texts ----------------------------------------------------------------------------------------------------------
 
+CHANGED = (
+    "001_a.sql: it was changed while this run read it, so it was not started. Invoke again when nobody writes to it."
+)
 NOT_UTF_8 = "is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again."
 NUL = (
     "a NUL character, which PostgreSQL cannot take. Nothing has been applied. Remove it (the file may be UTF-16: save "
@@ -276,6 +486,48 @@ def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: byt
         migration_files.read_text(file)
 
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("text", ["SELECT 1;", "\ufeffSELECT 1;", LONG], ids=["short", "BOM", "long"])
+def test_read_text_again_is_the_same_text_or_refused(folder: Path, text: str) -> None:
+    """What was checked, what is sent and what is recorded are the same bytes."""
+    put(folder, "001_a.sql", content=text.encode())
+    (file,) = load(folder)
+
+    first = migration_files.read_text(file)
+    put(folder, "001_a.sql", content=f"{text} commit;".encode())
+
+    with pytest.raises(MigrationError) as caught:
+        migration_files.read_text(file)
+    assert str(caught.value) == CHANGED
+    assert file.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    put(folder, "001_a.sql", content=text.encode())
+    assert migration_files.read_text(file) == first
+
+
+def test_read_text_of_a_file_whose_bytes_were_compared_is_of_these_bytes(folder: Path) -> None:
+    """A file that was found to be as recorded cannot be another one later."""
+    put(folder, "001_a.sql")
+    (file,) = load(folder)
+    assert file.sha256
+
+    put(folder, "001_a.sql", content=b"SELECT 2;")
+
+    with pytest.raises(MigrationError) as caught:
+        migration_files.read_text(file)
+    assert str(caught.value) == CHANGED
+
+
+def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
+    """It is our error, with the reason, and not Python's."""
+    put(folder, "001_a.sql")
+    (file,) = load(folder)
+    file.path.unlink()
+
+    for read in (migration_files.read_text, lambda migration: migration.sha256):
+        with pytest.raises(MigrationError) as caught:
+            read(file)
+        assert str(caught.value) == "001_a.sql cannot be read: No such file or directory. Invoke again when it can."
 
 
 # --- Which row belongs to which file --------------------------------------------------------------------------------
@@ -357,6 +609,43 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
         assert part in str(caught.value)
 
 
+# --- The next name ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("there", "following"),
+    [
+        ([], "001_"),
+        (["a"], "001_"),
+        (["0041_a", "b"], "0042_"),
+        (["9_a", "10_b"], "11_"),
+        (["20200102030405_a"], "20260203040506_"),
+        (["20300102030405_a"], "20300102030406_"),
+        (["20240131_a"], "20260203_"),
+        (["20260203_a"], "20260204_"),
+        (["202401311200_a"], "202602030405_"),
+        (["2024-01-15-120000_a"], "2026-02-03-040506_"),
+        (["2024_01_15_120000_a"], "2026_02_03_040506_"),
+        (["2027-01-15-120000_a"], "2027-01-15-120001_"),
+        (["1700000000_a"], "1770091506_"),
+        (["1617222222222-a"], "1770091506000_"),
+        (["1.9.0_a", "1.10.0_b"], "1.10.1_"),
+        (["00.05.00_01_a"], "00.05.00_02_"),
+        (["V2_7_0__a"], "V2_7_1__"),
+        (["V20240101120000__a"], "V20260203040506__"),
+    ],
+)
+def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
+    """The folder's own way of counting goes on."""
+    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
+    now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
+
+    assert migration_files.next_version(files, now) == following
+    every = [*there, f"{following}new"]
+    versioned = [name for name in every if migration_files.version_of(name)]
+    assert max(versioned, key=migration_files.order) == every[-1]
+
+
 # --- The plan -------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +670,48 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
         pytest.param(["20240131120000_a", "20240201120000_b"], [], [], id="timestamps"),
         pytest.param(["001_a", "20240201120000_b"], [], [], id="timestamps from now on"),
         pytest.param(["a", "b"], [], [], id="unnumbered"),
+        pytest.param(["2024-01-15-120000_a", "2024-01-15-130000_b", "2024-02-01-000000_c"], [], [], id="Diesel"),
+        pytest.param(["1.9.0_a", "1.10.0_b", "1.12_c"], [], [], id="versions with dots"),
+        pytest.param(
+            ["1.9.0_a", "1.9.0_b"], [], ["version 1.9.0 is used more than once: 1.9.0_a, 1.9.0_b"], id="equal versions"
+        ),
+        pytest.param(
+            ["001_2_factors", "001_users"],
+            [],
+            ["number 1 is used more than once: 001_2_factors, 001_users"],
+            id="equal before words that begin with a number",
+        ),
+        pytest.param(
+            ["1.9.0_a", "1.10.0_b"],
+            ["1.10.0_b"],
+            ["1.9.0_a comes late: version 1.10.0 is applied already"],
+            id="late version",
+        ),
+        pytest.param(
+            ["20230518191501_a", "20250625_b"],
+            ["20250625_b"],
+            ["20230518191501_a comes late: number 20250625 is applied already"],
+            id="late time of another width",
+        ),
+        pytest.param(["20250625_b", "20250626120000_c"], ["20250625_b"], [], id="later time of another width"),
+        pytest.param(["V1__a", "V2_7_0__b", "V2_10__c"], [], [], id="Flyway"),
+        pytest.param(
+            ["V1__a", "V1__b", "V2__c"],
+            ["001_V2__c"],
+            [
+                "version 1 is used more than once: V1__a, V1__b",
+                "V1__a comes late: version 2 is applied already",
+                "V1__b comes late: version 2 is applied already",
+            ],
+            id="Flyway, equal and late",
+        ),
+        pytest.param(
+            ["20250625_b", "20250625093000_a"],
+            [],
+            ["20250625_b runs before 20250625093000_a, since it has no time of day: give it one, if that is wrong"],
+            id="one day, one time",
+        ),
+        pytest.param([], ["001_a"], [migration_files.NO_FILES], id="no file left"),
     ],
 )
 def test_make_plan_says_what_may_be_a_slip(
@@ -388,7 +719,7 @@ def test_make_plan_says_what_may_be_a_slip(
 ) -> None:
     """Equal numbers, a late lower number and a gap are allowed and said; nothing else is."""
     found = migrations(folder, *files)
-    checksum = migration_files.tokens_checksum(found[0])
+    checksum = migration_files.tokens_checksum(found[0]) if found else None
 
     plan = migration_files.make_plan(found, rows(*recorded, checksum=checksum))
 
@@ -493,6 +824,50 @@ def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
     """Any other change of a token counts."""
     assert change(RICH) != RICH
     assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "line"),
+    [
+        ("-- migrate:up\nSELECT 1;\n-- migrate:down\n", 3),
+        ("-- Up Migration\nSELECT 1;\n-- Down Migration\n", 3),
+        ("-- +goose Up\nSELECT 1;\n\n-- +goose Down\n", 4),
+        ("-- +migrate Up\nSELECT 1;\n-- +migrate Down\n", 3),
+        ("SELECT 1;\n--//@UNDO\n", 2),
+        ("SELECT 1;\n-- //@UNDO\n", 2),
+        ("-- !Ups\nSELECT 1;\n-- !Downs\n", 3),
+        ("SELECT 1;\n---- create above / drop below ----\n", 2),
+        ("-- rambler up\nSELECT 1;\n-- rambler down\n", 3),
+        ("-- Up\nSELECT 1;\n--- Down ---\n", 3),
+        ("-- ==== UP ====\nSELECT 1;\n-- ==== DOWN ====\n", 3),
+    ],
+)
+def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int) -> None:
+    """Both directions in one file would both run, and nothing would be left of it: as each tool marks them."""
+    path = tmp_path / "001_t.sql"
+    path.write_text(f"{mark}DROP TABLE t;\n")
+
+    with pytest.raises(MigrationError) as caught:
+        migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
+
+    assert str(caught.value).startswith(f"001_t.sql:{line}:1: {migration_files.UNDOES}. Nothing has been applied.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-- down\nSELECT 1;",
+        "-- undo\nSELECT 1;",
+        "-- up to here\nSELECT 1;\n-- down payments\nSELECT 2;",
+        "SELECT '\n-- up\n';\nSELECT 2;",
+    ],
+)
+def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
+    """Words alone do not make two halves of a file."""
+    path = tmp_path / "001_t.sql"
+    path.write_text(text)
+
+    assert migration_files.load_script(migration_files.Migration(path, "001_t"), ours=()).statement_count > 0
 
 
 def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:

@@ -825,15 +825,20 @@ def test_guide_flyway_database_is_taken_over_with_numbers_and_a_baseline(plain: 
         assert len(names(plain.deploy(BASELINE="010_t10"))) == 5
 
 
-def test_guide_flyway_names_without_care_run_too_late_and_undo_what_was_done(plain: World) -> None:
-    """Why they are renamed: V-files run behind numbered ones, U-files run, and R-files run before what they need."""
+def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
+    """Why they are renamed: V-files run behind numbered ones. U-files are refused, R-files run behind V-files."""
+    plain.write("V1_1__items.sql", ITEMS)
     plain.write("V1__users.sql", USERS)
-    plain.write("002_new.sql", ITEMS)
+    plain.write("R__grants.sql", "SELECT 1")
+    plain.write("002_new.sql", "SELECT 2")
     plain.write("U1__users.sql", "DROP TABLE IF EXISTS users;")
+    with pytest.raises(ConfigError, match=r"U1__users\.sql undoes V1, and would run as well: take it out"):
+        plain.deploy()
+    plain.remove("U1__users.sql")
 
     report = plain.deploy()
 
-    assert names(report) == ["002_new", "003_U1__users", "004_V1__users"]
+    assert names(report) == ["002_new", "003_V1__users", "004_V1_1__items", "005_R__grants"]
 
 
 HALVES = "-- migrate:up{}\nCREATE TABLE users (id int);\n\n-- migrate:down\nDROP TABLE users;\n"

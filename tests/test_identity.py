@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -241,6 +244,110 @@ def test_renumbered_file_of_a_row_without_checksum_is_refused(world: World) -> N
     assert world.applied() == ["001_a", "005_b", "005_c"]
 
 
+# --- Renamed files --------------------------------------------------------------------------------------------------
+
+SEED = "INSERT INTO counted DEFAULT VALUES;"  # which runs a second time without complaint
+RENAMES = [
+    pytest.param("002_add_ordrs", "002_add_orders", id="slip of the pen"),
+    pytest.param("005_duoble_prices", "005_double_prices", id="two letters"),
+    pytest.param("002_Add_Orders", "002_add_orders", id="case"),
+    pytest.param("002-add-orders", "002_add_orders", id="separators"),
+    pytest.param("002_seed", "002_seed.up", id="up"),
+    pytest.param("002_seed", "20260101_seed_rows", id="number and words"),
+    pytest.param("V2__seed", "002_seed", id="from Flyway's form"),
+    pytest.param("002_seed", "V2__seed", id="to Flyway's form"),
+    pytest.param("seed", "sow", id="without a number"),
+    pytest.param("002_seed", "sow", id="number lost"),
+    pytest.param("2024-01-15-120000_seed", "20240115120000_seed", id="shape of a time"),
+    pytest.param("1.2_seed", "1.2.0_seed", id="parts of a version"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), RENAMES)
+def test_renamed_file_does_not_run_again(
+    world: World, caplog: pytest.LogCaptureFixture, before: str, after: str
+) -> None:
+    """A file with the content of a row whose file is gone is that migration: in both directions, and in each run."""
+    world.sql("CREATE TABLE counted (id serial)")
+    old, new = {"001_a": A, before: SEED}, {"001_a": A, after: f"-- seeds\n{SEED}\n"}
+    deploy(world, old)
+    ids = world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id")
+    name = world.applied()[1]
+
+    runs = [deploy(world, files) for files in (new, new, old, old, new)]
+
+    assert runs == [[]] * 5
+    assert world.sql("SELECT count(*) FROM counted") == [(1,)]
+    assert world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id") == ids
+    assert messages(caplog, "renumbered")[0].split() == ["renumbered", f"migration={after}", f"was={name}"]
+
+
+def test_renamed_file_of_an_adopted_database_does_not_run(world: World) -> None:
+    """What was recorded without running has its content, too."""
+    world.sql("CREATE TABLE a (x int); CREATE TABLE counted (id serial)")
+    deploy(world, {"001_a": A, "002_seed": SEED}, BASELINE="002_seed")
+
+    assert deploy(world, {"001_a": A, "002_sow": SEED}) == []
+    assert world.sql("SELECT count(*) FROM counted") == [(0,)]
+
+
+def test_renamed_files_with_the_same_content_are_paired_in_order(world: World) -> None:
+    """Of several that cannot be told apart, none runs twice; names that are alike belong together."""
+    world.sql("CREATE TABLE counted (id serial)")
+    deploy(world, {"001_x": SEED, "002_y": SEED, "003_z": SEED})
+    ids = dict(world.sql("SELECT migration_name, id FROM schema_migrations"))
+
+    applied = deploy(world, {"004_p": SEED, "005_z": SEED, "006_q": SEED, "007_new": SEED})
+
+    assert applied == ["007_new"]
+    assert world.sql("SELECT count(*) FROM counted") == [(4,)]
+    after = dict(world.sql("SELECT migration_name, id FROM schema_migrations"))
+    assert after["005_z"] == ids["003_z"]
+    assert (after["004_p"], after["006_q"]) == (ids["001_x"], ids["002_y"])
+
+
+def test_renamed_and_edited_file_is_a_new_migration_that_is_said(world: World) -> None:
+    """Nothing tells that it is the same; its number, which is used already, is warned of."""
+    deploy(world, {"001_a": A, "002_add_ordrs": B})
+    fill(world, {"001_a": A, "002_add_orders": C})
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["002_add_orders"]
+    assert report["warnings"] == ["number 2 is used more than once: 002_add_orders, 002_add_ordrs"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "instead"),
+    [
+        ("004_add-b", "005_Add_b", "another name behind the number"),
+        ("004_add_b", "004_add_bs", "another number"),
+        ("V4__add_b", "004_add_b", "another name behind the number"),
+    ],
+)
+def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str, instead: str) -> None:
+    """A name that people take for the same, or the same number, is not run where nothing can tell."""
+    deploy(world, {"001_a": A, before: B})
+    forget_checksums(world)
+    was = world.applied()[1]
+
+    message = refused(world, {"001_a": A, after: B})
+
+    assert message.startswith(f"{after}.sql: is this {was}, which is applied and whose file is gone? ")
+    assert message.endswith(f"; if not, give it {instead}.")
+    assert deploy(world, {"001_a": A, before: B}) == []
+    assert deploy(world, {"001_a": A, after: B}) == []
+
+
+def test_other_file_of_a_number_whose_row_has_no_checksum_runs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The predecessor left rows of numbers that it gave twice: a file that is called otherwise is another one."""
+    deploy(world, {"001_a": A, "004_add_limit": B})
+    forget_checksums(world)
+
+    assert deploy(world, {"001_a": A, "004_orders": C}) == ["004_orders"]
+    assert 'warning text="number 4 is used more than once: 004_add_limit, 004_orders"' in messages(caplog, "warning")
+
+
 # --- Rows without files: rolled-back deployments --------------------------------------------------------------------
 
 
@@ -295,6 +402,52 @@ def test_odd_number_is_applied_and_said(world: World, caplog: pytest.LogCaptureF
         assert [entry["name"] for entry in report["applied"]] == [name]
         assert report["warnings"] == [warning]
         assert messages(caplog, "warning") == [f'warning text="{warning}"']
+
+
+# --- Files that change meanwhile ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def while_a_file_sleeps(world: World, change: Callable[[], None]) -> Iterator[None]:
+    """Make this change as soon as a statement of the run is asleep."""
+
+    def wait_and_change() -> None:
+        asleep = "SELECT true FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+        give_up = time.monotonic() + 20
+        while not world.sql(asleep) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        change()
+
+    with ThreadPoolExecutor(1) as beside:
+        changed = beside.submit(wait_and_change)
+        yield
+        changed.result()
+
+
+SLOW = "SELECT pg_sleep(1);"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(f"{B} {C}", f"{B} commit; {C} SELECT oops;", id="a COMMIT comes in"),
+        pytest.param(f"{B} {C}", "", id="emptied"),
+        pytest.param(f"{B} {C}", B, id="cut off"),
+        pytest.param(f"{B} {C}", f"{B} {C}\n", id="a line end"),
+    ],
+)
+def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, after: str) -> None:
+    """What was checked is what is sent: where that is gone, the file does not run, and a second run is as any other."""
+    fill(world, {"001_slow": SLOW, "002_b": before})
+
+    with while_a_file_sleeps(world, lambda: world.write("002_b.sql", after)), pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    assert str(caught.value).startswith("002_b.sql: it was changed while this run read it, so it was not started. ")
+    assert world.applied() == ["001_slow"]
+    assert world.tables() == []
+    assert deploy(world, {"001_slow": SLOW, "002_b": before}) == ["002_b"]
+    assert world.tables() == ["b", "c"]
 
 
 # --- Edited files ---------------------------------------------------------------------------------------------------
