@@ -128,8 +128,8 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument(
         "--base",
-        help="a branch or commit: what it has counts as applied, as it was where this branch left "
-        "it (default: origin/$GITHUB_BASE_REF in GitHub Actions, else the first there is of "
+        help="a branch or commit: its files count as applied, as they were at the merge base "
+        "(default: origin/$GITHUB_BASE_REF in GitHub Actions, else the first that exists of "
         + ", ".join(DEPLOYED_BRANCHES)
         + ")",
     )
@@ -157,8 +157,8 @@ class Interrupted(BaseException):
 
 INTERRUPTED = (
     "Interrupted. A file that was not finished is rolled back, or applied as a whole; "
-    "of one marked -- no-transaction the finished steps stay, and the next run goes on behind "
-    "them. Run it again to go on."
+    "of one marked -- no-transaction the finished steps stay applied, and the next run continues "
+    "after them. Run it again to continue."
 )
 
 
@@ -421,7 +421,7 @@ def parse_url(url: str) -> dict[str, str]:
     except (psycopg2.Error, ValueError):
         options = "=…&".join(TLS_VARIABLES)
         raise ConfigError(
-            f"DATABASE_URL cannot be read: {URL}; behind it only ?{options}=…."
+            f"DATABASE_URL cannot be read: {URL}; after it only ?{options}=…."
         ) from None
     unknown = [part for part in given if part not in (*LOGIN_VARIABLES, *TLS_VARIABLES)]
     if unknown:
@@ -509,7 +509,7 @@ def from_here(path: Path) -> Path:
 
 DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 NO_SQUAWK = (
-    "no squawk, which knows what locks a table for long: "
+    "squawk is not installed; it finds what locks a table for long: "
     "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
 # What squawk asks for, and a run does anyway.

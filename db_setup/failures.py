@@ -58,7 +58,7 @@ def _syntax_explanation(text: str, offset: int) -> str:
         return "; variables of psql do not exist here: write the value itself"
     if re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
         code_point = f"U+{ord(at[0]):04X}"
-        return f"; the character there is no space, but {code_point}: delete it"
+        return f"; the character there is not a space but {code_point}: delete it"
     return ""
 
 
@@ -68,7 +68,10 @@ def _syntax_explanation(text: str, offset: int) -> str:
 def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] = ()) -> str:
     """What has stayed or was rolled back, and what to do; the first case that applies."""
     if failure.refusal and not failure.blocked:
-        return "What has run stays done. Deploy again then: the run goes on behind it."
+        return (
+            "The statements that have run stay applied. Then deploy again: the run continues after "
+            "them."
+        )
     if failure.connection_lost:
         return _state_and_step_of_lost(script, failure)
     if failure.cancelled:
@@ -89,20 +92,20 @@ def _state_and_step_of_lost(script: Script, failure: Failure) -> str:
     """After a lost connection nobody can say what the server has done."""
     if failure.still_building:
         return (
-            "The connection was closed; the server goes on building, and holds the lock until it "
-            "is done. Invoke again then: a finished index is recorded, an unfinished one built "
-            "anew."
+            "The connection was closed; the server continues the build, and holds the lock until "
+            "it is done. Then invoke again: a finished index is recorded, an unfinished one is "
+            "built again."
         )
     unit = "this statement" if script.no_transaction else "the file"
     return (
-        f"The connection was lost; the server rolls {unit} back unless it had just finished, "
-        "and the tracking table knows. Invoke again."
+        f"The connection was lost; the server rolls {unit} back unless it had just finished; "
+        "the tracking table shows which. Invoke again."
     )
 
 
 def _state(script: Script, failure: Failure) -> str:
     if script.no_transaction and not failure.rehearsed:
-        return "What stands before this statement is done and stays: leave it as it is."
+        return "The statements before this one have run and stay applied: do not edit them."
     return "Rolled back."
 
 
@@ -114,7 +117,7 @@ def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Seq
         by = f" ({sessions})"
         or_end_them = ", or end them: SELECT pg_terminate_backend(PID)"
     return (
-        f"{_state(script, failure)} Other sessions were in the way each time{by}: "
+        f"{_state(script, failure)} It conflicted with other sessions each time{by}: "
         f"invoke again when they are done{or_end_them}."
     )
 
@@ -124,7 +127,7 @@ def _state_and_step_of_marked(script: Script, failure: Failure) -> str:
     step = _step(advice(script, failure))
     if failure.rehearsed:
         return f"{_state(script, failure)} {step}."
-    return f"{_state(script, failure)} {step}: the run goes on here."
+    return f"{_state(script, failure)} {step}: the run continues here."
 
 
 def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
@@ -132,8 +135,8 @@ def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
     instead = advice(script, failure)
     if failure.sqlstate == COMMITS_ITSELF:
         return (
-            "Rolled back. A block that commits by itself needs a file that is no transaction: "
-            "write -- no-transaction in the first line, see that the block can be repeated, and "
+            "Rolled back. A block that commits by itself needs a file without a transaction: write "
+            "-- no-transaction in the first line, make sure that the block can be repeated, and "
             "deploy again."
         )
     has_own_advice = failure.sqlstate == IN_TRANSACTION and instead != ""
@@ -145,8 +148,8 @@ def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
         )
     if failure.sqlstate == SAVEPOINT_GONE and SAVEPOINT in str(failure.error):
         return (
-            "A statement of this file has ended the transaction that the file is: what stands "
-            "before it is kept, but the file is not recorded. Look at what it has done, make the "
+            "A statement of this file has ended the file's transaction: what ran before it is "
+            "committed, but the file is not recorded. Check what it has done, make the "
             "file repeatable, and deploy again."
         )
     return f"Rolled back. {_step(instead)}."
@@ -155,7 +158,7 @@ def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
 def _step(instead: str) -> str:
     if instead:
         return f"{instead}. Then deploy again"
-    return "Mend the file and deploy again"
+    return "Fix the file and deploy again"
 
 
 # --- What to write instead ------------------------------------------------------------------------
@@ -171,7 +174,10 @@ def advice(script: Script, failure: Failure) -> str:
     said = failure.error.diag.message_primary or ""
     extension = _missing_extension(failure.sqlstate, said)
     if extension:
-        return f"Write CREATE EXTENSION IF NOT EXISTS {extension}; before it, if this server has it"
+        return (
+            f"Add CREATE EXTENSION IF NOT EXISTS {extension}; above this statement, "
+            "if this server has the extension"
+        )
     if failure.sqlstate == "42501":
         # From PostgreSQL 16 on, only the detail says that it takes a superuser.
         detail = failure.error.diag.message_detail or ""
@@ -419,13 +425,17 @@ MISTAKES = (
     Mistake(
         "42704",
         said='role "(.+?)" does not exist',
-        advice="CREATE ROLE before it, or name another (readwrite and tablecreator, behind "
-        "ROLE_PREFIX, are made unless CREATE_USERS is false)",
+        advice="Add CREATE ROLE above this statement, or name another role (db_setup "
+        "creates readwrite and tablecreator, with ROLE_PREFIX before them, unless CREATE_USERS "
+        "is false)",
     ),
     Mistake(
         "42704",
         said='no default operator class for access method "(gist|gin)"',
-        advice="Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it",
+        advice=(
+            "Add CREATE EXTENSION IF NOT EXISTS btree_{0}; above this statement, if this server "
+            "has the extension"
+        ),
     ),
     Mistake(
         IN_TRANSACTION,
@@ -453,8 +463,8 @@ MISTAKES = (
         "42501",
         said=r"superuser|permission denied to (create extension|set parameter)|"
         r'(SUPERUSER|REPLICATION|BYPASSRLS) attribute|"pg_\w+" role',
-        advice="The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter "
-        "group, rds_superuser)",
+        advice="The admin of RDS is not a superuser; leave it out, or use what RDS has instead "
+        "(parameter group, rds_superuser)",
     ),
     Mistake(
         "42501",
@@ -476,8 +486,7 @@ MISTAKES = (
         said='column "(.+?)" of relation "(.+?)" contains null values',
         after=r"^[^;]*\b(SET\s+NOT\s+NULL|VALIDATE|"
         r"ADD\s+(CONSTRAINT\s+\S+\s+)?(NOT\s+NULL|PRIMARY\s+KEY))",
-        advice='Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" '
-        "IS NULL",
+        advice='First give these rows a value, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL',
     ),
     Mistake(
         "23502",
@@ -488,32 +497,32 @@ MISTAKES = (
         "23505",
         said="could not create unique index",
         advice="Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and "
-        "correct them before it",
+        "correct them first",
     ),
     Mistake(
         "23503|23514",
         said="^(?!new row)",
-        advice="There are rows that break it; correct them before it, or add the constraint NOT "
+        advice="There are rows that violate it; correct them first, or add the constraint NOT "
         "VALID and VALIDATE it later",
     ),
     Mistake(
         "2BP01",
         said="role .* cannot be dropped because some objects depend on it",
-        advice="REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
+        advice="First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
     ),
     Mistake(
         "2BP01",
         said="",
-        advice="DROP what depends on it before, and CREATE it again behind it, in the same file",
+        advice="First DROP what depends on it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
         "0A000|42601",
         said=r"\bused (by|in) a",
-        advice="DROP what uses it before, and CREATE it again behind it, in the same file",
+        advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
         "42P16",
         said="cannot (drop columns from|change (name|data type|collation) of) view",
-        advice="CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
+        advice="CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first",
     ),
 )

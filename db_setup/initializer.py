@@ -506,7 +506,7 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             )  # another run may have written it meanwhile
         except ConfigError as exc:
             raise UserError(
-                f"{exc}. Its login was not changed; mend this and invoke again."
+                f"{exc}. Its login was not changed; fix this and invoke again."
             ) from exc
         name, what = ensure_login(kind, keeper_of(run, client, secret))
         done[name] = what
@@ -594,7 +594,9 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
         not outcome.holds_lock
         and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
     ):
-        raise LockError(f"{one.name} let go of the lock, and another run has it now. Invoke again.")
+        raise LockError(
+            f"{one.name} released the lock, and another run holds it now. Invoke again."
+        )
     session.pending.remove(one.name)
     duration_ms = milliseconds_since(started)
     locks = session.new_locks()
@@ -668,7 +670,7 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
         except ConnectError as exc:
             yield login, f"cannot be tried: {exc}"
             continue
-        yield login, "works" if works else "does not work; the next run mends it"
+        yield login, "works" if works else "does not work; the next run repairs it"
 
 
 ACTIONS: Mapping[str, Callable[[Run, TablesFound], None]] = {

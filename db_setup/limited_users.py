@@ -422,7 +422,7 @@ class LimitedUsers:
             return login.username, f"would be {what}"
         try:
             database.connect(
-                login, self._session.deadline, "Look at that, and invoke again."
+                login, self._session.deadline, "Check the reason, and invoke again."
             ).close()
         except ConnectError as exc:
             raise UserError(

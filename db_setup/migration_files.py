@@ -254,7 +254,7 @@ def load_migrations(
     """
     said = [] if warnings is None else warnings
     if not folder.is_dir():
-        problems.append("the folder migrations/ is missing beside initializer.py")
+        problems.append("the folder migrations/ is missing next to initializer.py")
         return []
     files: dict[str, Migration] = {}
     others: list[Path] = []
@@ -477,7 +477,7 @@ def located(migration: Migration, text: str) -> Iterator[None]:
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
         place = f"{migration.path.name}:{line}:{column}"
-        verdict = f"{place}: {exc}. Nothing has been applied. Mend the file and deploy again."
+        verdict = f"{place}: {exc}. Nothing has been applied. Fix the file and deploy again."
         raise MigrationError("\n".join([verdict, *failures.excerpt(text, exc.offset)])) from exc
 
 
@@ -655,7 +655,7 @@ def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
             continue
         how = "by a newer version" if row.checksum else "without a checksum"
         then = "" if row.checksum else " for one deployment, then rename it"
-        instead = "another name behind the number" if same_title else "another number"
+        instead = "another name after the number" if same_title else "another number"
         raise MigrationError(
             f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? "
             f"It was recorded {how}, so nothing can tell. Nothing has been applied. If it is, name "

@@ -111,7 +111,7 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
     if problem:  # raised out here, without its cause: botocore's frames hold the password
         raise UserError(
             f"secret {secret.name} could not be written: it {problem}. "
-            "The login that it holds was left as it was; mend this and invoke again."
+            "The login that it holds was left as it was; fix this and invoke again."
         )
 
 

@@ -752,7 +752,7 @@ _REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r
 
 _COMMAND_INSIDE = "a backslash outside quotes is a command of psql; end the statement with ;"
 _ROWS_ON_THE_SAME_LINE = (
-    "the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;"
+    "the rows of COPY … FROM STDIN begin on the next line: move what follows the ;"
 )
 
 
@@ -769,7 +769,7 @@ def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, i
         kind = "escape_string"
     if kind == "other" and match.group() == "$":
         raise ScanError(
-            "a lone $: a body stands between $$ and $$, or between $name$ and $name$", offset
+            "a lone $: a body is written between $$ and $$, or between $name$ and $name$", offset
         )
     end = match.end()
     if kind in _FIND_END:
@@ -1138,14 +1138,14 @@ _CONTROL_REFUSAL = (
     "{} opens or ends a transaction, but a file is one transaction as a whole: "
     "split the file here, or write -- no-transaction in its first line if it must not be one"
 )
-_READ_ONLY = "a READ ONLY transaction cannot record that this file is applied: remove that"
+_READ_ONLY = "a READ ONLY transaction cannot record that this file is applied: remove READ ONLY"
 _PAIR_REFUSAL = (
     "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, "
     "around what belongs together"
 )
 _FLEETING = (
-    "this {} makes something that is gone where a run is interrupted, "
-    "and the next run goes on behind it: write BEGIN before it and COMMIT behind its last use"
+    "this {} creates something that is gone if a run is interrupted, "
+    "and the next run continues after it: write BEGIN before it and COMMIT after its last use"
 )
 _UNFOLLOWED = (
     "{} changes how strings are read, which cannot be followed: "
@@ -1160,7 +1160,7 @@ _INSTEAD_OF_COMMANDS = (
     (("\\c", "\\connect"), "a migration stays in its database; remove it"),
     (
         ("\\copy",),
-        "write INSERT, or COPY … FROM STDIN with its rows behind it and a line \\. at the end",
+        "write INSERT, or COPY … FROM STDIN with its rows after it and a line \\. at the end",
     ),
     (
         ("\\set", "\\unset", "\\gset", "\\prompt", "\\getenv"),

@@ -172,7 +172,7 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
         f"of the first migration. There: {_table_list(existing)}. Missing: "
         f"{_table_list(missing)}. Nothing has been changed. Write the file's statements with IF "
         "NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
-        "that this database has behind it."
+        "that this database already contains."
     )
 
 

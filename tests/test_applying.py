@@ -17,16 +17,16 @@ from harness.database import drop_database
 from harness.world import Context, World
 from initializer import MigrationError
 
-MEND = "Rolled back. Mend the file and deploy again. Applied in this run: nothing."
+MEND = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
 UNDONE = ": put it back, or undo in a new file what it did"
 GOES_ON = (
-    "What stands before this statement is done and stays: leave it as it is. "
-    "Mend the file and deploy again: the run goes on here. "
+    "The statements before this one have run and stay applied: do not edit them. "
+    "Fix the file and deploy again: the run continues here. "
     "Applied in this run: nothing."
 )
 COMMITS_ITSELF = (
-    "Rolled back. A block that commits by itself needs a file that is no transaction: write -- no-transaction in the "
-    "first line, see that the block can be repeated, and deploy again. Applied in this run: nothing."
+    "Rolled back. A block that commits by itself needs a file without a transaction: write -- no-transaction in the "
+    "first line, make sure that the block can be repeated, and deploy again. Applied in this run: nothing."
 )
 MARK_IT = (
     "Rolled back. This file of several statements is one transaction: put the statement into a file of its own, or "
@@ -82,7 +82,7 @@ def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(wor
     message = failure(world)
 
     assert message == (
-        "002_b.sql:3: division by zero (22012). Rolled back. Mend the file and deploy again. "
+        "002_b.sql:3: division by zero (22012). Rolled back. Fix the file and deploy again. "
         "Applied in this run: 001_a. Not tried: 003_c."
     )
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])
@@ -193,7 +193,7 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
         said = " ".join(f'syntax error at or near "{odd}"'.split())
 
         assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
-            f"001_a.sql:2:1: {said}; the character there is no space, but U+{code}: delete it (42601). {MEND}\n"
+            f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {MEND}\n"
             f"LINE 2: {odd};\n        ^"
         )
 
@@ -205,7 +205,7 @@ def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> 
     world.write("003_c.sql", "SELECT 1;")
 
     assert failure(world) == (
-        '002_b.sql:1:8: column "emial" does not exist (42703). Rolled back. Mend the file and deploy again. '
+        '002_b.sql:1:8: column "emial" does not exist (42703). Rolled back. Fix the file and deploy again. '
         "Applied in this run: 001_a. Not tried: 003_c.\n"
         "LINE 1: SELECT emial FROM users;\n"
         "               ^\n"
@@ -538,7 +538,7 @@ REFUSED_TEXTS = {
     ),
     "2:1: COPY … TO STDOUT has no one to write to: remove it": "CREATE TABLE b (i int);\nCOPY b TO STDOUT;",
     "2:8: this string is never closed (a ' inside it is written twice)": "CREATE TABLE b (i int);\nSELECT 'it",
-    "1:4: a lone $: a body stands between $$ and $$, or between $name$ and $name$": "DO $\nBEGIN\nEND\n$;",
+    "1:4: a lone $: a body is written between $$ and $$, or between $name$ and $name$": "DO $\nBEGIN\nEND\n$;",
 }
 
 
@@ -547,7 +547,7 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     for refusal, text in REFUSED_TEXTS.items():
         verdict, line, caret = fail_with(world, text, "002_b.sql").splitlines()
-        assert verdict == f"002_b.sql:{refusal}. Nothing has been applied. Mend the file and deploy again."
+        assert verdict == f"002_b.sql:{refusal}. Nothing has been applied. Fix the file and deploy again."
         number, column = map(int, refusal.split(":")[:2])
         shown = text.splitlines()[number - 1].expandtabs(1)
         assert (line, caret) == (f"LINE {number}: {shown}", " " * len(f"LINE {number}: {shown[: column - 1]}") + "^")
@@ -597,8 +597,8 @@ def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monke
 
     assert message == (
         '001_a.sql:1: savepoint "db_setup_file" does not exist (3B001). A statement of this file has ended the '
-        "transaction that the file is: what stands before it is kept, but the file is not recorded. Look at what it "
-        "has done, make the file repeatable, and deploy again. Applied in this run: nothing."
+        "file's transaction: what ran before it is committed, but the file is not recorded. Check what it has done, "
+        "make the file repeatable, and deploy again. Applied in this run: nothing."
     )
     assert (world.applied(), world.tables()) == ([], ["a"])
 
@@ -878,14 +878,14 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     world.deploy()
     said = 'could not create unique index "once" (23505). '
     further = ["LINE {}: CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "ON: constraint once, table t"]
-    find = "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it."
+    find = "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them first."
 
     alone = fail_with(world, "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left = [world.sql("SELECT to_regclass('once')")]
     marked = fail_with(world, MARKED + "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left.append(world.sql("SELECT to_regclass('once')"))
 
-    mend, goes_on = (text.replace("Mend the file and", f"{find} Then") for text in (MEND, GOES_ON))
+    mend, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (MEND, GOES_ON))
     assert alone.splitlines() == [f"002_b.sql:1: {said}{mend}", further[0].format(1), further[1]]
     assert marked.splitlines() == [f"002_b.sql:3: {said}{goes_on}", further[0].format(3), further[1]]
     assert left == [[(None,)]] * 2
@@ -935,7 +935,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
         message = failure(world, LOCK_TIMEOUT="300ms")
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (
-        "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. Other sessions were in the way "
+        "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. It conflicted with other sessions "
         "each time: invoke again when they are done, or end them: SELECT pg_terminate_backend(PID). "
         "Applied in this run: nothing.\nLINE 2: ALTER TABLE a ADD s text;"
     )

@@ -224,7 +224,7 @@ def test_migrations_folder_missing_is_refused(world: World) -> None:
     world.remove("001_users.sql")
     world.folder.rmdir()
 
-    assert refusal(world) == f"the folder migrations/ is missing beside initializer.py{UNTOUCHED}"
+    assert refusal(world) == f"the folder migrations/ is missing next to initializer.py{UNTOUCHED}"
 
 
 # --- The admin secret -----------------------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ def test_dry_run_of_a_marked_file_tries_every_step_that_can_be(plain: World) -> 
     message = dry_failure(plain)
 
     assert message.splitlines()[0] == (
-        "002_b.sql:7: division by zero (22012). Rolled back. Mend the file and deploy again. "
+        "002_b.sql:7: division by zero (22012). Rolled back. Fix the file and deploy again. "
         "Applied in this run: nothing."
     )
     plain.write("002_b.sql", f"{text}\nSELECT 1 / count(*) FROM a;")
@@ -471,7 +471,7 @@ def test_dry_run_that_fails_behind_what_it_did_not_try_says_so(plain: World) -> 
     plain.write("002_b.sql", "ALTER TABLE a ADD CONSTRAINT u UNIQUE USING INDEX u")
 
     assert dry_failure(plain).splitlines() == [
-        '002_b.sql:1:19: index "u" does not exist (42704). Rolled back. Mend the file and deploy again. '
+        '002_b.sql:1:19: index "u" does not exist (42704). Rolled back. Fix the file and deploy again. '
         "Applied in this run: nothing.",
         "LINE 1: ALTER TABLE a ADD CONSTRAINT u UNIQUE USING INDEX u",
         "                          ^",

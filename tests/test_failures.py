@@ -42,7 +42,7 @@ def fail_with(world: World, text: str, event: Any = None, context: Any = None, *
 
 def whole(place: str, said: str, instead: str, *lines: str) -> str:
     """A message as it should be; `instead` is the sentence for this mistake."""
-    then = f"{instead}. Then deploy again" if instead else "Mend the file and deploy again"
+    then = f"{instead}. Then deploy again" if instead else "Fix the file and deploy again"
     verdict = f"002_b.sql:{place}: {said}. Rolled back. {then}. Applied in this run: nothing."
     return "\n".join([verdict, *lines])
 
@@ -54,8 +54,11 @@ MADE_BEFORE = (
     "REPLACE where that exists"
 )
 NO_ROLE = (
-    "CREATE ROLE before it, or name another (readwrite and tablecreator, behind ROLE_PREFIX, are made unless "
-    "CREATE_USERS is false)"
+    "Add CREATE ROLE above this statement, or name another role (db_setup creates readwrite and tablecreator, "
+    "with ROLE_PREFIX before them, unless CREATE_USERS is false)"
+)
+NOT_SUPERUSER = (
+    "The admin of RDS is not a superuser; leave it out, or use what RDS has instead (parameter group, rds_superuser)"
 )
 # By the entry's advice: the file, where it fails, what PostgreSQL says, the advice in this case, further lines.
 PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
@@ -90,11 +93,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "Write IF EXISTS",
         ["LINE 1: DROP ROLE nobody_such;"],
     ),
-    "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it": (
+    "Add CREATE EXTENSION IF NOT EXISTS btree_{0}; above this statement, if this server has the extension": (
         "CREATE INDEX ON t USING gin (i);",
         "1",
         'data type integer has no default operator class for access method "gin" (42704)',
-        "Write CREATE EXTENSION IF NOT EXISTS btree_gin; before it, if this server has it",
+        "Add CREATE EXTENSION IF NOT EXISTS btree_gin; above this statement, if this server has the extension",
         [
             "LINE 1: CREATE INDEX ON t USING gin (i);",
             "HINT: You must specify an operator class for the index or define a default operator class for the data "
@@ -132,11 +135,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "Add the column with a DEFAULT; or without NOT NULL, fill it, and SET NOT NULL then",
         ["LINE 1: ALTER TABLE t ADD q int NOT NULL;", "ON: table t, column q"],
     ),
-    "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before": (
+    "First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role": (
         "DROP ROLE tmp_other;",
         "1",
         'role "tmp_other" cannot be dropped because some objects depend on it (2BP01)',
-        "REASSIGN OWNED BY it TO another, and DROP OWNED BY it, before",
+        "First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
         ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table c"],
     ),
     "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it": (
@@ -160,11 +163,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         NO_ROLE,
         ["LINE 1: GRANT SELECT ON t TO nobody_such;"],
     ),
-    "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)": (
+    NOT_SUPERUSER: (
         "SET log_statement = 'all';",
         "1",
         'permission denied to set parameter "log_statement" (42501)',
-        "The admin of RDS is no superuser; leave it out, or look how RDS does it (parameter group, rds_superuser)",
+        NOT_SUPERUSER,
         ["LINE 1: SET log_statement = 'all';"],
     ),
     "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin": (
@@ -192,53 +195,53 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
             "HINT: New enum values must be committed before they can be used.",
         ],
     ),
-    'Give these rows a value before it, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL': (
+    'First give these rows a value, with UPDATE "{1}" SET "{0}" = … WHERE "{0}" IS NULL': (
         "ALTER TABLE t ALTER n SET NOT NULL;",
         "1",
         'column "n" of relation "t" contains null values (23502)',
-        'Give these rows a value before it, with UPDATE "t" SET "n" = … WHERE "n" IS NULL',
+        'First give these rows a value, with UPDATE "t" SET "n" = … WHERE "n" IS NULL',
         ["LINE 1: ALTER TABLE t ALTER n SET NOT NULL;", "ON: table t, column n"],
     ),
-    "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it": (
+    "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them first": (
         "CREATE UNIQUE INDEX one ON t (n);",
         "1",
         'could not create unique index "one" (23505)',
-        "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them before it",
+        "Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them first",
         ["LINE 1: CREATE UNIQUE INDEX one ON t (n);", "ON: constraint one, table t"],
     ),
-    "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later": (
+    "There are rows that violate it; correct them first, or add the constraint NOT VALID and VALIDATE it later": (
         "ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;",
         "1",
         'insert or update on table "c" violates foreign key constraint "to_t" (23503)',
-        "There are rows that break it; correct them before it, or add the constraint NOT VALID and VALIDATE it later",
+        "There are rows that violate it; correct them first, or add the constraint NOT VALID and VALIDATE it later",
         ["LINE 1: ALTER TABLE c ADD CONSTRAINT to_t FOREIGN KEY (i) REFERENCES t;", "ON: constraint to_t, table c"],
     ),
-    "DROP what depends on it before, and CREATE it again behind it, in the same file": (
+    "First DROP what depends on it, and CREATE that again afterwards, in the same file": (
         "DROP TABLE t;",
         "1",
         "cannot drop table t because other objects depend on it (2BP01)",
-        "DROP what depends on it before, and CREATE it again behind it, in the same file",
+        "First DROP what depends on it, and CREATE that again afterwards, in the same file",
         [
             "LINE 1: DROP TABLE t;",
             "DETAIL: view v depends on table t",
             "HINT: Use DROP ... CASCADE to drop the dependent objects too.",
         ],
     ),
-    "DROP what uses it before, and CREATE it again behind it, in the same file": (
+    "First DROP what uses it, and CREATE that again afterwards, in the same file": (
         "ALTER TABLE t ALTER n TYPE varchar(5);",
         "1",
         "cannot alter type of a column used by a view or rule (0A000)",
-        "DROP what uses it before, and CREATE it again behind it, in the same file",
+        "First DROP what uses it, and CREATE that again afterwards, in the same file",
         [
             "LINE 1: ALTER TABLE t ALTER n TYPE varchar(5);",
             'DETAIL: rule _RETURN on view v depends on column "n"',
         ],
     ),
-    "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it": (
+    "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first": (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",
         "cannot drop columns from view (42P16)",
-        "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW before it",
+        "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first",
         ["LINE 1: CREATE OR REPLACE VIEW v AS SELECT i FROM t;"],
     ),
 }
@@ -314,8 +317,8 @@ def test_extension_that_is_not_created_is_named_by_what_is_missing(there: World)
 
             assert re.match(r"002_b\.sql:1(:\d+)?: .+ does not exist.* \(42(883|704)\)\. ", message), extension
             assert (
-                f" Rolled back. Write CREATE EXTENSION IF NOT EXISTS {extension}; before it, if this server has it. "
-                in message
+                f" Rolled back. Add CREATE EXTENSION IF NOT EXISTS {extension}; above this statement, if this server "
+                "has the extension. " in message
             )
 
 
@@ -330,8 +333,8 @@ def test_extension_is_not_named_for_a_name_that_only_begins_like_one_of_its_own(
 
 
 # What differs between the versions: a file, and from which major on PostgreSQL says what, and what is advised then.
-SUPERUSER, OWNER = "The admin of RDS is no superuser", "As its owner, ALTER … OWNER TO the admin"
-GIVE, USED, MEND = 'Give these rows a value before it, with UPDATE "t"', "DROP what uses it before", "Mend the file"
+SUPERUSER, OWNER = "The admin of RDS is not a superuser", "As its owner, ALTER … OWNER TO the admin"
+GIVE, USED, MEND = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
 NO_IF, NO_VIEW = "PostgreSQL has no IF NOT EXISTS here", "CREATE OR REPLACE VIEW only adds columns at the end"
 NULLS = {
     13: ('syntax error at or near "NOT" (42601)', MEND),
@@ -397,7 +400,7 @@ def test_mistake_that_versions_word_differently_gets_the_same_advice(there: Worl
 SCANNED = {
     "SELECT 1;\nDO $ BEGIN PERFORM 1; END $;": (
         "2:4",
-        "a lone $: a body stands between $$ and $$, or between $name$ and $name$",
+        "a lone $: a body is written between $$ and $$, or between $name$ and $name$",
         "LINE 2: DO $ BEGIN PERFORM 1; END $;\n           ^",
     ),
     "SELECT 1;\nINSERT INTO t VALUES (9, 'it's');\nSELECT 'x';": (
@@ -412,7 +415,7 @@ def test_mistake_that_the_scanner_sees_is_shown_with_its_line_before_anything_ru
     """A dollar too few and an unescaped quote never reach the server, also where earlier files wait."""
     there.write("001_a.sql", "CREATE TABLE not_yet (i int);")
     for text, (place, said, lines) in SCANNED.items():
-        verdict = f"002_b.sql:{place}: {said}. Nothing has been applied. Mend the file and deploy again."
+        verdict = f"002_b.sql:{place}: {said}. Nothing has been applied. Fix the file and deploy again."
         assert fail_with(there, text) == fail_with(there, text, DRY) == f"{verdict}\n{lines}"
     assert "not_yet" not in there.tables()
 
@@ -436,10 +439,10 @@ def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) 
     text = "-- no-transaction\nINSERT INTO c VALUES (1);\nALTER TABLE t ADD n int;"
 
     assert fail_with(there, text).splitlines()[0] == (
-        '002_b.sql:3: column "n" of relation "t" already exists (42701). What stands before this statement is done and '
-        "stays: leave it as it is. It was made by hand, by another file, or further up in this one; leave it out, or "
-        "write IF NOT EXISTS or OR REPLACE where that exists. Then deploy again: the run goes on here. "
-        "Applied in this run: nothing."
+        '002_b.sql:3: column "n" of relation "t" already exists (42701). The statements before this one have run '
+        "and stay applied: do not edit them. It was made by hand, by another file, or further up in this one; "
+        "leave it out, or write IF NOT EXISTS or OR REPLACE where that exists. Then deploy again: "
+        "the run continues here. Applied in this run: nothing."
     )
 
 
@@ -457,9 +460,9 @@ MISLEADING = {
     "NOT NULL without SET": ("ALTER TABLE t ALTER COLUMN n NOT NULL;", "IF NOT EXISTS"),
     "NOT NULL behind a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
     "made twice by this file": ("CREATE TABLE x (i int);\nCREATE TABLE x (i int);", "by hand or by another file"),
-    "dropping a role that is not there": ("DROP ROLE nobody_such;", "CREATE ROLE before it"),
+    "dropping a role that is not there": ("DROP ROLE nobody_such;", "CREATE ROLE"),
     "our role without users": ("GRANT SELECT ON t TO readwrite;", "name one that exists (ours are readwrite"),
-    "dropping a role that has rights": ("DROP ROLE tmp_other;", "CREATE it again"),
+    "dropping a role that has rights": ("DROP ROLE tmp_other;", "CREATE that again"),
     "a new row in a DO block": ("DO $$ BEGIN INSERT INTO t VALUES (500, 'x'); END $$;", "NOT VALID"),
     "a new row by EXECUTE": ("PREPARE p AS INSERT INTO t VALUES (500, 'x');\nEXECUTE p;", "NOT VALID"),
     "names that need quotes": ('ALTER TABLE "People" ALTER "firstName" SET NOT NULL;', "UPDATE People"),
@@ -471,7 +474,7 @@ MISLEADING = {
     "VACUUM in a DO block": ("SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;", "no-transaction"),
     "a name behind a string": ("SELECT f('a': 1);", "written twice"),
     "IF EXISTS where there is none": ("ALTER TABLE t RENAME COLUMN IF EXISTS n TO m;", "IF NOT EXISTS"),
-    "a comment behind a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE it again"),
+    "a comment behind a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE that again"),
     "SET NOT NULL in the next statement": (
         "ALTER TABLE t ADD q int NOT NULL;\nALTER TABLE t ALTER n SET NOT NULL;",
         "UPDATE",
@@ -499,7 +502,8 @@ def test_advice_for_an_exclusion_constraint_on_plain_columns_names_btree_gist(th
     """The commonest way to miss btree_gist is the missing default operator class."""
     message = fail_with(there, "CREATE TABLE x (i int, EXCLUDE USING gist (i WITH =));")
 
-    assert "Write CREATE EXTENSION IF NOT EXISTS btree_gist; before it, if this server has it. " in message
+    add = "Add CREATE EXTENSION IF NOT EXISTS btree_gist; above this statement, if this server has the extension. "
+    assert add in message
 
 
 NEW_ROWS = {
@@ -516,7 +520,7 @@ def test_advice_about_rows_that_are_there_is_not_given_for_new_ones(there: World
         message = fail_with(there, text)
 
         assert said in message, case
-        assert "Rolled back. Mend the file and deploy again." in message, case
+        assert "Rolled back. Fix the file and deploy again." in message, case
 
 
 # --- The line and its caret -----------------------------------------------------------------------------------------

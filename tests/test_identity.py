@@ -223,7 +223,7 @@ def test_same_name_with_other_content_is_a_new_migration(world: World, caplog: p
 AMBIGUOUS = (
     "005_b.sql: is this 004_b, which is applied and whose file is gone? It was recorded without a checksum, so "
     "nothing can tell. Nothing has been applied. If it is, name the file 004_b.sql for one deployment, then rename "
-    "it; if not, give it another name behind the number."
+    "it; if not, give it another name after the number."
 )
 
 
@@ -238,7 +238,7 @@ def test_renumbered_file_of_a_row_without_checksum_is_refused(world: World) -> N
     assert message == AMBIGUOUS
     assert recorded(world) == before
     assert world.tables() == ["a", "b"]
-    assert deploy(world, {"001_a": A, "005_c": C}) == ["005_c"]  # another name behind the number
+    assert deploy(world, {"001_a": A, "005_c": C}) == ["005_c"]  # another name after the number
     assert deploy(world, {"001_a": A, "004_b": B, "005_c": C}) == []  # the old name for one deployment
     assert deploy(world, {"001_a": A, "005_b": B, "005_c": C}) == []
     assert world.applied() == ["001_a", "005_b", "005_c"]
@@ -320,9 +320,9 @@ def test_renamed_and_edited_file_is_a_new_migration_that_is_said(world: World) -
 @pytest.mark.parametrize(
     ("before", "after", "instead"),
     [
-        ("004_add-b", "005_Add_b", "another name behind the number"),
+        ("004_add-b", "005_Add_b", "another name after the number"),
         ("004_add_b", "004_add_bs", "another number"),
-        ("V4__add_b", "004_add_b", "another name behind the number"),
+        ("V4__add_b", "004_add_b", "another name after the number"),
     ],
 )
 def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str, instead: str) -> None:

@@ -96,7 +96,7 @@ def test_least_privilege_less_one_right_is_refused_with_its_name(
     else:
         assert message == (
             f"secret {name} could not be written: it {told}. The login that it holds was left as it was; "
-            "mend this and invoke again."
+            "fix this and invoke again."
         )
     policy.allow(NEEDED)
     assert set(policy.deploy(world)["users"]) == {"app_rw", "app_tc"}

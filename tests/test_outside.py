@@ -196,7 +196,7 @@ def test_outside_build_whose_answer_is_lost_is_recorded_not_repeated(
 
         message = deploy_cut(world, beginning(text))
 
-        assert "The connection was closed; the server goes on building" in message
+        assert "The connection was closed; the server continues the build" in message
         built = oid(world, name)
         assert built
         assert names(world.deploy()) == [f"{number:03d}_x"]
@@ -810,7 +810,7 @@ def test_outside_build_goes_on_behind_the_deadline_and_is_recorded_by_a_later_ru
             world.deploy(None, Context(2))
 
     assert first.startswith("out of time: 002_x.sql")
-    assert "the server goes on building, and holds the lock until it is done. Invoke again then" in first
+    assert "the server continues the build, and holds the lock until it is done. Then invoke again" in first
     assert len(building) == 1
     assert still == building
     assert re.search(

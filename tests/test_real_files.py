@@ -61,8 +61,8 @@ BAD_ROWS = {
     ),
     "marked file": (
         "-- no-transaction\nSELECT 1;\nCOPY t FROM stdin;\n1\tsecret value\n\n\\.\n",
-        '5: invalid input syntax for type integer: "…" (22P02). What stands before this statement is done and '
-        "stays: leave it as it is. ",
+        '5: invalid input syntax for type integer: "…" (22P02). The statements before this one have run '
+        "and stay applied: do not edit them. ",
     ),
 }
 

@@ -156,7 +156,7 @@ UNTERMINATED = {
     "block comment": ("/* a /* b */", "this /* comment is never closed"),
     "body between single dollars": (
         "$\nBEGIN\n$",
-        "a lone $: a body stands between $$ and $$, or between $name$ and $name$",
+        "a lone $: a body is written between $$ and $$, or between $name$ and $name$",
     ),
 }
 
@@ -257,7 +257,7 @@ COMMANDS = {
     "\\connect other": "a migration stays in its database; remove it",
     "\\set x 1": "variables of psql do not exist here; write the value itself",
     "\\set ON_ERROR_STOP off": "variables of psql do not exist here; write the value itself",
-    "\\copy t from 'x.csv'": "write INSERT, or COPY … FROM STDIN with its rows behind it and a line \\. at the end",
+    "\\copy t from 'x.csv'": "write INSERT, or COPY … FROM STDIN with its rows after it and a line \\. at the end",
     "\\g": "end the statement with ;",
     "\\gexec": "write a DO block with EXECUTE",
     "\\if true": "write a DO block with IF",
@@ -324,7 +324,7 @@ def test_scan_rows_of_copy_at_the_end_need_no_last_line() -> None:
 def test_read_script_copy_without_rows_on_the_next_line_is_refused() -> None:
     """Rows begin on the next line: what stands behind the semicolon would be lost."""
     assert refusal("COPY t FROM stdin; SELECT 1;\n1\tx\n\\.\n") == (
-        "the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;",
+        "the rows of COPY … FROM STDIN begin on the next line: move what follows the ;",
         (1, 19),
     )
 
@@ -691,7 +691,7 @@ def test_read_script_leading_set_transaction_goes_to_begin(text: str, begin: str
 def test_read_script_read_only_is_refused(text: str) -> None:
     """In a transaction that may not write, the file could not be recorded."""
     assert refusal("-- reports\n" + text) == (
-        "a READ ONLY transaction cannot record that this file is applied: remove that",
+        "a READ ONLY transaction cannot record that this file is applied: remove READ ONLY",
         (2, 1),
     )
 
@@ -798,7 +798,7 @@ def test_read_script_no_transaction_with_what_a_kill_would_take_away_is_refused(
     message, where = refusal(f"-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT;\n{statement};\nSELECT 2;")
 
     assert where == (5, 1)
-    assert "write BEGIN before it and COMMIT behind its last use" in message
+    assert "write BEGIN before it and COMMIT after its last use" in message
     assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").statement_count == 3
     assert read_script(f"{statement};\nSELECT 2").statement_count == 2
 

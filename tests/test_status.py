@@ -59,7 +59,7 @@ def test_status_tries_both_logins_and_changes_none(world: World) -> None:
 
     report = world.deploy(STATUS)
 
-    assert report["users"] == {"app_rw": "works", "app_tc": "does not work; the next run mends it"}
+    assert report["users"] == {"app_rw": "works", "app_tc": "does not work; the next run repairs it"}
     with pytest.raises(psycopg2.OperationalError), world.login("creator"):
         pass
 

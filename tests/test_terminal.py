@@ -251,7 +251,8 @@ def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
     assert (process.returncode, out) == (code, "")
     assert err.splitlines()[-1] == (
         "Interrupted. A file that was not finished is rolled back, or applied as a whole; of one marked "
-        "-- no-transaction the finished steps stay, and the next run goes on behind them. Run it again to go on."
+        "-- no-transaction the finished steps stay applied, and the next run continues after them. "
+        "Run it again to continue."
     )
     assert "Traceback" not in err
     wait_until(lambda: project.world.sql(sleeping) == [(0,)])

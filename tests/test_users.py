@@ -503,7 +503,7 @@ def time_out(**_: Any) -> None:
 
 BEFORE, AFTER = "before-call.secrets-manager.PutSecretValue", "after-call.secrets-manager.PutSecretValue"
 WRITE_FAILED = "secret user could not be written: "
-NOT_CHANGED = ". The login that it holds was left as it was; mend this and invoke again."
+NOT_CHANGED = ". The login that it holds was left as it was; fix this and invoke again."
 
 
 @pytest.mark.parametrize(

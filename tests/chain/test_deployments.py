@@ -113,7 +113,7 @@ def test_stack_is_created_updated_fails_is_rolled_back_and_repaired(stack: Stack
 
     assert failed.status == "FAILED"
     assert failed.message == (
-        'Error: 004_bad.sql:3:20: type "numerc" does not exist (42704). Rolled back. Mend the file and deploy again. '
+        'Error: 004_bad.sql:3:20: type "numerc" does not exist (42704). Rolled back. Fix the file and deploy again. '
         "Applied in this run: 003_fine.\n"
         "LINE 3:   ADD COLUMN price numerc;\n"
         "                           ^"
