@@ -73,7 +73,7 @@ def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] =
             "them."
         )
     if failure.connection_lost:
-        return _state_and_step_of_lost(script, failure)
+        return _state_and_step_of_lost(failure)
     if failure.cancelled:
         to_go_on = "" if failure.rehearsed else " to go on"
         return (
@@ -83,20 +83,28 @@ def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] =
         )
     if failure.sqlstate in RETRYABLE:
         return _state_and_step_of_blocked(script, failure, blocked_by)
-    if script.no_transaction:
+    if failure.in_steps and script.statement_count > 1:
         return _state_and_step_of_marked(script, failure)
     return _state_and_step_of_transaction(script, failure)
 
 
-def _state_and_step_of_lost(script: Script, failure: Failure) -> str:
+def _state_and_step_of_lost(failure: Failure) -> str:
     """After a lost connection nobody can say what the server has done."""
+    if failure.rehearsed:
+        return "The connection was lost, and the dry run with it: nothing of it stays. Try again."
     if failure.still_building:
         return (
             "The connection was closed; the server continues the build, and holds the lock until "
             "it is done. Then invoke again: a finished index is recorded, an unfinished one is "
             "built again."
         )
-    unit = "this statement" if script.no_transaction else "the file"
+    if failure.builds_index:
+        return (
+            "The connection was lost during an index build, which the server may continue. Invoke "
+            "again: the run waits for it, records a finished index, and builds an INVALID one "
+            "again."
+        )
+    unit = "this statement" if failure.in_steps else "the file"
     return (
         f"The connection was lost; the server rolls {unit} back unless it had just finished; "
         "the tracking table shows which. Invoke again."
@@ -104,7 +112,8 @@ def _state_and_step_of_lost(script: Script, failure: Failure) -> str:
 
 
 def _state(script: Script, failure: Failure) -> str:
-    if script.no_transaction and not failure.rehearsed:
+    has_earlier_steps = failure.in_steps and script.statement_count > 1
+    if has_earlier_steps and not failure.rehearsed:
         return "The statements before this one have run and stay applied: do not edit them."
     return "Rolled back."
 

@@ -108,10 +108,16 @@ def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str
     started = time.monotonic()
     set_up_logging()
     report = Report(__version__)
-    failure: Optional[Exception] = None
+    failure: Optional[BaseException] = None
     try:
         run(os.environ, event, context, report, login)
+    except InitializerError as exc:
+        failure = exc
+        raise
     except Exception as exc:
+        failure = unexpected_error(exc, report)
+        raise failure from exc
+    except BaseException as exc:
         failure = exc
         raise
     finally:
@@ -380,9 +386,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     session = run.session
     config = run.setup.config
     if session.deadline.is_near:
-        raise MigrationError(out_of_time_message(session, run.report.action, started=False))
-    session.activity.about = {"migration": one.name}
-    session.activity.blocked_by = ()
+        raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
     progress = Progress(config.progress, one.migration.name)
     with ThreadPoolExecutor(1) as other_thread:
@@ -397,7 +401,8 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
             return script_runner.end_sql(session, record_sql, more_follow and may_set, more_follow)
 
         runner = script_runner.ScriptRunner(session, script, progress, end_sql)
-        return runner.run(migration=one.name)
+        with session.working_on(one.name):
+            return runner.run(migration=one.name)
 
 
 def readable(session: Session, one: Pending) -> Pending:
@@ -428,7 +433,7 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     place = f"{one.migration.path.name}:{line}"
     if failure.exact:
         place = f"{place}:{column}"
-    if (failure.cancelled or failure.connection_lost) and not script.no_transaction:
+    if (failure.cancelled or failure.connection_lost) and not failure.in_steps:
         place = (
             one.migration.path.name
         )  # one message, of which nothing tells how far the server was
@@ -444,10 +449,10 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     return "\n".join([" ".join(verdict), *failures.details(script, failure)])
 
 
-def out_of_time_message(session: Session, action: str, started: bool) -> str:
+def out_of_time_message(session: Session, action: str) -> str:
     place = ""
-    if session.pending and started:
-        place = f" in {session.pending[0]}: it is rolled back unless it had just finished"
+    if session.current:
+        place = f" in {session.current}: it is rolled back unless it had just finished"
     elif session.pending:
         place = f" before {session.pending[0]}: it was not started"
     applied = shortened(session.applied) or "nothing"
@@ -460,6 +465,23 @@ def out_of_time_message(session: Session, action: str, started: bool) -> str:
     )
 
 
+def unexpected_error(exc: Exception, report: Report) -> InitializerError:
+    """Of an error that is none of ours: its kind and place. Its text could hold a secret."""
+    what = ""
+    if isinstance(exc, OSError):
+        what = f": {exc.strerror} ({exc.filename})"
+    at = exc.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    place = f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}" if at else "db_setup"
+    applied = shortened([entry["name"] for entry in report.applied]) or "nothing"
+    return InitializerError(
+        f"unexpected {type(exc).__name__} at {place} of db_setup {__version__}{what}. "
+        f"Applied in this run: {applied}. Whatever was not finished is rolled back. "
+        "Check what it names, and invoke again; the log has the rest."
+    )
+
+
 @contextmanager
 def errors_explained(run: Run) -> Iterator[None]:
     """Whatever ends the run is an InitializerError, and says so where the deadline was the
@@ -469,13 +491,16 @@ def errors_explained(run: Run) -> Iterator[None]:
     try:
         yield
     except InitializerError as exc:
-        if not session.is_out_of_time or isinstance(exc, LockError):
+        says_so_already = str(exc).startswith("out of time")
+        if not session.is_out_of_time or says_so_already or isinstance(exc, LockError):
             raise
         raise type(exc)(f"out of time: {exc}") from exc
     except psycopg2.Error as exc:
         if session.is_out_of_time:
-            message = out_of_time_message(session, run.report.action, started=True)
+            message = out_of_time_message(session, run.report.action)
             raise MigrationError(message) from exc
+        place = f"{session.current}: " if session.current else ""
+        kept = f"{session.what_stays} " if session.applied else ""
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         code = f" ({exc.pgcode})" if exc.pgcode else ""
         step = "Invoke again"
@@ -483,7 +508,8 @@ def errors_explained(run: Run) -> Iterator[None]:
             step = "Give the admin that right, or make it the owner"
         kind = ConnectError if session.is_lost else InitializerError
         raise kind(
-            f"PostgreSQL: {said}{code}. Whatever was not finished is rolled back. {step}."
+            f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "
+            f"{kept}{step}."
         ) from exc
 
 

@@ -84,7 +84,7 @@ def _run_outside(
             log("it had done its work", line=step.first.line)
             drop_invalid_indexes(session, target, step.mark.objects_before)
             return send(session, script, [done])
-    if target.is_build and session.query(BUILT_BY_ANOTHER_SQL, [target.on or None]):
+    if target.is_build and session.query(BUILT_BY_ANOTHER_SQL, {"on": target.on or None}):
         return Failure(refusal=BLOCKED_BY_A_BUILD, offset=step.first.start, blocked=True)
     drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
     before = [
@@ -98,7 +98,8 @@ def _run_outside(
     if isinstance(outcome, Success):
         return send(session, script, [done])
     if outcome.connection_lost:
-        return replace(outcome, still_building=target.is_build)
+        still_building = target.is_build and session.activity.still_building
+        return replace(outcome, builds_index=target.is_build, still_building=still_building)
     try:
         drop_invalid_indexes(session, target, before)
         forget_sql = progress.forget_sql(session, step.number)
@@ -169,9 +170,11 @@ def _patient_settings(session: Session, target: Target) -> Iterator[None]:
         return
     before = {name: session.query(f"SHOW {name}")[0][0] for name in names}
     session.query("".join(f"SET {name} = 0;" for name in names))
-    yield
-    if not session.is_lost:
-        session.query("".join(f"SET {name} = '{value}';" for name, value in before.items()))
+    try:
+        yield
+    finally:
+        if not session.is_lost:
+            session.query("".join(f"SET {name} = '{value}';" for name, value in before.items()))
 
 
 def _locks_partitions(session: Session, target: Target) -> bool:
@@ -231,8 +234,10 @@ BUILT_BY_ANOTHER_SQL = """
     JOIN pg_catalog.pg_database d
       ON d.oid = l.database AND d.datname = pg_catalog.current_database()
     WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
-      AND l.relation IN (SELECT coalesce(i.indrelid, o) FROM pg_catalog.to_regclass(%s::text) o
-                         LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o)"""
+      AND (%(on)s::text IS NULL  -- REINDEX of a schema, or of the database
+           OR l.relation IN (SELECT coalesce(i.indrelid, o)
+                             FROM pg_catalog.to_regclass(%(on)s::text) o
+                             LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o))"""
 IS_PARTITIONED_SQL = (
     "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
 )

@@ -49,8 +49,10 @@ class Failure:
     at_end: bool = False  # all statements went well, and what follows them did not
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False
-    still_building: bool = False  # the server may be at it: an index that is built concurrently
+    builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
+    still_building: bool = False  # the server was seen at it when our watcher cut the connection
     blocked: bool = False  # refused only for as long as another session is at work
+    in_steps: bool = False  # outside one transaction: earlier statements may stay
     rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property

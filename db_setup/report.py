@@ -55,7 +55,7 @@ class Report:
             "duration_ms": self.duration_ms,
         }
 
-    def log_end(self, failure: Optional[Exception]) -> None:
+    def log_end(self, failure: Optional[BaseException]) -> None:
         """The last line of the log: what CloudWatch's metric filters count."""
         fields: dict[str, Any] = {}
         if self.action != "migrate":

@@ -79,6 +79,7 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
+            outcome = replace(outcome, in_steps=in_steps)
             if (
                 outcome.sqlstate == IN_TRANSACTION
                 and self._script.statement_count == 1

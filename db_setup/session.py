@@ -55,7 +55,9 @@ class Session:
         self.lock_timeout_ms = lock_timeout_ms
         self.applied: list[str] = []  # the migrations that this run has committed, in order
         self.pending: list[str] = []  # those that it has not, yet
+        self.current = ""  # the migration that is being applied
         self.lock_wait_ms = 0
+        self.holds_lock = False
         self.activity = Activity()
         self._defaults_when_begun = ""
         self._connection: Optional[Connection] = None
@@ -80,10 +82,12 @@ class Session:
         self._connect()
         with_lock = sql.SQL("SELECT {}, q.* FROM ({}) q").format(sql.SQL(HOLDS_LOCK_SQL), question)
         holds_lock, *answer = self.with_retries(lambda: self._set_up(with_lock, takes_lock=True))
-        return bool(holds_lock), tuple(answer)
+        self.holds_lock = bool(holds_lock)
+        return self.holds_lock, tuple(answer)
 
     def _connect(self) -> None:
         self.close()
+        self.holds_lock = False
         self._connection = database.connect(self.login, self.deadline, self.what_stays)
         look_after_s = self.lock_timeout_ms * 0.6 / 1000  # before a lock timeout strikes
         self._watcher = Watcher(
@@ -145,6 +149,19 @@ class Session:
         """Run COPY … FROM STDIN with the rows of a file-like object."""
         with self._waiting(), self.connection.cursor() as cur:
             cur.copy_expert(statement, rows, size=1 << 16)
+
+    @contextmanager
+    def working_on(self, migration: str) -> Iterator[None]:
+        """Lines of the log, and messages, name this migration meanwhile.
+
+        After a failure they still do: it is what failed.
+        """
+        self.current = migration
+        self.activity.about = {"migration": migration}
+        self.activity.blocked_by = ()
+        yield
+        self.current = ""
+        self.activity.about = {}
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -273,7 +290,7 @@ class Session:
 
     def waits_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
         """Wait a while if other sessions blocked ours, and if there is time for another attempt."""
-        if sqlstate not in RETRYABLE or not self._can_retry():
+        if sqlstate not in RETRYABLE or self.is_lost or not self._can_retry():
             return False
         attempt, pause = next(attempts, (0, 0.0))
         if attempt == 0:
@@ -298,6 +315,8 @@ class Session:
         CONCURRENTLY (40P01). A holder of our own login that is past its deadline cannot be alive
         any more and is ended. Raises LockError.
         """
+        if self.holds_lock:
+            return
         started = time.monotonic()
         announced = 0.0
         attempt_sql = self.try_lock_sql()
@@ -315,6 +334,7 @@ class Session:
                 log("waiting for another run", holder=holder)
                 announced = time.monotonic()
             time.sleep(random.uniform(0.1, 0.4))
+        self.holds_lock = True
         self.lock_wait_ms += round((time.monotonic() - started) * 1000)
 
     def _end_overdue_holder(self) -> str:

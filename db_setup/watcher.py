@@ -68,8 +68,9 @@ WAITS_FOR_SQL = """
 # have to begin again, and might never come to an end.
 IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
 CANCEL_SQL = (
-    "SELECT pg_cancel_backend(a.pid) FROM pg_stat_activity a "  # noqa: S608
-    f"WHERE a.pid = %(pid)s AND NOT ({IS_BUILDING_SQL})"
+    "SELECT is_building, CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "  # noqa: S608
+    f"FROM (SELECT {IS_BUILDING_SQL} AS is_building FROM pg_stat_activity a "
+    "WHERE a.pid = %(pid)s OFFSET 0) b"
 )
 
 
@@ -91,9 +92,9 @@ class Activity:
     busy_since: Optional[float] = None  # on the monotonic clock; None: no answer is waited for
     about: Mapping[str, Any] = field(default_factory=dict)  # fields for the log
     log_prefix: str = ""
-    blocked_by: Sequence[
-        str
-    ] = ()  # the sessions that blocked ours when the watcher last looked in time
+    # The sessions that blocked ours when the watcher last looked in time.
+    blocked_by: Sequence[str] = ()
+    still_building: bool = False  # an index, when the watcher cut the connection
 
 
 class Watcher:
@@ -157,6 +158,8 @@ class Watcher:
                 since = self._activity.busy_since
                 next_look = self._look_after_s
                 due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
+                if next_look >= FIRST_LINE_S:
+                    next(due)  # the first look writes that line
             elif since is not None and time.monotonic() - since >= next_look:
                 self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
                 next_look = next(due)
@@ -196,7 +199,8 @@ class Watcher:
         thread.
         """
         self.rang.set()
-        self._ask(CANCEL_SQL, ANSWER_S)
+        for is_building, _ in self._ask(CANCEL_SQL, ANSWER_S):
+            self._activity.still_building = is_building
         if not self._over.wait(self._cancelled_s):
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
                 handle.shutdown(socket.SHUT_RDWR)

@@ -187,7 +187,7 @@ def test_deadline_among_retries_ends_them(limited: World) -> None:
     assert seconds < SOON_S + 1
     # Whichever comes first: no time for another pause, or the deadline in the middle of an attempt.
     assert re.match(
-        r"out of time( in|:| before) 002_b|002_b\.sql:1: .*\(55P03\)\. Rolled back\. Other ", str(caught.value)
+        r"out of time( in|:| before) 002_b|002_b\.sql:1: .*\(55P03\)\. Rolled back\. It conflicted ", str(caught.value)
     )
     assert names(limited.deploy()) == ["002_b"]
 

@@ -610,7 +610,7 @@ def test_dry_run_of_a_folder_succeeds_where_the_run_does(plain: World, files: di
         assert names(plain.deploy()["applied"]) == tried, failed
     except InitializerError as exc:
         verdict = str(exc).splitlines()[0]
-        assert failed.startswith(verdict.split(" Rolled back.")[0].split(" What stands before")[0])
+        assert failed.startswith(verdict.split(" Rolled back.")[0].split(" The statements before")[0])
 
 
 # --- Users ----------------------------------------------------------------------------------------------------------
@@ -751,9 +751,7 @@ def test_dry_run_whose_connection_is_lost_leaves_nothing(plain: World) -> None:
 
     message = dry_failure(plain)
 
-    assert re.match(
-        r"002_b\.sql: .* \((57P01|no answer)\)\. The connection was lost; the server rolls the file back", message
-    )
+    assert re.match(r"002_b\.sql: .* \((57P01|no answer)\)\. The connection was lost, and the dry run with it", message)
 
 
 # --- Others ---------------------------------------------------------------------------------------------------------
