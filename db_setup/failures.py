@@ -130,6 +130,11 @@ MISTAKES: Sequence[tuple[str, str, str]] = (
         "Write CREATE EXTENSION IF NOT EXISTS btree_{0}; before it, if this server has it",
     ),
     (
+        "22023|42704",
+        "unrecognized (configuration )?parameter",
+        "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version",
+    ),
+    (
         "25001",
         r"cannot be executed from a function|\|\s*(DO|CALL|SELECT)\b",
         "Write it as a statement of its own, outside of the block",

@@ -472,8 +472,9 @@ class Pending(NamedTuple):
 def apply_migration(conn: Connection, config: Config, one: Pending, deadline: Deadline, goes_on: bool) -> Outcome:
     """Apply a file and record it, both or neither; what stands in its way for a moment is tried again. Where the run
     `goes_on` behind it, a session that is not as it was lets go of the lock."""
-    for unknown in one.script.unknown_settings:
-        log("setting unknown to this server left out", logging.WARNING, migration=one.name, setting=unknown)
+    for setting in one.script.unknown_settings:
+        what = "column stamps of another" if setting == sql_scanner.COLUMN_STAMP else "setting unknown to this"
+        log(f"{what} server left out", logging.WARNING, migration=one.name, setting=setting)
     with ThreadPoolExecutor(1) as beside:  # the hashes of a long file are made while the server has work to do
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one)
         hashes = beside.submit(hashes).result if one.script.pieces else hashes

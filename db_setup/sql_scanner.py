@@ -164,6 +164,12 @@ class Statement:
         return "".join(words[:1]), "".join(words[2:3])
 
     @property
+    def is_column_stamp(self) -> bool:
+        """It does nothing but to set a column's stamp, as pg_dump writes that."""
+        alone = self.tokens[-6:-2] == ("SET", "(", COLUMN_STAMP, "=") and "," not in self.tokens
+        return alone and self.tokens[0] == "ALTER" and "COLUMN" in self.words
+
+    @property
     def is_session_setting(self) -> bool:
         """A `SET` or `RESET` that lasts longer than its transaction."""
         first, second = self.words[:2]
@@ -569,6 +575,9 @@ _INSTEAD = {
 }
 # What pg_dump of a newer major writes at the beginning, and the first server version that knows it.
 LATER_SETTINGS = {"transaction_timeout": 170000}
+# A server of November 2026 or newer stamps each column with it, and ignores it in SET; older ones refuse it. A pg_dump
+# of an older minor version writes the stamps into its dump.
+COLUMN_STAMP = "pg_attver"
 
 
 class Piece(NamedTuple):
@@ -616,11 +625,11 @@ class Script:
 
     def body(self) -> str:
         """The text with blanks for what is left out, so that every place in it stays where it was."""
-        text = self.text
-        for statement in self.left_out:
-            blank = re.sub(r"[^\r\n]", " ", self.sql(statement))
-            text = text[: statement.start] + blank + text[statement.end :]
-        return text
+        parts, at = list[str](), 0
+        for statement in sorted(self.left_out, key=lambda each: each.start):
+            parts += self.text[at : statement.start], re.sub(r"[^\r\n]", " ", self.sql(statement))
+            at = statement.end
+        return "".join([*parts, self.text[at:]])
 
     def to_send(self, by_statement: bool = False) -> Iterator[Piece]:
         """The pieces without what is left out; or the single statements."""
@@ -629,14 +638,17 @@ class Script:
         return (piece for piece in pieces if piece.start not in places)
 
     def without_later_settings(self, version: int) -> Script:
-        """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them."""
+        """Without the settings that a server of this version does not know, as pg_dump of a newer one writes them, and
+        without stamps of columns, which have no effect anywhere."""
         later = [name for name, since in LATER_SETTINGS.items() if version < since and name in self.text[:ONE_MESSAGE]]
-        unknown = [s for s in self.statements() if s.setting and s.setting[0] in later] if later else []
+        if not later and COLUMN_STAMP not in self.text:
+            return self
+        unknown = [s for s in self.statements() if s.is_column_stamp or (s.setting and s.setting[0] in later)]
         return replace(
             self,
             left_out=(*self.left_out, *unknown),
             count=self.count - len(unknown),
-            unknown_settings=tuple(s.setting[0] for s in unknown if s.setting),
+            unknown_settings=tuple(dict.fromkeys(s.setting[0] if s.setting else COLUMN_STAMP for s in unknown)),
         )
 
 
@@ -662,6 +674,7 @@ def _goes_with_others(statement: Statement) -> bool:
     return not (
         statement.data
         or statement.is_meta_command
+        or statement.is_column_stamp
         or statement.transaction_control
         or name in (*TRANSACTION_SETTINGS, *LATER_SETTINGS)
         or statement.switches

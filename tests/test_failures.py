@@ -225,6 +225,13 @@ PROVOKED: dict[tuple[str, str], tuple[str, str, str, str, list[str]]] = {
             'DETAIL: rule _RETURN on view v depends on column "n"',
         ],
     ),
+    ("22023|42704", "unrecognized (configuration )?parameter"): (
+        "ALTER TABLE t SET (fillfactor = 90, of_later = 1);",
+        "1",
+        'unrecognized parameter "…" (22023)',
+        "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version",
+        ["LINE 1: ALTER TABLE t SET (fillfactor = 90, of_later = 1);"],
+    ),
     ("42P16", "cannot (drop columns from|change (name|data type|collation) of) view"): (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",
