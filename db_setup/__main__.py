@@ -1,4 +1,4 @@
-"""The terminal: `python db_setup status`, and what else `python db_setup --help` lists, by the handler of the Lambda.
+"""The terminal: `python3 db_setup status`, and what else `python3 db_setup --help` lists, by the handler of the Lambda.
 
 Not part of what is uploaded. The login comes from the secrets' variables, or from DATABASE_URL: then boto3 is not
 needed, and no users are made.
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # for python -m, which
 try:
     import psycopg2
 except ModuleNotFoundError as exc:
-    sys.exit(f"{exc}: pip install psycopg2-binary")
+    sys.exit(f"{exc}: python3 -m pip install psycopg2-binary")
 
 import initializer
 import migration_files
@@ -201,7 +201,8 @@ def run(action: str, screen: Screen) -> Mapping[str, Any]:
     if not login and initializer.ADMIN not in os.environ:
         raise ConfigError(f"where is the database? Set DATABASE_URL, or {initializer.ADMIN} as in Lambda.")
     if not login and vars(secret_store)["boto3"] is None:
-        raise ConfigError("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead.")
+        install = "python3 -m pip install boto3"
+        raise ConfigError(f"boto3 is missing, which reads secrets: {install}, or set DATABASE_URL instead.")
     work = ThreadPoolExecutor(1).submit(initializer.handler, {"action": action}, None, login)
     while not wait([work], TICK_S).done:
         screen.show_time()
@@ -259,7 +260,8 @@ def from_here(path: Path) -> Path:
 
 DEPLOYED = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 SQUAWK = (
-    "no squawk, which knows what locks a table for long: pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
+    "no squawk, which knows what locks a table for long: python3 -m pip install squawk-cli, or npm i -D squawk-cli "
+    "(squawkhq.com)"
 )
 OURS = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"  # what squawk asks for, and a run sees to
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
@@ -410,7 +412,7 @@ BASE = (
 
 def parser() -> argparse.ArgumentParser:
     end = "Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 and 143 interrupted."
-    words = argparse.ArgumentParser(prog="python db_setup", epilog=end)
+    words = argparse.ArgumentParser(prog="python3 db_setup", epilog=end)
     commands = words.add_subparsers(dest="action", required=True, metavar="action")
     said = {name: ABOUT.get(name, "") for name in initializer.ACTIONS}
     said["new"] = "write the next migration's file"

@@ -1,4 +1,4 @@
-"""`python db_setup …`: the handler on a terminal, and what needs no database."""
+"""`python3 db_setup …`: the handler on a terminal, and what needs no database."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_boto3_is_needed_for_secrets_alone(project: Project) -> None:
 
     assert by_url.returncode == 0, by_url.stderr
     assert (by_secret.returncode, by_secret.stdout) == (1, "")
-    assert by_secret.stderr.startswith("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL")
+    assert by_secret.stderr.startswith("boto3 is missing, which reads secrets: python3 -m pip install boto3, or")
 
 
 def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
@@ -178,7 +178,7 @@ def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
 
     run = project.run("check", PYTHONPATH=str(project.root))
 
-    assert (run.returncode, run.stderr) == (1, "no psycopg2: pip install psycopg2-binary\n")
+    assert (run.returncode, run.stderr) == (1, "no psycopg2: python3 -m pip install psycopg2-binary\n")
 
 
 def test_rotate_with_a_database_url_is_refused(project: Project) -> None:
@@ -195,7 +195,7 @@ def test_wrong_word_gets_the_usage(project: Project, words: list[str]) -> None:
     run = project.run(*words)
 
     assert (run.returncode, run.stdout) == (2, "")
-    assert run.stderr.startswith("usage: python db_setup")
+    assert run.stderr.startswith("usage: python3 db_setup")
     assert project.world.tables() == list(project.world.folder.iterdir()) == []
 
 
@@ -208,7 +208,7 @@ def test_words_are_the_handlers_actions_and_two_more() -> None:
 
 def test_readme_names_the_words() -> None:
     """Its table has every word, and no other."""
-    table = (DB_SETUP.parent / "README.md").read_text().split("| `python lambda/db_setup …` |")[1].split("\n\n")[0]
+    table = (DB_SETUP.parent / "README.md").read_text().split("| `python3 lambda/db_setup …` |")[1].split("\n\n")[0]
 
     named = [word for row in table.splitlines()[2:] for word in re.findall(r"`(\w+)", row.split("|")[1])]
 
@@ -835,4 +835,4 @@ def test_squawk_that_is_missing_is_pointed_to(branch: Path, monkeypatch: pytest.
     run = run_check()
 
     assert run.returncode == 0
-    assert "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)" in run.stdout
+    assert "python3 -m pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)" in run.stdout
