@@ -1,4 +1,4 @@
-"""The terminal: `python db_setup status` and the other actions that `python db_setup --help` lists.
+"""The terminal: `python3 db_setup status`, and what else `python3 db_setup --help` lists.
 
 It calls the handler of the Lambda and is not uploaded with it. The login comes from the secrets, as
 in Lambda, or from DATABASE_URL: then boto3 is not needed, and no users are made.
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -m` would lo
 try:
     import psycopg2
 except ModuleNotFoundError as exc:
-    sys.exit(f"{exc}: pip install psycopg2-binary")
+    sys.exit(f"{exc}: python3 -m pip install psycopg2-binary")
 
 import initializer
 import migration_files
@@ -111,7 +111,7 @@ def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python db_setup",
+        prog="python3 db_setup",
         epilog="Exit codes: 0 done, 1 failed, 2 wrong arguments, 130 and 143 interrupted.",
     )
     commands = top.add_subparsers(dest="action", required=True, metavar="action")
@@ -380,7 +380,8 @@ def check_secrets_can_be_read() -> None:
         )
     if vars(secret_store)["boto3"] is None:
         raise ConfigError(
-            "boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead."
+            "boto3 is missing, which reads secrets: python3 -m pip install boto3, or set "
+            "DATABASE_URL instead."
         )
 
 
@@ -510,7 +511,7 @@ def from_here(path: Path) -> Path:
 DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 NO_SQUAWK = (
     "squawk is not installed; it finds what locks a table for long: "
-    "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
+    "python3 -m pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
 # What squawk asks for, and a run does anyway.
 EXCLUDED_RULES = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"

@@ -447,6 +447,14 @@ MISTAKES = (
         ),
     ),
     Mistake(
+        "22023|42704",
+        said="unrecognized (configuration )?parameter",
+        advice=(
+            "This server does not know that option; leave it out, or dump with the pg_dump of this "
+            "server's own version"
+        ),
+    ),
+    Mistake(
         IN_TRANSACTION,
         said="",
         after=r"^\s*(DO|CALL|SELECT)\b",

@@ -40,6 +40,7 @@ import logging
 import os
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -409,13 +410,11 @@ def readable(session: Session, one: Pending) -> Pending:
     """The file with its text, and without the settings that only newer servers know."""
     text = one.script.text or migration_files.read_text(one.migration)
     script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
-    for unknown in script.unknown_settings:
-        log(
-            "setting unknown to this server left out",
-            logging.WARNING,
-            migration=one.name,
-            setting=unknown,
-        )
+    for setting in script.unknown_settings:
+        phrase = "setting unknown to this server left out"
+        if setting == sql_scanner.COLUMN_STAMP:
+            phrase = "column stamps of another server left out"
+        log(phrase, logging.WARNING, migration=one.name, setting=setting)
     return one._replace(script=script)
 
 
@@ -470,15 +469,14 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
     what = ""
     if isinstance(exc, OSError):
         what = f": {exc.strerror} ({exc.filename})"
-    at = exc.__traceback__
-    while at and at.tb_next:
-        at = at.tb_next
-    place = f"{Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}" if at else "db_setup"
+    frames = traceback.extract_tb(exc.__traceback__)
+    stack = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+    log("unexpected error", logging.ERROR, kind=type(exc).__name__, stack=stack)
     applied = shortened([entry["name"] for entry in report.applied]) or "nothing"
     return InitializerError(
-        f"unexpected {type(exc).__name__} at {place} of db_setup {__version__}{what}. "
+        f"unexpected {type(exc).__name__} at {stack[-1]} of db_setup {__version__}{what}. "
         f"Applied in this run: {applied}. Whatever was not finished is rolled back. "
-        "Check what it names, and invoke again; the log has the rest."
+        "Check what it names, and invoke again; the log has its stack."
     )
 
 

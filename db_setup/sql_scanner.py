@@ -167,11 +167,14 @@ class Script:
 
     def body_sql(self) -> str:
         """The text with blanks for what is left out, so that every offset in it stays the same."""
-        text = self.text
-        for statement in self.left_out:
-            blank = re.sub(r"[^\r\n]", " ", self.statement_sql(statement))
-            text = text[: statement.start] + blank + text[statement.end :]
-        return text
+        parts: list[str] = []
+        at = 0
+        for statement in sorted(self.left_out, key=lambda each: each.start):
+            parts.append(self.text[at : statement.start])
+            parts.append(re.sub(r"[^\r\n]", " ", self.statement_sql(statement)))
+            at = statement.end
+        parts.append(self.text[at:])
+        return "".join(parts)
 
     def pieces_to_send(self, by_statement: bool = False) -> Iterator[Piece]:
         """The pieces without what is left out; or each statement as a piece."""
@@ -186,7 +189,7 @@ class Script:
     def without_settings_unknown_to(self, server_version: int) -> Script:
         """The script without the settings that a server of this version does not know.
 
-        pg_dump of a newer version writes them.
+        pg_dump of a newer version writes them. Stamps of columns go too: they never have an effect.
         """
         beginning = self.text[:ONE_MESSAGE]
         later = [
@@ -194,19 +197,22 @@ class Script:
             for name, since in _SETTINGS_SINCE.items()
             if server_version < since and name in beginning
         ]
-        if not later:
+        if not later and COLUMN_STAMP not in self.text:
             return self
-        left_out = list(self.left_out)
-        unknown_settings = []
+        unknown: list[Statement] = []
+        names: list[str] = []
         for statement in self.statements():
-            if statement.setting and statement.setting[0] in later:
-                left_out.append(statement)
-                unknown_settings.append(statement.setting[0])
+            if statement.is_column_stamp:
+                unknown.append(statement)
+                names.append(COLUMN_STAMP)
+            elif statement.setting and statement.setting[0] in later:
+                unknown.append(statement)
+                names.append(statement.setting[0])
         return replace(
             self,
-            left_out=tuple(left_out),
-            statement_count=self.statement_count - len(unknown_settings),
-            unknown_settings=tuple(unknown_settings),
+            left_out=(*self.left_out, *unknown),
+            statement_count=self.statement_count - len(unknown),
+            unknown_settings=tuple(dict.fromkeys(names)),
         )
 
     def _left_out_offsets(self) -> set[int]:
@@ -288,6 +294,14 @@ class Statement:
         if words[0] == "names":
             return "client_encoding", words[1]
         return words[0], words[2]
+
+    @property
+    def is_column_stamp(self) -> bool:
+        """It only sets a column's stamp, as pg_dump writes that."""
+        sets_only_that = self.tokens[-6:-2] == ("SET", "(", COLUMN_STAMP, "=")
+        if not sets_only_that or "," in self.tokens:
+            return False
+        return self.tokens[0] == "ALTER" and "COLUMN" in self.words
 
     @property
     def is_session_setting(self) -> bool:
@@ -915,6 +929,9 @@ _TRANSACTION_SETTINGS = ("transaction", "transaction_isolation", "transaction_de
 # What pg_dump of a newer major version writes at the beginning, and the first server version that
 # knows it.
 _SETTINGS_SINCE = {"transaction_timeout": 170000}
+# A server of November 2026 or newer stamps each column with it, and ignores it in SET; older ones
+# refuse it. A pg_dump of an older minor version writes the stamps into its dump.
+COLUMN_STAMP = "pg_attver"
 _STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 # pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
 _LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")
@@ -1021,7 +1038,8 @@ def _piece_of(statement: Statement) -> Piece:
 def _goes_alone(statement: Statement) -> bool:
     if statement.is_dml:
         return False
-    if statement.data or statement.changes_string_syntax or statement.is_meta_command:
+    changes_what_follows = statement.data or statement.changes_string_syntax
+    if changes_what_follows or statement.is_meta_command or statement.is_column_stamp:
         return True
     if statement.transaction_control:
         return True

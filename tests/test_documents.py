@@ -99,6 +99,28 @@ def test_readme_snippets_set_only_documented_variables() -> None:
     assert len(snippets) == 2
 
 
+def test_readme_names_one_python_wherever_it_installs_one() -> None:
+    """Layer, runtime, pipeline and container are those of the example; only the first release's snippet has its own."""
+    layer = (ROOT / "cdk_example" / "lib" / "psycopg-layer.ts").read_text()
+    runtime = re.findall(r"RUNTIME = lambda\.Runtime\.PYTHON_3_(\d+)", layer)
+    first_release = blocks(README, "typescript")[1]
+
+    named = re.findall(r"(?:PYTHON_3_|python-version(?:: \"| )3\.|python:3\.)(\d+)", README.replace(first_release, ""))
+
+    assert len(named) == 5
+    assert {*named} == {*runtime}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_document_commands_say_python3(document: Path) -> None:
+    """Debian has no `python`, and its `pip` is of another Python. The environment of a hook has `python` everywhere."""
+    commands = re.findall(
+        r"^.*(?<![\w./-])(?:python|pip) (?:install|-m|lambda|db_setup).*$", document.read_text(), re.MULTILINE
+    )
+
+    assert [line for line in commands if "python3 -m pip" not in line and "entry: python " not in line] == []
+
+
 def test_readme_log_is_what_a_first_deployment_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The log in the README has the lines of a real first deployment, with the same keys."""
     world.write("001_initial_schema.sql", SCHEMA)

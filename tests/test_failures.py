@@ -237,6 +237,13 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
             'DETAIL: rule _RETURN on view v depends on column "n"',
         ],
     ),
+    "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version": (
+        "ALTER TABLE t SET (fillfactor = 90, of_later = 1);",
+        "1",
+        'unrecognized parameter "…" (22023)',
+        "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version",
+        ["LINE 1: ALTER TABLE t SET (fillfactor = 90, of_later = 1);"],
+    ),
     "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first": (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",

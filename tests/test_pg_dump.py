@@ -106,6 +106,52 @@ def test_pg_dump_of_rich_database_applied_gives_the_same_database(
     assert without_noise(dump(world, major, *options)) == without_noise(first)
 
 
+STAMPED = """
+CREATE TABLE public.t (a int, "b, c" text);
+ALTER TABLE ONLY public.t ALTER COLUMN a SET (pg_attver=22183600);
+ALTER TABLE ONLY public.t ALTER COLUMN "b, c" SET (pg_attver=22183601);
+CREATE MATERIALIZED VIEW public.m AS SELECT a FROM public.t WITH NO DATA;
+ALTER TABLE ONLY public.m ALTER COLUMN a SET (pg_attver=22183602);
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [STAMPED, f"-- no-transaction\n{STAMPED}", STAMPED + f"INSERT INTO t VALUES (1, '{'x' * 1000}');\n" * 1100],
+    ids=["one message", "marked", "several messages"],
+)
+def test_pg_dump_with_column_stamps_is_applied_without_them(
+    world: World, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stamps of columns, which older servers refuse and newer ones ignore, are left out; one warning says so."""
+    world.write("001_dump.sql", text)
+
+    report = world.deploy(CREATE_USERS="false")
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_dump"]
+    assert world.sql("SELECT relkind FROM pg_class WHERE relname IN ('t', 'm') ORDER BY 1") == [("m",), ("r",)]
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["column stamps of another server left out migration=001_dump setting=pg_attver"]
+
+
+def test_pg_dump_with_a_stamp_among_other_options_is_applied_or_says_what_to_delete(world: World) -> None:
+    """A stamp beside another option is not left out: a server that does not know it gets a clear message."""
+    options_of = "SELECT attoptions::text FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'a'"
+    world.sql("CREATE TABLE probe (a int)")
+    ((stamp,),) = world.sql(options_of, "probe")
+    world.write(
+        "001_dump.sql", "CREATE TABLE t (a int);\nALTER TABLE ONLY t ALTER COLUMN a SET (pg_attver=1, n_distinct=5);"
+    )
+
+    if stamp:
+        world.deploy(CREATE_USERS="false")
+        assert "n_distinct=5" in world.sql(options_of, "t")[0][0]
+    else:
+        said = r"^001_dump.sql:2: unrecognized parameter .* This server does not know that option; leave it out"
+        with pytest.raises(initializer.MigrationError, match=said):
+            world.deploy(CREATE_USERS="false")
+
+
 def test_pg_dump_for_a_role_that_is_missing_says_so(world: World, original: World) -> None:
     """OWNER TO a role that does not exist is a clear message."""
     world.write("001_dump.sql", dump(original, 15).replace(f"OWNER TO {ADMIN}", "OWNER TO nobody_here"))

@@ -17,7 +17,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = REPOSITORY / ".versions"
 SERVERS = ("13", "14", "15", "16", "17", "18")
-PYTHONS = tuple(f"3.{minor}" for minor in range(9, 15))
+PYTHONS = tuple(f"3.{minor}" for minor in range(9, 16))
 
 
 def pythons() -> dict[str, str]:
@@ -46,8 +46,11 @@ def environment(version: str, interpreter: str) -> str:
     ready, lock = folder / "ready", REPOSITORY / "requirements-dev.txt"
     if not ready.exists() or ready.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [folder / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*pip, "--require-hashes", "-r", str(lock)], check=True)
+        pip = [folder / "bin" / "python", "-m", "pip"]
+        # The lock is complete: what it says is installed as it stands, and nothing is resolved.
+        install = ["install", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(lock)]
+        subprocess.run([*pip, *install], check=True)
+        subprocess.run([*pip, "check"], check=True, stdout=subprocess.DEVNULL)
         ready.touch()
     return str(folder / "bin" / "python")
 

@@ -7,7 +7,7 @@ import * as logs from "aws-cdk-lib/aws-logs";
 import * as secretsmanager from "aws-cdk-lib/aws-secretsmanager";
 import * as triggers from "aws-cdk-lib/triggers";
 import { Construct, IConstruct, IDependable } from "constructs";
-import { PsycopgLayer } from "./psycopg-layer";
+import { PsycopgLayer, RUNTIME } from "./psycopg-layer";
 
 /** The variables of db_setup that are not secrets; its README says what they mean. */
 export type DbSetupVariable =
@@ -57,7 +57,7 @@ export interface DbSetupProps {
   /** What the function runs on. @default lambda.Architecture.X86_64 */
   readonly architecture?: lambda.Architecture;
 
-  /** psycopg2 for Python 3.13 on this architecture. @default - a layer that pip puts together during synthesis */
+  /** psycopg2 for RUNTIME on this architecture. @default - a layer that pip puts together during synthesis */
   readonly layer?: lambda.ILayerVersion;
 
   /** How long the log is kept. @default logs.RetentionDays.ONE_YEAR */
@@ -101,7 +101,7 @@ export class DbSetup extends Construct {
       // No date and no name: a change of the migrations is a change of the code, and a fixed name is in the way when
       // CloudFormation has to replace the function.
       description: "Database initializer and migration runner",
-      runtime: lambda.Runtime.PYTHON_3_13,
+      runtime: RUNTIME,
       architecture,
       handler: "initializer.handler",
       code: lambda.Code.fromAsset(props.codePath ?? "lambda/db_setup", ASSET),

@@ -15,18 +15,24 @@ export interface PsycopgLayerProps {
   readonly architecture?: lambda.Architecture;
 }
 
+/**
+ * What the function and its layer are made for; the only place to change. `layer/requirements.txt` holds the hashes of
+ * psycopg2 for Python 3.13 and 3.14: a later one needs its own there.
+ */
+export const RUNTIME = lambda.Runtime.PYTHON_3_13;
+
 const FOLDER = path.join(__dirname, "..", "layer");
 const REQUIREMENTS = path.join(FOLDER, "requirements.txt");
 const WHEELS = path.join(FOLDER, "wheels");
 
-/** psycopg2 for Python 3.13, put together by pip on any machine, without Docker and without a compiler. */
+/** psycopg2 for the runtime, put together by pip on any machine, without Docker and without a compiler. */
 export class PsycopgLayer extends lambda.LayerVersion {
   constructor(scope: Construct, id: string, props: PsycopgLayerProps = {}) {
     const architecture = props.architecture ?? lambda.Architecture.X86_64;
     super(scope, id, {
       description: "psycopg2",
       compatibleArchitectures: [architecture],
-      compatibleRuntimes: [lambda.Runtime.PYTHON_3_13],
+      compatibleRuntimes: [RUNTIME],
       code: lambda.Code.fromAsset(FOLDER, {
         // What is asked for, not what came: another version of pip, which writes other notes beside the package, must
         // not make another layer, and so another run.
@@ -46,23 +52,32 @@ export class PsycopgLayer extends lambda.LayerVersion {
   }
 }
 
-/** Put the layer's files into `output`; throws with what to do where pip does not work. */
-export function build(output: string, architecture: lambda.Architecture): void {
+/**
+ * Put the layer's files into `output`, the same whichever Python and pip are there; throws with what to do where pip
+ * does not work.
+ */
+export function build(output: string, architecture: lambda.Architecture, runtime = RUNTIME): void {
   const offline = existsSync(WHEELS) ? ["--no-index", "--find-links", WHEELS] : [];
   // Compiled files hold the time of their sources: with them no two builds are equal.
-  pip("install", architecture, ["--no-compile", "--target", path.join(output, "python"), ...offline]);
+  pip("install", architecture, runtime, ["--no-compile", "--target", path.join(output, "python"), ...offline]);
 }
 
 /** Fetch what `build` needs, which then does without a network. */
 export function download(architecture: lambda.Architecture): void {
-  pip("download", architecture, ["--dest", WHEELS]);
+  pip("download", architecture, RUNTIME, ["--dest", WHEELS]);
 }
 
-function pip(verb: string, architecture: lambda.Architecture, options: string[]): void {
+function versionOf(runtime: lambda.Runtime): string {
+  return runtime.name.replace("python", "");
+}
+
+function pip(verb: string, architecture: lambda.Architecture, runtime: lambda.Runtime, options: string[]): void {
   const python = process.env.PYTHON ?? (process.platform === "win32" ? "python" : "python3");
   const platform = architecture === lambda.Architecture.ARM_64 ? "manylinux_2_28_aarch64" : "manylinux2014_x86_64";
-  const wanted = ["--platform", platform, "--implementation", "cp", "--python-version", "3.13", "--only-binary=:all:"];
-  const pinned = ["--require-hashes", "--no-deps", "--requirement", REQUIREMENTS];
+  const version = versionOf(runtime);
+  const wanted = ["--platform", platform, "--implementation", "cp", "--python-version", version, "--only-binary=:all:"];
+  // The hashes say what comes. Pip 23 would also ask for the Python that it runs on itself to be new enough for it.
+  const pinned = ["--require-hashes", "--no-deps", "--ignore-requires-python", "--requirement", REQUIREMENTS];
   const quiet = ["--quiet", "--disable-pip-version-check"];
   run(
     [python, "-m", "pip", "--version"],
@@ -87,5 +102,5 @@ function run([program, ...words]: [string, ...string[]], problem: string): void 
 function hashOf(architecture: lambda.Architecture): string {
   // Line ends do not count: git may write others on Windows.
   const requirements = readFileSync(REQUIREMENTS, "utf8").replace(/\r\n/g, "\n");
-  return createHash("sha256").update(`${architecture.name} 3.13\n${requirements}`).digest("hex");
+  return createHash("sha256").update(`${architecture.name} ${versionOf(RUNTIME)}\n${requirements}`).digest("hex");
 }

@@ -28,7 +28,7 @@ function deployed(codePath: string, props: (stack: Stack) => Partial<DbSetupProp
 function uploaded(stack: Stack, outdir: string) {
   const resources = resourcesOf(stack);
   const setUp = ofType(resources, "AWS::Lambda::Function").find(
-    ([, each]) => each.Properties.Runtime === "python3.13",
+    ([, each]) => each.Properties.Handler === "initializer.handler",
   )![1];
   const asset = setUp.Properties.Code.S3Key.replace(/\.zip$/, "");
   const version: string = onlyOf(resources, "Custom::Trigger").Properties.HandlerArn.Ref;

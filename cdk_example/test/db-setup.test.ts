@@ -12,6 +12,7 @@ import * as secretsmanager from "aws-cdk-lib/aws-secretsmanager";
 import { IConstruct } from "constructs";
 import { DbSetup, DbSetupProps } from "../lib/db-setup";
 import { ExampleStack, ExampleStackProps, postgresInstance } from "../lib/example-stack";
+import { RUNTIME } from "../lib/psycopg-layer";
 import { auroraServerless, instanceWithManagedSecret } from "../lib/variants";
 import {
   DB_SETUP,
@@ -191,14 +192,14 @@ describe("the example", () => {
     }
   });
 
-  test("runs on Python 3.13 with the documented size and time", () => {
+  test("runs on a current Python with the documented size and time", () => {
     const { setUp } = example();
     const { Runtime, Handler, MemorySize, Timeout, Architectures } = setUp.Properties;
 
     assert.deepEqual(
       { Runtime, Handler, MemorySize, Timeout, Architectures },
       {
-        Runtime: "python3.13",
+        Runtime: RUNTIME.name,
         Handler: "initializer.handler",
         MemorySize: 512,
         Timeout: 300,
@@ -433,7 +434,7 @@ describe("DbSetup", () => {
       database: stack.node.findChild("Database"),
     };
     const application = new lambda.Function(stack, "Application", {
-      runtime: lambda.Runtime.PYTHON_3_13,
+      runtime: RUNTIME,
       handler: "index.handler",
       code: lambda.Code.fromInline("def handler(event, context): pass"),
       vpc,

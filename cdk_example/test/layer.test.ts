@@ -1,38 +1,73 @@
 /** The layer is put together by pip alone, and is the same each time. Needs a network, or `npm run wheels` before. */
 import assert from "node:assert/strict";
-import { chmodSync, readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { chmodSync, cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { App, Stack } from "aws-cdk-lib";
+import { App, FileSystem, Stack } from "aws-cdk-lib";
 import * as lambda from "aws-cdk-lib/aws-lambda";
-import { PsycopgLayer, build } from "../lib/psycopg-layer";
-import { filesIn, onlyOf, resourcesOf, temporaryFolder } from "./support";
+import { PsycopgLayer, RUNTIME, build } from "../lib/psycopg-layer";
+import { ROOT, filesIn, onlyOf, resourcesOf, temporaryFolder } from "./support";
 
-const PINNED = readFileSync(path.join(__dirname, "..", "layer", "requirements.txt"), "utf8").match(/==(\S+)/)![1]!;
+const README = readFileSync(path.join(ROOT, "..", "README.md"), "utf8");
+const PINNED = readFileSync(path.join(ROOT, "layer", "requirements.txt"), "utf8").match(/==(\S+)/)![1]!;
 
-for (const [architecture, machine] of [
-  [lambda.Architecture.X86_64, "x86_64"],
-  [lambda.Architecture.ARM_64, "aarch64"],
-] as const) {
-  test(`two builds for ${architecture.name} are equal`, () => {
-    const [first, second] = [temporaryFolder(), temporaryFolder()];
-
-    build(first, architecture);
-    build(second, architecture);
-
-    const files = filesIn(first);
-    assert.deepEqual(filesIn(second), files);
-    for (const file of files) {
-      assert.ok(readFileSync(path.join(first, file)).equals(readFileSync(path.join(second, file))), file);
-    }
-    assert.ok(files.includes(`python/psycopg2/_psycopg.cpython-313-${machine}-linux-gnu.so`), files.join("\n"));
-    assert.ok(files.includes(`python/psycopg2_binary-${PINNED}.dist-info/METADATA`));
-    assert.deepEqual(
-      files.filter((file) => file.endsWith(".pyc") || !file.startsWith("python/psycopg2")),
-      [],
-    );
+/** Two Pythons, each with the pip that it brings: the oldest and the newest that `make versions` finds. */
+function pythonsOf(folder: string): string[] {
+  const list = "import versions; print('\\n'.join([*versions.pythons().values()]))";
+  const tests = path.join(ROOT, "..", "tests");
+  const found = execFileSync(PYTHON, ["-c", list], { cwd: tests, encoding: "utf8" }).trim().split("\n");
+  return [found[0]!, found.at(-1)!].map((python, number) => {
+    const place = path.join(folder, `python${number}`);
+    execFileSync(python, ["-m", "venv", place]);
+    return path.join(place, "bin", "python3");
   });
 }
+
+const PYTHON = process.env.PYTHON ?? "python3";
+const PYTHONS = pythonsOf(temporaryFolder());
+
+for (const runtime of new Set([RUNTIME, lambda.Runtime.PYTHON_3_14])) {
+  for (const [architecture, machine] of [
+    [lambda.Architecture.X86_64, "x86_64"],
+    [lambda.Architecture.ARM_64, "aarch64"],
+  ] as const) {
+    test(`builds for ${runtime.name} on ${architecture.name} by two Pythons are equal`, () => {
+      const builds = PYTHONS.map((python) => {
+        const folder = temporaryFolder();
+        withPython(python, () => build(folder, architecture, runtime));
+        return folder;
+      });
+
+      const [first, second] = builds.map((folder) => filesIn(folder)) as [string[], string[]];
+      assert.deepEqual(second, first);
+      assert.equal(new Set(builds.map((folder) => FileSystem.fingerprint(folder))).size, 1);
+      const tag = runtime.name.replace("python", "").replace(".", "");
+      assert.ok(first.includes(`python/psycopg2/_psycopg.cpython-${tag}-${machine}-linux-gnu.so`), first.join("\n"));
+      assert.ok(first.includes(`python/psycopg2_binary-${PINNED}.dist-info/METADATA`));
+      assert.deepEqual(
+        first.filter((file) => file.endsWith(".pyc") || !file.startsWith("python/psycopg2")),
+        [],
+      );
+    });
+  }
+}
+
+test("the README's command makes the same layer, whichever Python runs it", () => {
+  const command = README.match(/^python3 -m pip install --platform .*?(?=\n```)/ms)![0];
+  const expected = temporaryFolder();
+  build(expected, lambda.Architecture.X86_64);
+
+  for (const python of PYTHONS) {
+    const project = temporaryFolder();
+    mkdirSync(path.join(project, "layer"));
+    cpSync(path.join(ROOT, "layer", "requirements.txt"), path.join(project, "layer-requirements.txt"));
+    const environment = { ...process.env, PATH: `${path.dirname(python)}${path.delimiter}${process.env.PATH}` };
+    execFileSync("sh", ["-ec", command], { cwd: project, env: environment, stdio: "pipe" });
+
+    assert.equal(FileSystem.fingerprint(path.join(project, "layer")), FileSystem.fingerprint(expected));
+  }
+});
 
 function layerIn(app: App, architecture: lambda.Architecture) {
   const stack = new Stack(app, "Stack");

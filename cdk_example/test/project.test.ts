@@ -40,7 +40,7 @@ test("the layer's requirement is pinned by its hashes", () => {
   const requirements = read("layer/requirements.txt");
 
   assert.match(requirements, /^psycopg2-binary==\d+\.\d+\.\d+ \\$/m);
-  assert.equal(requirements.match(/--hash=sha256:[0-9a-f]{64}/g)?.length, 2);
+  assert.equal(requirements.match(/--hash=sha256:[0-9a-f]{64}/g)?.length, 4);
 });
 
 test("the README's commands, files and outputs exist", () => {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from versions import pythons
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 EXAMPLE = REPOSITORY / "cdk_example"
-PYTHONS = ("3.9", "3.13")  # beside the running one: the oldest promised one, and the one that the example deploys
+RUNTIME = re.findall(r"RUNTIME = lambda\.Runtime\.PYTHON_3_(\d+)", (EXAMPLE / "lib" / "psycopg-layer.ts").read_text())
+PYTHONS = ("3.9", f"3.{RUNTIME[0]}")  # beside the running one: the oldest promised one, and the one that is deployed
 PINS = ("lowest", "newest")
 INSTALL_TIMEOUT_S = 300
 
