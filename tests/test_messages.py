@@ -33,13 +33,14 @@ SMALL_WORDS = re.compile(
 # Where a regular expression is recognised: classes, groups, repetitions, alternatives.
 PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\[")
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CASE|EXISTS)\b.*\b(FROM|INTO|SET|WHEN)\b", re.DOTALL)
-# Words of libpq, the server and AWS that the code looks for, and a ContextVar's name.
+# Words of libpq, the server and AWS that the code looks for, a name of a variable, and what only our mistake brings.
 NOT_OURS = {
     "does not support SSL",
     "invalid response to SSL negotiation",
     "no transaction in progress",
     "secret value for staging label",
-    "what stands before each line of a dry run, for none of it stays",
+    "the session has not been opened",
+    "what precedes each line of a dry run, since nothing of it stays",
 }
 
 
@@ -83,14 +84,25 @@ def is_log(call: ast.Call) -> bool:
 def said(source: str, file: str = "") -> tuple[list[Text], list[Text]]:
     """The messages of a module, and the phrases with which its log lines begin."""
     tree = ast.parse(source)
-    first = [call.args[0] for call in ast.walk(tree) if isinstance(call, ast.Call) and is_log(call) and call.args]
-    phrases = [(node, text) for arg in first for node, text in strings(arg) if text not in ("", "{}")]
+    phrases = phrases_in(tree)
     logged = {id(node) for node, _ in phrases}
     others = [(node, text) for node, text in strings(tree) if id(node) not in logged and is_message(text)]
     return (
         [Text(f"{file}:{node.lineno}", text) for node, text in others],
         [Text(f"{file}:{node.lineno}", text.removeprefix("{}")) for node, text in phrases],
     )
+
+
+def phrases_in(tree: ast.AST) -> list[tuple[ast.expr, str]]:
+    """With what the log's lines begin, also where it has a name of its own first."""
+    found: list[tuple[ast.expr, str]] = []
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        calls = [node for node in ast.walk(function) if isinstance(node, ast.Call) and is_log(node) and node.args]
+        names = {call.args[0].id for call in calls if isinstance(call.args[0], ast.Name)}
+        assigned = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+        values = [node.value for node in assigned if names & {getattr(target, "id", "") for target in node.targets}]
+        found += [each for value in [*(call.args[0] for call in calls), *values] for each in strings(value)]
+    return [(node, text) for node, text in found if text not in ("", "{}")]
 
 
 def help_text(*words: str) -> str:
@@ -189,6 +201,8 @@ LATER = {"x": ("42601", "pattern", "Write it the other way round")}
 def work(report):
     """Nor is that of a function."""
     log("a line of the log", where=1)
+    phrase = f"{report}another one in it"
+    log(phrase)
     report.add(f"{report} is not what it was")
     problems.append("the folder has " + "no name that is known")
     raise SomeError(f"{report}: this cannot be done. " f"{'It was done before' if report else 'Do it the first time'}.")
@@ -205,4 +219,4 @@ def work(report):
         "{} is not what it was",
         "{}: this cannot be done. {}.",
     ]
-    assert [text.text for text in phrases] == ["a line of the log"]
+    assert [text.text for text in phrases] == ["a line of the log", "another one in it"]
