@@ -20,7 +20,7 @@ from harness.guide import GUIDE, Block
 from harness.others import open_transaction, wait_until
 from harness.server import Server
 from harness.world import ADMIN, ADMIN_PASSWORD, World, exactly, rows
-from initializer import MigrationError
+from initializer import ConfigError, MigrationError
 
 SCHEMA = guide.SCHEMA.read_text()
 LOCKS = guide.section("Why a short statement stops everybody")

@@ -35,6 +35,10 @@ PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\["
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CASE|EXISTS)\b.*\b(FROM|INTO|SET|WHEN)\b", re.DOTALL)
 # Words of libpq, the server and AWS that the code looks for, a name of a variable, and what only our mistake brings.
 NOT_OURS = {
+    'at or near "EXISTS"',
+    'at or near "NOT"',
+    "at or near ",
+    "cannot be executed from a function",
     "does not support SSL",
     "invalid response to SSL negotiation",
     "no transaction in progress",
