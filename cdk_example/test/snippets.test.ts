@@ -31,7 +31,7 @@ before(() => {
   // A project of a user: the snippets name their folders relative to it.
   const project = temporaryFolder();
   cpSync(DB_SETUP, path.join(project, "lambda", "db_setup"), { recursive: true });
-  mkdirSync(path.join(project, "layer", "python"), { recursive: true });
+  for (const layer of ["layer", "psycopg-layer"]) mkdirSync(path.join(project, layer, "python"), { recursive: true });
   process.chdir(project);
 });
 

@@ -14,7 +14,7 @@ export function addDbSetup(
 ) {
   const userSecret = new secretsmanager.Secret(scope, "UserSecret");
   const creatorSecret = new secretsmanager.Secret(scope, "TableCreatorSecret");
-  const layer = new lambda.LayerVersion(scope, "Psycopg", { code: lambda.Code.fromAsset("layer") });
+  const layer = new lambda.LayerVersion(scope, "Psycopg", { code: lambda.Code.fromAsset("psycopg-layer") });
 
   const initializer = new triggers.TriggerFunction(scope, "DbSetup", {
     description: "Database initializer and migration runner",
