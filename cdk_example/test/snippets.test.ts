@@ -235,7 +235,7 @@ test("an application in another stack than its database is let in as the README 
   const database = instance(other, vpc);
   const stack = new Stack(app, "Shop");
   const own = application(stack, vpc);
-  const statement = /write `application\.(.*?)` instead of the second line/.exec(README.replace(/\s+/g, " "))![1];
+  const statement = /write `application\.(.*?)` instead of the middle one/.exec(README.replace(/\s+/g, " "))![1];
 
   assert.equal(statement, "connections.allowToDefaultPort(database)");
   own.connections.allowToDefaultPort(database);
