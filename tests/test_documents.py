@@ -1,9 +1,8 @@
-"""README and changelog say what the code does: their SQL runs, their names exist, their messages appear. In all
-documents links lead somewhere. The guide has tests of its own, in test_guide.py."""
+"""The documents say what the code does: their SQL runs, their names exist. In all of them links lead somewhere. The
+guide and the messages have tests of their own, in test_guide.py and test_messages.py."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -16,7 +15,19 @@ from harness.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [path for where in ("*.md", "cdk_example/*.md", "benchmarks/*.md") for path in sorted(ROOT.glob(where))]
+FOLDER, GUARANTEES, MESSAGES, OPERATING, RIGHTS = (
+    (ROOT / name).read_text()
+    for name in (
+        "db_setup/README.md",
+        "docs/guarantees.md",
+        "docs/messages.md",
+        "docs/operating.md",
+        "docs/users-and-rights.md",
+    )
+)
+FIRST_README = (ROOT / "tests" / "harness" / "first_readme.md").read_text()
+PLACES = ("*.md", "docs/**/*.md", "db_setup/*.md", "cdk_example/*.md", "benchmarks/*.md")
+DOCUMENTS = [path for where in PLACES for path in sorted(ROOT.glob(where))]
 SCHEMA = (ROOT / "migrations" / "001_initial_schema.sql").read_text()
 
 
@@ -29,51 +40,43 @@ def block_with(text: str, words: str) -> str:
     return next(block for block in blocks(text, "") if words in block)
 
 
-def code_texts() -> list[str]:
-    """All string constants of db_setup; where values are put in, there is a {}."""
-    texts = []
-    for path in (ROOT / "db_setup").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                texts.append("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
-    return texts
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # --- README -------------------------------------------------------------------------------------------------------
 
 
-def test_readme_has_the_sections_that_users_know_in_their_order() -> None:
-    """The README's main sections are those of the README that users know."""
+def test_readme_keeps_every_heading_and_sentence_of_the_first_one() -> None:
+    """What people read when db_setup was first published is still there: headings in their order, and every sentence,
+    list item and block of code."""
+    prose = re.sub(r"^```.*?^```$", "", FIRST_README, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ .+$", prose, re.MULTILINE)
+    paragraphs = [paragraph for paragraph in prose.split("\n\n") if not paragraph.strip().startswith("#")]
+    sentences = [part for each in paragraphs for part in re.split(r"\n|(?<=[.:]) (?=[A-Z])", each.strip()) if part]
+    code = re.findall(r"^```\w*\n.*?^```$", FIRST_README, re.MULTILINE | re.DOTALL)
+
+    kept = [line for line in re.findall(r"^#+ .+$", README, re.MULTILINE) if line in headings]
+    assert kept == headings
+    assert [sentence for sentence in sentences if one_line(sentence) not in one_line(README)] == []
+    assert [block for block in code if block not in README] == []
+    assert (len(headings), len(code)) == (7, 2)
+    assert len(sentences) > 20
+
+
+def test_readme_contents_name_every_main_section() -> None:
+    """The list of contents leads to every section below it."""
+    contents = README.split("**Contents:**")[1].split("\n\n")[0]
     sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
 
-    assert sections == [
-        "Quick Setup",
-        "Integration with CDK",
-        "Environment Variables",
-        "Initial Schema Setup",
-        "Adding New Migrations",
-        "Features",
-    ]
+    named = re.findall(r"\[([^\]]+)\]\(#", contents)
+
+    assert [name for name in named if name in sections] == sections
 
 
 def test_readme_schema_is_the_first_migration() -> None:
     """The README shows the schema that the folder brings."""
-    assert blocks(README, "sql")[0] == SCHEMA
-
-
-def test_readme_file_that_is_no_transaction_runs(world: World) -> None:
-    """The marked file of the README makes its two indexes."""
-    world.write("001_orders.sql", "CREATE TABLE orders (user_id int, created_at date);")
-    world.write("002_indexes.sql", blocks(README, "sql")[1])
-
-    world.deploy()
-
-    found = world.sql(
-        "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'orders'::regclass AND indisvalid"
-    )
-    assert sorted(found) == [("orders_date",), ("orders_user",)]
+    assert blocks(README, "sql") == [SCHEMA]
 
 
 def test_readme_variables_are_those_that_the_code_reads() -> None:
@@ -82,30 +85,34 @@ def test_readme_variables_are_those_that_the_code_reads() -> None:
     read = {ADMIN_VARIABLE, *USER_VARIABLES.values()}
     read |= set(re.findall(r'(?:text|flag|port|milliseconds)\("([A-Z_]+)"', code))
 
-    listed = set(re.findall(r"^(?:- |\| )`([A-Z_]+)`", README, re.MULTILINE))
+    assert names_in_lists(README) == names_in_lists(FOLDER) == read
 
-    assert listed == read
+
+def names_in_lists(text: str) -> set[str]:
+    """The variables in the first column of tables, and at the beginning of list items."""
+    first = re.findall(r"^(?:- |\| )(`[A-Z_`, ]+`)", text, re.MULTILINE)
+    return {name for names in first for name in re.findall(r"[A-Z_]+", names)}
 
 
 def test_readme_snippets_set_only_documented_variables() -> None:
     """The CDK snippets use variables that exist."""
     snippets = blocks(README, "typescript")
 
-    for snippet in snippets:
-        environment = re.search(r"environment: \{(.*?)\}", snippet, re.DOTALL)
-        assert environment is not None
-        names = set(re.findall(r"^\s*([A-Z_]+):", environment.group(1), re.MULTILINE))
+    environments = [found for each in snippets for found in re.findall(r"environment: \{(.*?)\}", each, re.DOTALL)]
+    for environment in environments:
+        names = set(re.findall(r"^\s*([A-Z_]+):", environment, re.MULTILINE))
         assert names == {"DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY"}
-    assert len(snippets) == 2
+    assert len(environments) == 2
 
 
 def test_readme_names_one_python_wherever_it_installs_one() -> None:
     """Layer, runtime, pipeline and container are those of the example; only the first release's snippet has its own."""
     layer = (ROOT / "cdk_example" / "lib" / "psycopg-layer.ts").read_text()
     runtime = re.findall(r"RUNTIME = lambda\.Runtime\.PYTHON_3_(\d+)", layer)
-    first_release = blocks(README, "typescript")[1]
+    operating = (ROOT / "docs" / "operating.md").read_text()
 
-    named = re.findall(r"(?:PYTHON_3_|python-version(?:: \"| )3\.|python:3\.)(\d+)", README.replace(first_release, ""))
+    named = re.findall(r"(?:PYTHON_3_|python-version(?:: \"| )3\.|python:3\.)(\d+)", README + operating)
+    named.remove("9")  # of the first published configuration, whose runtime ends
 
     assert len(named) == 5
     assert {*named} == {*runtime}
@@ -121,13 +128,13 @@ def test_document_commands_say_python3(document: Path) -> None:
     assert [line for line in commands if "python3 -m pip" not in line and "entry: python " not in line] == []
 
 
-def test_readme_log_is_what_a_first_deployment_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The log in the README has the lines of a real first deployment, with the same keys."""
+def test_operating_log_is_what_a_first_deployment_logs(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The log shown has the lines of a real first deployment, with the same keys."""
     world.write("001_initial_schema.sql", SCHEMA)
 
     world.deploy()
 
-    shown = [shape(line) for line in block_with(README, "starting version").splitlines()]
+    shown = [shape(line) for line in block_with(OPERATING, "starting version").splitlines()]
     if world.server.version < 150000:  # there schema public is not the admin's to close, and the log says what to do
         shown.insert(2, ("everybody can create tables in schema public", ["remedy"]))
     assert shown == [shape(r.getMessage()) for r in caplog.records if r.name == "db_setup"]
@@ -145,9 +152,9 @@ def kinds(value: object) -> object:
     return [kinds(inner) for inner in value] if isinstance(value, list) else type(value)
 
 
-def test_readme_answers_are_what_the_handler_returns_to_these_events(world: World) -> None:
-    """Each event in the README gets the answer that stands below it, up to names of servers, times and durations."""
-    shown = [json.loads(block) for block in blocks(README, "json")]
+def test_operating_answers_are_what_the_handler_returns_to_these_events(world: World) -> None:
+    """Each event shown gets the answer that stands below it, up to names of servers, times and durations."""
+    shown = [json.loads(block) for block in blocks(OPERATING, "json")]
     world.write("001_initial_schema.sql", SCHEMA)
     world.deploy()
     world.write("002_add_orders_table.sql", ORDERS)
@@ -165,8 +172,8 @@ def test_readme_answers_are_what_the_handler_returns_to_these_events(world: Worl
                 assert {**one, "duration_ms": 0, "applied_at": ""} == {**other, "duration_ms": 0, "applied_at": ""}
 
 
-def test_readme_failure_is_what_a_failed_deployment_says(world: World) -> None:
-    """The message in the README is the one that this file really brings."""
+def test_messages_failure_is_what_a_failed_deployment_says(world: World) -> None:
+    """The message shown is the one that this file really brings."""
     world.write("001_initial_schema.sql", SCHEMA)
     world.write("002_add_orders.sql", ORDERS)
     world.deploy()
@@ -175,32 +182,16 @@ def test_readme_failure_is_what_a_failed_deployment_says(world: World) -> None:
     with pytest.raises(initializer.MigrationError) as caught:
         world.deploy()
 
-    assert str(caught.value) == block_with(README, "004_paid.sql").strip()
+    assert str(caught.value) == block_with(MESSAGES, "004_paid.sql").strip()
 
 
-def test_readme_messages_stand_in_the_code() -> None:
-    """What the table of messages quotes is said by the code, or by PostgreSQL."""
-    table = README.split("| the message says | it means | what to do |")[1].split("\n\n")[0]
-    quoted = set(re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE))
-    by_postgresql = {
-        "cannot run inside a transaction block",
-        "other objects depend on it",
-        "unsafe use of new value",
-        "used by a view or rule",
-    }
-
-    texts = code_texts()
-
-    assert {phrase for phrase in quoted if not any(phrase in text for text in texts)} == by_postgresql
-
-
-def test_readme_removal_removes_the_roles(world: World) -> None:
+def test_rights_removal_removes_the_roles(world: World) -> None:
     """The statements for removing the roles work, and leave the table creator's tables if they are reassigned."""
     world.write("001_initial_schema.sql", SCHEMA)
     world.deploy()
     with world.login("creator") as conn, conn.cursor() as cur:
         cur.execute("CREATE TABLE reports (id int)")
-    steps = re.findall(r"^  `((?:GRANT|DROP) .*;)`", README, re.MULTILINE)
+    steps = blocks(RIGHTS, "sql")[0].splitlines()
 
     for step in steps:
         world.sql(step)
@@ -213,20 +204,22 @@ def test_readme_removal_removes_the_roles(world: World) -> None:
 # --- All documents ------------------------------------------------------------------------------------------------
 
 
+def anchors(text: str) -> set[str]:
+    """Where the headings of a document are found."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_document_links_and_files_exist(document: Path) -> None:
     """A link leads to a file and a heading that exist; so does a named test or make target."""
     text = document.read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", text, re.M)
-    }
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
     for link in re.findall(r"\]\(([^)]+)\)", text):
         path, _, heading = link.partition("#")
-        assert heading in headings if not path else (document.parent / path).exists(), link
-        if path and heading:
-            assert f"## {heading.replace('-', ' ')}\n" in (document.parent / path).read_text().lower(), link
+        target = document.parent / path if path else document
+        assert target.exists(), link
+        assert not heading or heading in anchors(target.read_text()), link
     tests = "".join(path.read_text() for path in ROOT.glob("tests/**/test_*.py"))
     for name in re.findall(r"`(test_\w+)`", text):
         assert f"def {name}(" in tests, name
@@ -253,3 +246,36 @@ def test_contributing_names_every_module() -> None:
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
 
     assert named == modules
+
+
+PAGES = [path for path in DOCUMENTS if path.parent.name in ("docs", "db_setup")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_page_says_first_whom_it_serves(page: Path) -> None:
+    """Who has come to the wrong page sees it in the first line."""
+    assert page.read_text().split("\n\n")[1].startswith("For ")
+
+
+def test_folder_names_its_version_and_its_events() -> None:
+    """The page that travels with the folder fits the code beside it."""
+    events = set(re.findall(r'\{"action": "(\w+)"\}', FOLDER))
+
+    assert FOLDER.splitlines()[0] == f"# db_setup {initializer.__version__}"
+    assert events == set(initializer.ACTIONS)
+
+
+def test_documents_say_nothing_twice() -> None:
+    """A sentence or a row of a table stands in one place. What travels with the folder has to repeat."""
+    places: dict[str, set[str]] = {}
+    for document in DOCUMENTS:
+        if document.parent.name != "db_setup":
+            prose = re.sub(r"^ *```.*?^ *```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+            prose = re.sub(r"^(- \[ \]|-|\d\.) ", "\n", prose, flags=re.MULTILINE)
+            for part in re.split(r"\n\n|\n\|", prose):
+                for sentence in re.split(r"(?<=[.:]) (?=[A-Z`*])", one_line(part)):
+                    if len(sentence.split()) > 8:
+                        places.setdefault(sentence, set()).add(str(document.relative_to(ROOT)))
+
+    assert {sentence: names for sentence, names in places.items() if len(names) > 1} == {}
+    assert len(places) > 500

@@ -1,15 +1,13 @@
-"""The guide says what is so: its recipes run in their order, its checks find what they should, what it warns of
-happens, and what it says about taking over other tools' files was done to such files."""
+"""The guide says what is so: its recipes run in their order, its checks find what they should, and what it warns of
+happens."""
 
 from __future__ import annotations
 
 import io
 import re
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import initializer
@@ -361,6 +359,23 @@ def test_load_cases_run_without_an_error_of_the_application(server: Server) -> N
         assert figures.errors == ()
         assert min(figures.reads, figures.writes, figures.took) > 0
     drop_database(server, load.TEMPLATE)
+
+
+# --- Files that are not one transaction ------------------------------------------------------------------------------
+
+
+def test_guide_file_that_is_not_one_transaction_makes_its_indexes(world: World) -> None:
+    """The marked file of the section runs, and its two indexes are valid."""
+    (marked,) = guide.blocks(guide.section("Files that are not one transaction"))
+    world.write("001_orders.sql", "CREATE TABLE orders (user_id int, created_at date);")
+    world.write("002_indexes.sql", marked.text)
+
+    world.deploy()
+
+    found = world.sql(
+        "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'orders'::regclass AND indisvalid"
+    )
+    assert sorted(found) == [("orders_date",), ("orders_user",)]
 
 
 # --- What the recipes warn of ---------------------------------------------------------------------------------------
@@ -782,47 +797,7 @@ def test_guide_snapshot_runs_what_came_since(plain: World) -> None:
         assert names(plain.deploy()) == []
 
 
-# --- Other tools ----------------------------------------------------------------------------------------------------
-
-
-def shell(world: World, words: str) -> None:
-    """Run the guide's lines that contain these words, in the folder of migrations."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
-    command = next(block for language, block in found if not language and words in block)
-    subprocess.run(["sh", "-eu", "-c", command], cwd=world.folder, check=True, env={"PATH": "/usr/bin:/bin"})
-
-
-def in_folder(world: World) -> list[str]:
-    return sorted(path.name for path in Path(world.folder).iterdir())
-
-
-FLYWAY = {f"V{number}__t{number}.sql": f"CREATE TABLE t{number} (id int);" for number in (1, 2, 8, 10)}
-FLYWAY_TABLE = (
-    "CREATE TABLE flyway_schema_history (installed_rank int PRIMARY KEY, version varchar(50), "
-    "description varchar(200), type varchar(20), script varchar(1000), checksum int, "
-    "installed_by varchar(100), installed_on timestamp, "
-    "execution_time int, success boolean)"
-)
-
-
-def test_guide_flyway_database_is_taken_over_with_numbers_and_a_baseline(plain: World) -> None:
-    """Renamed as the guide says, its files are recorded, the new one runs, and a new database gets all in order."""
-    plain.sql(FLYWAY_TABLE)
-    for name, text in FLYWAY.items():
-        plain.sql(text)
-        plain.write(name, text)
-    plain.write("V011__new.sql", "DROP TABLE IF EXISTS flyway_schema_history;")
-    shell(plain, "V*__*.sql")
-    assert in_folder(plain) == ["001_t1.sql", "002_t2.sql", "008_t8.sql", "010_t10.sql", "011_new.sql"]
-    with pytest.raises(MigrationError, match=r"002_t2\.sql:1: relation .* already exists"):
-        plain.deploy()
-    plain.sql("DROP TABLE schema_migrations")
-
-    report = plain.deploy(BASELINE="010_t10")
-
-    assert (report["adopted"], names(report)) == (["001_t1", "002_t2", "008_t8", "010_t10"], ["011_new"])
-    with another(plain):
-        assert len(names(plain.deploy(BASELINE="010_t10"))) == 5
+# --- What other tools' names would do -------------------------------------------------------------------------------
 
 
 def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
@@ -839,58 +814,6 @@ def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
     report = plain.deploy()
 
     assert names(report) == ["002_new", "003_V1__users", "004_V1_1__items", "005_R__grants"]
-
-
-HALVES = "-- migrate:up{}\nCREATE TABLE users (id int);\n\n-- migrate:down\nDROP TABLE users;\n"
-
-
-def test_guide_dbmate_files_are_refused_until_their_lower_half_is_cut_off(plain: World) -> None:
-    """Both halves would run: the file is refused; cut as the guide says, the upper half alone runs."""
-    plain.write("20230101120000_users.sql", HALVES.format(""))
-    with pytest.raises(MigrationError, match=r"^20230101120000_users\.sql:4:1: what another tool would run to undo"):
-        plain.deploy()
-    assert plain.tables() == []
-    with another(plain):
-        plain.write(
-            "20230102120000_index.sql", "-- migrate:up transaction:false\nSELECT 1;\n-- migrate:down\nSELECT 0/0;"
-        )
-        plain.write("20230103120000_up.sql", "-- Up Migration\nSELECT 1;\n-- Down Migration\nSELECT 0/0;")
-        shell(plain, "migrate:down")
-
-        plain.deploy()
-
-        assert plain.tables() == ["users"]
-        assert (plain.folder / "20230102120000_index.sql").read_text() == "-- no-transaction\nSELECT 1;\n"
-
-
-def test_guide_dbmate_database_is_refused_and_taken_over_beside_its_table(plain: World) -> None:
-    """Its table has our name: the message and the guide say MIGRATIONS_TABLE, and then nothing runs twice."""
-    plain.sql("CREATE TABLE schema_migrations (version varchar(128) PRIMARY KEY); CREATE TABLE users (id int)")
-    plain.write("20230101120000_users.sql", HALVES.format(""))
-    shell(plain, "migrate:down")
-    with pytest.raises(ConfigError, match="belongs to another tool"):
-        plain.deploy()
-
-    report = plain.deploy(MIGRATIONS_TABLE="db_setup_migrations")
-
-    assert (report["adopted"], names(report)) == (["20230101120000_users"], [])
-
-
-def test_guide_node_pg_migrate_database_begins_with_a_dump(plain: World) -> None:
-    """The dump is recorded where it was made, and makes a new database, without the old tool's table."""
-    plain.sql(
-        "CREATE TABLE pgmigrations (id serial PRIMARY KEY, name varchar(255) NOT NULL, run_on timestamp NOT NULL)"
-    )
-    plain.sql(USERS + ITEMS + "INSERT INTO users VALUES (1)")
-    plain.write("001_initial_schema.sql", dump(plain, *dump_options("Coming from another tool")))
-    plain.write("002_new.sql", "ALTER TABLE users ADD nick text;")
-
-    report = plain.deploy()
-
-    assert (report["adopted"], names(report)) == (["001_initial_schema"], ["002_new"])
-    with another(plain):
-        assert names(plain.deploy()) == ["001_initial_schema", "002_new"]
-        assert plain.tables() == ["items", "users"]
 
 
 def test_guide_pair_of_up_and_down_files_runs_the_first_alone(plain: World) -> None:

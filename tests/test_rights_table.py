@@ -1,4 +1,4 @@
-"""The README's table of what the two logins may do, tried line by line; and the guide's recipe for other schemas."""
+"""The documents' table of what the two logins may do, tried line by line; and the guide's recipe for other schemas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.logins import SECRETS, as_superuser, give_schema_to
 from harness.second import second_application
 from harness.world import ADMIN, World, rows
 
-HEADING = "### What the logins may do"
+HEADING = "## What the logins can do"
 
 MIGRATION = """
     CREATE TABLE items (id serial PRIMARY KEY, note text);
@@ -41,7 +41,7 @@ def section(text: str) -> str:
     return text.partition(f"{HEADING}\n")[2].partition("\n#")[0]
 
 
-TEXT = section((Path(__file__).parents[1] / "README.md").read_text())
+TEXT = section((Path(__file__).parents[1] / "docs" / "users-and-rights.md").read_text())
 
 
 def lines(table: str) -> list[Line]:
