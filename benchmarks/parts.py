@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from chain.parts import Runtime
+from harness import environment
 
 from benchmarks import WORK
 
@@ -55,21 +56,18 @@ def lambda_versions() -> str:
 @cache
 def python_peers() -> Path:
     """The `bin` folder of an environment with alembic, dbmate and yoyo-migrations."""
-    folder = _fresh_folder("python", PEERS / "requirements.txt")
-    ready = folder / "ready"
-    if not ready.exists():
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        _run([*pip, "--require-hashes", "-r", str(PEERS / "requirements.txt")])
-        ready.touch()
-    return folder / "bin"
+    lock = PEERS / "requirements.txt"
+    try:
+        return environment.ensure(_fresh_folder("python", lock), lock).parent
+    except environment.SetupError as exc:
+        raise MissingPartError(str(exc)) from exc
 
 
 @cache
 def node_peers() -> Path:
     """The `node_modules` folder with node-pg-migrate and postgres-migrations."""
     if not shutil.which("npm"):
-        raise MissingPartError("npm is not installed")
+        raise MissingPartError("npm is not in PATH: `make bench` puts it there")
     folder = _fresh_folder("node", PEERS / "package-lock.json")
     ready = folder / "ready"
     if not ready.exists():

@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
+from harness.temporary import temporary_home
 from harness.world import ADMIN, AWS_ENVIRONMENT, TEMPLATE, World, exactly, prepare
 from moto import mock_aws
 
@@ -26,12 +27,16 @@ _servers: list[Server] = []
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest decides where its temporary folders are
 def pytest_configure(config: pytest.Config) -> None:
     """Start the server, which the report's header names. A second process of pytest-xdist starts one of its own."""
     if config.pluginmanager.hasplugin("dsession"):
         config.pluginmanager.register(FirstWorker())
     shared = getattr(config, "workerinput", {}).get("server")
     try:
+        home = _started.enter_context(temporary_home())
+        if config.option.basetemp is None:  # else pytest keeps the folders of its last three runs
+            config.option.basetemp = str(home / "pytest")
         _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
     except NoServerError as exc:
         raise pytest.UsageError(str(exc)) from exc

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -29,6 +30,11 @@ from harness.server import NoServerError, Server, running_server  # noqa: E402
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World, rows  # noqa: E402
 from initializer import InitializerError  # noqa: E402
 from moto import mock_aws  # noqa: E402
+from prepare import migrations_folder  # noqa: E402
+
+WIDTH = 100  # columns
+SHOWN = "first deployment, dry run, failure and repair, waits for locks, limited logins, adoption"
+SHOWN_OWN = "a first deployment, which applied {}, and a second one, which found nothing to do"
 
 ORDERS = """\
 CREATE TABLE orders (
@@ -49,7 +55,30 @@ def heading(number: int, text: str) -> None:
 
 
 def say(text: str) -> None:
-    print(textwrap.fill(" ".join(text.split()), 100))
+    print(textwrap.fill(" ".join(text.split()), WIDTH))
+
+
+def terminal() -> Any:
+    """db_setup/__main__.py, which shows reports as tables."""
+    spec = importlib.util.spec_from_file_location("terminal", REPOSITORY / "db_setup" / "__main__.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TERMINAL = terminal()
+
+
+class Log(logging.Formatter):
+    """The handler's log, its lines broken where the page ends."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        first = f"    {record.levelname:7} "
+        return textwrap.fill(
+            record.getMessage(), WIDTH, initial_indent=first, subsequent_indent=" " * 14, break_on_hyphens=False
+        )
 
 
 def show_file(name: str, text: str) -> None:
@@ -57,18 +86,23 @@ def show_file(name: str, text: str) -> None:
     print(textwrap.indent(text.rstrip(), "    | "))
 
 
+def show(report: dict[str, Any]) -> None:
+    """The handler's answer, as `python3 db_setup` shows it on a terminal."""
+    print(textwrap.indent("\n".join(TERMINAL.table(report, sys.stdout)), "    | "))
+
+
 def deploy(world: World, **environ: str) -> dict[str, Any]:
     """One deployment: the handler's log, then its answer."""
     report = world.deploy(**environ)
-    print(f"    answer  {json.dumps(report)}")
+    show(report)
     return report
 
 
-def invoke(world: World, action: str, *keys: str) -> None:
-    """What the console shows for this event, of which only some keys are of interest here."""
+def invoke(world: World, action: str) -> None:
+    """What the handler answers to this event."""
     event = {"action": action}
-    report = world.deploy(event)
-    print(f"    event   {json.dumps(event)}\n    answer  {json.dumps({key: report[key] for key in keys})}")
+    print(f"    event   {json.dumps(event)}")
+    show(world.deploy(event))
 
 
 @contextmanager
@@ -87,7 +121,8 @@ def deploy_and_fail(world: World) -> None:
         world.deploy()
     except InitializerError as exc:
         say("The deployment fails. CloudFormation shows this message, and rolls the stack back:")
-        print(textwrap.indent(str(exc), "    > "))
+        for line in str(exc).splitlines():
+            print(textwrap.fill(line, WIDTH, initial_indent="    > ", subsequent_indent="    > "))
     else:
         raise SystemExit("the broken migration should have failed")
 
@@ -115,10 +150,14 @@ def try_logins(world: World) -> None:
     for secret, statement in attempts:
         with world.login(secret) as conn:
             try:
-                answer = f"yes  {rows(conn, statement) or ''}"
+                allowed, answer = "yes", values(rows(conn, statement))
             except psycopg2.errors.InsufficientPrivilege as exc:
-                answer = f"no   {str(exc).splitlines()[0]}"
-            print(f"    {conn.info.user:7} {statement:55} {answer}")
+                allowed, answer = "no", str(exc).splitlines()[0]
+            print(f"    {conn.info.user:7} {allowed:4} {statement}{answer and f': {answer}'}")
+
+
+def values(found: list[tuple[Any, ...]]) -> str:
+    return ", ".join(str(value) for row in found for value in row)
 
 
 def tour(server: Server) -> None:
@@ -135,9 +174,9 @@ def tour(server: Server) -> None:
         unnumbered = "ALTER TABLE users ADD COLUMN nickname text;\n"
         world.write("add_nickname.sql", unnumbered)
         show_file("add_nickname.sql", unnumbered)
-        say("Before: what is applied and what is pending, and a dry run, which takes everything back.")
-        invoke(world, "status", "applied", "pending", "users")
-        invoke(world, "dry_run", "tried", "pending")
+        say("Before: what is applied and what is pending, and a dry run, which is rolled back.")
+        invoke(world, "status")
+        invoke(world, "dry_run")
         say("The deployment:")
         deploy(world)
 
@@ -150,7 +189,7 @@ def tour(server: Server) -> None:
         world.write("004_paid.sql", BROKEN.replace("payed", "paid"))
         deploy(world)
 
-        heading(6, "Others are in the way: it gives way to them, and says what it waits for")
+        heading(6, "Other sessions hold locks: the deployment retries, and says what it waits for")
         world.write("005_add_note.sql", "ALTER TABLE orders ADD COLUMN note text;\n")
         show_file("005_add_note.sql", "ALTER TABLE orders ADD COLUMN note text;\n")
         with someone_reads(world, 2):
@@ -161,7 +200,7 @@ def tour(server: Server) -> None:
         with someone_reads(world, 7):
             deploy(world)
 
-        heading(7, "The two logins, tried with what stands in their secrets")
+        heading(7, "The two logins, tried with the credentials in their secrets")
         try_logins(world)
 
     with application(server, "legacy", REPOSITORY / "migrations") as world:
@@ -171,35 +210,46 @@ def tour(server: Server) -> None:
         world.write("002_add_orders.sql", ORDERS)
         say("It is a second application on the same server, so it gets roles of its own: ROLE_PREFIX=legacy_")
         deploy(world, ROLE_PREFIX="legacy_")
-        print(f"    users   {world.sql('SELECT email FROM users')}")
+        print(f"    SELECT email FROM users: {values(world.sql('SELECT email FROM users'))}")
 
 
-def own_files(server: Server, folder: Path) -> None:
+def own_files(server: Server, folder: Path) -> int:
+    """Return how many files were applied."""
     with application(server, "yours", folder) as world:
         heading(1, f"The first deployment with the files of {folder}")
-        deploy(world)
+        applied = len(deploy(world)["applied"])
         heading(2, "The same again: nothing to do")
         deploy(world)
+    return applied
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--migrations", type=Path, help="a folder with .sql files of your own")
+    parser.add_argument("--migrations", type=migrations_folder, help="a folder with .sql files of your own")
     folder = parser.parse_args().migrations
-    if folder and not folder.is_dir():
-        parser.error(f"{folder} is no folder")
-    logging.basicConfig(stream=sys.stdout, format="    %(levelname)-7s %(message)s")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(Log())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("db_setup").setLevel(logging.INFO)
+    shown = SHOWN
     try:
         with running_server() as server:
             print(f"PostgreSQL for this demo: {server.how}")
-            say("Its admin is like the one of Amazon RDS: no superuser. Secrets Manager is played by moto.")
+            say("Its admin is like the one of Amazon RDS: not a superuser. moto plays Secrets Manager.")
             create_admin(server, ADMIN, ADMIN_PASSWORD)
-            own_files(server, folder) if folder else tour(server)
+            if folder:
+                count = own_files(server, folder)
+                shown = SHOWN_OWN.format(f"{count} file{'s' * (count != 1)}")
+            else:
+                tour(server)
     except (NoServerError, InitializerError) as exc:
         print(f"\n{exc}", file=sys.stderr)
         return 1
-    print("\nDone. Server, databases and secrets are gone again.")
+    except KeyboardInterrupt:
+        print("\nInterrupted. Server, databases and secrets are gone.", file=sys.stderr)
+        return 130
+    print("\nServer, databases and secrets are gone.")
+    say(f"Shown: {shown}.")
     return 0
 
 

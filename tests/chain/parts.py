@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
-from harness.embedded import CACHE, alone
+from harness.cache import CACHE, alone
 from versions import pythons
 
 HERE = Path(__file__).resolve().parent
@@ -128,7 +128,7 @@ def _asset(folder: Path, function: dict[str, Any]) -> Path:
 
 def _run(command: list[str], folder: Path, environ: Optional[dict[str, str]] = None) -> None:
     if not shutil.which(command[0]):
-        raise MissingPartError(f"{command[0]} is not installed: the chain needs Node.js 20.12 or newer, with npm")
+        raise MissingPartError(f"{command[0]} is not in PATH: `make chain` puts it there")
     done = subprocess.run(
         command, cwd=folder, env=environ, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
     )

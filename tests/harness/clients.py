@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from harness.embedded import CACHE, alone
+from harness.cache import CACHE, alone
 from harness.server import Server
 
 PINS = Path(__file__).resolve().with_name("clients")

