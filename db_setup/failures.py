@@ -68,10 +68,7 @@ def _syntax_explanation(text: str, offset: int) -> str:
 def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] = ()) -> str:
     """What has stayed or was rolled back, and what to do; the first case that applies."""
     if failure.refusal and not failure.blocked:
-        return (
-            "The statements that have run stay applied. Then deploy again: the run continues after "
-            "them."
-        )
+        return "The statements that have run stay applied. Then deploy again: the run continues after them."
     if failure.connection_lost:
         return _state_and_step_of_lost(script, failure)
     if failure.cancelled:
@@ -174,10 +171,7 @@ def advice(script: Script, failure: Failure) -> str:
     said = failure.error.diag.message_primary or ""
     extension = _missing_extension(failure.sqlstate, said)
     if extension:
-        return (
-            f"Add CREATE EXTENSION IF NOT EXISTS {extension}; above this statement, "
-            "if this server has the extension"
-        )
+        return f"Add CREATE EXTENSION IF NOT EXISTS {extension}; above this statement, if this server has the extension"
     if failure.sqlstate == "42501":
         # From PostgreSQL 16 on, only the detail says that it takes a superuser.
         detail = failure.error.diag.message_detail or ""
@@ -204,9 +198,7 @@ def _is_about_new_rows(script: Script, failure: Failure) -> bool:
 
 def _missing_extension(code: str, said: str) -> str:
     """The extension that has the function, type … which does not exist; empty if none is known."""
-    missing = re.search(
-        r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said
-    )
+    missing = re.search(r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said)
     if code not in ("42883", "42704") or missing is None:
         return ""
     name = missing.group(1).split(".")[-1]
@@ -375,9 +367,7 @@ EXTENSIONS = (
     (r"unaccent", "unaccent"),
     (r"gist_\w+_ops", "btree_gist"),
 )
-NO_IF_NOT_EXISTS = (
-    "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once"
-)
+NO_IF_NOT_EXISTS = "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once"
 # The first that applies counts.
 MISTAKES = (
     Mistake(
@@ -432,10 +422,7 @@ MISTAKES = (
     Mistake(
         "42704",
         said='no default operator class for access method "(gist|gin)"',
-        advice=(
-            "Add CREATE EXTENSION IF NOT EXISTS btree_{0}; above this statement, if this server "
-            "has the extension"
-        ),
+        advice=("Add CREATE EXTENSION IF NOT EXISTS btree_{0}; above this statement, if this server has the extension"),
     ),
     Mistake(
         IN_TRANSACTION,
@@ -496,8 +483,7 @@ MISTAKES = (
     Mistake(
         "23505",
         said="could not create unique index",
-        advice="Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and "
-        "correct them first",
+        advice="Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and correct them first",
     ),
     Mistake(
         "23503|23514",

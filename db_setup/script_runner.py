@@ -40,16 +40,12 @@ ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 ISOLATION = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", re.IGNORECASE)
 
-RUN_AND_EDITED = (
-    "this statement has run already, and was edited since; restore it, and put the change after it"
-)
+RUN_AND_EDITED = "this statement has run already, and was edited since; restore it, and put the change after it"
 BEGUN_AND_EDITED = (
     "a run was interrupted in this statement, which was edited since, so that nothing can tell "
     "whether it has done its work; restore it for one deployment, and edit then"
 )
-RUN_AND_REMOVED = (
-    "statements that have run already are missing at the end of this file; restore them"
-)
+RUN_AND_REMOVED = "statements that have run already are missing at the end of this file; restore them"
 
 
 class ScriptRunner:
@@ -59,9 +55,7 @@ class ScriptRunner:
     take their time.
     """
 
-    def __init__(
-        self, session: Session, script: Script, progress: Progress, end_sql: Callable[[], str]
-    ) -> None:
+    def __init__(self, session: Session, script: Script, progress: Progress, end_sql: Callable[[], str]) -> None:
         self._session = session
         self._script = script
         self._progress = progress
@@ -79,11 +73,7 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
-            if (
-                outcome.sqlstate == IN_TRANSACTION
-                and self._script.statement_count == 1
-                and not in_steps
-            ):
+            if outcome.sqlstate == IN_TRANSACTION and self._script.statement_count == 1 and not in_steps:
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
             if not self._session.waits_to_retry(outcome.sqlstate, attempts, **fields):
@@ -97,19 +87,12 @@ class ScriptRunner:
         find that.
         """
         outcome = self._run_once(by_statement)
-        if (
-            not isinstance(outcome, Failure)
-            or by_statement
-            or outcome.exact
-            or outcome.connection_lost
-        ):
+        if not isinstance(outcome, Failure) or by_statement or outcome.exact or outcome.connection_lost:
             return outcome
         if outcome.sqlstate in (*RETRYABLE, SAVEPOINT_GONE) or outcome.cancelled:
             return outcome
         script = self._script
-        ends_in_ours = (
-            script.statement_count > 0 and outcome.sqlstate == SYNTAX_ERROR
-        )  # it dislikes our semicolon
+        ends_in_ours = script.statement_count > 0 and outcome.sqlstate == SYNTAX_ERROR  # it dislikes our semicolon
         if script.statement_count > 1 or script.begin_sql != "BEGIN" or ends_in_ours:
             return self._run_once(by_statement=True)
         return outcome
@@ -124,9 +107,7 @@ class ScriptRunner:
         script = self._script
         begin_sql = self._session.begin_sql(script.begin_sql)
         # What is prepared in a session outlives the transaction of a first attempt.
-        opening = (
-            f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
-        )
+        opening = f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
         if by_statement or script.pieces:
             return send(self._session, script, self._messages(opening, by_statement))
         text = opening + script.body_sql() + self._closing_sql()
@@ -222,9 +203,7 @@ class ScriptRunner:
     def _run_outside(self, step: Step) -> Union[Success, Failure]:
         return nontransactional.run_outside(self._session, self._script, step, self._progress)
 
-    def _run_in_transaction(
-        self, step: Step, opening_sql: str, closing_sql: str
-    ) -> Union[Success, Failure]:
+    def _run_in_transaction(self, step: Step, opening_sql: str, closing_sql: str) -> Union[Success, Failure]:
         script = self._script
         opening = f"{opening_sql}; "
         closing = f"\n;{closing_sql}"
@@ -263,9 +242,7 @@ class ScriptRunner:
         return ""
 
 
-def end_sql(
-    session: Session, record_sql: str, known_changed: bool, release_if_changed: bool
-) -> str:
+def end_sql(session: Session, record_sql: str, known_changed: bool, release_if_changed: bool) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the
     session looked at.
 
