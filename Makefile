@@ -25,13 +25,14 @@ demo: $(READY)  ## migrate a throw-away database, step by step (MIGRATIONS=folde
 compare: $(READY)  ## the same result through psql? (MIGRATIONS=folder)
 	$(BIN)/python tests/harness/compare.py "$(if $(MIGRATIONS),$(MIGRATIONS),migrations)"
 
-example: $(READY) $(CDK)/node_modules/.package-lock.json  ## check, test and synthesise the CDK example (Node 20.12 or newer)
+example: $(READY) $(CDK)/node_modules/.package-lock.json  ## check, test and synthesise the CDK example, and the pages of docs/frameworks (Node 20.12 or newer)
 	cd $(CDK) && npm run -s build
 	cd $(CDK) && PYTHON="$(CURDIR)/$(BIN)/python" npm test
 	rm -rf $(CDK)/cdk.out
 	cd $(CDK) && for database in instance aurora managed; do \
 	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
+	$(BIN)/python -m pytest tests/frameworks
 
 chain: $(READY) $(CDK)/node_modules/.package-lock.json  ## deployments from end to end, without an account (Linux; Node 20.12 or newer)
 	$(BIN)/python -m pytest tests/chain -n $(WORKERS) $(ARGS)
@@ -71,6 +72,9 @@ lock: $(BIN)/python  ## resolve the locked dependencies anew (Python's and npm's
 	  --custom-compile-command "make lock" -o tests/chain/python/newest.txt tests/chain/python/newest.in
 	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
 	  --custom-compile-command "make lock" -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
+	$(BIN)/uv pip compile -q --universal --python-version 3.9 --generate-hashes --upgrade \
+	  --custom-compile-command "make lock" -o tests/frameworks/python/requirements.txt tests/frameworks/python/requirements.in
+	cd tests/frameworks/node && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd benchmarks/peers && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/chain/node && npm install --package-lock-only --omit-lockfile-registry-resolved
 	cd tests/harness/npm && npm install --package-lock-only --omit-lockfile-registry-resolved
