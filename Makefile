@@ -31,7 +31,7 @@ demo: python  ## migrate a throw-away database, step by step (MIGRATIONS=folder 
 compare: python  ## the same result through psql? (MIGRATIONS=folder)
 	@$(PREPARE) dev --server $(OWN) -- python tests/harness/compare.py "$(if $(MIGRATIONS),$(MIGRATIONS),migrations)"
 
-example: python  ## check, test and synthesise the CDK example
+example: python  ## check, test and synthesise the CDK example and the pages of docs/frameworks
 	@$(PREPARE) dev --node -- $(MAKE) --no-print-directory example-with-node
 
 example-with-node: $(CDK)/node_modules/.package-lock.json
@@ -41,6 +41,7 @@ example-with-node: $(CDK)/node_modules/.package-lock.json
 	cd $(CDK) && for database in instance aurora managed; do \
 	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
+	$(BIN)/python -m pytest tests/frameworks
 
 chain: python  ## deployments from end to end, without an account (Linux)
 	@$(PREPARE) dev --server --node -- $(MAKE) --no-print-directory chain-with-node
@@ -90,7 +91,8 @@ lock-with-node:
 	$(COMPILE) --resolution lowest-direct -o tests/chain/python/lowest.txt tests/chain/python/lowest.in
 	$(COMPILE) -o tests/chain/python/newest.txt tests/chain/python/newest.in
 	$(COMPILE) -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
-	for project in benchmarks/peers tests/chain/node tests/harness/npm $(CDK); do \
+	$(COMPILE) -o tests/frameworks/python/requirements.txt tests/frameworks/python/requirements.in
+	for project in benchmarks/peers tests/frameworks/node tests/chain/node tests/harness/npm $(CDK); do \
 	  (cd $$project && npm install --package-lock-only --omit-lockfile-registry-resolved) || exit 1; done
 
 clean:  ## remove everything that make made

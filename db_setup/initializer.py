@@ -22,6 +22,7 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      report           what to say at the end
 
+A request of CloudFormation itself is a migration too: custom_resource answers it there.
 The script runner has rooms of its own: sending, nontransactional, progress and outcomes.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
@@ -49,6 +50,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import custom_resource
 import failures
 import migration_files
 import psycopg2
@@ -106,6 +108,8 @@ def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str
 
     The terminal may bring the admin's `login`; then no secret is read, and no user made.
     """
+    if custom_resource.is_request(event):
+        return custom_resource.answer(event, context, handler)
     started = time.monotonic()
     set_up_logging()
     report = Report(__version__)

@@ -26,7 +26,7 @@ EXAMPLE = REPOSITORY / "cdk_example"
 RUNTIME = re.findall(r"RUNTIME = lambda\.Runtime\.PYTHON_3_(\d+)", (EXAMPLE / "lib" / "psycopg-layer.ts").read_text())
 PYTHONS = ("3.9", f"3.{RUNTIME[0]}")  # beside the running one: the oldest promised one, and the one that is deployed
 PINS = ("lowest", "newest")
-INSTALL_TIMEOUT_S = 300
+INSTALL_TIMEOUT_S = 600
 
 
 class MissingPartError(Exception):
@@ -50,14 +50,14 @@ class Runtime:
     def install(self) -> tuple[Path, Path]:
         """The folder with the runtime client and boto3, and the layer with psycopg2; installed on first need."""
         requirements = HERE / "python" / f"{self.pins}.txt"
-        folder = CACHE / f"chain-{self}-{_digest(requirements)}"
+        folder = CACHE / f"chain-{self}-{digest(requirements)}"
         with alone("chain.lock"):
             if not folder.exists():
-                parts = _emptied(folder.with_name(f"{folder.name}.part"))
+                parts = emptied(folder.with_name(f"{folder.name}.part"))
                 options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
                 target = ["--target", str(parts / "runtime"), "-r", str(requirements)]
-                _run([self.python, "-m", "venv", str(parts / "pip")], REPOSITORY)  # Debian's Pythons have no pip
-                _run([str(parts / "pip/bin/python"), "-m", "pip", "install", "-q", *options, *target], REPOSITORY)
+                run([self.python, "-m", "venv", str(parts / "pip")], REPOSITORY)  # Debian's Pythons have no pip
+                run([str(parts / "pip/bin/python"), "-m", "pip", "install", "-q", *options, *target], REPOSITORY)
                 shutil.rmtree(parts / "pip")
                 (parts / "layer").mkdir()
                 for path in (parts / "runtime").glob("psycopg2*"):
@@ -80,15 +80,15 @@ def runtimes() -> tuple[Runtime, ...]:
 # --- node ------------------------------------------------------------------------------------------------------------
 
 
-def node_modules() -> Path:
-    """The AWS SDK, which Lambda's node has built in; installed on first need."""
-    folder = CACHE / f"chain-node-{_digest(HERE / 'node' / 'package-lock.json')}"
+def node_modules(locked: Path = HERE / "node") -> Path:
+    """What this folder locks: the AWS SDK, which Lambda's node has built in; installed on first need."""
+    folder = CACHE / f"{locked.parent.name}-node-{digest(locked / 'package-lock.json')}"
     with alone("chain.lock"):
         if not folder.exists():
-            parts = _emptied(folder.with_name(f"{folder.name}.part"))
+            parts = emptied(folder.with_name(f"{folder.name}.part"))
             for name in ("package.json", "package-lock.json"):
-                shutil.copy(HERE / "node" / name, parts)
-            _run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], parts)
+                shutil.copy(locked / name, parts)
+            run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"], parts)
             parts.rename(folder)
     return folder / "node_modules"
 
@@ -109,7 +109,7 @@ def synthesise(folder: Path) -> Synthesised:
         raise MissingPartError(f"{EXAMPLE / 'node_modules'} is missing: `make chain` installs it, by npm ci")
     context = {**json.loads((EXAMPLE / "cdk.json").read_text())["context"], "aws:cdk:bundling-stacks": []}
     environ = {**os.environ, "CDK_OUTDIR": str(folder), "CDK_CONTEXT_JSON": json.dumps(context)}
-    _run(["node", "--import", "tsx", "bin/app.ts"], EXAMPLE, environ)
+    run(["node", "--import", "tsx", "bin/app.ts"], EXAMPLE, environ)
     (template,) = folder.glob("*.template.json")
     resources = json.loads(template.read_text())["Resources"]
     (trigger,) = [each["Properties"] for each in resources.values() if each["Type"] == "Custom::Trigger"]
@@ -126,7 +126,7 @@ def _asset(folder: Path, function: dict[str, Any]) -> Path:
 # --- Common ----------------------------------------------------------------------------------------------------------
 
 
-def _run(command: list[str], folder: Path, environ: Optional[dict[str, str]] = None) -> None:
+def run(command: list[str], folder: Path, environ: Optional[dict[str, str]] = None) -> None:
     if not shutil.which(command[0]):
         raise MissingPartError(f"{command[0]} is not in PATH: `make chain` puts it there")
     done = subprocess.run(
@@ -136,11 +136,11 @@ def _run(command: list[str], folder: Path, environ: Optional[dict[str, str]] = N
         raise MissingPartError(f"{' '.join(command)}: {done.stderr.strip()[-1500:]}")
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
-def _emptied(folder: Path) -> Path:
+def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder

@@ -1,0 +1,1 @@
+"""The pages of docs/frameworks/, with the tools that they are for: `make example`."""
