@@ -48,6 +48,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import boundary
 import failures
 import migration_files
 import psycopg2
@@ -74,6 +75,7 @@ from limited_users import Keeper, Kind, LimitedUsers
 from migration_files import Migration, Plan
 from outcomes import CANCELLED, Failure, NotTried, Outcome, Success
 from progress import Progress
+from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
 from secret_store import Secret
@@ -204,12 +206,13 @@ def plan_pending(run: Run) -> list[Pending]:
     config = run.setup.config
     if config.create_users:
         run.users.refuse_roles_of_others()
-    state = session.with_retries(lambda: tracking.read_state(session, config))
+    state = session.with_retries(lambda: read_state_before_files(run))
     if not state.is_ours:
         before = state
         adopted = session.with_retries(lambda: tracking.ensure_tracking(session, run.setup, before))
         run.report.adopted += adopted
-        state = tracking.read_state(session, config)
+        state = read_state_before_files(run)
+    close_our_tables(run, state.excess)
     plan = migration_files.make_plan(run.setup.files, state.rows)
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
@@ -223,6 +226,31 @@ def plan_pending(run: Run) -> list[Pending]:
     names.update((row.id, file.name) for row, file in plan.renumbered)
     run.recorded = list(names.values())
     return pending
+
+
+def read_state_before_files(run: Run) -> State:
+    """What our tables hold.
+
+    Refuses to run a file where others have put into its search path what hides PostgreSQL's own.
+    """
+    session = run.session
+    config = run.setup.config
+    found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
+    state = tracking.read_state(session, config, found)
+    complaint = boundary.hiding_complaint(found.hiding, session.login.username)
+    if complaint and migration_files.make_plan(run.setup.files, state.rows).pending:
+        raise MigrationError(complaint)
+    return state
+
+
+def close_our_tables(run: Run, statements: Sequence[str]) -> None:
+    """Take back what others may do with our tables."""
+    if not statements:
+        return
+    closing = sql.SQL("; ".join(statements))
+    run.session.with_retries(lambda: run.session.query_in_transaction(closing))
+    text = "rights on our tables that nobody should have were taken back"
+    run.report.warn(f"{text}: {statement}" for statement in statements)
 
 
 def apply_pending(run: Run, pending: Sequence[Pending]) -> None:

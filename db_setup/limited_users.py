@@ -55,6 +55,13 @@ TABLECREATOR = Kind("tablecreator", "app_tc", may_create=True)
 KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the first version
 
 
+def limited_roles(prefix: str) -> list[str]:
+    """The groups and their logins; the second of each kind is the one that a rotation makes."""
+    return [
+        prefix + name for kind in KINDS for name in (kind.group, kind.login, kind.login + "_clone")
+    ]
+
+
 @dataclass(frozen=True)
 class Application:
     """The admin of one application's database, the prefix of its roles, and its tables that they

@@ -34,17 +34,6 @@ class Progress:
     table: sql.Composable
     name: str
 
-    def ensure_table(self, session: Session) -> None:
-        """Closed to everybody but its owner, whatever the default privileges say."""
-        table = self.table.as_string(session.connection)
-        if session.query("SELECT to_regclass(%s)", [table])[0][0]:
-            return
-        with session.transaction():
-            session.query(sql.SQL(CREATE_SQL).format(self.table))
-            for (role,) in session.query(OTHERS_SQL, [table]):
-                revoke = sql.SQL("REVOKE ALL ON {} FROM {}")
-                session.query(revoke.format(self.table, sql.Identifier(role)))
-
     def marks(self, session: Session) -> dict[int, Mark]:
         """The steps that have begun, by number."""
         select = sql.SQL(
@@ -83,13 +72,9 @@ class Progress:
 
 
 CREATE_SQL = (
-    "CREATE TABLE {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT NULL, "
-    "objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at "
+    "CREATE TABLE IF NOT EXISTS {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT "
+    "NULL, objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at "
     "TIMESTAMP, PRIMARY KEY (migration_name, step))"
-)
-OTHERS_SQL = (
-    "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid "
-    "= a.grantee WHERE c.oid = %s::regclass AND a.grantee <> c.relowner"
 )
 MARK_SQL = (
     "INSERT INTO {} VALUES ({}, {}, {}, {}::bigint[], now(), {}) ON CONFLICT (migration_name, "

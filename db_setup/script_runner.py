@@ -157,7 +157,6 @@ class ScriptRunner:
         session = self._session
         # A first attempt may have left another role and path.
         session.query(f"{OWN_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
-        self._progress.ensure_table(session)
         marks = self._progress.marks(session)
         session.query("SET search_path TO DEFAULT")
         number = 0
