@@ -14,7 +14,11 @@ from database import literal
 from psycopg2 import sql
 from session import Session
 
-OWN_ROLE_SQL = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+# An operator in the script's search path, made by others, would run as the admin.
+OWN_SESSION_SQL = (
+    "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+    "SET LOCAL search_path = pg_catalog; "
+)
 
 
 class Mark(NamedTuple):
@@ -44,7 +48,7 @@ class Progress:
         return {step: Mark(*known) for step, *known in rows}
 
     def done_sql(self, session: Session, step: int, checksum: str) -> str:
-        """Marks a step as done, whatever role the script has taken on."""
+        """Marks a step as done, whatever role and path the script has taken on."""
         return self._mark_sql(session, step, checksum, [], "now()")
 
     def begun_sql(self, session: Session, step: int, checksum: str, objects: Sequence[int]) -> str:
@@ -62,13 +66,13 @@ class Progress:
             sql.Literal(list(objects)),
             sql.SQL(done_at_sql),
         )
-        return OWN_ROLE_SQL + insert.as_string(session.connection)
+        return OWN_SESSION_SQL + insert.as_string(session.connection)
 
     def forget_sql(self, session: Session, step: Optional[int] = None) -> str:
         """Removes the mark of a step, or all of the script's."""
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {} AND step = coalesce({}, step)")
         filled = delete.format(self.table, literal(self.name), sql.Literal(step))
-        return OWN_ROLE_SQL + filled.as_string(session.connection)
+        return OWN_SESSION_SQL + filled.as_string(session.connection)
 
 
 CREATE_SQL = (
