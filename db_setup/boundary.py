@@ -15,6 +15,7 @@ from typing import Any, Optional
 from psycopg2 import sql
 
 REMEDIES_LIMIT = 700  # characters
+OWNER_SQL = "ALTER TABLE public.{} OWNER TO CURRENT_USER"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Table:
                 f"Nothing has been touched. {remedy}; then invoke again."
             )
         return None
+
+    def repairs(self) -> list[str]:
+        """The statements that undo what a migration did to it."""
+        statements = [] if self.is_trusted else [OWNER_SQL.format(self.name)]
+        statements += [remedy for _, remedy in self.oddities]
+        return statements + (list(self.excess) if self.is_trusted else [])
 
 
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:

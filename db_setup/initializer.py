@@ -267,6 +267,8 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
             message = failure_message(run, one, outcome)
             raise MigrationError(message) from outcome.error
         note_applied(run, one.name, started)
+        if isinstance(outcome, Success):
+            take_back_our_tables(run, one.name, outcome.answer)
         if not outcome.holds_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=one.name)
@@ -275,6 +277,24 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
         if not session_serves and not resumed(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)
+
+
+def take_back_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -> None:
+    """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
+    session = run.session
+    done: list[str] = []
+    for table in boundary.tables(found).values():
+        done += table.repairs()
+    if not done:
+        return
+    repairs = sql.SQL("; ".join(done))
+    session.with_retries(lambda: session.query_in_transaction(repairs))
+    ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
+    excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
+    if excess:  # a new owner has the rights that the old one gave
+        session.query_in_transaction(sql.SQL("; ".join(excess)))
+    text = f"{name} changed who may do what with our tables, which was undone"
+    run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
 
 def resumed(run: Run, remaining: Sequence[Pending]) -> bool:
@@ -413,6 +433,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     session.activity.blocked_by = ()
     script = one.script
     progress = Progress(config.progress, one.migration.name)
+    tables_sql = tracking.our_tables_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -422,7 +443,9 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
         def end_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
-            return script_runner.end_sql(session, record_sql, more_follow and may_set, more_follow)
+            return script_runner.end_sql(
+                session, record_sql, tables_sql, more_follow and may_set, more_follow
+            )
 
         runner = script_runner.ScriptRunner(session, script, progress, end_sql)
         return runner.run(migration=one.name)

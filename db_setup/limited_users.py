@@ -28,6 +28,9 @@ from session import Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
+# Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
+# are powers.
+HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 
 Result = TypeVar("Result")
 
@@ -550,7 +553,12 @@ class LimitedUsers:
     def _login_state(self, kind: Kind, login: str) -> Optional[LoginState]:
         """The login's role, or None where it does not exist."""
         forbidden = "" if kind.may_create else self._app.group(TABLECREATOR)
-        args = {"login": login, "group": self._app.group(kind), "forbidden": forbidden}
+        args = {
+            "login": login,
+            "group": self._app.group(kind),
+            "forbidden": forbidden,
+            "harmless": list(HARMLESS_ROLES),
+        }
         found = self._session.query(LOGIN_STATE_SQL, args)
         return LoginState(*found[0]) if found else None
 
@@ -668,7 +676,8 @@ LOGIN_STATE_SQL = """
                  WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
                  AND (m.rolsuper OR m.rolreplication OR m.rolbypassrls
                  OR m.rolcreaterole OR m.rolcreatedb
-                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)))
+                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
+                 OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s))))
     FROM pg_roles r, pg_roles g WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
 ROLES_OF_SQL = (

@@ -61,11 +61,16 @@ class TablesFound(NamedTuple):
 
 def tables_question(config: Config, before_files: bool = False) -> sql.Composable:
     """Its answer is a TablesFound; it can be asked when the session is set up."""
-    questions = [boundary.our_tables_question(config.tables, config.limited_roles)]
+    questions = [our_tables_question(config)]
     if before_files:
         questions.append(boundary.hiding_question(config.limited_roles))
     columns = (sql.SQL("({})").format(question) for question in questions)
     return sql.SQL("SELECT {}").format(sql.SQL(", ").join(columns))
+
+
+def our_tables_question(config: Config) -> sql.Composable:
+    """Its answer are the tables of a TablesFound."""
+    return boundary.our_tables_question(config.tables, config.limited_roles)
 
 
 def read_state(session: Session, config: Config, found: TablesFound) -> State:
