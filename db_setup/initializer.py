@@ -44,7 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -162,9 +162,15 @@ class Run:
         default_factory=list
     )  # the names in the tracking table, in its order
 
-    @property
+    @cached_property
     def users(self) -> LimitedUsers:
         return LimitedUsers(self.session, self.setup.application)
+
+    def warn_of_users(self) -> None:
+        """What limited users did to themselves, and who else is a member of their roles."""
+        kept = kept_credentials(self.setup).values()
+        known = [str((value or Credentials()).get("username")) for value in kept]
+        self.report.warn([*self.users.warnings, *self.users.outsiders(known)])
 
 
 def migrate(run: Run, found: TablesFound) -> None:
@@ -193,6 +199,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
             return False
         users = dict.fromkeys(logins, "kept")
     check_edited(run, state, plan)
+    run.warn_of_users()
     run.report.users = users
     return True
 
@@ -332,6 +339,7 @@ def ensure_users(run: Run) -> None:
     try:
         ensure_groups(run)
         run.report.users = ensure_logins(run, run.users.ensure_login)
+        run.warn_of_users()
     except InitializerError as exc:
         applied = run.session.applied
         kept = f" Applied before, and kept: {shortened(applied)}." if applied else ""
@@ -669,6 +677,7 @@ def rotate(run: Run, _: TablesFound) -> None:
     run.session.acquire_lock()
     ensure_groups(run)
     run.report.users = ensure_logins(run, run.users.rotate_login)
+    run.warn_of_users()
 
 
 def status(run: Run, found: TablesFound) -> None:
