@@ -110,6 +110,11 @@ class Config:
     def progress(self) -> sql.Composable:
         return sql.Identifier("public", self.tables[1])
 
+    @property
+    def limited_roles(self) -> list[str]:
+        """The roles that the admin may act for, and that it does not trust all the same."""
+        return limited_users.limited_roles(self.role_prefix)
+
     @classmethod
     def from_env(
         cls, environ: Mapping[str, str], problems: list[str], with_secrets: bool = True

@@ -46,10 +46,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import boundary
 import custom_resource
 import failures
 import migration_files
@@ -77,6 +78,7 @@ from limited_users import Keeper, Kind, LimitedUsers
 from migration_files import Migration, Plan
 from outcomes import CANCELLED, Failure, NotTried, Outcome, Success
 from progress import Progress
+from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
 from secret_store import Secret
@@ -171,9 +173,15 @@ class Run:
         default_factory=list
     )  # the names in the tracking table, in its order
 
-    @property
+    @cached_property
     def users(self) -> LimitedUsers:
         return LimitedUsers(self.session, self.setup.application)
+
+    def warn_of_users(self) -> None:
+        """What limited users did to themselves, and who else is a member of their roles."""
+        kept = kept_credentials(self.setup).values()
+        known = [str((value or Credentials()).get("username")) for value in kept]
+        self.report.warn([*self.users.warnings, *self.users.outsiders(known)])
 
 
 def migrate(run: Run, found: TablesFound) -> None:
@@ -202,6 +210,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
             return False
         users = dict.fromkeys(logins, "kept")
     check_edited(run, state, plan)
+    run.warn_of_users()
     run.report.users = users
     return True
 
@@ -215,12 +224,13 @@ def plan_pending(run: Run) -> list[Pending]:
     config = run.setup.config
     if config.create_users:
         run.users.refuse_roles_of_others()
-    state = session.with_retries(lambda: tracking.read_state(session, config))
+    state = session.with_retries(lambda: read_state_before_files(run))
     if not state.is_ours:
         before = state
         adopted = session.with_retries(lambda: tracking.ensure_tracking(session, run.setup, before))
         run.report.adopted += adopted
-        state = tracking.read_state(session, config)
+        state = read_state_before_files(run)
+    close_our_tables(run, state.excess)
     plan = migration_files.make_plan(run.setup.files, state.rows)
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
@@ -234,6 +244,31 @@ def plan_pending(run: Run) -> list[Pending]:
     names.update((row.id, file.name) for row, file in plan.renumbered)
     run.recorded = list(names.values())
     return pending
+
+
+def read_state_before_files(run: Run) -> State:
+    """What our tables hold.
+
+    Refuses to run a file where others have put into its search path what hides PostgreSQL's own.
+    """
+    session = run.session
+    config = run.setup.config
+    found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
+    state = tracking.read_state(session, config, found)
+    complaint = boundary.hiding_complaint(found.hiding, session.login.username)
+    if complaint and migration_files.make_plan(run.setup.files, state.rows).pending:
+        raise MigrationError(complaint)
+    return state
+
+
+def close_our_tables(run: Run, statements: Sequence[str]) -> None:
+    """Take back what others may do with our tables."""
+    if not statements:
+        return
+    closing = sql.SQL("; ".join(statements))
+    run.session.with_retries(lambda: run.session.query_in_transaction(closing))
+    text = "rights on our tables that nobody should have were taken back"
+    run.report.warn(f"{text}: {statement}" for statement in statements)
 
 
 def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
@@ -250,6 +285,8 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
             message = failure_message(run, one, outcome)
             raise MigrationError(message) from outcome.error
         note_applied(run, one.name, started)
+        if isinstance(outcome, Success):
+            take_back_our_tables(run, one.name, outcome.answer)
         if not outcome.holds_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=one.name)
@@ -258,6 +295,24 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
         if not session_serves and not resumed(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)
+
+
+def take_back_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -> None:
+    """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
+    session = run.session
+    done: list[str] = []
+    for table in boundary.tables(found).values():
+        done += table.repairs()
+    if not done:
+        return
+    repairs = sql.SQL("; ".join(done))
+    session.with_retries(lambda: session.query_in_transaction(repairs))
+    ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
+    excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
+    if excess:  # a new owner has the rights that the old one gave
+        session.query_in_transaction(sql.SQL("; ".join(excess)))
+    text = f"{name} changed who may do what with our tables, which was undone"
+    run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
 
 def resumed(run: Run, remaining: Sequence[Pending]) -> bool:
@@ -295,6 +350,7 @@ def ensure_users(run: Run) -> None:
     try:
         ensure_groups(run)
         run.report.users = ensure_logins(run, run.users.ensure_login)
+        run.warn_of_users()
     except InitializerError as exc:
         applied = run.session.applied
         kept = f" Applied before, and kept: {shortened(applied)}." if applied else ""
@@ -394,6 +450,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
     progress = Progress(config.progress, one.migration.name)
+    tables_sql = tracking.our_tables_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -403,7 +460,9 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
         def end_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
-            return script_runner.end_sql(session, record_sql, more_follow and may_set, more_follow)
+            return script_runner.end_sql(
+                session, record_sql, tables_sql, more_follow and may_set, more_follow
+            )
 
         runner = script_runner.ScriptRunner(session, script, progress, end_sql)
         with session.working_on(one.name):
@@ -648,6 +707,7 @@ def rotate(run: Run, _: TablesFound) -> None:
     run.session.acquire_lock()
     ensure_groups(run)
     run.report.users = ensure_logins(run, run.users.rotate_login)
+    run.warn_of_users()
 
 
 def status(run: Run, found: TablesFound) -> None:

@@ -28,6 +28,9 @@ from session import Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
+# Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
+# are powers.
+HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 
 Result = TypeVar("Result")
 
@@ -53,6 +56,13 @@ class Kind:
 READWRITE = Kind("readwrite", "app_rw", may_create=False)
 TABLECREATOR = Kind("tablecreator", "app_tc", may_create=True)
 KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the first version
+
+
+def limited_roles(prefix: str) -> list[str]:
+    """The groups and their logins; the second of each kind is the one that a rotation makes."""
+    return [
+        prefix + name for kind in KINDS for name in (kind.group, kind.login, kind.login + "_clone")
+    ]
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,8 @@ class GroupState(NamedTuple):
     connects: bool
     writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
+    members: Sequence[str]  # that we did not put there
+    granted_by_limited: Sequence[str]  # statements that take back what limited users let in
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -135,6 +147,7 @@ class LoginState(NamedTuple):
     in_group: bool
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
+    members: Sequence[str]
 
 
 class LimitedUsers:
@@ -143,6 +156,20 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application) -> None:
         self._session = session
         self._app = app
+        self._members: dict[str, Sequence[str]] = {}  # by role, as they were last found
+        self.warnings: list[str] = []
+
+    def outsiders(self, known: Sequence[str]) -> list[str]:
+        """A warning for each role that others have put into one of ours: it may do what that one
+        may.
+        """
+        return [
+            f"role {member} is a member of {role}, where db_setup did not put it, and may do what "
+            f"that may; if it should not: REVOKE {role} FROM {member}"
+            for role, members in self._members.items()
+            for member in members
+            if member not in known
+        ]
 
     # --- Groups and their rights --------------------------------------------------------------
 
@@ -194,6 +221,9 @@ class LimitedUsers:
             missing = [group.name for group in self._group_states().values() if not group.exists]
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+            for statement in self._group_states()[READWRITE].granted_by_limited:
+                query(sql.SQL(statement))
+                self.warnings.append(f"a limited user let another role in: {statement}")
             for kind in KINDS:
                 self._join(self._app.group(kind))
             for kind in KINDS:
@@ -206,9 +236,11 @@ class LimitedUsers:
             "tracking": self._text(self._app.tracking),
             "progress": self._text(self._app.progress),
             "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
+            "limited": limited_roles(self._app.prefix),
         }
         states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
         by_name = {state.name: state for state in states}
+        self._members.update((state.name, state.members) for state in states)
         return {kind: by_name[self._app.group(kind)] for kind in KINDS}
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
@@ -216,6 +248,8 @@ class LimitedUsers:
         creators = self._creators()
         for kind, group in groups.items():
             if not (group.exists and group.usable and group.connects):
+                return False
+            if group.granted_by_limited:
                 return False
             if group.writes_our_tables or any(group.lacks(creator, kind) for creator in creators):
                 return False
@@ -543,9 +577,19 @@ class LimitedUsers:
     def _login_state(self, kind: Kind, login: str) -> Optional[LoginState]:
         """The login's role, or None where it does not exist."""
         forbidden = "" if kind.may_create else self._app.group(TABLECREATOR)
-        args = {"login": login, "group": self._app.group(kind), "forbidden": forbidden}
+        args = {
+            "login": login,
+            "group": self._app.group(kind),
+            "forbidden": forbidden,
+            "harmless": list(HARMLESS_ROLES),
+            "limited": limited_roles(self._app.prefix),
+        }
         found = self._session.query(LOGIN_STATE_SQL, args)
-        return LoginState(*found[0]) if found else None
+        if not found:
+            return None
+        state = LoginState(*found[0])
+        self._members[login] = state.members
+        return state
 
     def _leads_here(self, kept: Optional[Credentials]) -> bool:
         """Who connects with all of these credentials comes to this database.
@@ -619,6 +663,13 @@ FOREIGN_DATABASES_SQL = """
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
       AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))"""
 
+# Since PostgreSQL 16 the admin who made a role is a member who can neither use it nor become it.
+MEMBERS_SQL = """ARRAY(
+               SELECT m.rolname::text FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member
+               WHERE a.roleid = r.oid AND m.rolname <> ALL (%(limited)s)
+                 AND m.rolname <> current_user AND NOT m.rolsuper
+                 AND coalesce((to_jsonb(a) ->> 'inherit_option')::bool
+                              OR (to_jsonb(a) ->> 'set_option')::bool, true) ORDER BY 1)"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
 GROUP_STATE_SQL = """
@@ -631,8 +682,16 @@ GROUP_STATE_SQL = """
                 r.oid, pg_get_serial_sequence(%(tracking)s, 'id'), 'USAGE, UPDATE') END, false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
-                 WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid)
-    FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
+                 WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
+           {members},
+           ARRAY(SELECT 'REVOKE ' || quote_ident(o.rolname) || ' FROM ' || quote_ident(m.rolname)
+                        || ' CASCADE'
+                 FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+                 JOIN pg_roles m ON m.oid = a.member JOIN pg_roles l ON l.oid = a.grantor
+                 WHERE l.rolname = ANY (%(limited)s))
+    FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name""".format(
+    members=MEMBERS_SQL
+)
 
 SCHEMA_STATE_SQL = """
     SELECT pg_has_role(nspowner, 'USAGE'), EXISTS (SELECT FROM aclexplode(nspacl) a
@@ -661,8 +720,11 @@ LOGIN_STATE_SQL = """
                  WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
                  AND (m.rolsuper OR m.rolreplication OR m.rolbypassrls
                  OR m.rolcreaterole OR m.rolcreatedb
-                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)))
-    FROM pg_roles r, pg_roles g WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
+                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
+                 OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))),
+           {members}
+    FROM pg_roles r, pg_roles g
+    WHERE r.rolname = %(login)s AND g.rolname = %(group)s""".format(members=MEMBERS_SQL)
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

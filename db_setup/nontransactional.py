@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import psycopg2
 from common import log
@@ -84,7 +84,7 @@ def _run_outside(
             log("it had done its work", line=step.first.line)
             drop_invalid_indexes(session, target, step.mark.objects_before)
             return send(session, script, [done])
-    if target.is_build and session.query(BUILT_BY_ANOTHER_SQL, {"on": target.on or None}):
+    if target.is_build and look_up(session, target, BUILT_BY_ANOTHER_SQL):
         return Failure(refusal=BLOCKED_BY_A_BUILD, offset=step.first.start, blocked=True)
     drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
     before = [
@@ -123,16 +123,23 @@ def has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool
 
 
 def traces(session: Session, target: Target) -> list[Trace]:
-    """The objects that are there now. Names mean what they mean in the script's search path."""
+    """The objects that are there now."""
     if target.kind not in TRACES_SQL:
         return []
-    names = [target.on or None, target.part or None]
-    ((on, part),) = session.query(RESOLVE_SQL, names)
+    return [Trace(*row) for row in look_up(session, target, TRACES_SQL[target.kind])]
+
+
+def look_up(session: Session, target: Target, question: str) -> list[tuple[Any, ...]]:
+    """Ask about the objects that a statement names.
+
+    Names mean what they mean in the script's search path. Nothing but the names is looked up
+    there: an operator that others have put into it would run as the admin.
+    """
+    ((on, part),) = session.query(RESOLVE_SQL, [target.on or None, target.part or None])
     values = {"on": on, "part": part, "name": target.name, "left": LEFT_BY_REINDEX}
     with session.transaction():
         session.query("SET LOCAL search_path = pg_catalog")
-        rows = session.query(TRACES_SQL[target.kind], values)
-    return [Trace(*row) for row in rows]
+        return session.query(question, values)
 
 
 def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequence[int]]) -> None:
@@ -181,7 +188,7 @@ def _locks_partitions(session: Session, target: Target) -> bool:
     """REINDEX of a partitioned table locks its partitions against writers."""
     if target.kind != "REINDEX":
         return False
-    return bool(session.query(IS_PARTITIONED_SQL, [target.on or None]))
+    return bool(look_up(session, target, IS_PARTITIONED_SQL))
 
 
 def _statement_to_send(session: Session, script: Script, statement: Statement) -> Message:
@@ -191,7 +198,7 @@ def _statement_to_send(session: Session, script: Script, statement: Statement) -
     target = statement.target
     if target.kind != "DETACH" or session.server_version < 140000:
         return as_written(script, statement)
-    if not session.query(DETACHED_HALF_WAY_SQL, [target.on, target.part]):
+    if not look_up(session, target, DETACHED_HALF_WAY_SQL):
         return as_written(script, statement)
     finish = f"ALTER TABLE {target.on} DETACH PARTITION {target.part} FINALIZE"
     return of_ours(script, finish, fallback=statement.start)
@@ -199,7 +206,9 @@ def _statement_to_send(session: Session, script: Script, statement: Statement) -
 
 # --- The questions ----------------------------------------------------------------------------
 
-RESOLVE_SQL = "SELECT pg_catalog.to_regclass(%s::text)::oid, pg_catalog.to_regclass(%s::text)::oid"
+RESOLVE_SQL = (
+    "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid, pg_catalog.to_regclass(%s)::pg_catalog.oid"
+)
 INDEX_SQL = (
     "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname FROM pg_index i JOIN "
     "pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = "
@@ -229,19 +238,14 @@ TRACES_SQL = {
 # A build waits for every snapshot that is older; if we waited for its table with one, it would be
 # ended by the deadlock.
 BUILT_BY_ANOTHER_SQL = """
-    SELECT true FROM pg_catalog.pg_locks l
-    JOIN pg_catalog.pg_stat_progress_create_index p ON p.pid = l.pid
-    JOIN pg_catalog.pg_database d
-      ON d.oid = l.database AND d.datname = pg_catalog.current_database()
-    WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
-      AND (%(on)s::text IS NULL  -- REINDEX of a schema, or of the database
-           OR l.relation IN (SELECT coalesce(i.indrelid, o)
-                             FROM pg_catalog.to_regclass(%(on)s::text) o
-                             LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o))"""
-IS_PARTITIONED_SQL = (
-    "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
-)
+    SELECT true FROM pg_locks l JOIN pg_stat_progress_create_index p ON p.pid = l.pid
+    JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+    WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_backend_pid()
+      AND (%(on)s::oid IS NULL  -- REINDEX of a schema, or of the database
+           OR l.relation IN (SELECT coalesce(i.indrelid, o) FROM (VALUES (%(on)s::oid)) v(o)
+                             LEFT JOIN pg_index i ON i.indexrelid = o))"""
+IS_PARTITIONED_SQL = "SELECT true FROM pg_class WHERE oid = %(on)s AND relkind = 'p'"
 DETACHED_HALF_WAY_SQL = (
-    "SELECT true FROM pg_catalog.pg_inherits WHERE inhdetachpending "
-    "AND inhparent = pg_catalog.to_regclass(%s) AND inhrelid = pg_catalog.to_regclass(%s)"
+    "SELECT true FROM pg_inherits "
+    "WHERE inhdetachpending AND inhparent = %(on)s AND inhrelid = %(part)s"
 )

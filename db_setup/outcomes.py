@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import psycopg2
 
@@ -28,6 +28,7 @@ class Success:
 
     holds_lock: bool = True
     is_fresh: bool = True  # the session is as a new one would be
+    answer: Any = None  # to the question that the record came with
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,11 @@ from database import literal
 from psycopg2 import sql
 from session import Session
 
-OWN_ROLE_SQL = "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+# An operator in the script's search path, made by others, would run as the admin.
+OWN_SESSION_SQL = (
+    "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
+    "SET LOCAL search_path = pg_catalog; "
+)
 
 
 class Mark(NamedTuple):
@@ -34,17 +38,6 @@ class Progress:
     table: sql.Composable
     name: str
 
-    def ensure_table(self, session: Session) -> None:
-        """Closed to everybody but its owner, whatever the default privileges say."""
-        table = self.table.as_string(session.connection)
-        if session.query("SELECT to_regclass(%s)", [table])[0][0]:
-            return
-        with session.transaction():
-            session.query(sql.SQL(CREATE_SQL).format(self.table))
-            for (role,) in session.query(OTHERS_SQL, [table]):
-                revoke = sql.SQL("REVOKE ALL ON {} FROM {}")
-                session.query(revoke.format(self.table, sql.Identifier(role)))
-
     def marks(self, session: Session) -> dict[int, Mark]:
         """The steps that have begun, by number."""
         select = sql.SQL(
@@ -55,7 +48,7 @@ class Progress:
         return {step: Mark(*known) for step, *known in rows}
 
     def done_sql(self, session: Session, step: int, checksum: str) -> str:
-        """Marks a step as done, whatever role the script has taken on."""
+        """Marks a step as done, whatever role and path the script has taken on."""
         return self._mark_sql(session, step, checksum, [], "now()")
 
     def begun_sql(self, session: Session, step: int, checksum: str, objects: Sequence[int]) -> str:
@@ -73,23 +66,19 @@ class Progress:
             sql.Literal(list(objects)),
             sql.SQL(done_at_sql),
         )
-        return OWN_ROLE_SQL + insert.as_string(session.connection)
+        return OWN_SESSION_SQL + insert.as_string(session.connection)
 
     def forget_sql(self, session: Session, step: Optional[int] = None) -> str:
         """Removes the mark of a step, or all of the script's."""
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {} AND step = coalesce({}, step)")
         filled = delete.format(self.table, literal(self.name), sql.Literal(step))
-        return OWN_ROLE_SQL + filled.as_string(session.connection)
+        return OWN_SESSION_SQL + filled.as_string(session.connection)
 
 
 CREATE_SQL = (
-    "CREATE TABLE {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT NULL, "
-    "objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at "
+    "CREATE TABLE IF NOT EXISTS {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT "
+    "NULL, objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at "
     "TIMESTAMP, PRIMARY KEY (migration_name, step))"
-)
-OTHERS_SQL = (
-    "SELECT DISTINCT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid "
-    "= a.grantee WHERE c.oid = %s::regclass AND a.grantee <> c.relowner"
 )
 MARK_SQL = (
     "INSERT INTO {} VALUES ({}, {}, {}, {}::bigint[], now(), {}) ON CONFLICT (migration_name, "

@@ -92,7 +92,10 @@ class Rehearsal(Session):
         """After SET CONSTRAINTS ALL IMMEDIATE: defer those again that are deferred when a
         transaction begins.
         """
+        # Not in the path that a script may have left, where an operator of others would run.
+        self.query(f"SAVEPOINT {OUR_SAVEPOINT}; SET LOCAL search_path = pg_catalog")
         ((others,),) = self.query(IMMEDIATE_CONSTRAINTS_SQL)
+        self.roll_back()
         again_sql = f"SET CONSTRAINTS {others} IMMEDIATE" if others else ""
         self.query(f"SET CONSTRAINTS ALL DEFERRED; {again_sql}")
 

@@ -158,7 +158,6 @@ class ScriptRunner:
         session = self._session
         # A first attempt may have left another role and path.
         session.query(f"{OWN_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
-        self._progress.ensure_table(session)
         marks = self._progress.marks(session)
         session.query("SET search_path TO DEFAULT")
         number = 0
@@ -265,10 +264,14 @@ class ScriptRunner:
 
 
 def end_sql(
-    session: Session, record_sql: str, known_changed: bool, release_if_changed: bool
+    session: Session,
+    record_sql: str,
+    question_sql: str,
+    known_changed: bool,
+    release_if_changed: bool,
 ) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the
-    session looked at.
+    session looked at, and a question asked of which the answer is part of the outcome.
 
     Cursors and temporary tables go after the COMMIT, which may still find fault with them. The next
     script finds the session as a new one would be: psql, started for each file, is the model.
@@ -277,7 +280,8 @@ def end_sql(
     return (
         f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {session.settings_sql()}"
         f"{record_sql}; {session.commit_sql()}; "
-        f"CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; {check_sql}"
+        "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "
+        f"SELECT s.*, ({question_sql}) FROM ({check_sql}) s"
     )
 
 

@@ -432,6 +432,7 @@ DEFAULTS_SQL = (
     "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
 )
 SET_UP_SQL = (
+    "SET LOCAL search_path = pg_catalog; "  # for a pooler's session, which keeps its own
     "SELECT pg_catalog.set_config(name, value, false) "  # noqa: S608
     "FROM (VALUES {settings}) s(name, value) "
     f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {{pid}}; {{first}}SELECT "

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
+import boundary
 import migration_files
+import progress
 import sql_scanner
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
@@ -32,47 +34,70 @@ class State:
     columns: Optional[tuple[str, ...]]
     rows: tuple[Row, ...]
     unfinished: tuple[str, ...] = ()  # the files that ran in part
+    has_progress: bool = False
+    excess: tuple[str, ...] = ()  # takes back what others may do with our tables
 
     @property
     def is_ours(self) -> bool:
         """As this version makes it."""
-        return self.columns is not None and set(OUR_COLUMNS) <= set(self.columns)
+        has_columns = self.columns is not None and set(OUR_COLUMNS) <= set(self.columns)
+        return has_columns and self.has_progress
 
     def is_complete(self, plan: Plan) -> bool:
         """As this version makes it, and in agreement with the folder."""
-        return self.is_ours and not (plan.pending or plan.renumbered or plan.unchecked)
+        return self.is_ours and not (
+            plan.pending or plan.renumbered or plan.unchecked or self.excess
+        )
 
 
 class TablesFound(NamedTuple):
-    """Which of our tables exist: columns of the tracking table, whether it is a table, and
-    whether marks can be read.
+    """What is known of our tables, and of what hides PostgreSQL's own from a script; see
+    boundary.
     """
 
-    columns: Optional[list[str]]
-    is_table: bool
-    has_progress: bool
+    tables: Sequence[dict[str, Any]]
+    hiding: Sequence[dict[str, str]] = ()  # asked for only where files can run
 
 
-def tables_question(config: Config) -> sql.Composable:
+def tables_question(config: Config, before_files: bool = False) -> sql.Composable:
     """Its answer is a TablesFound; it can be asked when the session is set up."""
-    return sql.SQL(TABLES_SQL).format(*map(sql.Literal, config.tables))
+    questions = [our_tables_question(config)]
+    if before_files:
+        questions.append(boundary.hiding_question(config.limited_roles))
+    columns = (sql.SQL("({})").format(question) for question in questions)
+    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(columns))
 
 
-def read_state(session: Session, config: Config, found: Optional[TablesFound] = None) -> State:
-    """Read the tracking table, whichever version made it; refuse another tool's."""
-    if found is None:
-        found = TablesFound(*session.query(tables_question(config))[0])
-    columns = found.columns
-    if columns is None:
-        return State(None, ())
-    if not {"id", "migration_name"} <= set(columns) or not found.is_table:
-        raise ConfigError(
-            f'table public."{config.table}" belongs to another tool '
-            f"(columns: {', '.join(columns)}): "
-            "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing has "
-            "been touched."
-        )
-    question = _rows_question(config, columns, found.has_progress)
+def our_tables_question(config: Config) -> sql.Composable:
+    """Its answer are the tables of a TablesFound."""
+    return boundary.our_tables_question(config.tables, config.limited_roles)
+
+
+def read_state(session: Session, config: Config, found: TablesFound) -> State:
+    """Read the tracking table, whichever version made it.
+
+    Another tool's is refused, and what others have made.
+    """
+    tables = boundary.tables(found.tables)
+    ours, marks = (tables.get(name) for name in config.tables)
+    for table, columns in ((ours, {"id", "migration_name"}), (marks, {"migration_name"})):
+        if table is None:
+            continue
+        if table.kind != "r" or not columns <= set(table.columns):
+            raise ConfigError(
+                f'table public."{table.name}" belongs to another tool '
+                f"(columns: {', '.join(table.columns)}): "
+                "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing "
+                "has been touched."
+            )
+        complaint = table.complaint(session.login.username)
+        if complaint:
+            raise ConfigError(complaint)
+    excess = tuple(statement for table in tables.values() for statement in table.excess)
+    if ours is None:
+        return State(None, (), has_progress=marks is not None, excess=excess)
+    marks_can_be_read = marks is not None and marks.is_readable
+    question = _rows_question(config, ours.columns, marks_can_be_read)
     recorded: list[Row] = []
     unfinished: list[str] = []
     for number, name, checksum, file_sha256, is_recorded in session.query(question):
@@ -80,7 +105,13 @@ def read_state(session: Session, config: Config, found: Optional[TablesFound] = 
             recorded.append(Row(number, migration_files.normal(name), checksum, file_sha256))
         else:
             unfinished.append(name)
-    return State(tuple(columns), tuple(recorded), tuple(unfinished))
+    return State(
+        tuple(ours.columns),
+        tuple(recorded),
+        tuple(unfinished),
+        has_progress=marks is not None,
+        excess=excess,
+    )
 
 
 def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -> sql.Composable:
@@ -106,21 +137,25 @@ def unchanged_question(config: Config) -> sql.Composable:
     """
     question = (
         "SELECT (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {}), "
-        "NOT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public' AND tablename = {})"
+        "NOT EXISTS (SELECT FROM {})"
     )
-    return sql.SQL(question).format(config.tracking, sql.Literal(config.tables[1]))
+    return sql.SQL(question).format(config.tracking, config.progress)
 
 
 # --- Creating and adopting --------------------------------------------------------------------
 
 
 def ensure_tracking(session: Session, setup: Setup, state: State) -> list[str]:
-    """Create the tracking table, or add the columns that the predecessor's lacks.
+    """Create our tables, or add the columns that the predecessor's lacks.
 
     Returns the names of the migrations that were adopted: recorded as applied without running.
     """
     tracking = setup.config.tracking
-    changes = [sql.SQL(ADD_COLUMNS_SQL).format(tracking)]
+    changes = [
+        sql.SQL(ADD_COLUMNS_SQL).format(tracking),
+        # Made with the other one, so that nobody else can make it.
+        sql.SQL(progress.CREATE_SQL).format(setup.config.progress),
+    ]
     names: list[str] = []
     if state.columns is None:
         adopted = adoptable(session, setup)
@@ -152,7 +187,7 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
         is_repeatable = True
     else:
         tables, is_repeatable = migration_files.created_tables(files[0])
-    existing = [table for table in tables if table_exists(session, *table)]
+    existing = [table for table in tables if table_exists(session, setup.config, *table)]
     if not existing:
         if baseline:
             log("baseline not used: no table of the first migration exists", baseline=baseline)
@@ -176,9 +211,24 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
     )
 
 
-def table_exists(session: Session, schema: Optional[str], name: str) -> bool:
-    one_table = ANY_TABLE_SQL + " AND c.relname = %s AND n.nspname = %s"
-    return bool(session.query(one_table, [name, schema or "public"]))
+def table_exists(session: Session, config: Config, schema: Optional[str], name: str) -> bool:
+    """Whether a table shows that the database was set up before.
+
+    Raises MigrationError where others made it: it shows nothing.
+    """
+    question = boundary.evidence_question(config.limited_roles)
+    found = session.query(question, {"schema": schema or "public", "name": name})
+    if not found:
+        return False
+    label, owner, is_trusted = found[0]
+    if not is_trusted:
+        raise MigrationError(
+            f"table {label} belongs to {owner}, who is not the admin: it does not show that this "
+            "database was set up before. Nothing has been changed. If the first migration "
+            f"describes it, as its owner or a superuser: ALTER TABLE {label} OWNER TO "
+            f"{session.login.username}; if not, rename or drop it."
+        )
+    return True
 
 
 def _table_list(names: Sequence[sql_scanner.Name]) -> str:
@@ -229,14 +279,6 @@ def history(session: Session, config: Config, state: State) -> list[tuple[str, s
 
 # --- The statements ---------------------------------------------------------------------------
 
-TABLES_SQL = (
-    "SELECT array_remove(array_agg(attname::text) FILTER (WHERE relname = {0}), NULL), "
-    "bool_and(relkind IN ('r', 'p')) FILTER (WHERE relname = {0}), coalesce(bool_or(relname = "
-    "{1} AND attname = 'migration_name' AND relkind = 'r' AND has_table_privilege(c.oid, "
-    "'SELECT')), false) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN "
-    "pg_attribute ON attrelid = c.oid AND attnum > 0 AND NOT attisdropped WHERE nspname = "
-    "'public' AND relname IN ({0}, {1})"
-)
 CREATE_SQL = (
     "CREATE TABLE {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
     "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"

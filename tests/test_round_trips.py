@@ -18,7 +18,7 @@ NEW_TABLE = ["any table", "create", "look", "rows"]
 # By what the message begins with, what it asks for.
 MEANINGS = {
     "set_config(name": "session",
-    "SELECT array_remove(array_agg(attname": "look",
+    "WITH RECURSIVE acted_for": "look",
     "SELECT id, migration_name": "rows",
     "pg_try_advisory_lock": "lock",
     "SAVEPOINT db_setup_file": "file",

@@ -356,15 +356,13 @@ def test_tracking_table_that_was_copied_without_its_key_is_read(world: World) ->
     assert world.sql("SELECT count(*) FROM a") == [(1,)]
 
 
-@pytest.mark.parametrize("columns", ["id int", "migration_name varchar(255)"])
-def test_tracking_with_a_progress_table_of_somebody_else_has_nothing_to_do(world: World, columns: str) -> None:
-    """It is of no interest while no marked file runs."""
+def test_tracking_with_a_progress_table_of_another_tool_is_refused(world: World) -> None:
+    """Its name is ours, so its rows would be taken for marks."""
+    world.sql("CREATE TABLE schema_migrations_progress (id int)")
     world.write("001_a.sql", "CREATE TABLE a (i int);")
-    world.deploy(CREATE_USERS="false")
-    with world.superuser() as superuser:
-        rows(superuser, f"CREATE TABLE public.schema_migrations_progress ({columns})")
 
-    assert world.deploy(CREATE_USERS="false")["applied"] == []
+    with pytest.raises(ConfigError, match='table public."schema_migrations_progress" belongs to another tool'):
+        world.deploy(CREATE_USERS="false")
 
 
 def test_tracking_table_without_columns_belongs_to_another_tool(world: World) -> None:

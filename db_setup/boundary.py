@@ -1,0 +1,224 @@
+"""Where limited users end: whom the admin trusts in a database, and what others have put there.
+
+Any login of a server can write something: tables and functions in a schema that is open, grants of
+its own. None of that decides what runs as the admin. Knows PostgreSQL's catalogs, nothing of
+migrations or AWS. The questions are parts of others that are asked anyway, where search_path is
+pg_catalog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from psycopg2 import sql
+
+REMEDIES_LIMIT = 700  # characters
+OWNER_SQL = "ALTER TABLE public.{} OWNER TO CURRENT_USER"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of our tables as it was found."""
+
+    name: str
+    kind: str  # relkind
+    owner: str
+    is_trusted: bool  # the owner
+    is_readable: bool
+    columns: Sequence[str]
+    oddities: Sequence[Sequence[str]]  # what would change what we read or write, and its remedy
+    excess: Sequence[str]  # statements that take back what others may do with it
+
+    def complaint(self, admin: str) -> Optional[str]:
+        """Why it decides nothing, and what helps; None where it is ours, and plain."""
+        label = f"public.{self.name}"
+        if not self.is_trusted:
+            return (
+                f"table {label} belongs to {self.owner}, who is not the admin and could decide by "
+                f"it what runs as {admin}. Nothing has been touched. If it is right, as its owner "
+                f"or a superuser: ALTER TABLE {label} OWNER TO {admin}; if not: DROP TABLE "
+                f"{label}; or set MIGRATIONS_TABLE."
+            )
+        for what, remedy in self.oddities:
+            return (
+                f"table {label} has {what}, which can change what is read or recorded there. "
+                f"Nothing has been touched. {remedy}; then invoke again."
+            )
+        return None
+
+    def repairs(self) -> list[str]:
+        """The statements that undo what a migration did to it."""
+        statements = [] if self.is_trusted else [OWNER_SQL.format(self.name)]
+        statements += [remedy for _, remedy in self.oddities]
+        return statements + (list(self.excess) if self.is_trusted else [])
+
+
+def tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:
+    """The answer to our_tables_question, by name."""
+    return {one["name"]: Table(**one) for one in found}
+
+
+def hiding_complaint(found: Sequence[dict[str, str]], admin: str) -> Optional[str]:
+    """What is said where others hide PostgreSQL's own from a script; see hiding_question."""
+    if not found:
+        return None
+    remedies = [f"DROP {one['kind']} {one['what']};" for one in found]
+    shown = remedies.pop(0)
+    while remedies and len(shown) + len(remedies[0]) < REMEDIES_LIMIT:
+        shown += f" {remedies.pop(0)}"
+    first = found[0]
+    return (
+        f"{first['what'][:200]} belongs to {first['owner']}, who is not the admin, and has the "
+        "name of one of PostgreSQL's or the admin's own: a file that calls that can call this one "
+        f"as {admin}. Nothing has been applied. As its owner or the admin: {shown} Then deploy "
+        "again."
+    )
+
+
+# --- The questions ----------------------------------------------------------------------------
+
+
+def our_tables_question(names: tuple[str, str], limited: Sequence[str]) -> sql.Composable:
+    """What is known of our two tables in schema public, as JSON.
+
+    `limited` names the limited roles. Everybody may read the first table, nobody the second one.
+    """
+    first, second = map(sql.Literal, names)
+    return sql.SQL(OUR_TABLES_SQL).format(trusted=_trusted(limited), first=first, second=second)
+
+
+def hiding_question(limited: Sequence[str]) -> sql.Composable:
+    """What in a script's search path hides PostgreSQL's own, as JSON."""
+    return sql.SQL(HIDING_SQL).format(trusted=_trusted(limited))
+
+
+def evidence_question(limited: Sequence[str]) -> sql.Composable:
+    """The table %(schema)s.%(name)s, its owner, and whether that one is trusted."""
+    return sql.SQL(EVIDENCE_SQL).format(trusted=_trusted(limited))
+
+
+def _trusted(limited: Sequence[str]) -> sql.Composable:
+    return sql.SQL(TRUSTED_SQL).format(limited=sql.Literal(list(limited)))
+
+
+# The admin, the database's owner, and the roles that these may act for; never a limited user, for
+# whom the admin may act as well. Membership is taken as it was granted: a superuser counts as a
+# member of every role.
+TRUSTED_SQL = """
+    RECURSIVE acted_for(oid) AS (
+        SELECT oid FROM pg_roles WHERE rolname = current_user
+            OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())
+        UNION SELECT m.roleid FROM acted_for a JOIN pg_auth_members m ON m.member = a.oid),
+    trusted(oid) AS (
+        SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
+        WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole OR NOT EXISTS (
+            SELECT FROM pg_roles l
+            WHERE l.rolname = ANY ({limited}) AND pg_has_role(r.oid, l.oid, 'MEMBER')))"""
+
+OUR_TABLES_SQL = """
+    WITH {trusted},
+    ours AS (
+        SELECT c.* FROM pg_class c
+        WHERE relnamespace = to_regnamespace('public') AND relname IN ({first}, {second})),
+    acls(relation, kind, of, owner, acl) AS (
+        SELECT oid, 'TABLE', oid, relowner, relacl FROM ours
+        UNION ALL
+        SELECT o.oid, 'TABLE', o.oid, relowner, attacl
+        FROM ours o JOIN pg_attribute ON attrelid = o.oid
+        UNION ALL
+        SELECT s.oid, 'SEQUENCE', o.oid, s.relowner, s.relacl FROM ours o
+        JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
+             AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'
+        JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'),
+    excess(of, statement) AS (
+        SELECT of, format('REVOKE %s ON %s %s FROM %s CASCADE',
+                          string_agg(DISTINCT privilege_type, ', '), a.kind,
+                          a.relation::regclass, coalesce(quote_ident(g.rolname), 'PUBLIC'))
+        FROM acls a JOIN ours o ON o.oid = a.of, aclexplode(a.acl) e
+        LEFT JOIN pg_roles g ON g.oid = e.grantee
+        WHERE (o.relname = {second} OR privilege_type <> 'SELECT')
+          AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)
+          AND e.grantee NOT IN (SELECT oid FROM trusted)
+        GROUP BY of, a.kind, a.relation, g.rolname),
+    oddities(of, what, remedy) AS (
+        SELECT oid, 'row-level security',
+               format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', oid::regclass)
+        FROM ours WHERE relrowsecurity
+        UNION ALL
+        SELECT o.oid, format('rule %I', rulename), format('DROP RULE %I ON %s', rulename,
+               o.oid::regclass)
+        FROM ours o JOIN pg_rewrite ON ev_class = o.oid
+        UNION ALL
+        SELECT o.oid, format('trigger %I, whose function is not the admin''s', tgname),
+               format('DROP TRIGGER %I ON %s', tgname, o.oid::regclass)
+        FROM ours o JOIN pg_trigger t ON tgrelid = o.oid AND NOT tgisinternal
+        JOIN pg_proc p ON p.oid = tgfoid AND proowner NOT IN (SELECT oid FROM trusted)
+        UNION ALL
+        SELECT o.oid, format('parent or child %s', (ARRAY[inhparent, inhrelid])[
+                   1 + (inhparent = o.oid)::int]::regclass),
+               format('ALTER TABLE %s NO INHERIT %s', inhrelid::regclass, inhparent::regclass)
+        FROM ours o JOIN pg_inherits ON o.oid IN (inhrelid, inhparent))
+    SELECT coalesce(json_agg(json_build_object(
+        'name', relname,
+        'kind', relkind,
+        'owner', pg_get_userbyid(relowner),
+        'is_trusted', relowner IN (SELECT oid FROM trusted),
+        'is_readable', has_table_privilege(o.oid, 'SELECT'),
+        'columns', ARRAY(SELECT attname::text FROM pg_attribute
+                         WHERE attrelid = o.oid AND attnum > 0 AND NOT attisdropped),
+        'oddities', (SELECT coalesce(json_agg(json_build_array(what, remedy)), '[]')
+                     FROM oddities WHERE of = o.oid),
+        'excess', ARRAY(SELECT statement FROM excess WHERE of = o.oid ORDER BY 1))), '[]')
+    FROM ours o"""
+
+# Functions and operators that are called, as the admin, in place of PostgreSQL's or the admin's own
+# where they fit better. Those of superusers, of whom the admin trusts, and of the extensions of
+# these do not count.
+HIDING_SQL = """
+    WITH {trusted},
+    rulers(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
+    path(oid) AS (
+        SELECT n.oid FROM pg_namespace n, regexp_split_to_table(
+            (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), '\\s*,\\s*') p(entry)
+        WHERE n.nspname <> 'pg_catalog' AND (
+            n.nspname IN ('public', lower(entry), replace(btrim(entry, '"'), '""', '"'))
+            OR (btrim(entry, '"') = '$user' AND n.nspname = current_user))),
+    found(kind, what, owner, class, oid) AS (
+        SELECT 'ROUTINE', p.oid::regprocedure::text, proowner, 'pg_proc'::regclass, p.oid
+        FROM pg_proc p
+        WHERE pronamespace IN (SELECT oid FROM path)
+          AND proowner NOT IN (SELECT oid FROM rulers)
+          AND EXISTS (SELECT FROM pg_proc o WHERE o.proname = p.proname
+                      AND (o.pronamespace = 'pg_catalog'::regnamespace
+                           OR (o.pronamespace IN (SELECT oid FROM path)
+                               AND o.proowner IN (SELECT oid FROM rulers))))
+        UNION ALL
+        SELECT 'OPERATOR', replace(p.oid::regoperator::text, '(', ' ('), oprowner,
+               'pg_operator'::regclass, p.oid
+        FROM pg_operator p
+        WHERE oprnamespace IN (SELECT oid FROM path)
+          AND oprowner NOT IN (SELECT oid FROM rulers)
+          AND EXISTS (SELECT FROM pg_operator o WHERE o.oprname = p.oprname
+                      AND (o.oprnamespace = 'pg_catalog'::regnamespace
+                           OR (o.oprnamespace IN (SELECT oid FROM path)
+                               AND o.oprowner IN (SELECT oid FROM rulers)))))
+    SELECT coalesce(json_agg(json_build_object(
+        'kind', kind, 'what', what, 'owner', pg_get_userbyid(owner))), '[]')
+    FROM (SELECT * FROM found f
+          WHERE NOT EXISTS (
+            SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
+            WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
+              AND e.extowner IN (SELECT oid FROM rulers))
+          ORDER BY kind, what LIMIT 20) f"""
+
+# An extension's table (PostGIS brings some) does not count.
+EVIDENCE_SQL = """
+    WITH {trusted}
+    SELECT c.oid::regclass::text, pg_get_userbyid(relowner),
+           relowner IN (SELECT oid FROM trusted)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE relkind IN ('r', 'p', 'f') AND nspname = %(schema)s AND relname = %(name)s
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                      AND d.objid = c.oid AND d.deptype = 'e')"""

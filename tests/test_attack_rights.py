@@ -1,0 +1,217 @@
+"""Rights that nobody should have: on our tables, by membership, by roles that were there before us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness.attackers import STRANGER, close_public, make_stranger
+from harness.logins import SECRETS, as_superuser
+from harness.world import ADMIN, World, rows
+from initializer import UserError
+
+FORGERIES = (
+    "INSERT INTO schema_migrations (migration_name) VALUES ('forged')",
+    "UPDATE schema_migrations SET migration_name = 'forged'",
+    "DELETE FROM schema_migrations",
+    "TRUNCATE schema_migrations",
+    "SELECT nextval('schema_migrations_id_seq')",
+    "SELECT setval('schema_migrations_id_seq', 99)",
+    "CREATE TRIGGER t AFTER INSERT ON schema_migrations EXECUTE FUNCTION pg_catalog.suppress_redundant_updates_trigger()",
+    "ALTER TABLE schema_migrations ENABLE ROW LEVEL SECURITY",
+    "DROP TABLE schema_migrations",
+    "INSERT INTO schema_migrations_progress VALUES ('forged', 1, 'x', '{}')",
+    "UPDATE schema_migrations_progress SET done_at = now()",
+    "SELECT * FROM schema_migrations_progress",
+    "DROP TABLE schema_migrations_progress",
+)
+# What a migration may do to our tables, without meaning them.
+GIVEN = {
+    "all to PUBLIC": "GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC",
+    "all to the logins": "GRANT ALL ON ALL TABLES IN SCHEMA public TO app_rw, app_tc;"
+    "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app_rw",
+    "all to the groups": "GRANT ALL ON ALL TABLES IN SCHEMA public TO readwrite, tablecreator WITH GRANT OPTION",
+    "to a stranger": f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {STRANGER} WITH GRANT OPTION",
+    "a column": "GRANT UPDATE (migration_name), INSERT (migration_name) ON schema_migrations TO app_rw, PUBLIC",
+    "a column of the marks": "GRANT SELECT (done_at), UPDATE (done_at) ON schema_migrations_progress TO readwrite",
+    "the sequence": "GRANT USAGE ON SEQUENCE schema_migrations_id_seq TO PUBLIC",
+    "everything of the admin": "DO $$ BEGIN EXECUTE 'REASSIGN OWNED BY CURRENT_USER TO app_tc'; END $$",
+    "one table": "ALTER TABLE schema_migrations OWNER TO app_tc",
+    "the marks": "ALTER TABLE schema_migrations_progress OWNER TO tablecreator",
+    "row-level security": "ALTER TABLE schema_migrations ENABLE ROW LEVEL SECURITY",
+}
+
+
+def forged(world: World, conn: Any) -> list[str]:
+    """Which of the forgeries this session can do; each is rolled back."""
+    conn.autocommit = False
+    done = []
+    for statement in FORGERIES:
+        try:
+            rows(conn, statement)
+            done.append(statement)
+        except Exception:  # noqa: BLE001  # whatever the refusal is
+            pass
+        finally:
+            conn.rollback()
+    return done
+
+
+def all_forgeries(world: World) -> dict[str, list[str]]:
+    found = {}
+    for secret in SECRETS.values():
+        with world.login(secret) as conn:
+            found[secret] = forged(world, conn)
+    with world.connection(STRANGER, "x") as conn:
+        found[STRANGER] = forged(world, conn)
+    return found
+
+
+NOBODY: dict[str, list[str]] = {"user": [], "creator": [], STRANGER: []}
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    close_public(world)
+    make_stranger(world)
+    world.deploy()
+    return world
+
+
+@pytest.mark.parametrize("users", ["true", "false"])
+@pytest.mark.parametrize("case", GIVEN)
+def test_rights_on_our_tables_given_by_a_migration_are_taken_back_in_the_same_run(
+    deployed: World, case: str, users: str
+) -> None:
+    """Nobody can forge a row afterwards, the report warns, the next run finds all in order and goes on."""
+    deployed.write("001_rights.sql", f"CREATE TABLE things (id int);\n{GIVEN[case]};")
+    if case == "everything of the admin":  # it is the owner of the database, too, which must not be given away
+        deployed.write("001_rights.sql", "ALTER TABLE schema_migrations OWNER TO app_tc;" + GIVEN["the marks"] + ";")
+
+    report = deployed.deploy(CREATE_USERS=users)
+
+    assert all_forgeries(deployed) == NOBODY
+    assert [text for text in report["warnings"] if "schema_migrations" in text] != []
+    owners = deployed.sql("SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname ~ '^schema_migrations'")
+    assert owners == [(ADMIN,)]
+    deployed.write("002_more.sql", "CREATE TABLE more (id int);")
+    report = deployed.deploy(CREATE_USERS=users)
+    assert (len(report["applied"]), report["warnings"]) == (1, [])
+
+
+@pytest.mark.parametrize("users", ["true", "false"])
+@pytest.mark.parametrize("case", [case for case in GIVEN if "GRANT" in GIVEN[case]])
+def test_rights_on_our_tables_given_by_hand_are_taken_back_by_the_next_run(
+    deployed: World, case: str, users: str
+) -> None:
+    """Also by one that has nothing else to do."""
+    deployed.sql(GIVEN[case])
+
+    report = deployed.deploy(CREATE_USERS=users)
+
+    assert all_forgeries(deployed) == NOBODY
+    assert [text for text in report["warnings"] if "schema_migrations" in text] != []
+    assert deployed.deploy(CREATE_USERS=users)["warnings"] == []
+
+
+def test_rights_by_default_for_everybody_do_not_reach_our_tables(world: World) -> None:
+    """Default privileges that were there before our tables, or when the second one is made later, change nothing."""
+    close_public(world)
+    make_stranger(world)
+    defaults = "ALTER DEFAULT PRIVILEGES GRANT ALL ON {} TO PUBLIC"
+    for kind in ("TABLES", "SEQUENCES"):
+        world.sql(defaults.format(kind))
+    world.write("001_things.sql", "CREATE TABLE things (id int);")
+
+    world.deploy()
+    assert all_forgeries(world) == NOBODY
+    world.sql("DROP TABLE schema_migrations_progress")
+    world.write("002_more.sql", "CREATE TABLE more (id int);")
+    world.deploy()
+
+    assert all_forgeries(world) == NOBODY
+
+
+def test_rights_to_read_what_is_applied_may_be_given(deployed: World) -> None:
+    """A migration may let a monitor read the tracking table; nobody takes that back, or warns."""
+    deployed.write("001_monitor.sql", f"GRANT SELECT ON schema_migrations TO {STRANGER};")
+
+    report = deployed.deploy()
+
+    assert report["warnings"] == []
+    with deployed.connection(STRANGER, "x") as conn:
+        assert rows(conn, "SELECT migration_name FROM schema_migrations") == [("001_monitor",)]
+    assert deployed.deploy()["warnings"] == []
+
+
+POWERS = [
+    "pg_write_all_data",
+    "pg_read_all_data",
+    "pg_read_server_files",
+    "pg_execute_server_program",
+    "pg_signal_backend",
+]
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("through", ["app_rw", "readwrite"])
+def test_rights_of_a_predefined_role_are_more_than_a_limited_user_may_have(
+    deployed: World, power: str, through: str
+) -> None:
+    """With pg_write_all_data it could forge rows however closed the table is."""
+    if deployed.server.version < 140000 and "all_data" in power:
+        power = "pg_write_server_files"
+    as_superuser(deployed, f"GRANT {power} TO {through}")
+
+    with pytest.raises(UserError, match=f"role app_rw is more powerful than .* through {power}"):
+        deployed.deploy()
+
+    as_superuser(deployed, f"REVOKE {power} FROM {through}")
+    assert deployed.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
+def test_rights_of_a_monitor_are_not_too_many(deployed: World) -> None:
+    """What only looks at the server's figures is no power over the database."""
+    as_superuser(deployed, "GRANT pg_read_all_stats TO app_rw")
+
+    assert deployed.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
+# --- Members --------------------------------------------------------------------------------------------------------
+
+
+def test_members_of_groups_that_were_there_before_are_named(world: World) -> None:
+    """They read everything once the group gets its rights: each run names them, and what takes them out."""
+    make_stranger(world)
+    as_superuser(world, f"CREATE ROLE readwrite; GRANT readwrite TO {STRANGER}, {ADMIN} WITH ADMIN OPTION")
+
+    reports = [world.deploy(), world.deploy()]
+
+    for report in reports:
+        (warning,) = report["warnings"]
+        assert f"REVOKE readwrite FROM {STRANGER}" in warning
+    world.sql(f"REVOKE readwrite FROM {STRANGER}")
+    assert world.deploy()["warnings"] == []
+
+
+def test_members_of_a_login_that_was_there_before_are_named(world: World) -> None:
+    """Who is a member of a login may do what it may."""
+    make_stranger(world)
+    as_superuser(
+        world, f"CREATE ROLE app_rw LOGIN; GRANT app_rw TO {STRANGER}; GRANT app_rw TO {ADMIN} WITH ADMIN OPTION"
+    )
+
+    for _ in range(2):
+        (warning,) = world.deploy()["warnings"]
+        assert f"REVOKE app_rw FROM {STRANGER}" in warning
+
+
+def test_members_that_we_put_there_are_not_named(deployed: World) -> None:
+    """The logins, their second ones, the admin, and a kept random login."""
+    deployed.deploy({"action": "rotate"})
+    deployed.sql(
+        "CREATE ROLE tmp_0123456789abcdef LOGIN PASSWORD 'its own'; GRANT tablecreator TO tmp_0123456789abcdef"
+    )
+    deployed.put_secret("creator", {"username": "tmp_0123456789abcdef", "password": "its own"})
+
+    assert [deployed.deploy()["warnings"] for _ in range(2)] == [[], []]

@@ -1,0 +1,222 @@
+"""A name in `public` proves nothing: our tables, and those that adoption looks for, made by others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness.attackers import (
+    STRANGER,
+    caught,
+    close_public,
+    lay_trap,
+    make_stranger,
+    open_public,
+    stranger,
+    trap,
+)
+from harness.logins import as_superuser
+from harness.world import ADMIN, World, rows
+from initializer import InitializerError
+
+PROGRESS = (
+    "CREATE TABLE schema_migrations_progress (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT NULL, "
+    "objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at TIMESTAMP, "
+    "PRIMARY KEY (migration_name, step)); GRANT ALL ON schema_migrations_progress TO PUBLIC"
+)
+TRACKING = (
+    "CREATE TABLE schema_migrations (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, applied_at "
+    "TIMESTAMP DEFAULT CURRENT_TIMESTAMP); GRANT ALL ON schema_migrations, schema_migrations_id_seq TO PUBLIC"
+)
+POLICY = (
+    trap("public.seen", "text", "boolean", "true")
+    + "; ALTER TABLE {0} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON {0} USING (public.seen(migration_name::text)); "
+    "INSERT INTO {0} (migration_name{1}) VALUES ('001_things'{2})"
+)
+STEPS = "-- no-transaction\nCREATE TABLE one (id int);\nCREATE TABLE two (id int);"
+ACTIONS = [None, {"action": "status"}, {"action": "dry_run"}]
+
+
+def refusal(world: World, event: Any = None, **environ: Any) -> str:
+    with pytest.raises(InitializerError) as caught_error:
+        world.deploy(event, **environ)
+    return str(caught_error.value)
+
+
+def deployed(world: World) -> World:
+    """With users, and a trap to be called."""
+    close_public(world)
+    lay_trap(world)
+    world.deploy()
+    return world
+
+
+def without_progress(world: World) -> World:
+    """As versions left a database that made the table of marks on first need."""
+    deployed(world)
+    world.sql("DROP TABLE IF EXISTS schema_migrations_progress")
+    return world
+
+
+def test_tables_of_ours_are_both_made_in_the_first_run(world: World) -> None:
+    """Afterwards nobody else can make one of them; the second one is closed to everybody."""
+    for environ in ({}, {"CREATE_USERS": "false"}):
+        world.deploy(**environ)
+        found = world.sql(
+            "SELECT relname, relowner::regrole::text FROM pg_class WHERE relname ~ '^schema_migrations(_progress)?$' "
+            "ORDER BY 1"
+        )
+        assert found == [("schema_migrations", ADMIN), ("schema_migrations_progress", ADMIN)]
+        world.sql("DROP TABLE schema_migrations, schema_migrations_progress")
+
+
+@pytest.mark.parametrize("event", ACTIONS, ids=str)
+def test_tables_of_marks_made_by_the_table_creator_are_refused(world: World, event: Any) -> None:
+    """Its policy would call a function as the admin: the run refuses, names owner and remedy, and calls nothing."""
+    without_progress(world)
+    with world.login("creator") as conn:
+        policy = POLICY.format("schema_migrations_progress", ", step, checksum, objects_before", ", 1, '', '{}'")
+        rows(conn, f"{PROGRESS}; {policy}")
+    world.write("001_things.sql", STEPS)
+
+    message = refusal(world, event)
+
+    assert not caught(world)
+    assert "public.schema_migrations_progress" in message
+    assert "belongs to app_tc" in message
+    assert "DROP TABLE public.schema_migrations_progress" in message
+    assert world.tables() == []
+
+
+def test_tables_of_marks_made_by_the_table_creator_report_nothing_applied(world: World) -> None:
+    """Rows that say "done" do not pass for marks: the file runs once its remedy was followed."""
+    without_progress(world)
+    world.write("001_things.sql", STEPS)
+    from sql_scanner import checksum  # noqa: PLC0415  # as an attacker computes it who has the files
+
+    with world.login("creator") as conn:
+        rows(conn, PROGRESS)
+        for step, text in enumerate(("CREATE TABLE one (id int)", "CREATE TABLE two (id int)"), 1):
+            done = "INSERT INTO schema_migrations_progress VALUES ('001_things', %s, %s, '{}', now(), now())"
+            rows(conn, done, step, checksum(text))
+
+    assert "belongs to app_tc" in refusal(world)
+    assert world.applied() == []
+    world.sql("DROP TABLE public.schema_migrations_progress")
+    world.deploy()
+    assert world.tables() == ["one", "two"]
+
+
+@pytest.mark.parametrize("event", ACTIONS, ids=str)
+@pytest.mark.parametrize("made", [TRACKING, PROGRESS], ids=["tracking", "marks"])
+def test_tables_of_ours_made_by_a_stranger_before_the_first_run_are_refused(
+    world: World, made: str, event: Any
+) -> None:
+    """Where schema public is open, any login of the server can be faster."""
+    open_public(world)
+    lay_trap(world)
+    make_stranger(world)
+    name = "schema_migrations" if made == TRACKING else "schema_migrations_progress"
+    more = ("", "") if made == TRACKING else (", step, checksum, objects_before", ", 1, '', '{}'")
+    with stranger(world) as conn:
+        rows(conn, f"{made}; {POLICY.format(name, *more)}")
+    world.write("001_things.sql", STEPS)
+
+    message = refusal(world, event)
+
+    assert not caught(world)
+    assert f"public.{name} belongs to {STRANGER}" in message
+    assert world.tables() == []
+
+
+KINDS = {
+    "view": "CREATE VIEW {0} AS SELECT 1 AS id, 'x'::varchar AS migration_name",
+    "row-level security": "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY",
+    "rule": "CREATE RULE r AS ON INSERT TO {0} DO INSTEAD NOTHING",
+    "trigger": "CREATE TRIGGER t BEFORE INSERT ON {0} FOR EACH ROW EXECUTE FUNCTION traps.skip()",
+    "parent": "CREATE TABLE parent (migration_name varchar(255) NOT NULL); ALTER TABLE {0} INHERIT parent",
+    "child": "CREATE TABLE child () INHERITS ({0})",
+    "partitioned": "CREATE TABLE {0} (id int, migration_name varchar(255)) PARTITION BY LIST (id)",
+}
+
+
+@pytest.mark.parametrize("table", ["schema_migrations", "schema_migrations_progress"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_of_ours_that_are_not_plain_are_refused(world: World, kind: str, table: str) -> None:
+    """What would change or add to what we read and write there is named."""
+    deployed(world)
+    as_superuser(
+        world,
+        "CREATE FUNCTION traps.skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+    )
+    if kind in ("view", "partitioned"):
+        world.sql(f"DROP TABLE {table}")
+    as_superuser(world, f"SET ROLE {ADMIN}; {KINDS[kind].format(table)}")
+    world.write("001_things.sql", STEPS)
+
+    message = refusal(world)
+
+    assert table in message
+    assert world.tables() in ([], ["child"], ["parent"])
+
+
+def test_tables_of_a_role_that_the_admin_acts_for_are_taken(world: World) -> None:
+    """An admin who is a member of the owner works on with what is there, also after the admin was replaced."""
+    world.write("001_things.sql", "CREATE TABLE things (id int);")
+    world.deploy()
+    as_superuser(world, f"CREATE ROLE tmp_owner; GRANT tmp_owner TO {ADMIN}; GRANT ALL ON SCHEMA public TO tmp_owner")
+    for table in ("schema_migrations", "schema_migrations_progress"):
+        as_superuser(world, f"ALTER TABLE {table} OWNER TO tmp_owner")
+    world.write("002_more.sql", "CREATE TABLE more (id int);")
+
+    assert [entry["name"] for entry in world.deploy()["applied"]] == ["002_more"]
+    assert world.deploy({"action": "status"})["pending"] == []
+
+
+def test_tables_of_the_predecessor_are_taken_over(world: World) -> None:
+    """Its table, owned by the admin, with rights that it gave to its groups."""
+    world.sql(TRACKING.replace("TO PUBLIC", f"TO {ADMIN}"))
+    world.sql("INSERT INTO schema_migrations (migration_name) VALUES ('001_things'); CREATE TABLE things (id int)")
+    world.write("001_things.sql", "CREATE TABLE things (id int);")
+
+    assert world.deploy()["applied"] == []
+
+
+@pytest.mark.parametrize("baseline", [None, "001_things"])
+def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: World, baseline: Any) -> None:
+    """A table that adoption looks for, made by another login, adopts nothing: the run names its owner."""
+    open_public(world)
+    make_stranger(world)
+    with stranger(world) as conn:
+        rows(conn, "CREATE TABLE things (id int)")
+    world.write("001_things.sql", "CREATE TABLE things (id int);\nINSERT INTO things VALUES (1);")
+
+    message = refusal(world, BASELINE=baseline)
+
+    assert f"things belongs to {STRANGER}" in message
+    assert world.sql("SELECT to_regclass('schema_migrations')::text") == [(None,)]
+
+
+def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_set_up(world: World) -> None:
+    """Also where the tracking table was dropped by hand."""
+    deployed(world)
+    with world.login("creator") as conn:
+        rows(conn, "CREATE TABLE things (id int)")
+    world.sql("DROP TABLE schema_migrations, schema_migrations_progress")
+    world.write("001_things.sql", "CREATE TABLE things (id int);")
+
+    assert "things belongs to app_tc" in refusal(world)
+
+
+def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
+    """Whoever owns the tracking table says what is applied: given to the table creator, it says nothing any more."""
+    deployed(world)
+    as_superuser(world, "ALTER TABLE schema_migrations OWNER TO app_tc")
+    world.write("001_things.sql", STEPS)
+
+    message = refusal(world)
+
+    assert "public.schema_migrations belongs to app_tc" in message
+    assert f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}" in message
+    as_superuser(world, f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}")
+    assert len(world.deploy()["applied"]) == 1
