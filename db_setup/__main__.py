@@ -95,10 +95,7 @@ def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
     if login is None:
         check_secrets_can_be_read()
     elif action == "rotate":
-        raise ConfigError(
-            "rotate writes to secrets: unset DATABASE_URL and set their variables. "
-            "Nothing was touched."
-        )
+        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was touched.")
     event = {"action": action}
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, None, login)
     while not wait([work], TICK_S).done:
@@ -133,17 +130,13 @@ def parser() -> argparse.ArgumentParser:
         + ", ".join(DEPLOYED_BRANCHES)
         + ")",
     )
-    check.add_argument(
-        "--no-squawk", action="store_true", help="leave out squawk, even if it is installed"
-    )
+    check.add_argument("--no-squawk", action="store_true", help="leave out squawk, even if it is installed")
     return top
 
 
 def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
-    command.add_argument(
-        "--json", action="store_true", help="print the report as JSON, and nothing else"
-    )
+    command.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
     return command
 
 
@@ -263,11 +256,7 @@ def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def dry_run_findings(entry: Mapping[str, Any]) -> list[str]:
     """Whom the migration blocked in a dry run, and what could not be tried."""
     locks = entry.get("locks", ())
-    found = [
-        f"blocks {lock['blocks']} of {lock['table']}"
-        for lock in locks
-        if lock["blocks"] != "nothing"
-    ]
+    found = [f"blocks {lock['blocks']} of {lock['table']}" for lock in locks if lock["blocks"] != "nothing"]
     found += [f"not tried: {part}" for part in entry.get("untried", ())]
     if not found and "locks" in entry:
         return ["blocks nobody"]
@@ -355,10 +344,7 @@ class Screen(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the
 
 # --- Where to connect -----------------------------------------------------------------------------
 
-URL = (
-    "write postgresql://USER:PASSWORD@HOST:PORT/DBNAME, special characters in the password as "
-    "%2F, %40 …"
-)
+URL = "write postgresql://USER:PASSWORD@HOST:PORT/DBNAME, special characters in the password as %2F, %40 …"
 TLS_VARIABLES = {
     "sslmode": "PGSSLMODE",
     "sslrootcert": "PGSSLROOTCERT",
@@ -375,13 +361,9 @@ LOGIN_VARIABLES = {
 
 def check_secrets_can_be_read() -> None:
     if ADMIN_VARIABLE not in os.environ:
-        raise ConfigError(
-            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda."
-        )
+        raise ConfigError(f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda.")
     if vars(secret_store)["boto3"] is None:
-        raise ConfigError(
-            "boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead."
-        )
+        raise ConfigError("boto3 is missing, which reads secrets: pip install boto3, or set DATABASE_URL instead.")
 
 
 def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
@@ -392,14 +374,10 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
     """
     if "DATABASE_URL" not in environ:
         return None
-    also_set = [
-        name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ
-    ]
+    also_set = [name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ]
     if also_set:
         names = ", ".join(also_set)
-        raise ConfigError(
-            f"DATABASE_URL and {names} both say where to connect: unset the one or the other."
-        )
+        raise ConfigError(f"DATABASE_URL and {names} both say where to connect: unset the one or the other.")
     given = parse_url(environ["DATABASE_URL"])
     parts = {"port": "5432"}
     for part, variable in LOGIN_VARIABLES.items():
@@ -420,9 +398,7 @@ def parse_url(url: str) -> dict[str, str]:
         given: dict[str, str] = psycopg2.extensions.parse_dsn(url)
     except (psycopg2.Error, ValueError):
         options = "=…&".join(TLS_VARIABLES)
-        raise ConfigError(
-            f"DATABASE_URL cannot be read: {URL}; behind it only ?{options}=…."
-        ) from None
+        raise ConfigError(f"DATABASE_URL cannot be read: {URL}; behind it only ?{options}=….") from None
     unknown = [part for part in given if part not in (*LOGIN_VARIABLES, *TLS_VARIABLES)]
     if unknown:
         unsupported = ", ".join(unknown)
@@ -433,18 +409,12 @@ def parse_url(url: str) -> dict[str, str]:
 
 def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
     """Refuse what is no login; `given` are the parts that come from the URL."""
-    has_stray_at = any(
-        "@" in value for part, value in given.items() if part not in ("user", "password")
-    )
+    has_stray_at = any("@" in value for part, value in given.items() if part not in ("user", "password"))
     is_port = re.fullmatch(PORT, parts["port"])
     has_several_hosts = "," in parts.get("host", "")
     if has_stray_at or has_several_hosts or not is_port:
         raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
-    missing = [
-        f"{part} (or set {LOGIN_VARIABLES[part]})"
-        for part in ("host", "user", "dbname")
-        if not parts.get(part)
-    ]
+    missing = [f"{part} (or set {LOGIN_VARIABLES[part]})" for part in ("host", "user", "dbname") if not parts.get(part)]
     if missing:
         parts_missing = ", no ".join(missing)
         raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}.")
@@ -509,8 +479,7 @@ def from_here(path: Path) -> Path:
 
 DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 NO_SQUAWK = (
-    "no squawk, which knows what locks a table for long: "
-    "pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
+    "no squawk, which knows what locks a table for long: pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
 # What squawk asks for, and a run does anyway.
 EXCLUDED_RULES = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"
@@ -554,9 +523,7 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     }
 
 
-def load_scripts(
-    files: Sequence[Migration], config: Config, findings: Findings
-) -> dict[Migration, Script]:
+def load_scripts(files: Sequence[Migration], config: Config, findings: Findings) -> dict[Migration, Script]:
     """The scripts of the files that can be read, without their texts, which may be long."""
     scripts: dict[Migration, Script] = {}
     for file in files:
@@ -589,9 +556,7 @@ def statement_refused_in_transaction(file: Migration, script: Script) -> Optiona
     return None
 
 
-def compare(
-    files: Sequence[Migration], applied: Sequence[Row], config: Config, findings: Findings
-) -> list[Migration]:
+def compare(files: Sequence[Migration], applied: Sequence[Row], config: Config, findings: Findings) -> list[Migration]:
     """The new files. What a run would refuse is a problem; what it would warn of, a note."""
     try:
         plan = migration_files.make_plan(files, applied)
@@ -627,9 +592,7 @@ def base_commit(base: Optional[str], findings: Findings) -> str:
         if commit:
             return commit.decode().strip()
     if base:
-        findings.problems.append(
-            f"git finds no common commit with {base}: fetch it with its history (fetch-depth: 0)"
-        )
+        findings.problems.append(f"git finds no common commit with {base}: fetch it with its history (fetch-depth: 0)")
     else:
         findings.notes.append("edited files cannot be recognised: git, or a commit, is missing")
     return ""
@@ -676,11 +639,7 @@ def git(*words: str) -> Optional[bytes]:
     if not program or not folder.is_dir():
         return None
     # In a hook git's variables name a repository, relative to another directory.
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))
-    }
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_DIR", "GIT_WORK_TREE"))}
     command = [program, "-C", str(folder.resolve()), *words]
     done = subprocess.run(command, env=environ, capture_output=True, check=False)  # noqa: S603 - no shell
     return done.stdout if done.returncode == 0 else None

@@ -86,9 +86,7 @@ class Credentials(dict[str, Any]):
 
 # --- Log --------------------------------------------------------------------------------------
 
-LOG_PREFIX = ContextVar(
-    "what precedes each line of a dry run, since nothing of it stays", default=""
-)
+LOG_PREFIX = ContextVar("what precedes each line of a dry run, since nothing of it stays", default="")
 
 
 def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:

@@ -44,9 +44,7 @@ class Setup:
     targets: Mapping[Kind, Secret]  # the secrets that receive the users' logins
     files: Sequence[Migration]
     secrets_client: Any
-    scripts: dict[Any, Script] = field(
-        default_factory=dict
-    )  # those that were scanned, see initializer
+    scripts: dict[Any, Script] = field(default_factory=dict)  # those that were scanned, see initializer
 
     @property
     def application(self) -> Application:
@@ -54,9 +52,7 @@ class Setup:
         return Application(self.login, config.role_prefix, config.tracking, config.progress)
 
 
-def load_setup(
-    environ: Mapping[str, str], deadline: Deadline, folder: Path, login: Optional[Login] = None
-) -> Setup:
+def load_setup(environ: Mapping[str, str], deadline: Deadline, folder: Path, login: Optional[Login] = None) -> Setup:
     """Read variables, secrets and the folder of migrations; raises one ConfigError that lists every
     mistake.
 
@@ -70,9 +66,7 @@ def load_setup(
     targets = secrets.targets(config)
     files = migration_files.load_migrations(folder, problems)
     if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
-        problems.append(
-            f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
-        )
+        problems.append(f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/")
     if problems or login is None:
         listed = "; ".join(problems)
         if len(listed) > MISTAKES_LIMIT:
@@ -111,19 +105,14 @@ class Config:
         return sql.Identifier("public", self.tables[1])
 
     @classmethod
-    def from_env(
-        cls, environ: Mapping[str, str], problems: list[str], with_secrets: bool = True
-    ) -> Config:
+    def from_env(cls, environ: Mapping[str, str], problems: list[str], with_secrets: bool = True) -> Config:
         """Read the variables; what is wrong with them is added to `problems`.
 
         Without secrets there are no users.
         """
         variables = _Variables(environ, problems)
         if with_secrets and ADMIN_VARIABLE not in environ:
-            problems.append(
-                f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's "
-                "admin login"
-            )
+            problems.append(f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's admin login")
         user_secrets = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
         baseline = variables.text("BASELINE")
         prefix_meaning = NAME_MEANING % 41 + ", not beginning with pg_"
@@ -136,8 +125,7 @@ class Config:
             dbname=variables.text("DB_NAME"),
             baseline=migration_files.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
-            table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
-            or "schema_migrations",
+            table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49) or "schema_migrations",
             role_prefix=variables.text("ROLE_PREFIX", "(?!pg_)" + NAME % 40, prefix_meaning) or "",
             lock_timeout_ms=variables.milliseconds("LOCK_TIMEOUT", default=4000),
         )
@@ -156,9 +144,7 @@ class Config:
             variables = {"host": "DB_HOST", "dbname": "DB_NAME"}
             remedies = [name for key, name in variables.items() if key in missing]
             instead = f", or set {' and '.join(remedies)}" if remedies else ""
-            mistakes.append(
-                f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}"
-            )
+            mistakes.append(f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}")
         elif not re.fullmatch(PORT, found["port"]):
             mistakes.append(f"{where}: port must be a number from 1 to 65535")
         engine = str(given["engine"])
@@ -189,9 +175,7 @@ class _Variables:
         self._environ = environ
         self._problems = problems
 
-    def text(
-        self, name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL"
-    ) -> Optional[str]:
+    def text(self, name: str, pattern: str = r"[^\0]+", meaning: str = "a text without NUL") -> Optional[str]:
         value = self._environ.get(name)
         if value is None:
             return None

@@ -22,9 +22,7 @@ from psycopg2.extensions import connection
 Connection = connection
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
-CONNECT_PATIENCE_S = (
-    90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
-)
+CONNECT_PATIENCE_S = 90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 TELL_AGAIN_S = 15  # the same reason for waiting
 NOTHING_CHANGED = "Nothing has been changed."
 
@@ -71,9 +69,7 @@ def connect(login: Login, deadline: Deadline, state: str = NOTHING_CHANGED) -> C
             said = _what_was_said(exc)
             problem = _problem(said)
             if not problem.can_pass or time.monotonic() + pause > end:
-                error = ConnectError(
-                    f"cannot connect to {login}: {problem.advice} ({said[:300]}). {state}"
-                )
+                error = ConnectError(f"cannot connect to {login}: {problem.advice} ({said[:300]}). {state}")
                 error.login_refused = re.search(REFUSED, said) is not None
                 raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
         now = time.monotonic()
@@ -175,10 +171,7 @@ class Problem(NamedTuple):
 
 
 # The login is known to be wrong: everything else can pass.
-REFUSED = (
-    "password authentication failed|not permitted to log in|role .* does not exist"
-    "|permission denied for database"
-)
+REFUSED = "password authentication failed|not permitted to log in|role .* does not exist|permission denied for database"
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.
 CONNECT_PROBLEMS: Sequence[Problem] = (
@@ -210,9 +203,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "check dbname in the secret, or DB_NAME (or DATABASE_URL)",
     ),
     Problem(r"invalid \w+ value", False, "check the variables PGSSLMODE and PGCONNECT_TIMEOUT"),
-    Problem(
-        r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"
-    ),
+    Problem(r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"),
     Problem(
         r"certificate|does not match host name|SSL error(?!.*unexpected eof)",
         False,
@@ -227,8 +218,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
         r"timeout expired|timed out|No route|unreachable",
         True,
-        "network: check that the security group lets this function in, the subnets, and that the "
-        "database runs",
+        "network: check that the security group lets this function in, the subnets, and that the database runs",
     ),
     Problem(
         r"invalid response to SSL negotiation",

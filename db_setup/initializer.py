@@ -156,9 +156,7 @@ class Run:
     setup: Setup
     session: Session
     report: Report
-    recorded: list[str] = field(
-        default_factory=list
-    )  # the names in the tracking table, in its order
+    recorded: list[str] = field(default_factory=list)  # the names in the tracking table, in its order
 
     @property
     def users(self) -> LimitedUsers:
@@ -177,9 +175,7 @@ def migrate(run: Run, found: TablesFound) -> None:
 
 def nothing_to_do(run: Run, found: TablesFound) -> bool:
     """Database and users are as they should be: the lock need not be taken."""
-    state = run.session.with_retries(
-        lambda: tracking.read_state(run.session, run.setup.config, found)
-    )
+    state = run.session.with_retries(lambda: tracking.read_state(run.session, run.setup.config, found))
     plan = migration_files.make_plan(run.setup.files, state.rows)
     run.session.pending = [name for name, _ in plan.pending]
     if not state.is_complete(plan):
@@ -214,9 +210,7 @@ def plan_pending(run: Run) -> list[Pending]:
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
-    run.report.warn(
-        f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.statement_count
-    )
+    run.report.warn(f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.statement_count)
     session.with_retries(lambda: tracking.follow_renames(session, config, plan))
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}
@@ -345,9 +339,7 @@ def check_edited(run: Run, state: State, plan: Plan) -> None:
     known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
     for name in sorted(set(state.unfinished) - known):
         remedy = "put it back, or undo in a new file what it did"
-        warnings.append(
-            f"{name} has run in part, but its file is gone or has another name: {remedy}"
-        )
+        warnings.append(f"{name} has run in part, but its file is gone or has another name: {remedy}")
     if plan.edited:
         several = len(plan.edited) > 1
         names = shortened([file.path.name for _, file in plan.edited])
@@ -415,9 +407,7 @@ def readable(session: Session, one: Pending) -> Pending:
 
 
 def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
-    sha256 = (
-        migration.sha256
-    )  # first, since it leaves Python to the thread that talks to the server
+    sha256 = migration.sha256  # first, since it leaves Python to the thread that talks to the server
     return script.checksum, sha256
 
 
@@ -428,10 +418,10 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     place = f"{one.migration.path.name}:{line}"
     if failure.exact:
         place = f"{place}:{column}"
-    if (failure.cancelled or failure.connection_lost) and not script.no_transaction:
-        place = (
-            one.migration.path.name
-        )  # one message, of which nothing tells how far the server was
+    was_one_message = not script.no_transaction
+    has_ended = failure.cancelled or failure.connection_lost
+    if failure.anywhere or (has_ended and was_one_message):
+        place = one.migration.path.name  # nothing tells how far the server was
     applied = shortened(run.session.applied) or "nothing"
     verdict = [
         f"{place}: {failures.describe(script, failure)}.",
@@ -482,9 +472,7 @@ def errors_explained(run: Run) -> Iterator[None]:
         if exc.pgcode == "42501":
             step = "Give the admin that right, or make it the owner"
         kind = ConnectError if session.is_lost else InitializerError
-        raise kind(
-            f"PostgreSQL: {said}{code}. Whatever was not finished is rolled back. {step}."
-        ) from exc
+        raise kind(f"PostgreSQL: {said}{code}. Whatever was not finished is rolled back. {step}.") from exc
 
 
 # --- Users and their secrets ------------------------------------------------------------------
@@ -501,13 +489,9 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
         client = secret_store.secrets_client(run.session.deadline)
     for kind, target in run.setup.targets.items():
         try:
-            secret = secret_store.read_secret(
-                client, target.name
-            )  # another run may have written it meanwhile
+            secret = secret_store.read_secret(client, target.name)  # another run may have written it meanwhile
         except ConfigError as exc:
-            raise UserError(
-                f"{exc}. Its login was not changed; mend this and invoke again."
-            ) from exc
+            raise UserError(f"{exc}. Its login was not changed; mend this and invoke again.") from exc
         name, what = ensure_login(kind, keeper_of(run, client, secret))
         done[name] = what
         if what != "kept":
@@ -558,11 +542,7 @@ def dry_run(run: Run, found: TablesFound) -> None:
                 tried.append(rehearse_migration(run, session, one))
             ensure_users(run)
     except MigrationError as exc:
-        untried = [
-            f"{entry['name']} ({', '.join(entry['untried'])})"
-            for entry in tried
-            if entry["untried"]
-        ]
+        untried = [f"{entry['name']} ({', '.join(entry['untried'])})" for entry in tried if entry["untried"]]
         sqlstate = getattr(exc.__cause__, "pgcode", None)
         if not untried or sqlstate in (None, CANCELLED, *RETRYABLE):
             raise
@@ -590,10 +570,7 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
     if isinstance(outcome, Failure):
         raise MigrationError(failure_message(run, one, outcome)) from outcome.error
     session.defer_constraints()
-    if (
-        not outcome.holds_lock
-        and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
-    ):
+    if not outcome.holds_lock and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]:
         raise LockError(f"{one.name} let go of the lock, and another run has it now. Invoke again.")
     session.pending.remove(one.name)
     duration_ms = milliseconds_since(started)

@@ -92,9 +92,7 @@ class Keeper:
 
     value: Optional[Credentials] = field(repr=False)
     read: Callable[[], Optional[Credentials]]
-    read_next: Callable[
-        [], Optional[Credentials]
-    ]  # what it will keep, while somebody else rotates it
+    read_next: Callable[[], Optional[Credentials]]  # what it will keep, while somebody else rotates it
     write: Callable[[Credentials], None]
 
 
@@ -295,8 +293,7 @@ class LimitedUsers:
                 "group": sql.Identifier(group.name),
             }
             default = sql.SQL(
-                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public "
-                "GRANT {rights} ON {kind}S TO {group}"
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S TO {group}"
             )
             self._session.query(default.format(creator=sql.Identifier(creator), **words))
             args = {"creator": creator, "sequences": letter == "S"}
@@ -321,9 +318,7 @@ class LimitedUsers:
         this.
         """
         clones = [self._app.logins(kind)[1] for kind in KINDS]
-        databases, is_used_here = self._session.query(
-            FOREIGN_DATABASES_SQL, [self._app.roles + clones]
-        )[0]
+        databases, is_used_here = self._session.query(FOREIGN_DATABASES_SQL, [self._app.roles + clones])[0]
         return databases, bool(is_used_here)
 
     def _may_grant(self, role: str) -> bool:
@@ -332,9 +327,7 @@ class LimitedUsers:
         """
         if self._session.server_version < 160000:
             return True
-        return bool(
-            self._session.query("SELECT pg_has_role(%s, 'USAGE WITH ADMIN OPTION')", [role])[0][0]
-        )
+        return bool(self._session.query("SELECT pg_has_role(%s, 'USAGE WITH ADMIN OPTION')", [role])[0][0])
 
     def _shared(self, databases: Sequence[str]) -> UserError:
         dbname = self._session.connection.info.dbname.lower()
@@ -421,13 +414,9 @@ class LimitedUsers:
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
         try:
-            database.connect(
-                login, self._session.deadline, "Look at that, and invoke again."
-            ).close()
+            database.connect(login, self._session.deadline, "Look at that, and invoke again.").close()
         except ConnectError as exc:
-            raise UserError(
-                f"login {login.username} was made and its secret was written, but: {exc}"
-            ) from exc
+            raise UserError(f"login {login.username} was made and its secret was written, but: {exc}") from exc
         return login.username, what
 
     def rotate_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
@@ -639,10 +628,7 @@ SCHEMA_STATE_SQL = """
         WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
     FROM pg_namespace WHERE nspname = 'public'"""
 
-SCHEMA_RIGHTS_SQL = (
-    "SELECT has_schema_privilege(%s, 'public', 'USAGE'), "
-    "has_schema_privilege(%s, 'public', 'CREATE')"
-)
+SCHEMA_RIGHTS_SQL = "SELECT has_schema_privilege(%s, 'public', 'USAGE'), has_schema_privilege(%s, 'public', 'CREATE')"
 
 OWN_OBJECTS_SQL = """
     SELECT string_agg(quote_ident(n.nspname) || '.' || quote_ident(c.relname), ', ')

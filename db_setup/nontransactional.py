@@ -22,9 +22,7 @@ from sending import Message, as_written, of_ours, send
 from session import Session
 from sql_scanner import Script, Statement, Target
 
-BLOCKED_BY_A_BUILD = (
-    "another session is building an index on this table, and would be ended by what we do"
-)
+BLOCKED_BY_A_BUILD = "another session is building an index on this table, and would be ended by what we do"
 
 
 class Step(NamedTuple):
@@ -55,9 +53,7 @@ class Trace(NamedTuple):
     name: str
 
 
-def run_outside(
-    session: Session, script: Script, step: Step, progress: Progress
-) -> Union[Success, Failure]:
+def run_outside(session: Session, script: Script, step: Step, progress: Progress) -> Union[Success, Failure]:
     """Run one statement with no transaction around it, between the marks *begun* and *done*.
 
     An answer, good or bad, leaves no doubt. Where none came, the objects tell: those that the
@@ -72,9 +68,7 @@ def run_outside(
         return Failure(error=exc, offset=step.first.start, connection_lost=lost)
 
 
-def _run_outside(
-    session: Session, script: Script, step: Step, progress: Progress
-) -> Union[Success, Failure]:
+def _run_outside(session: Session, script: Script, step: Step, progress: Progress) -> Union[Success, Failure]:
     target = step.first.target
     done_sql = progress.done_sql(session, step.number, step.checksum)
     done = of_ours(script, f"BEGIN READ WRITE; {done_sql}; COMMIT; SELECT true")
@@ -87,9 +81,7 @@ def _run_outside(
     if target.is_build and session.query(BUILT_BY_ANOTHER_SQL, [target.on or None]):
         return Failure(refusal=BLOCKED_BY_A_BUILD, offset=step.first.start, blocked=True)
     drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
-    before = [
-        trace.oid for trace in traces(session, target) if trace.valid or target.kind != "REINDEX"
-    ]
+    before = [trace.oid for trace in traces(session, target) if trace.valid or target.kind != "REINDEX"]
     begun_sql = progress.begun_sql(session, step.number, step.checksum, before)
     session.query(f"BEGIN READ WRITE; {begun_sql}; COMMIT")
     with _patient_settings(session, target):
@@ -116,9 +108,7 @@ def has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool
         new = [trace.valid for trace in now if trace.oid not in before]
         return bool(new) and all(new)
     there = {trace.oid for trace in now if trace.valid or target.kind == "DROP INDEX"}
-    return bool(before) and not there.intersection(
-        before
-    )  # REINDEX replaces all indexes by new ones
+    return bool(before) and not there.intersection(before)  # REINDEX replaces all indexes by new ones
 
 
 def traces(session: Session, target: Target) -> list[Trace]:
@@ -206,8 +196,7 @@ INDEX_SQL = (
 # everywhere.
 LEFT_BY_REINDEX = "_cc(new|old)[0-9]*$"
 TRACES_SQL = {
-    "CREATE INDEX": INDEX_SQL
-    + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
+    "CREATE INDEX": INDEX_SQL + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
     "DROP INDEX": INDEX_SQL + "WHERE i.indexrelid = %(on)s",
     "REINDEX": INDEX_SQL  # noqa: S608
     + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR
@@ -218,8 +207,7 @@ TRACES_SQL = {
                 (SELECT FROM pg_partition_tree(%(on)s)
                  WHERE relid IN (o.indexrelid, o.indrelid)))))""",
     "DETACH": (
-        "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits "
-        "WHERE inhparent = %(on)s AND inhrelid = %(part)s"
+        "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits WHERE inhparent = %(on)s AND inhrelid = %(part)s"
     ),
     "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
 }
@@ -233,9 +221,7 @@ BUILT_BY_ANOTHER_SQL = """
     WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND l.pid <> pg_catalog.pg_backend_pid()
       AND l.relation IN (SELECT coalesce(i.indrelid, o) FROM pg_catalog.to_regclass(%s::text) o
                          LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o)"""
-IS_PARTITIONED_SQL = (
-    "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
-)
+IS_PARTITIONED_SQL = "SELECT true FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass(%s) AND relkind = 'p'"
 DETACHED_HALF_WAY_SQL = (
     "SELECT true FROM pg_catalog.pg_inherits WHERE inhdetachpending "
     "AND inhparent = pg_catalog.to_regclass(%s) AND inhrelid = pg_catalog.to_regclass(%s)"

@@ -47,10 +47,7 @@ class Progress:
 
     def marks(self, session: Session) -> dict[int, Mark]:
         """The steps that have begun, by number."""
-        select = sql.SQL(
-            "SELECT step, checksum, done_at IS NOT NULL, objects_before FROM {} WHERE "
-            "migration_name = %s"
-        )
+        select = sql.SQL("SELECT step, checksum, done_at IS NOT NULL, objects_before FROM {} WHERE migration_name = %s")
         rows = session.query(select.format(self.table), [self.name])
         return {step: Mark(*known) for step, *known in rows}
 
@@ -62,9 +59,7 @@ class Progress:
         """Marks a step as begun, with the objects that are there before it."""
         return self._mark_sql(session, step, checksum, objects, "NULL")
 
-    def _mark_sql(
-        self, session: Session, step: int, checksum: str, objects: Sequence[int], done_at_sql: str
-    ) -> str:
+    def _mark_sql(self, session: Session, step: int, checksum: str, objects: Sequence[int], done_at_sql: str) -> str:
         insert = sql.SQL(MARK_SQL).format(
             self.table,
             literal(self.name),

@@ -83,9 +83,7 @@ class Rehearsal(Session):
 
     def _can_retry(self) -> bool:
         """Not while it blocks others itself, which it does until its end."""
-        blocks_others = any(
-            mode >= FIRST_THAT_BLOCKS_WRITING for mode in self._strongest_locks.values()
-        )
+        blocks_others = any(mode >= FIRST_THAT_BLOCKS_WRITING for mode in self._strongest_locks.values())
         return super()._can_retry() and not blocks_others
 
     def defer_constraints(self) -> None:
@@ -108,9 +106,7 @@ class Rehearsal(Session):
         stronger = {table: mode for table, mode in taken.items() if mode > before.get(table, -1)}
         before.update(stronger)
         strongest_first = sorted(stronger.items(), key=lambda one: (-one[1], self._tables[one[0]]))
-        return [
-            _lock_entry(self._tables[table], LOCK_MODES[mode]) for table, mode in strongest_first
-        ]
+        return [_lock_entry(self._tables[table], LOCK_MODES[mode]) for table, mode in strongest_first]
 
 
 def _lock_entry(table: str, mode: str) -> dict[str, str]:

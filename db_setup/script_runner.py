@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Callable, Union
 
+import failures
 import nontransactional
+import outside
 import sql_scanner
 from common import log
 from nontransactional import Step
@@ -40,16 +43,18 @@ ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 ISOLATION = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", re.IGNORECASE)
 
-RUN_AND_EDITED = (
-    "this statement has run already, and was edited since; restore it, and put the change after it"
-)
+RUN_AND_EDITED = "this statement has run already, and was edited since; restore it, and put the change after it"
 BEGUN_AND_EDITED = (
     "a run was interrupted in this statement, which was edited since, so that nothing can tell "
     "whether it has done its work; restore it for one deployment, and edit then"
 )
-RUN_AND_REMOVED = (
-    "statements that have run already are missing at the end of this file; restore them"
-)
+RUN_AND_REMOVED = "statements that have run already are missing at the end of this file; restore them"
+
+
+# After a script: a deferred constraint has to fire before the session is put back, and our
+# savepoint is gone if the script has ended its transaction.
+PROOF_SQL = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; SELECT true"
+SECOND_LOOK_S = 1.0  # what took longer is not run again to find the statement that failed
 
 
 class ScriptRunner:
@@ -59,9 +64,7 @@ class ScriptRunner:
     take their time.
     """
 
-    def __init__(
-        self, session: Session, script: Script, progress: Progress, end_sql: Callable[[], str]
-    ) -> None:
+    def __init__(self, session: Session, script: Script, progress: Progress, end_sql: Callable[[], str]) -> None:
         self._session = session
         self._script = script
         self._progress = progress
@@ -79,11 +82,7 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
-            if (
-                outcome.sqlstate == IN_TRANSACTION
-                and self._script.statement_count == 1
-                and not in_steps
-            ):
+            if outcome.sqlstate == IN_TRANSACTION and self._script.statement_count == 1 and not in_steps:
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
             if not self._session.waits_to_retry(outcome.sqlstate, attempts, **fields):
@@ -93,26 +92,49 @@ class ScriptRunner:
     # --- In one transaction -------------------------------------------------------------------
 
     def _run_whole(self, by_statement: bool) -> Outcome:
-        """Run the script in one transaction and, if it fails at no known place, once more to
-        find that.
-        """
+        """Run the script in one transaction; a failure is given a place as far as that is possible."""
+        started = time.monotonic()
         outcome = self._run_once(by_statement)
-        if (
-            not isinstance(outcome, Failure)
-            or by_statement
-            or outcome.exact
-            or outcome.connection_lost
-        ):
+        took_s = time.monotonic() - started
+        if isinstance(outcome, Success) or by_statement or self._has_place(outcome):
             return outcome
-        if outcome.sqlstate in (*RETRYABLE, SAVEPOINT_GONE) or outcome.cancelled:
-            return outcome
+        if took_s < SECOND_LOOK_S and self._can_look_again(took_s):
+            return self._look_again(outcome)
+        return failures.placed_by_names(self._script, outcome)
+
+    def _has_place(self, failure: Failure) -> bool:
+        """The place of the failure is known, or there is none."""
+        if failure.exact or failure.in_rows or failure.at_end:
+            return True
+        if failure.connection_lost or failure.cancelled:
+            return True
+        if failure.sqlstate in (*RETRYABLE, SAVEPOINT_GONE):
+            return True
         script = self._script
-        ends_in_ours = (
-            script.statement_count > 0 and outcome.sqlstate == SYNTAX_ERROR
-        )  # it dislikes our semicolon
-        if script.statement_count > 1 or script.begin_sql != "BEGIN" or ends_in_ours:
-            return self._run_once(by_statement=True)
-        return outcome
+        if script.statement_count == 0:
+            return True
+        # Of one statement it is known, unless it dislikes our semicolon or its own modes.
+        is_alone = script.statement_count == 1 and script.begin_sql == "BEGIN"
+        return is_alone and failure.sqlstate != SYNTAX_ERROR
+
+    def _can_look_again(self, took_s: float) -> bool:
+        """There is time, and running the statements once more does nothing that stays."""
+        if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
+            return False
+        return not outside.can_be_reached(self._session, self._script.text)
+
+    def _look_again(self, first: Failure) -> Failure:
+        """Find the statement that failed: run them one by one, and roll all of them back.
+
+        The first failure is the one that counts. A second one tells its place if it is the same.
+        """
+        messages = self._messages(self._opening_sql(), by_statement=True, closing_sql=PROOF_SQL)
+        second = send(self._session, self._script, messages)
+        if isinstance(second, Success):
+            self._session.roll_back()
+        elif second.sqlstate == first.sqlstate:
+            return replace(second, error=first.error)
+        return failures.placed_by_names(self._script, first)
 
     def _run_once(self, by_statement: bool) -> Union[Success, Failure]:
         """One message for the whole script; or several, for what cannot go in one, or to know the
@@ -122,17 +144,18 @@ class ScriptRunner:
         ours, the savepoint would be gone (3B001).
         """
         script = self._script
-        begin_sql = self._session.begin_sql(script.begin_sql)
-        # What is prepared in a session outlives the transaction of a first attempt.
-        opening = (
-            f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
-        )
+        opening = self._opening_sql()
         if by_statement or script.pieces:
             return send(self._session, script, self._messages(opening, by_statement))
         text = opening + script.body_sql() + self._closing_sql()
         return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
 
-    def _messages(self, opening: str, by_statement: bool) -> Iterator[Message]:
+    def _opening_sql(self) -> str:
+        begin_sql = self._session.begin_sql(self._script.begin_sql)
+        # What is prepared in a session outlives the transaction of a first attempt.
+        return f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+
+    def _messages(self, opening: str, by_statement: bool, closing_sql: str = "") -> Iterator[Message]:
         script = self._script
         own_begin = (s.start for s in script.left_out if not s.is_meta_command)
         yield of_ours(script, opening, fallback=min(own_begin, default=script.first_offset))
@@ -140,11 +163,11 @@ class ScriptRunner:
         for start, end, rows in script.pieces_to_send(by_statement):
             last = start
             yield Message(start, script.text[start:end], start, rows)
-        yield of_ours(script, self._closing_sql(), at_end=True, fallback=last)
+        closing_sql = closing_sql or self._closing_sql()
+        yield of_ours(script, closing_sql, at_end=True, fallback=last)
 
     def _closing_sql(self) -> str:
-        """A deferred constraint has to fire before the session is put back."""
-        return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {self._end_sql()}"
+        return f"{PROOF_SQL}; {self._end_sql()}"
 
     # --- Step by step -------------------------------------------------------------------------
 
@@ -222,9 +245,7 @@ class ScriptRunner:
     def _run_outside(self, step: Step) -> Union[Success, Failure]:
         return nontransactional.run_outside(self._session, self._script, step, self._progress)
 
-    def _run_in_transaction(
-        self, step: Step, opening_sql: str, closing_sql: str
-    ) -> Union[Success, Failure]:
+    def _run_in_transaction(self, step: Step, opening_sql: str, closing_sql: str) -> Union[Success, Failure]:
         script = self._script
         opening = f"{opening_sql}; "
         closing = f"\n;{closing_sql}"
@@ -263,9 +284,7 @@ class ScriptRunner:
         return ""
 
 
-def end_sql(
-    session: Session, record_sql: str, known_changed: bool, release_if_changed: bool
-) -> str:
+def end_sql(session: Session, record_sql: str, known_changed: bool, release_if_changed: bool) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the
     session looked at.
 

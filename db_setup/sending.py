@@ -30,14 +30,10 @@ class Message(NamedTuple):
 
 def as_written(script: Script, statement: Statement) -> Message:
     """A statement of the script."""
-    return Message(
-        statement.start, script.statement_sql(statement), statement.start, statement.data
-    )
+    return Message(statement.start, script.statement_sql(statement), statement.start, statement.data)
 
 
-def of_ours(
-    script: Script, text: str, at_end: bool = False, fallback: Optional[int] = None
-) -> Message:
+def of_ours(script: Script, text: str, at_end: bool = False, fallback: Optional[int] = None) -> Message:
     """Words that are not in the script; PostgreSQL's position in them is none in the script."""
     place = script.first_offset if fallback is None else fallback
     return Message(len(script.text) + 1, text, place, at_end=at_end)

@@ -22,9 +22,7 @@ from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
 from watcher import IS_BUILDING_SQL, Activity, Watcher
 
-LOCK_PATIENCE_S = (
-    900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
-)
+LOCK_PATIENCE_S = 900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
 GIVE_UP_EARLY_S = 2  # before the watcher cancels, so that the answer names the holder of the lock
 RETRIES_WITHOUT_DEADLINE = 10
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
@@ -35,9 +33,7 @@ LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 DEADLINE_CLASS = 0x64625F73
 
 Result = TypeVar("Result")
-Attempts = Iterator[
-    tuple[int, float]
-]  # the number of the attempt that failed, and the pause after it in seconds
+Attempts = Iterator[tuple[int, float]]  # the number of the attempt that failed, and the pause after it in seconds
 
 
 class Session:
@@ -86,9 +82,7 @@ class Session:
         self.close()
         self._connection = database.connect(self.login, self.deadline, self.what_stays)
         look_after_s = self.lock_timeout_ms * 0.6 / 1000  # before a lock timeout strikes
-        self._watcher = Watcher(
-            self._connection, self.login, self.deadline, self.activity, look_after_s
-        )
+        self._watcher = Watcher(self._connection, self.login, self.deadline, self.activity, look_after_s)
         self._watcher.start()
 
     def close(self) -> None:
@@ -168,9 +162,7 @@ class Session:
         pid = self.connection.info.backend_pid
         first_sql = ""
         if takes_lock:
-            lock_sql = self.try_lock_sql(
-                f"WHERE pg_backend_pid() = {pid}"
-            )  # a pooler's session is not ours
+            lock_sql = self.try_lock_sql(f"WHERE pg_backend_pid() = {pid}")  # a pooler's session is not ours
             first_sql = f"BEGIN; {lock_sql}; COMMIT; "
         set_up = sql.SQL(SET_UP_SQL).format(
             settings=sql.SQL(", ").join(pairs),
@@ -186,9 +178,7 @@ class Session:
                 f"set DB_HOST to the database's own endpoint. {self.what_stays}"
             )
         if is_standby:
-            raise ConnectError(
-                f"{host} is a read replica: set DB_HOST to the writer's endpoint. {self.what_stays}"
-            )
+            raise ConnectError(f"{host} is a read replica: set DB_HOST to the writer's endpoint. {self.what_stays}")
         return tuple(answer)
 
     def settings(self) -> dict[str, Any]:
@@ -308,8 +298,7 @@ class Session:
             if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
                 state = self.what_stays if self.applied else "This run has changed nothing."
                 raise LockError(
-                    f"{holder} holds the lock. Waited {waited:.0f} s. {state} Invoke again when "
-                    "that one is done."
+                    f"{holder} holds the lock. Waited {waited:.0f} s. {state} Invoke again when that one is done."
                 )
             if time.monotonic() - announced >= 10:
                 log("waiting for another run", holder=holder)
@@ -367,10 +356,7 @@ class Session:
             f"OR NOT {HAS_TYPED_VARIABLES_SQL})"
         )
         state_sql = f"SELECT held, {fresh_sql} AS fresh FROM ({locks_sql}) l OFFSET 0"  # noqa: S608
-        release_sql = (
-            f"CASE WHEN {release_if_changed} AND held AND NOT fresh "
-            "THEN pg_advisory_unlock_all() END"
-        )
+        release_sql = f"CASE WHEN {release_if_changed} AND held AND NOT fresh THEN pg_advisory_unlock_all() END"
         return f"SELECT held, fresh, {release_sql} FROM ({state_sql}) s"  # noqa: S608
 
 

@@ -194,11 +194,7 @@ class Script:
         pg_dump of a newer version writes them.
         """
         beginning = self.text[:ONE_MESSAGE]
-        later = [
-            name
-            for name, since in _SETTINGS_SINCE.items()
-            if server_version < since and name in beginning
-        ]
+        later = [name for name, since in _SETTINGS_SINCE.items() if server_version < since and name in beginning]
         if not later:
             return self
         left_out = list(self.left_out)
@@ -503,9 +499,7 @@ def _identifier(token: str) -> str:
 class _Scanner:
     """Goes through a text once, statement by statement, and hashes its tokens if that is wanted."""
 
-    def __init__(
-        self, text: str, backslash_escapes: bool = False, token_hash: Optional[_TokenHash] = None
-    ) -> None:
+    def __init__(self, text: str, backslash_escapes: bool = False, token_hash: Optional[_TokenHash] = None) -> None:
         self.text = text
         # standard_conforming_strings is off, as of the next statement
         self.backslash_escapes = backslash_escapes
@@ -750,24 +744,18 @@ _PLAIN_TOKENS = re.compile(
     ){{1,250}}""",
     re.VERBOSE,
 )
-_PLAIN_TOKEN = re.compile(
-    rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'(?:'[^']*')*|"[^"]*"|.)""", re.DOTALL
-)
+_PLAIN_TOKEN = re.compile(rf"""{_SPACE}+|--[^\n\r]*|({_WORD}|[0-9]+|'[^']*'(?:'[^']*')*|"[^"]*"|.)""", re.DOTALL)
 _GAP = re.compile(r"(?:[ \t\n\r\f\v;]+|--[^\n\r]*){1,250}")
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _ESCAPE_OR_QUOTE = re.compile(r"\\.|''|'", re.DOTALL)
 # A literal goes on in the next one after a line end; E'' keeps its backslashes special there.
-_CONTINUED_STRING = re.compile(
-    r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'"
-)
+_CONTINUED_STRING = re.compile(r"[ \t\f\v]*(?:--[^\n\r]*)?[\n\r](?:[ \t\n\r\f\v]|--[^\n\r]*[\n\r])*'")
 _END_OF_ROWS = re.compile(r"\n\\\.\r?(?:\n|\Z)")
 _REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 
 _SEPARATOR = "\\;"  # as psql writes ; between the statements of one message
 _COMMAND_INSIDE = "a backslash outside quotes is a command of psql; end the statement with ;"
-_ROWS_ON_THE_SAME_LINE = (
-    "the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;"
-)
+_ROWS_ON_THE_SAME_LINE = "the rows of COPY … FROM STDIN begin on the next line: move what stands behind ;"
 
 
 def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, int]:
@@ -782,9 +770,7 @@ def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, i
     if kind == "string" and backslash_escapes:
         kind = "escape_string"
     if kind == "other" and match.group() == "$":
-        raise ScanError(
-            "a lone $: a body stands between $$ and $$, or between $name$ and $name$", offset
-        )
+        raise ScanError("a lone $: a body stands between $$ and $$, or between $name$ and $name$", offset)
     end = match.end()
     if kind in _FIND_END:
         end = _FIND_END[kind](text, offset, end)
@@ -814,9 +800,7 @@ def _end_of_quotes(text: str, start: int, offset: int) -> int:
         found = text.find(quote, offset)
         if found < 0:
             what = "quoted name" if quote == '"' else "string"
-            raise ScanError(
-                f"this {what} is never closed (a {quote} inside it is written twice)", start
-            )
+            raise ScanError(f"this {what} is never closed (a {quote} inside it is written twice)", start)
         if not text.startswith(quote, found + 1):
             return found + 1
         offset = found + 2
@@ -1168,16 +1152,14 @@ _ROLLBACK_REFUSAL = (
 _MODES_REFUSAL = "this BEGIN is inside a transaction, whose modes it cannot choose any more: remove them"
 _READ_ONLY = "a READ ONLY transaction cannot record that this file is applied: remove that"
 _PAIR_REFUSAL = (
-    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, "
-    "around what belongs together"
+    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around what belongs together"
 )
 _FLEETING = (
     "this {} makes something that is gone where a run is interrupted, "
     "and the next run goes on behind it: write BEGIN before it and COMMIT behind its last use"
 )
 _UNFOLLOWED = (
-    "{} changes how strings are read, which cannot be followed: "
-    "write SET standard_conforming_strings = … instead"
+    "{} changes how strings are read, which cannot be followed: write SET standard_conforming_strings = … instead"
 )
 _UTF8_NAMES = ("utf8", "unicode", "sqlascii", "default", "")
 _INSTEAD_OF_COMMANDS = (
@@ -1250,10 +1232,7 @@ def _why_refused(statement: Statement, text: str) -> Optional[str]:
         encoding = statement.setting[1]
         is_utf8 = re.sub(r"[-_ ]", "", encoding) in _UTF8_NAMES
         if not is_utf8 and not text.isascii():
-            return (
-                f"this file says that it is in {encoding}, but it is read as UTF-8: "
-                "save it as UTF-8 and remove this"
-            )
+            return f"this file says that it is in {encoding}, but it is read as UTF-8: save it as UTF-8 and remove this"
     return None
 
 

@@ -84,18 +84,10 @@ def read_state(session: Session, config: Config, found: Optional[TablesFound] = 
 
 
 def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -> sql.Composable:
-    added = [
-        sql.Identifier(name) if name in columns else sql.SQL("NULL")
-        for name in ("checksum", "file_sha256")
-    ]
-    select = sql.SQL("SELECT id, migration_name, {}, {}, true FROM {}").format(
-        *added, config.tracking
-    )
+    added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in ("checksum", "file_sha256")]
+    select = sql.SQL("SELECT id, migration_name, {}, {}, true FROM {}").format(*added, config.tracking)
     if has_progress:
-        marked = (
-            " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} "
-            "GROUP BY migration_name"
-        )
+        marked = " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} GROUP BY migration_name"
         select += sql.SQL(marked).format(config.progress)
     return select + sql.SQL(" ORDER BY 1, 2")
 
@@ -158,9 +150,7 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
             log("baseline not used: no table of the first migration exists", baseline=baseline)
         return []
     if baseline:
-        last = next(
-            i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
-        )
+        last = next(i for i, file in enumerate(files) if baseline in migration_files.spellings(file))
         return list(files[: last + 1])
     if len(existing) == len(tables):
         return [files[0]]
@@ -246,9 +236,7 @@ ADD_COLUMNS_SQL = (
     "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 "
     "TEXT, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
 )
-ADOPT_SQL = (
-    "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
-)
+ADOPT_SQL = "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
 # An extension's table (PostGIS brings some) does not count.
 ANY_TABLE_SQL = """
     SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

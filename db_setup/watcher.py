@@ -91,9 +91,7 @@ class Activity:
     busy_since: Optional[float] = None  # on the monotonic clock; None: no answer is waited for
     about: Mapping[str, Any] = field(default_factory=dict)  # fields for the log
     log_prefix: str = ""
-    blocked_by: Sequence[
-        str
-    ] = ()  # the sessions that blocked ours when the watcher last looked in time
+    blocked_by: Sequence[str] = ()  # the sessions that blocked ours when the watcher last looked in time
 
 
 class Watcher:
@@ -115,9 +113,7 @@ class Watcher:
         self._version = conn.server_version
         self._socket = conn.fileno()
         self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
-        with socket.socket(
-            fileno=os.dup(self._socket)
-        ) as handle:  # the very same server, and no wait for DNS
+        with socket.socket(fileno=os.dup(self._socket)) as handle:  # the very same server, and no wait for DNS
             if handle.family in (socket.AF_INET, socket.AF_INET6):
                 self._options["hostaddr"] = handle.getpeername()[0]
         share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
