@@ -535,8 +535,7 @@ def load_scripts(files: Sequence[Migration], config: Config, findings: Findings)
             findings.problems.append(message)
             continue
         scripts[file] = replace(script, text="")
-        if script.statement_count == 0:
-            findings.notes.append(f"{file.path.name} {migration_files.EMPTY}")
+        findings.notes += migration_files.oddities(file.path.name, script)
         if refusal:
             findings.problems.append(refusal)
     return scripts
@@ -569,7 +568,7 @@ def compare(files: Sequence[Migration], applied: Sequence[Row], config: Config, 
     for name in plan.orphans:
         changed.append(f"{name} was deleted. {RESTORE}")
     for row, file in plan.renumbered:
-        findings.notes.append(f"{file.path.name} is {row.name}, renumbered")
+        findings.notes.append(f"{file.path.name} is {row.name}, renamed")
     for warning in plan.warnings:
         if "is used more than once" in warning:  # by a new file, which can still be renumbered
             findings.problems.append(f"{warning}: renumber the new one")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import psycopg2
 from outcomes import (
@@ -34,15 +34,23 @@ NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 ABOUT_ROWS = ("22", "23")
 
 
-def placed_by_names(script: Script, failure: Failure) -> Failure:
-    """The failure at the one statement that its words can mean; else at none of them."""
-    found = list(_statements_meant(script, failure))
+def placed_by_names(
+    script: Script,
+    failure: Failure,
+    statements: Optional[Sequence[Statement]] = None,
+) -> Failure:
+    """The failure at the one statement, of these or of all, that its words can mean; or at none."""
+    found = list(_statements_meant(script, failure, statements))
     if len(found) == 1:
         return replace(failure, offset=found[0].start)
     return replace(failure, offset=len(script.text), anywhere=True)
 
 
-def _statements_meant(script: Script, failure: Failure) -> Iterator[Statement]:
+def _statements_meant(
+    script: Script,
+    failure: Failure,
+    statements: Optional[Sequence[Statement]],
+) -> Iterator[Statement]:
     """The statements that have the names which PostgreSQL's words have."""
     if failure.error is None or len(script.text) > ONE_MESSAGE:
         return
@@ -57,7 +65,7 @@ def _statements_meant(script: Script, failure: Failure) -> Iterator[Statement]:
     if not names and not is_do_block:
         return
     breaks_constraint = failure.sqlstate.startswith("23")
-    for statement in script.statements():
+    for statement in statements or script.statements():
         text = script.statement_sql(statement)
         if is_do_block != (statement.keyword == "DO"):
             continue
@@ -65,6 +73,12 @@ def _statements_meant(script: Script, failure: Failure) -> Iterator[Statement]:
             continue
         if is_do_block or all(_mentions(text, name) for name in names):
             yield statement
+
+
+def is_about_another_table(script: Script, failure: Failure) -> bool:
+    """PostgreSQL names a table that is nowhere in the script."""
+    table = failure.error.diag.table_name if failure.error else None
+    return table is not None and not _mentions(script.text, table)
 
 
 def _mentions(text: str, name: str) -> bool:

@@ -22,7 +22,7 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      report           what to say at the end
 
-The script runner has rooms of its own: sending, nontransactional, progress and outcomes.
+The script runner has rooms of its own: sending, nontransactional, outside, progress, outcomes.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -210,7 +210,8 @@ def plan_pending(run: Run) -> list[Pending]:
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
-    run.report.warn(f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.statement_count)
+    for one in pending:
+        run.report.warn(migration_files.oddities(one.name, one.script))
     session.with_retries(lambda: tracking.follow_renames(session, config, plan))
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}

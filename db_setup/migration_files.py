@@ -31,7 +31,6 @@ from sql_scanner import Script
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
-EMPTY = "has no statement: once recorded, it cannot be filled in any more"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -512,6 +511,15 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
                 complaint = f"table {name} is ours; set MIGRATIONS_TABLE to another name"
                 raise sql_scanner.ScanError(complaint, place)
     return script
+
+
+def oddities(name: str, script: Script) -> Iterator[str]:
+    """What a file may do that its author does not know."""
+    if script.statement_count == 0:
+        yield f"{name} has no statement: once recorded, it cannot be filled in any more"
+    if script.commits_in_line:
+        what = f"{name} commits by itself in line {script.commits_in_line}"
+        yield f"{what}: what precedes that stays, even if a later statement fails"
 
 
 def _undoing_half(script: Script) -> Optional[re.Match[str]]:

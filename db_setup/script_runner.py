@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import failures
 import nontransactional
@@ -48,6 +48,14 @@ BEGUN_AND_EDITED = (
     "a run was interrupted in this statement, which was edited since, so that nothing can tell "
     "whether it has done its work; restore it for one deployment, and edit then"
 )
+GONE = (
+    "what this {} made is gone with the session that made it, and is named further down: "
+    "make it again there, before its next use"
+)
+NOT_A_NAME = {
+    *("CREATE", "OR", "REPLACE", "GLOBAL", "LOCAL", "TEMP", "TEMPORARY", "RECURSIVE"),
+    *("TABLE", "VIEW", "SEQUENCE", "IF", "NOT", "EXISTS", "DECLARE"),
+}
 RUN_AND_REMOVED = "statements that have run already are missing at the end of this file; restore them"
 
 
@@ -132,6 +140,10 @@ class ScriptRunner:
         second = send(self._session, self._script, messages)
         if isinstance(second, Success):
             self._session.roll_back()
+            if failures.is_about_another_table(self._script, first):
+                return replace(first, at_end=True)  # ours
+        elif second.sqlstate == SYNTAX_ERROR == first.sqlstate:
+            return second  # without our semicolon, which the first one may be about
         elif second.sqlstate == first.sqlstate:
             return replace(second, error=first.error)
         return failures.placed_by_names(self._script, first)
@@ -215,12 +227,29 @@ class ScriptRunner:
         of_session = [s for s in step.statements if belongs_to_session(self._script, s)]
         is_done = step.mark is not None and step.mark.done
         is_only_of_session = of_session == step.statements and not step.begin
+        if is_done:
+            gone = self._gone_with_its_session(step)
+            if gone:
+                refusal = GONE.format(gone.words[0])
+                return Failure(refusal=refusal, offset=gone.start)
         if not is_done and not is_only_of_session:
             return self._run_step(step)
         if not of_session:
             return Success()
         again = [as_written(self._script, statement) for statement in of_session]
         return send(self._session, self._script, [*again, of_ours(self._script, "SELECT true")])
+
+    def _gone_with_its_session(self, step: Step) -> Optional[Statement]:
+        """What an earlier run made for its session alone, and the rest of the script names."""
+        rest = self._script.text[step.statements[-1].end :]
+        for statement in step.statements:
+            if not statement.creates_session_object:
+                continue
+            names = [token.strip('"') for token in statement.tokens if re.match('["\\w]', token)]
+            words = [name for name in names if name.upper() not in NOT_A_NAME]
+            if words and re.search(rf"(?<!\w){re.escape(words[0])}(?!\w)", rest, re.IGNORECASE):
+                return statement
+        return None
 
     def _run_step(self, step: Step) -> Outcome:
         """Run a step and its mark in one transaction or, where PostgreSQL refuses that, the mark
@@ -254,8 +283,12 @@ class ScriptRunner:
             messages = [of_ours(script, opening), *each, of_ours(script, closing)]
             return send(self._session, script, messages)
         start = step.first.start
-        text = opening + step.text(script) + closing
-        return send(self._session, script, [Message(start - len(opening), text, start)])
+        text = opening + script.body_sql(start, step.statements[-1].end) + closing
+        outcome = send(self._session, script, [Message(start - len(opening), text, start)])
+        if isinstance(outcome, Success) or outcome.exact or outcome.connection_lost:
+            return outcome
+        placed = failures.placed_by_names(script, outcome, step.statements)
+        return outcome if placed.anywhere else placed
 
     # --- In a dry run -------------------------------------------------------------------------
 
@@ -315,25 +348,32 @@ def as_rehearsed(outcome: Outcome, script: Script) -> Outcome:
 
 
 def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:
-    """The statements of each step, and the BEGIN that the script gives it (empty: none)."""
-    own_begin = ""
+    """The statements of each step, and the BEGIN that the script gives it (empty: none).
+
+    Around a script that commits by itself, psql -1 has opened a transaction, and closes what is open
+    at the end. A BEGIN inside a transaction changes nothing.
+    """
+    own_begin = "BEGIN" if script.commits_in_line else ""
     together: list[Statement] = []
     for statement in script.statements():
         control = statement.transaction_control
         if control == "BEGIN":
-            own_begin = " ".join(["BEGIN", *sql_scanner.opening_modes(statement)])
-            together = []
+            if not together:
+                own_begin = " ".join(["BEGIN", *sql_scanner.opening_modes(statement)])
         elif control == "COMMIT":
             if not own_begin:
                 log("COMMIT with nothing open", logging.WARNING, line=statement.line)
             if together:
                 yield own_begin, together
-            own_begin = ""
+            if not sql_scanner.chains(statement):
+                own_begin = ""
             together = []
         elif own_begin:
             together.append(statement)
         else:
             yield "", [statement]
+    if together:
+        yield own_begin, together
 
 
 def belongs_to_session(script: Script, statement: Statement) -> bool:

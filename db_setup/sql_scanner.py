@@ -170,12 +170,14 @@ class Script:
         """The statement's text."""
         return self.text[statement.start : statement.end]
 
-    def body_sql(self) -> str:
-        """The text with blanks for what is left out, so that every offset in it stays the same."""
-        text = self.text
+    def body_sql(self, start: int = 0, end: Optional[int] = None) -> str:
+        """The text, or a part of it, with blanks for what is left out: every offset stays the same."""
+        text = self.text[start:end]
         for statement in self.left_out:
-            blank = re.sub(r"[^\r\n]", " ", self.statement_sql(statement))
-            text = text[: statement.start] + blank + text[statement.end :]
+            first = statement.start - start
+            if 0 <= first < len(text):
+                blank = re.sub(r"[^\r\n]", " ", self.statement_sql(statement))
+                text = text[:first] + blank + text[first + len(blank) :]
         return text
 
     def pieces_to_send(self, by_statement: bool = False) -> Iterator[Piece]:

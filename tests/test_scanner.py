@@ -797,9 +797,7 @@ def test_read_script_refuses_a_variable_that_matters(text: str) -> None:
         ("ROLLBACK PREPARED 'x'", PREPARED.format("ROLLBACK PREPARED"), (1, 1)),
     ],
 )
-def test_read_script_that_rolls_back_or_prepares_is_refused(
-    text: str, message: str, place: tuple[int, int]
-) -> None:
+def test_read_script_that_rolls_back_or_prepares_is_refused(text: str, message: str, place: tuple[int, int]) -> None:
     """Any other transaction control is refused with its place and a way out."""
     assert refusal(text) == (message, place)
 

@@ -690,7 +690,7 @@ def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
 
     step = "It is probably applied: restore it, and put the change into a new file"
     assert problems == [f"002_b.sql was edited. {step}"]
-    assert notes == ["005_c.sql is 003_c, renumbered", "no file has number 3, 4, 7 or 8"]
+    assert notes == ["005_c.sql is 003_c, renamed", "no file has number 3, 4, 7 or 8"]
     (branch / "002_b.sql").unlink()
     assert check()[0] == [f"002_b was deleted. {step}"]
 
