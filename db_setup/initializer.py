@@ -35,7 +35,6 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -133,6 +132,7 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login)
     report.database = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
+    report.warn(setup.warnings)
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     this_run = Run(setup, session, report)
@@ -215,7 +215,8 @@ def plan_pending(run: Run) -> list[Pending]:
     session.with_retries(lambda: tracking.follow_renames(session, config, plan))
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}
-    names.update((row.id, file.name) for row, file in plan.renumbered)
+    for row, file in plan.renumbered:
+        names[row.id] = migration_files.renamed_to(row, file)
     run.recorded = list(names.values())
     return pending
 
@@ -612,25 +613,17 @@ def status(run: Run, found: TablesFound) -> None:
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]
-    report.warnings = list(plan.warnings)
+    report.warn(plan.warnings)
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),
-        "duplicates": same_numbers(run.setup.files),
+        "duplicates": migration_files.duplicates(run.setup.files),
         "unfinished": list(state.unfinished),
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),
     }
-
-
-def same_numbers(files: Sequence[Migration]) -> list[list[str]]:
-    """The names of files that have the same number."""
-    numbered = sorted((file.number, file.name) for file in files if file.number)
-    groups = itertools.groupby(numbered, key=lambda pair: pair[0])
-    names = ([name for _, name in group] for _, group in groups)
-    return [group for group in names if len(group) > 1]
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:

@@ -638,6 +638,16 @@ def _renamed(files: Sequence[Migration], rows: Sequence[Row]) -> list[tuple[Row,
     return [(pairs[file], file) for file in files if file in pairs]
 
 
+def renamed_to(row: Row, file: Migration) -> str:
+    """The name that the row takes: of a file without a number, after the number that it was given."""
+    number = re.match("[0-9]+", row.name)
+    if file.number is None and number:
+        name = f"{number.group()}_{file.name}"
+        if bare(name) == file.name:
+            return name
+    return file.name
+
+
 class _Content:
     """Rows by their content. A file is read for it only if there are any."""
 

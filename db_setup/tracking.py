@@ -193,12 +193,13 @@ def follow_renames(session: Session, config: Config, plan: Plan) -> None:
     update = sql.SQL(change).format(config.tracking)
     with session.transaction():
         for row, file in plan.renumbered:
-            session.query(update, [file.name, row.checksum, file.sha256, row.id])
+            name = migration_files.renamed_to(row, file)
+            session.query(update, [name, row.checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
     for row, file in plan.renumbered:
-        log("renumbered", migration=file.name, was=row.name)
+        log("renumbered", migration=migration_files.renamed_to(row, file), was=row.name)
 
 
 def applied_at(session: Session, config: Config, row: Row) -> str:
