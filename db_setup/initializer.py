@@ -424,16 +424,22 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     has_ended = failure.cancelled or failure.connection_lost
     if failure.anywhere or (has_ended and was_one_message):
         place = one.migration.path.name  # nothing tells how far the server was
+    said = failures.describe(script, failure)
+    state = failures.state_and_step(script, failure, run.session.activity.blocked_by)
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    if not_recorded:  # for which the file is not to blame
+        place = one.migration.path.name
+        said = not_recorded
+        state = "The file ran, and is rolled back. Deploy again then."
+        if script.no_transaction:
+            state = "The file ran, and does not run again. Deploy again then."
     applied = shortened(run.session.applied) or "nothing"
-    verdict = [
-        f"{place}: {failures.describe(script, failure)}.",
-        failures.state_and_step(script, failure, run.session.activity.blocked_by),
-        f"Applied in this run: {applied}.",
-    ]
+    verdict = [f"{place}: {said}.", state, f"Applied in this run: {applied}."]
     not_tried = run.session.pending[1:]
     if not_tried:
         verdict.append(f"Not tried: {shortened(not_tried)}.")
-    return "\n".join([" ".join(verdict), *failures.details(script, failure)])
+    details = () if not_recorded else failures.details(script, failure)
+    return "\n".join([" ".join(verdict), *details])
 
 
 def out_of_time_message(session: Session, action: str, started: bool) -> str:
