@@ -96,8 +96,8 @@ def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
         check_secrets_can_be_read()
     elif action == "rotate":
         raise ConfigError(
-            "rotate writes to secrets: unset DATABASE_URL and set their variables. "
-            "Nothing was touched."
+            "rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was "
+            "touched."
         )
     event = {"action": action}
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, None, login)
@@ -466,8 +466,8 @@ def write_new(name: str) -> Path:
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     if problems:
         raise MigrationError("; ".join(problems))
-    number = next_number(files, datetime.now(timezone.utc))
-    path = initializer.MIGRATIONS_DIR / f"{number}_{name}.sql"
+    version = migration_files.next_version(files, datetime.now(timezone.utc))
+    path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(TEMPLATE)
@@ -484,21 +484,6 @@ def slug(title: str) -> str:
     if not name or len(name.encode()) > 200:
         raise argparse.ArgumentTypeError('a few words are needed, such as "add orders table"')
     return name
-
-
-def next_number(files: Sequence[Migration], now: datetime) -> str:
-    """The number after the highest, written like it: with as many digits, or as a time stamp."""
-    numbered = [file for file in files if file.number is not None]
-    highest = max(numbered, key=lambda file: file.number or 0, default=None)
-    digits = re.match("[0-9]+", highest.name) if highest else None
-    if digits is None:
-        return "001"
-    width = len(digits.group())
-    number = int(digits.group()) + 1
-    if width == len("20260102030405"):
-        time_stamp = int(now.strftime("%Y%m%d%H%M%S"))
-        number = max(number, time_stamp)
-    return str(number).zfill(width)
 
 
 def from_here(path: Path) -> Path:
@@ -534,7 +519,7 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     folder = initializer.MIGRATIONS_DIR
     findings = Findings()
     config = Config.from_env(os.environ, findings.problems, with_secrets=False)
-    files = migration_files.load_migrations(folder, findings.problems)
+    files = migration_files.load_migrations(folder, findings.problems, findings.notes)
     scripts = load_scripts(files, config, findings)
     for path in sorted(folder.glob("*.down.sql")):
         findings.notes.append(f"{path.name} is never run")
@@ -569,8 +554,7 @@ def load_scripts(
             findings.problems.append(message)
             continue
         scripts[file] = replace(script, text="")
-        if script.statement_count == 0:
-            findings.notes.append(f"{file.path.name} {migration_files.EMPTY}")
+        findings.notes += migration_files.oddities(file.path.name, script)
         if refusal:
             findings.problems.append(refusal)
     return scripts
@@ -605,7 +589,7 @@ def compare(
     for name in plan.orphans:
         changed.append(f"{name} was deleted. {RESTORE}")
     for row, file in plan.renumbered:
-        findings.notes.append(f"{file.path.name} is {row.name}, renumbered")
+        findings.notes.append(f"{file.path.name} is {row.name}, renamed")
     for warning in plan.warnings:
         if "is used more than once" in warning:  # by a new file, which can still be renumbered
             findings.problems.append(f"{warning}: renumber the new one")
@@ -641,7 +625,7 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
     present = {file.name: file.sha256 for file in files}
     with tempfile.TemporaryDirectory() as place:
         unpack_commit(commit, Path(place))
-        then = migration_files.load_migrations(Path(place), [])
+        then = migration_files.load_migrations(Path(place), problems=[], warnings=[])
         for number, file in enumerate(then):
             is_same = present.get(file.name) == file.sha256
             checksum = None if is_same else tokens_checksum(file)

@@ -44,6 +44,7 @@ class Setup:
     targets: Mapping[Kind, Secret]  # the secrets that receive the users' logins
     files: Sequence[Migration]
     secrets_client: Any
+    warnings: Sequence[str] = ()  # about the folder
     scripts: dict[Any, Script] = field(
         default_factory=dict
     )  # those that were scanned, see initializer
@@ -68,7 +69,8 @@ def load_setup(
     if login is None:
         login = secrets.admin_login(config)
     targets = secrets.targets(config)
-    files = migration_files.load_migrations(folder, problems)
+    warnings: list[str] = []
+    files = migration_files.load_migrations(folder, problems, warnings)
     if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
         problems.append(
             f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
@@ -78,7 +80,7 @@ def load_setup(
         if len(listed) > MISTAKES_LIMIT:
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
         raise ConfigError(f"{listed}. Nothing has been touched.")
-    return Setup(config, login, targets, files, secrets.client)
+    return Setup(config, login, targets, files, secrets.client, warnings)
 
 
 @dataclass(frozen=True)

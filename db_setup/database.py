@@ -176,8 +176,8 @@ class Problem(NamedTuple):
 
 # The login is known to be wrong: everything else can pass.
 REFUSED = (
-    "password authentication failed|not permitted to log in|role .* does not exist"
-    "|permission denied for database"
+    "password authentication failed|not permitted to log in|role .* does not exist|permission "
+    "denied for database"
 )
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.

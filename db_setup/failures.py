@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Optional
 
 import psycopg2
 from outcomes import (
@@ -26,11 +27,62 @@ from outcomes import (
     Failure,
 )
 from session import RETRYABLE
-from sql_scanner import Script, first_string_offset, locate
+from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
 ABOUT_ROWS = ("22", "23")
+
+
+def placed_by_names(
+    script: Script,
+    failure: Failure,
+    statements: Optional[Sequence[Statement]] = None,
+) -> Failure:
+    """The failure at the one statement, of these or of all, that its words can mean; or at none."""
+    found = list(_statements_meant(script, failure, statements))
+    if len(found) == 1:
+        return replace(failure, offset=found[0].start)
+    return replace(failure, offset=len(script.text), anywhere=True)
+
+
+def _statements_meant(
+    script: Script,
+    failure: Failure,
+    statements: Optional[Sequence[Statement]],
+) -> Iterator[Statement]:
+    """The statements that have the names which PostgreSQL's words have."""
+    if failure.error is None or len(script.text) > ONE_MESSAGE:
+        return
+    diag = failure.error.diag
+    function = FUNCTION.search(diag.context or "")
+    is_do_block = function is not None and function.group(1) == "inline_code_block"
+    if function and not is_do_block:
+        return
+    names = re.findall('"([^"]+)"', diag.message_primary or "")
+    if diag.table_name:
+        names = [diag.table_name]  # a constraint may have a name that PostgreSQL has given it
+    if not names and not is_do_block:
+        return
+    breaks_constraint = failure.sqlstate.startswith("23")
+    for statement in statements or script.statements():
+        text = script.statement_sql(statement)
+        if is_do_block != (statement.keyword == "DO"):
+            continue
+        if breaks_constraint and statement.words[:2] == ("CREATE", "TABLE"):
+            continue
+        if is_do_block or all(_mentions(text, name) for name in names):
+            yield statement
+
+
+def is_about_another_table(script: Script, failure: Failure) -> bool:
+    """PostgreSQL names a table that is nowhere in the script."""
+    table = failure.error.diag.table_name if failure.error else None
+    return table is not None and not _mentions(script.text, table)
+
+
+def _mentions(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def describe(script: Script, failure: Failure) -> str:
@@ -207,6 +259,8 @@ def _is_about_new_rows(script: Script, failure: Failure) -> bool:
     context = ""
     if failure.error:
         context = failure.error.diag.context or ""
+    if failure.anywhere:
+        return True  # which nothing tells
     writes_rows = ROWS.match(script.text, failure.offset) is not None
     return writes_rows or failure.in_rows or failure.at_end or "PL/pgSQL" in context
 
@@ -275,7 +329,7 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_statement(script, failure)
         name, unit, number = function.groups()
         yield f"IN: function {name}, its {unit} {number}"
-    elif failure.cancelled:
+    elif failure.cancelled or failure.anywhere:
         yield from _line_of_statement(script, failure)
     else:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
@@ -301,6 +355,8 @@ def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
 def _is_place_known(failure: Failure) -> bool:
     if failure.exact:
         return True
+    if failure.anywhere:
+        return False
     has_ended = failure.connection_lost or failure.cancelled or failure.sqlstate == SAVEPOINT_GONE
     return not has_ended and not failure.at_end
 

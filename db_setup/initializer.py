@@ -23,7 +23,7 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     script_runner    runs a script in a session      report           what to say at the end
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there.
-The script runner has rooms of its own: sending, nontransactional, progress and outcomes.
+The script runner has rooms of its own: sending, nontransactional, outside, progress, outcomes.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -36,7 +36,6 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
@@ -146,6 +145,7 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login)
     report.database = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
+    report.warn(setup.warnings)
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     this_run = Run(setup, session, report)
@@ -235,13 +235,13 @@ def plan_pending(run: Run) -> list[Pending]:
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
-    run.report.warn(
-        f"{one.name} {migration_files.EMPTY}" for one in pending if not one.script.statement_count
-    )
+    for one in pending:
+        run.report.warn(migration_files.oddities(one.name, one.script))
     session.with_retries(lambda: tracking.follow_renames(session, config, plan))
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}
-    names.update((row.id, file.name) for row, file in plan.renumbered)
+    for row, file in plan.renumbered:
+        names[row.id] = migration_files.renamed_to(row, file)
     run.recorded = list(names.values())
     return pending
 
@@ -495,20 +495,26 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     place = f"{one.migration.path.name}:{line}"
     if failure.exact:
         place = f"{place}:{column}"
-    if (failure.cancelled or failure.connection_lost) and not failure.in_steps:
-        place = (
-            one.migration.path.name
-        )  # one message, of which nothing tells how far the server was
+    was_one_message = not failure.in_steps
+    has_ended = failure.cancelled or failure.connection_lost
+    if failure.anywhere or (has_ended and was_one_message):
+        place = one.migration.path.name  # nothing tells how far the server was
+    said = failures.describe(script, failure)
+    state = failures.state_and_step(script, failure, run.session.activity.blocked_by)
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    if not_recorded:  # for which the file is not to blame
+        place = one.migration.path.name
+        said = not_recorded
+        state = "The file ran, and is rolled back. Deploy again then."
+        if failure.in_steps:
+            state = "The file ran, and does not run again. Deploy again then."
     applied = shortened(run.session.applied) or "nothing"
-    verdict = [
-        f"{place}: {failures.describe(script, failure)}.",
-        failures.state_and_step(script, failure, run.session.activity.blocked_by),
-        f"Applied in this run: {applied}.",
-    ]
+    verdict = [f"{place}: {said}.", state, f"Applied in this run: {applied}."]
     not_tried = run.session.pending[1:]
     if not_tried:
         verdict.append(f"Not tried: {shortened(not_tried)}.")
-    return "\n".join([" ".join(verdict), *failures.details(script, failure)])
+    details = () if not_recorded else failures.details(script, failure)
+    return "\n".join([" ".join(verdict), *details])
 
 
 def out_of_time_message(session: Session, action: str) -> str:
@@ -724,25 +730,17 @@ def status(run: Run, found: TablesFound) -> None:
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]
-    report.warnings = list(plan.warnings)
+    report.warn(plan.warnings)
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),
-        "duplicates": same_numbers(run.setup.files),
+        "duplicates": migration_files.duplicates(run.setup.files),
         "unfinished": list(state.unfinished),
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),
     }
-
-
-def same_numbers(files: Sequence[Migration]) -> list[list[str]]:
-    """The names of files that have the same number."""
-    numbered = sorted((file.number, file.name) for file in files if file.number)
-    groups = itertools.groupby(numbered, key=lambda pair: pair[0])
-    names = ([name for _, name in group] for _, group in groups)
-    return [group for group in names if len(group) > 1]
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:

@@ -329,8 +329,8 @@ class LimitedUsers:
                 "group": sql.Identifier(group.name),
             }
             default = sql.SQL(
-                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public "
-                "GRANT {rights} ON {kind}S TO {group}"
+                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON "
+                "{kind}S TO {group}"
             )
             self._session.query(default.format(creator=sql.Identifier(creator), **words))
             args = {"creator": creator, "sequences": letter == "S"}
@@ -672,7 +672,7 @@ MEMBERS_SQL = """ARRAY(
                               OR (to_jsonb(a) ->> 'set_option')::bool, true) ORDER BY 1)"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
-GROUP_STATE_SQL = """
+GROUP_STATE_SQL = f"""
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
@@ -683,15 +683,13 @@ GROUP_STATE_SQL = """
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           {members},
+           {MEMBERS_SQL},
            ARRAY(SELECT 'REVOKE ' || quote_ident(o.rolname) || ' FROM ' || quote_ident(m.rolname)
                         || ' CASCADE'
                  FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
                  JOIN pg_roles m ON m.oid = a.member JOIN pg_roles l ON l.oid = a.grantor
                  WHERE l.rolname = ANY (%(limited)s))
-    FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name""".format(
-    members=MEMBERS_SQL
-)
+    FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """
     SELECT pg_has_role(nspowner, 'USAGE'), EXISTS (SELECT FROM aclexplode(nspacl) a
@@ -699,8 +697,8 @@ SCHEMA_STATE_SQL = """
     FROM pg_namespace WHERE nspname = 'public'"""
 
 SCHEMA_RIGHTS_SQL = (
-    "SELECT has_schema_privilege(%s, 'public', 'USAGE'), "
-    "has_schema_privilege(%s, 'public', 'CREATE')"
+    "SELECT has_schema_privilege(%s, 'public', 'USAGE'), has_schema_privilege(%s, 'public', "
+    "'CREATE')"
 )
 
 OWN_OBJECTS_SQL = """
@@ -710,7 +708,7 @@ OWN_OBJECTS_SQL = """
     WHERE n.nspname = 'public' AND o.rolname = %(creator)s
       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
-LOGIN_STATE_SQL = """
+LOGIN_STATE_SQL = f"""
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
@@ -722,9 +720,9 @@ LOGIN_STATE_SQL = """
                  OR m.rolcreaterole OR m.rolcreatedb
                  OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
                  OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))),
-           {members}
+           {MEMBERS_SQL}
     FROM pg_roles r, pg_roles g
-    WHERE r.rolname = %(login)s AND g.rolname = %(group)s""".format(members=MEMBERS_SQL)
+    WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

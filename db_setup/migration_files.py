@@ -31,7 +31,6 @@ from sql_scanner import Script
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
-EMPTY = "has no statement: once recorded, it cannot be filled in any more"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -514,6 +513,15 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
     return script
 
 
+def oddities(name: str, script: Script) -> Iterator[str]:
+    """What a file may do that its author does not know."""
+    if script.statement_count == 0:
+        yield f"{name} has no statement: once recorded, it cannot be filled in any more"
+    if script.commits_in_line:
+        what = f"{name} commits by itself in line {script.commits_in_line}"
+        yield f"{what}: what precedes that stays, even if a later statement fails"
+
+
 def _undoing_half(script: Script) -> Optional[re.Match[str]]:
     """Where the half begins that undoes a file, as other tools mark it."""
     if len(script.text) > sql_scanner.ONE_MESSAGE or any(piece.data for piece in script.pieces):
@@ -628,6 +636,18 @@ def _renamed(files: Sequence[Migration], rows: Sequence[Row]) -> list[tuple[Row,
                 taken.add(row.id)
                 break
     return [(pairs[file], file) for file in files if file in pairs]
+
+
+def renamed_to(row: Row, file: Migration) -> str:
+    """The name that the row takes: of a file without a number, after the number that it was
+    given.
+    """
+    number = re.match("[0-9]+", row.name)
+    if file.number is None and number:
+        name = f"{number.group()}_{file.name}"
+        if bare(name) == file.name:
+            return name
+    return file.name
 
 
 class _Content:

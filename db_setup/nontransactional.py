@@ -221,7 +221,7 @@ TRACES_SQL = {
     "CREATE INDEX": INDEX_SQL
     + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
     "DROP INDEX": INDEX_SQL + "WHERE i.indexrelid = %(on)s",
-    "REINDEX": INDEX_SQL  # noqa: S608
+    "REINDEX": INDEX_SQL
     + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR
         (NOT i.indisvalid AND c.relname ~ %(left)s AND n.nspname <> 'pg_toast'
          AND (%(on)s IS NULL OR i.indrelid IN
@@ -230,8 +230,8 @@ TRACES_SQL = {
                 (SELECT FROM pg_partition_tree(%(on)s)
                  WHERE relid IN (o.indexrelid, o.indrelid)))))""",
     "DETACH": (
-        "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits "
-        "WHERE inhparent = %(on)s AND inhrelid = %(part)s"
+        "SELECT inhrelid::bigint, true, '', '' FROM pg_inherits WHERE inhparent = %(on)s AND "
+        "inhrelid = %(part)s"
     ),
     "DATABASE": "SELECT oid::bigint, true, '', '' FROM pg_database WHERE datname = %(name)s::name",
 }

@@ -47,6 +47,7 @@ class Failure:
     refusal: str = ""
     offset: int = 0
     exact: bool = False  # PostgreSQL itself named that place
+    anywhere: bool = False  # nothing tells at which place
     at_end: bool = False  # all statements went well, and what follows them did not
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False

@@ -77,8 +77,8 @@ class Progress:
 
 CREATE_SQL = (
     "CREATE TABLE IF NOT EXISTS {} (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT "
-    "NULL, objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, done_at "
-    "TIMESTAMP, PRIMARY KEY (migration_name, step))"
+    "NULL, objects_before BIGINT[] NOT NULL, started_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, "
+    "done_at TIMESTAMP, PRIMARY KEY (migration_name, step))"
 )
 MARK_SQL = (
     "INSERT INTO {} VALUES ({}, {}, {}, {}::bigint[], now(), {}) ON CONFLICT (migration_name, "

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Callable, Union
+from typing import Any, Callable, Optional, Union
 
+import failures
 import nontransactional
+import outside
 import sql_scanner
 from common import log
 from nontransactional import Step
@@ -47,9 +50,23 @@ BEGUN_AND_EDITED = (
     "a run was interrupted in this statement, which was edited since, so that nothing can tell "
     "whether it has done its work; restore it for one deployment, and edit then"
 )
+GONE = (
+    "what this {} made is gone with the session that made it, and is named further down: "
+    "make it again there, before its next use"
+)
+NOT_A_NAME = {
+    *("CREATE", "OR", "REPLACE", "GLOBAL", "LOCAL", "TEMP", "TEMPORARY", "RECURSIVE"),
+    *("TABLE", "VIEW", "SEQUENCE", "IF", "NOT", "EXISTS", "DECLARE"),
+}
 RUN_AND_REMOVED = (
     "statements that have run already are missing at the end of this file; restore them"
 )
+
+
+# After a script: a deferred constraint has to fire before the session is put back, and our
+# savepoint is gone if the script has ended its transaction.
+PROOF_SQL = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; SELECT true"
+SECOND_LOOK_S = 1.0  # what took longer is not run again to find the statement that failed
 
 
 class ScriptRunner:
@@ -94,26 +111,55 @@ class ScriptRunner:
     # --- In one transaction -------------------------------------------------------------------
 
     def _run_whole(self, by_statement: bool) -> Outcome:
-        """Run the script in one transaction and, if it fails at no known place, once more to
-        find that.
+        """Run the script in one transaction; a failure is given a place as far as that is
+        possible.
         """
+        started = time.monotonic()
         outcome = self._run_once(by_statement)
-        if (
-            not isinstance(outcome, Failure)
-            or by_statement
-            or outcome.exact
-            or outcome.connection_lost
-        ):
+        took_s = time.monotonic() - started
+        if isinstance(outcome, Success) or by_statement or self._has_place(outcome):
             return outcome
-        if outcome.sqlstate in (*RETRYABLE, SAVEPOINT_GONE) or outcome.cancelled:
-            return outcome
+        if took_s < SECOND_LOOK_S and self._can_look_again(took_s):
+            return self._look_again(outcome)
+        return failures.placed_by_names(self._script, outcome)
+
+    def _has_place(self, failure: Failure) -> bool:
+        """The place of the failure is known, or there is none."""
+        if failure.exact or failure.in_rows or failure.at_end:
+            return True
+        if failure.connection_lost or failure.cancelled:
+            return True
+        if failure.sqlstate in (*RETRYABLE, SAVEPOINT_GONE):
+            return True
         script = self._script
-        ends_in_ours = (
-            script.statement_count > 0 and outcome.sqlstate == SYNTAX_ERROR
-        )  # it dislikes our semicolon
-        if script.statement_count > 1 or script.begin_sql != "BEGIN" or ends_in_ours:
-            return self._run_once(by_statement=True)
-        return outcome
+        if script.statement_count == 0:
+            return True
+        # Of one statement it is known, unless it dislikes our semicolon or its own modes.
+        is_alone = script.statement_count == 1 and script.begin_sql == "BEGIN"
+        return is_alone and failure.sqlstate != SYNTAX_ERROR
+
+    def _can_look_again(self, took_s: float) -> bool:
+        """There is time, and running the statements once more does nothing that stays."""
+        if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
+            return False
+        return not outside.can_be_reached(self._session, self._script.text)
+
+    def _look_again(self, first: Failure) -> Failure:
+        """Find the statement that failed: run them one by one, and roll all of them back.
+
+        The first failure is the one that counts. A second one tells its place if it is the same.
+        """
+        messages = self._messages(self._opening_sql(), by_statement=True, closing_sql=PROOF_SQL)
+        second = send(self._session, self._script, messages)
+        if isinstance(second, Success):
+            self._session.roll_back()
+            if failures.is_about_another_table(self._script, first):
+                return replace(first, at_end=True)  # ours
+        elif second.sqlstate == SYNTAX_ERROR == first.sqlstate:
+            return second  # without our semicolon, which the first one may be about
+        elif second.sqlstate == first.sqlstate:
+            return replace(second, error=first.error)
+        return failures.placed_by_names(self._script, first)
 
     def _run_once(self, by_statement: bool) -> Union[Success, Failure]:
         """One message for the whole script; or several, for what cannot go in one, or to know the
@@ -123,17 +169,20 @@ class ScriptRunner:
         ours, the savepoint would be gone (3B001).
         """
         script = self._script
-        begin_sql = self._session.begin_sql(script.begin_sql)
-        # What is prepared in a session outlives the transaction of a first attempt.
-        opening = (
-            f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
-        )
+        opening = self._opening_sql()
         if by_statement or script.pieces:
             return send(self._session, script, self._messages(opening, by_statement))
         text = opening + script.body_sql() + self._closing_sql()
         return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
 
-    def _messages(self, opening: str, by_statement: bool) -> Iterator[Message]:
+    def _opening_sql(self) -> str:
+        begin_sql = self._session.begin_sql(self._script.begin_sql)
+        # What is prepared in a session outlives the transaction of a first attempt.
+        return f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+
+    def _messages(
+        self, opening: str, by_statement: bool, closing_sql: str = ""
+    ) -> Iterator[Message]:
         script = self._script
         own_begin = (s.start for s in script.left_out if not s.is_meta_command)
         yield of_ours(script, opening, fallback=min(own_begin, default=script.first_offset))
@@ -141,11 +190,11 @@ class ScriptRunner:
         for start, end, rows in script.pieces_to_send(by_statement):
             last = start
             yield Message(start, script.text[start:end], start, rows)
-        yield of_ours(script, self._closing_sql(), at_end=True, fallback=last)
+        closing_sql = closing_sql or self._closing_sql()
+        yield of_ours(script, closing_sql, at_end=True, fallback=last)
 
     def _closing_sql(self) -> str:
-        """A deferred constraint has to fire before the session is put back."""
-        return f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; {self._end_sql()}"
+        return f"{PROOF_SQL}; {self._end_sql()}"
 
     # --- Step by step -------------------------------------------------------------------------
 
@@ -192,12 +241,29 @@ class ScriptRunner:
         of_session = [s for s in step.statements if belongs_to_session(self._script, s)]
         is_done = step.mark is not None and step.mark.done
         is_only_of_session = of_session == step.statements and not step.begin
+        if is_done:
+            gone = self._gone_with_its_session(step)
+            if gone:
+                refusal = GONE.format(gone.words[0])
+                return Failure(refusal=refusal, offset=gone.start)
         if not is_done and not is_only_of_session:
             return self._run_step(step)
         if not of_session:
             return Success()
         again = [as_written(self._script, statement) for statement in of_session]
         return send(self._session, self._script, [*again, of_ours(self._script, "SELECT true")])
+
+    def _gone_with_its_session(self, step: Step) -> Optional[Statement]:
+        """What an earlier run made for its session alone, and the rest of the script names."""
+        rest = self._script.text[step.statements[-1].end :]
+        for statement in step.statements:
+            if not statement.creates_session_object:
+                continue
+            names = [token.strip('"') for token in statement.tokens if re.match('["\\w]', token)]
+            words = [name for name in names if name.upper() not in NOT_A_NAME]
+            if words and re.search(rf"(?<!\w){re.escape(words[0])}(?!\w)", rest, re.IGNORECASE):
+                return statement
+        return None
 
     def _run_step(self, step: Step) -> Outcome:
         """Run a step and its mark in one transaction or, where PostgreSQL refuses that, the mark
@@ -233,8 +299,12 @@ class ScriptRunner:
             messages = [of_ours(script, opening), *each, of_ours(script, closing)]
             return send(self._session, script, messages)
         start = step.first.start
-        text = opening + step.text(script) + closing
-        return send(self._session, script, [Message(start - len(opening), text, start)])
+        text = opening + script.body_sql(start, step.statements[-1].end) + closing
+        outcome = send(self._session, script, [Message(start - len(opening), text, start)])
+        if isinstance(outcome, Success) or outcome.exact or outcome.connection_lost:
+            return outcome
+        placed = failures.placed_by_names(script, outcome, step.statements)
+        return outcome if placed.anywhere else placed
 
     # --- In a dry run -------------------------------------------------------------------------
 
@@ -301,25 +371,32 @@ def as_rehearsed(outcome: Outcome, script: Script) -> Outcome:
 
 
 def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:
-    """The statements of each step, and the BEGIN that the script gives it (empty: none)."""
-    own_begin = ""
+    """The statements of each step, and the BEGIN that the script gives it (empty: none).
+
+    Around a script that commits by itself, psql -1 has opened a transaction, and closes what is
+    open at the end. A BEGIN inside a transaction changes nothing.
+    """
+    own_begin = "BEGIN" if script.commits_in_line else ""
     together: list[Statement] = []
     for statement in script.statements():
         control = statement.transaction_control
         if control == "BEGIN":
-            own_begin = " ".join(["BEGIN", *sql_scanner.opening_modes(statement)])
-            together = []
+            if not together:
+                own_begin = " ".join(["BEGIN", *sql_scanner.opening_modes(statement)])
         elif control == "COMMIT":
             if not own_begin:
                 log("COMMIT with nothing open", logging.WARNING, line=statement.line)
             if together:
                 yield own_begin, together
-            own_begin = ""
+            if not sql_scanner.chains(statement):
+                own_begin = ""
             together = []
         elif own_begin:
             together.append(statement)
         else:
             yield "", [statement]
+    if together:
+        yield own_begin, together
 
 
 def belongs_to_session(script: Script, statement: Statement) -> bool:

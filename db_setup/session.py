@@ -386,12 +386,12 @@ class Session:
             "AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
             f"OR NOT {HAS_TYPED_VARIABLES_SQL})"
         )
-        state_sql = f"SELECT held, {fresh_sql} AS fresh FROM ({locks_sql}) l OFFSET 0"  # noqa: S608
+        state_sql = f"SELECT held, {fresh_sql} AS fresh FROM ({locks_sql}) l OFFSET 0"
         release_sql = (
-            f"CASE WHEN {release_if_changed} AND held AND NOT fresh "
-            "THEN pg_advisory_unlock_all() END"
+            f"CASE WHEN {release_if_changed} AND held AND NOT fresh THEN pg_advisory_unlock_all() "
+            "END"
         )
-        return f"SELECT held, fresh, {release_sql} FROM ({state_sql}) s"  # noqa: S608
+        return f"SELECT held, fresh, {release_sql} FROM ({state_sql}) s"
 
 
 def pauses(deadline: Deadline) -> Iterator[float]:
@@ -433,7 +433,7 @@ DEFAULTS_SQL = (
 )
 SET_UP_SQL = (
     "SET LOCAL search_path = pg_catalog; "  # for a pooler's session, which keeps its own
-    "SELECT pg_catalog.set_config(name, value, false) "  # noqa: S608
+    "SELECT pg_catalog.set_config(name, value, false) "
     "FROM (VALUES {settings}) s(name, value) "
     f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {{pid}}; {{first}}SELECT "
     f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), q.* FROM ({{question}}) q"
@@ -455,7 +455,7 @@ HOLDER_SQL = f"""
     LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory'
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""  # noqa: S608
+      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
 
 # A function in PL/pgSQL has variables of types that may change. Its SQL is planned again for each
 # file (DISCARD PLANS), and NEW and OLD are looked at each time. (OFFSET 0: what costs more is asked

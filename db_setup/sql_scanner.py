@@ -74,12 +74,15 @@ def read_script(text: str, backslash_escapes: bool = False) -> Script:
     pieces = tuple(in_pieces(survey.of(scanner.statements())))
 
     is_marked = survey.has_no_transaction_mark()
+    commit = None if is_marked else _commit_in_between(survey)
     begin_sql = "BEGIN"
     replaced: list[Statement] = []
     if is_marked:
         _check_own_transactions(survey.notable)
-    elif survey.last:
-        begin_sql, replaced = _own_transaction(survey, survey.last)
+    elif commit:
+        replaced = _large_object_transactions(survey)
+    else:
+        begin_sql, replaced = _own_transaction(survey)
 
     left_out = [*survey.idle_commands, *replaced]
     known_checksum = ""
@@ -89,7 +92,7 @@ def read_script(text: str, backslash_escapes: bool = False) -> Script:
         pieces = ()
     return Script(
         text=text,
-        no_transaction=is_marked,
+        no_transaction=is_marked or commit is not None,
         begin_sql=begin_sql,
         statement_count=survey.count - len(replaced),
         first_offset=survey.first_offset(left_out),
@@ -98,6 +101,7 @@ def read_script(text: str, backslash_escapes: bool = False) -> Script:
         pieces=pieces,
         left_out=tuple(left_out),
         backslash_escapes=backslash_escapes,
+        commits_in_line=commit.line if commit else None,
     )
 
 
@@ -138,7 +142,7 @@ class Script:
     """
 
     text: str
-    no_transaction: bool  # marked -- no-transaction: no transaction around the whole
+    no_transaction: bool  # marked -- no-transaction, or commits by itself: none around the whole
     begin_sql: str
     statement_count: int
     first_offset: int  # offset of the first statement that is sent
@@ -148,6 +152,7 @@ class Script:
     left_out: tuple[Statement, ...] = ()
     unknown_settings: tuple[str, ...] = ()
     backslash_escapes: bool = False  # how the session reads strings when the script begins
+    commits_in_line: Optional[int] = None  # where it first commits by itself, without a mark
 
     @property
     def checksum(self) -> str:
@@ -165,15 +170,19 @@ class Script:
         """The statement's text."""
         return self.text[statement.start : statement.end]
 
-    def body_sql(self) -> str:
-        """The text with blanks for what is left out, so that every offset in it stays the same."""
+    def body_sql(self, start: int = 0, end: Optional[int] = None) -> str:
+        """The text, or a part of it, with blanks for what is left out: every offset stays the
+        same.
+        """
+        end = len(self.text) if end is None else end
         parts: list[str] = []
-        at = 0
+        at = start
         for statement in sorted(self.left_out, key=lambda each: each.start):
-            parts.append(self.text[at : statement.start])
-            parts.append(re.sub(r"[^\r\n]", " ", self.statement_sql(statement)))
-            at = statement.end
-        parts.append(self.text[at:])
+            if start <= statement.start < end:
+                parts.append(self.text[at : statement.start])
+                parts.append(re.sub(r"[^\r\n]", " ", self.statement_sql(statement)))
+                at = statement.end
+        parts.append(self.text[at:end])
         return "".join(parts)
 
     def pieces_to_send(self, by_statement: bool = False) -> Iterator[Piece]:
@@ -535,7 +544,7 @@ class _Scanner:
                 statement, offset = self._read_statement(start, line)
             except ScanError as exc:
                 raise self._blame_unescaped_quote(start, exc) from exc
-            if self.token_hash:
+            if self.token_hash and statement.tokens != (_SEPARATOR,):
                 self.token_hash.end_statement()
             if len(statement.tokens) > 1:
                 if statement.copy_stream == "STDIN":
@@ -547,6 +556,8 @@ class _Scanner:
         """The statement that begins here, and the offset after its semicolon."""
         kind, offset = _read_token(self.text, start, self.backslash_escapes)
         first = self.text[start:offset]
+        if first.startswith(_SEPARATOR):
+            return Statement(start, start + 1, line, (_SEPARATOR,)), start + len(_SEPARATOR)
         if kind == "meta":
             self._hash_token(first)
             return Statement(start, offset, line, (first,)), offset
@@ -575,7 +586,7 @@ class _Scanner:
             if kind == "semicolon":
                 return start, offset
             if kind == "meta":
-                raise ScanError(_COMMAND_INSIDE, start)
+                return self._end_at_separator(start)
             if kind != "space":
                 self._hash_token(text[start:offset])
         return len(text), offset
@@ -597,7 +608,7 @@ class _Scanner:
             if kind == "semicolon" and open_parens <= 0 and open_bodies == 0:
                 return tokens, start, offset
             if kind == "meta":
-                raise ScanError(_COMMAND_INSIDE, start)
+                return tokens, *self._end_at_separator(start)
             token = text[start:offset]
             self._hash_token(token)
             tokens.append(token)
@@ -608,6 +619,12 @@ class _Scanner:
             elif kind == "word" and open_parens <= 0 and token.upper() in _BODY_WORDS:
                 open_bodies = _count_open_bodies(open_bodies, tokens, token.upper())
         return tokens, len(text), offset
+
+    def _end_at_separator(self, offset: int) -> tuple[int, int]:
+        """A \\; ends the statement, and is one of its own: its backslash is not sent."""
+        if self.text.startswith(_SEPARATOR, offset):
+            return offset, offset
+        raise ScanError(_COMMAND_INSIDE, offset)
 
     def _hash_token(self, token: str) -> None:
         if self.token_hash:
@@ -764,6 +781,7 @@ _CONTINUED_STRING = re.compile(
 _END_OF_ROWS = re.compile(r"\n\\\.\r?(?:\n|\Z)")
 _REST_OF_LINE = re.compile(r"(?:[ \t\f\v]|/\*(?:[^*\n]|\*(?!/))*\*/)*(?:--[^\n\r]*)?\r?(?:\n|\Z)")
 
+_SEPARATOR = "\\;"  # as psql writes ; between the statements of one message
 _COMMAND_INSIDE = "a backslash outside quotes is a command of psql; end the statement with ;"
 _ROWS_ON_THE_SAME_LINE = (
     "the rows of COPY … FROM STDIN begin on the next line: move what follows the ;"
@@ -944,7 +962,7 @@ class _Survey:
         self.text = text
         self.count = 0  # without idle commands
         self.opening: list[Statement] = []  # the first eight
-        self.last: Optional[Statement] = None
+        self.last_work: Optional[Statement] = None  # which no BEGIN or COMMIT is
         self.notable: list[Statement] = []  # transaction control, and what ends with the session
         self.idle_commands: list[Statement] = []
         self.created_tables: dict[Name, int] = {}
@@ -954,7 +972,7 @@ class _Survey:
     def of(self, statements: Iterable[Statement]) -> Iterator[Statement]:
         """Pass the statements on, noting what they are; raises ScanError for what cannot work."""
         for statement in statements:
-            if _is_idle_command(statement):
+            if _is_idle_command(statement, self.text):
                 self.idle_commands.append(statement)
             else:
                 self._note(statement)
@@ -962,11 +980,12 @@ class _Survey:
 
     def _note(self, statement: Statement) -> None:
         self.count += 1
-        self.last = statement
         if len(self.opening) < 8:
             self.opening.append(statement)
         if statement.keyword in ("SELECT", "WITH", "DO", "CALL"):
             self._check_calls(statement)
+        if not statement.transaction_control:
+            self.last_work = statement
         if statement.is_dml:
             return
         refusal = _why_refused(statement, self.text)
@@ -1052,33 +1071,59 @@ def _goes_alone(statement: Statement) -> bool:
 # --- The transactions of a file -------------------------------------------------------------------
 
 
-def _own_transaction(survey: _Survey, last: Statement) -> tuple[str, list[Statement]]:
-    """How the file's transaction begins, and the statements that are left out for it.
+def _commit_in_between(survey: _Survey) -> Optional[Statement]:
+    """The first COMMIT with statements after it: there the file ends its transaction by itself.
 
-    BEGIN first and COMMIT last ask for what happens anyway. Their modes, and those of a leading SET
-    TRANSACTION, have to come before our savepoint: after it PostgreSQL answers 25001. pg_dump's
-    transactions around large objects are left out, too. Any other control is refused.
+    psql -1 has opened one around the file, so a BEGIN within it means nothing until then. Raises
+    ScanError for what would undo statements, or begin in another way than psql would.
     """
     large_objects = _large_object_transactions(survey)
-    controls = [control for control in survey.controls() if control not in large_objects]
+    opening = _before_the_work(survey)
+    end = survey.last_work.start if survey.last_work else 0
+    commits = []
+    is_open = True
+    for control in survey.controls():
+        if control in large_objects:
+            continue
+        verb = control.transaction_control
+        if verb not in ("BEGIN", "COMMIT"):
+            raise ScanError(_ROLLBACK_REFUSAL.format(control.words[0]), control.start)
+        begins_late = verb == "BEGIN" and is_open and control not in opening
+        if begins_late and opening_modes(control):
+            raise ScanError(_MODES_REFUSAL, control.start)
+        is_open = verb == "BEGIN" or chains(control)
+        if verb == "COMMIT" and control.start < end:
+            commits.append(control)
+    return commits[0] if commits else None
+
+
+def _before_the_work(survey: _Survey) -> list[Statement]:
+    """What the file opens with: settings and BEGIN."""
+    found = []
+    for statement in survey.opening:
+        if not statement.is_session_setting and statement.transaction_control is None:
+            break
+        found.append(statement)
+    return found
+
+
+def _own_transaction(survey: _Survey) -> tuple[str, list[Statement]]:
+    """How the file's transaction begins, and the statements that are left out for it.
+
+    Its BEGIN and COMMIT ask for what happens anyway. Their modes, and those of a leading SET
+    TRANSACTION, have to come before our savepoint: after it PostgreSQL answers 25001. pg_dump's
+    transactions around large objects are left out, too.
+    """
+    replaced = survey.controls()
     begin = ["BEGIN"]
-    replaced: list[Statement] = []
-    if _is_one_transaction(survey, controls, last):
-        replaced += [controls[0], controls[-1]]
-        begin += opening_modes(controls[0])
+    if replaced and replaced[0] in _before_the_work(survey):
+        begin += opening_modes(replaced[0])
     for statement in _leading_set_transactions(survey, replaced):
         replaced.append(statement)
         begin += [";", *statement.tokens]
     if "ONLY" in [token.upper() for token in begin]:
         raise ScanError(_READ_ONLY, replaced[0].start)
-
-    refused = [control for control in controls if control not in replaced]
-    if refused:
-        culprit = refused[0]
-        if culprit is survey.opening[0] and len(refused) > 1:
-            culprit = refused[1]  # BEGIN would be fine if no more followed than a COMMIT at the end
-        raise ScanError(_CONTROL_REFUSAL.format(culprit.words[0]), culprit.start)
-    return " ".join(begin), replaced + large_objects
+    return " ".join(begin), replaced
 
 
 def _large_object_transactions(survey: _Survey) -> list[Statement]:
@@ -1089,20 +1134,6 @@ def _large_object_transactions(survey: _Survey) -> list[Statement]:
         if _LARGE_OBJECT.match(survey.text, control.end):
             found += [control, following]
     return found
-
-
-def _is_one_transaction(survey: _Survey, controls: list[Statement], last: Statement) -> bool:
-    """The file begins with BEGIN, settings before it aside, and ends with COMMIT."""
-    if len(controls) < 2 or controls[-1] != last or chains(last):
-        return False
-    first_control = controls[0]
-    verbs = (first_control.transaction_control, last.transaction_control)
-    if verbs != ("BEGIN", "COMMIT"):
-        return False
-    for statement in survey.opening:
-        if not statement.is_session_setting:
-            return statement == first_control
-    return False
 
 
 def _leading_set_transactions(survey: _Survey, replaced: list[Statement]) -> list[Statement]:
@@ -1152,22 +1183,25 @@ def _check_own_transactions(notable: list[Statement]) -> None:
 
 # --- What cannot be part of a file ----------------------------------------------------------------
 
-_CONTROL_REFUSAL = (
-    "{} opens or ends a transaction, but a file is one transaction as a whole: "
-    "split the file here, or write -- no-transaction in its first line if it must not be one"
+_ROLLBACK_REFUSAL = (
+    "{} would undo what precedes it in the file, which would be recorded all the same: "
+    "remove it, or write ROLLBACK TO a savepoint"
+)
+_MODES_REFUSAL = (
+    "this BEGIN is inside a transaction, whose modes it cannot choose any more: remove them"
 )
 _READ_ONLY = "a READ ONLY transaction cannot record that this file is applied: remove READ ONLY"
 _PAIR_REFUSAL = (
-    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, "
-    "around what belongs together"
+    "{}: in a file marked -- no-transaction only BEGIN and COMMIT in pairs are possible, around "
+    "what belongs together"
 )
 _FLEETING = (
     "this {} creates something that is gone if a run is interrupted, "
     "and the next run continues after it: write BEGIN before it and COMMIT after its last use"
 )
 _UNFOLLOWED = (
-    "{} changes how strings are read, which cannot be followed: "
-    "write SET standard_conforming_strings = … instead"
+    "{} changes how strings are read, which cannot be followed: write SET "
+    "standard_conforming_strings = … instead"
 )
 _UTF8_NAMES = ("utf8", "unicode", "sqlascii", "default", "")
 _INSTEAD_OF_COMMANDS = (
@@ -1184,7 +1218,7 @@ _INSTEAD_OF_COMMANDS = (
         ("\\set", "\\unset", "\\gset", "\\prompt", "\\getenv"),
         "variables of psql do not exist here; write the value itself",
     ),
-    (("\\g", "\\gx", "\\;"), "end the statement with ;"),
+    (("\\g", "\\gx"), "end the statement with ;"),
     (("\\gexec",), "write a DO block with EXECUTE"),
     (("\\if", "\\elif", "\\else", "\\endif"), "write a DO block with IF"),
     (("\\echo", "\\qecho", "\\warn"), "write a DO block with RAISE NOTICE"),
@@ -1192,15 +1226,39 @@ _INSTEAD_OF_COMMANDS = (
 )
 
 
-def _is_idle_command(statement: Statement) -> bool:
-    """A psql command that changes nothing here: pg_dump's \\restrict, and \\set ON_ERROR_STOP."""
+_ON: list[list[str]] = [[], ["on"], ["1"], ["true"]]
+_OFF = [["off"], ["0"], ["false"]]
+# The variables that tell psql how to run a file, with the values that mean what happens here.
+_PSQL_SETTINGS = {
+    "ON_ERROR_STOP": _ON,
+    "AUTOCOMMIT": _ON,
+    "ON_ERROR_ROLLBACK": _OFF,
+    "SINGLELINE": _OFF,
+    "SINGLESTEP": _OFF,
+}
+
+
+def _is_idle_command(statement: Statement, text: str) -> bool:
+    """A psql command that changes nothing here.
+
+    pg_dump's \\restrict, \\; for ; and variables that the file does not use.
+    """
     if not statement.is_meta_command:
         return False
     command, *arguments = [word.strip("'") for word in statement.tokens[0].split()]
-    if command == "\\set" and arguments[:1] == ["ON_ERROR_STOP"]:
-        value = [argument.lower() for argument in arguments[1:]]
-        return value in ([], ["on"], ["1"], ["true"])
-    return command in ("\\restrict", "\\unrestrict")
+    if command in ("\\set", "\\unset") and arguments:
+        variable = arguments[0]
+        if variable in _PSQL_SETTINGS:
+            values = [argument.lower() for argument in arguments[1:]]
+            return command == "\\set" and values in _PSQL_SETTINGS[variable]
+        return not _uses_variable(text, variable)
+    return command in ("\\restrict", "\\unrestrict", _SEPARATOR)
+
+
+def _uses_variable(text: str, name: str) -> bool:
+    """:name, :'name', :"name" or :{?name}."""
+    name = re.escape(name)
+    return re.search(rf"""(?<!:):(?:{name}\b|'{name}'|"{name}"|\{{\?{name}\}})""", text) is not None
 
 
 def _why_refused(statement: Statement, text: str) -> Optional[str]:
@@ -1217,8 +1275,8 @@ def _why_refused(statement: Statement, text: str) -> Optional[str]:
         is_utf8 = re.sub(r"[-_ ]", "", encoding) in _UTF8_NAMES
         if not is_utf8 and not text.isascii():
             return (
-                f"this file says that it is in {encoding}, but it is read as UTF-8: "
-                "save it as UTF-8 and remove this"
+                f"this file says that it is in {encoding}, but it is read as UTF-8: save it as "
+                "UTF-8 and remove this"
             )
     return None
 

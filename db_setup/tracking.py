@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Optional
 import boundary
 import migration_files
 import progress
+import psycopg2
 import sql_scanner
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
@@ -124,8 +125,8 @@ def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -
     )
     if has_progress:
         marked = (
-            " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} "
-            "GROUP BY migration_name"
+            " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} GROUP BY "
+            "migration_name"
         )
         select += sql.SQL(marked).format(config.progress)
     return select + sql.SQL(" ORDER BY 1, 2")
@@ -173,6 +174,16 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> list[str]:
     return names
 
 
+def refuse_moved_table(moved: Optional[str]) -> None:
+    """Without its rows, every file would run again."""
+    if moved:
+        raise ConfigError(
+            f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
+            "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
+            "Nothing has been touched."
+        )
+
+
 def adoptable(session: Session, setup: Setup) -> list[Migration]:
     """The files that an existing database without tracking table already contains: the first, or
     all up to BASELINE.
@@ -182,10 +193,14 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
     """
     files = setup.files
     baseline = setup.config.baseline
-    if not files or not session.query(ANY_TABLE_SQL):
-        tables: list[sql_scanner.Name] = []
-        is_repeatable = True
-    else:
+    has_tables = False
+    if files:
+        question = sql.SQL(FIRST_RUN_SQL).format(sql.Literal(setup.config.table))
+        has_tables, moved = session.query(question)[0]
+        refuse_moved_table(moved)
+    tables: list[sql_scanner.Name] = []
+    is_repeatable = True
+    if has_tables:
         tables, is_repeatable = migration_files.created_tables(files[0])
     existing = [table for table in tables if table_exists(session, setup.config, *table)]
     if not existing:
@@ -239,10 +254,37 @@ def _table_list(names: Sequence[sql_scanner.Name]) -> str:
 
 
 def record_sql(session: Session, config: Config, name: str, hashes: Sequence[str]) -> str:
-    """Writes the row that says *applied*."""
-    insert = sql.SQL("INSERT INTO {} (migration_name, checksum, file_sha256) VALUES ({}, {}, {})")
-    values = map(literal, (name, *hashes))
-    return insert.format(config.tracking, *values).as_string(session.connection)
+    """Writes the row that says *applied*; an error if it is not there then."""
+    record = sql.SQL(RECORD_SQL).format(
+        table=config.tracking,
+        name=literal(name),
+        checksum=literal(hashes[0]),
+        file_sha256=literal(hashes[1]),
+        lost=literal(row_lost(config)),
+    )
+    return record.as_string(session.connection)
+
+
+def row_lost(config: Config) -> str:
+    return (
+        f"public.{config.table} did not keep the row that says *applied*: "
+        "look for a trigger or a rule of that table, and remove it"
+    )
+
+
+def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
+    """What is wrong with the tracking table, if that is why a file failed."""
+    if error is None:
+        return ""
+    diag = error.diag
+    if row_lost(config) in (diag.message_primary or ""):
+        return row_lost(config)
+    is_its_id = "(id)=" in (diag.message_detail or "")
+    if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
+        table = f"public.{config.table}"
+        remedy = f"SELECT setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
+        return f"the sequence of {table} is behind its rows: {remedy}"
+    return ""
 
 
 def follow_renames(session: Session, config: Config, plan: Plan) -> None:
@@ -253,12 +295,13 @@ def follow_renames(session: Session, config: Config, plan: Plan) -> None:
     update = sql.SQL(change).format(config.tracking)
     with session.transaction():
         for row, file in plan.renumbered:
-            session.query(update, [file.name, row.checksum, file.sha256, row.id])
+            name = migration_files.renamed_to(row, file)
+            session.query(update, [name, row.checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
     for row, file in plan.renumbered:
-        log("renumbered", migration=file.name, was=row.name)
+        log("renumbered", migration=migration_files.renamed_to(row, file), was=row.name)
 
 
 def applied_at(session: Session, config: Config, row: Row) -> str:
@@ -288,6 +331,14 @@ ADD_COLUMNS_SQL = (
     "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 "
     "TEXT, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
 )
+# The number is one if the row is there; else PostgreSQL's error quotes what is none.
+RECORD_SQL = (
+    "INSERT INTO {table} (migration_name, checksum, file_sha256) "
+    "VALUES ({name}, {checksum}, {file_sha256}); "
+    "SELECT (CASE WHEN count(*) > 0 THEN '1' ELSE {lost} END)::integer FROM {table} "
+    "WHERE migration_name = {name}"
+)
+UNIQUE_VIOLATION = "23505"
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
 )
@@ -297,3 +348,13 @@ ANY_TABLE_SQL = """
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
+# Whether there is any table, and where one of our name is that is not in public.
+FIRST_RUN_SQL = (
+    f"SELECT EXISTS ({ANY_TABLE_SQL}),"
+    """
+        (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
+         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
+         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
+         WHERE c.relname = {} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
+           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
+)

@@ -68,17 +68,16 @@ WAITS_FOR_SQL = """
 # have to begin again, and might never come to an end.
 IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
 CANCEL_SQL = (
-    "SELECT is_building, CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "  # noqa: S608
-    f"FROM (SELECT {IS_BUILDING_SQL} AS is_building FROM pg_stat_activity a "
-    "WHERE a.pid = %(pid)s OFFSET 0) b"
+    "SELECT is_building, CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END FROM "
+    f"(SELECT {IS_BUILDING_SQL} AS is_building FROM pg_stat_activity a WHERE a.pid = %(pid)s "
+    "OFFSET 0) b"
 )
 
 
 def progress_sql(version: int) -> str:
     """Asks the server how far a process id is: phase, done, total."""
     views = (
-        f"SELECT {phase}, ({done})::float8, ({total})::float8 "  # noqa: S608
-        f"FROM {view} WHERE pid = %(pid)s"
+        f"SELECT {phase}, ({done})::float8, ({total})::float8 FROM {view} WHERE pid = %(pid)s"
         for view, since, phase, done, total in PROGRESS
         if version >= since
     )

@@ -105,18 +105,20 @@ def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> N
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])
 
 
-def test_apply_statement_that_succeeds_when_repeated_commits_once(world: World) -> None:
-    """The second attempt, which looks for the place of the failure, is an attempt: if it succeeds, it counts."""
+def test_apply_statement_that_succeeds_when_repeated_fails_and_is_applied_by_the_next_run(world: World) -> None:
+    """The second look, for the place of the failure, is no attempt: what it does is rolled back, failed or not."""
     world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
     world.write(
         "002_b.sql",
         "INSERT INTO a VALUES (1);\nDO $$ BEGIN IF nextval('tries') = 1 THEN RAISE 'not yet'; END IF; END $$;\n",
     )
 
-    report = world.deploy()
+    message = failure(world)
 
-    assert names(report) == ["001_a", "002_b"]
-    assert (world.applied(), world.sql("SELECT * FROM a")) == (["001_a", "002_b"], [(1,)])
+    assert message.startswith("002_b.sql:2: not yet (P0001). Rolled back.")
+    assert (world.applied(), world.sql("SELECT * FROM a")) == (["001_a"], [])
+    assert names(world.deploy()) == ["002_b"]
+    assert world.sql("SELECT * FROM a") == [(1,)]
 
 
 def test_apply_own_savepoints_work(world: World) -> None:
@@ -531,8 +533,8 @@ def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(world: 
 
 
 REFUSED_TEXTS = {
-    "2:1: COMMIT opens or ends a transaction, but a file is one transaction as a whole: split the file here, or write "
-    "-- no-transaction in its first line if it must not be one": "CREATE TABLE b (i int);\nCOMMIT;\nSELECT 1;",
+    "2:1: ROLLBACK would undo what precedes it in the file, which would be recorded all the same: remove it, or write "
+    "ROLLBACK TO a savepoint": "CREATE TABLE b (i int);\nROLLBACK;\nSELECT 1;",
     "1:3: \\i is a command of psql, not SQL: put the SQL of that file here, or into a migration of its own": (
         "  \\i b.sql"
     ),

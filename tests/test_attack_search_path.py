@@ -125,7 +125,7 @@ def test_search_path_of_ours_sees_no_trap_in_ordinary_runs(trapped: World) -> No
 
 
 def test_search_path_of_ours_sees_no_trap_where_statements_run_alone(trapped: World) -> None:
-    """Marks, what was there before, invalid indexes, half a DETACH: all of it is looked up without the script's path."""
+    """Marks, what was there before, invalid indexes, half a DETACH: all is looked up without the script's path."""
     world = trapped
     world.write(
         "001_tables.sql",

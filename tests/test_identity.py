@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness.world import World
-from initializer import MigrationError
+from initializer import ConfigError, MigrationError
 
 # None of these can run twice.
 A, B, C, LIMIT = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE TABLE c (x int);", "CREATE TABLE l ();"
@@ -279,7 +279,8 @@ def test_renamed_file_does_not_run_again(
     assert runs == [[]] * 5
     assert world.sql("SELECT count(*) FROM counted") == [(1,)]
     assert world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id") == ids
-    assert messages(caplog, "renumbered")[0].split() == ["renumbered", f"migration={after}", f"was={name}"]
+    followed = after if after[0].isdigit() else f"002_{after}"  # a number that was given stays
+    assert messages(caplog, "renumbered")[0].split() == ["renumbered", f"migration={followed}", f"was={name}"]
 
 
 def test_renamed_file_of_an_adopted_database_does_not_run(world: World) -> None:
@@ -448,6 +449,50 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
     assert world.tables() == []
     assert deploy(world, {"001_slow": SLOW, "002_b": before}) == ["002_b"]
     assert world.tables() == ["b", "c"]
+
+
+# --- What is in the folder besides ----------------------------------------------------------------------------------
+
+
+def test_folder_beside_the_files_is_said_by_every_action(world: World) -> None:
+    """What may be left aside on purpose is a warning of a run, of a dry run and of status."""
+    fill(world, {"001_a": A})
+    (world.folder / "old").mkdir()
+    (world.folder / "old" / "000_z.sql").write_text("SELECT 1")
+    world.write("002_b.sql.disabled", B)
+
+    reports = [world.deploy({"action": action}) for action in ("status", "dry_run", "migrate")]
+
+    said = [
+        "002_b.sql.disabled is not run, for it does not end in .sql",
+        "migrations/old/ is not looked into, but holds 000_z.sql: only files in migrations/ itself are run",
+    ]
+    assert [report["warnings"] for report in reports] == [said] * 3
+
+
+def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
+    """An exclude pattern that fits too much is no silent success; nor an error, since a rolled-back stack may be so."""
+    deploy(world, {"001_a": A})
+    fill(world, {})
+
+    reports = [world.deploy({"action": action}) for action in ("migrate", "status")]
+
+    text = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
+    assert [report["warnings"] for report in reports] == [[text]] * 2
+
+
+@pytest.mark.parametrize("name", ["002_b.sql.txt", "002_b.psql", "002_b.sql ", "002_b/migration.sql"])
+def test_file_that_looks_like_a_migration_stops_every_action(world: World, name: str) -> None:
+    """Nothing runs while something that should run does not."""
+    fill(world, {"001_a": A})
+    (world.folder / name).parent.mkdir(exist_ok=True)
+    (world.folder / name).write_text(B)
+
+    for action in ("migrate", "status", "dry_run"):
+        with pytest.raises(ConfigError) as caught:
+            world.deploy({"action": action})
+        assert name.split("/", maxsplit=1)[0] in str(caught.value)
+    assert world.tables() == []
 
 
 # --- Edited files ---------------------------------------------------------------------------------------------------

@@ -64,6 +64,16 @@ FOLDERS: dict[str, dict[str, str]] = {
         "08.sql": "REINDEX INDEX CONCURRENTLY i",
         "09.sql": "DROP INDEX CONCURRENTLY i;",
     },
+    "transactions of their own": {
+        "1.sql": "BEGIN;\n" + T + "COMMIT;\nINSERT INTO t VALUES (1);\nBEGIN;\nINSERT INTO t VALUES (2);\nCOMMIT;",
+        "2.sql": "INSERT INTO t VALUES (3);\nCOMMIT;\nCREATE INDEX CONCURRENTLY i ON t (b);",
+        "3.sql": "INSERT INTO t VALUES (4);\nCOMMIT;\nBEGIN;\nINSERT INTO t VALUES (5);",
+        "4.sql": "INSERT INTO t VALUES (6);\nCOMMIT;",
+        "5.sql": "BEGIN;\nINSERT INTO t VALUES (7);",
+        "6.sql": "INSERT INTO t VALUES (8);\nCOMMIT AND CHAIN;\nINSERT INTO t VALUES (9);",
+        "7.sql": "INSERT INTO t VALUES (10) \\; INSERT INTO t VALUES (11);\n\\set unused 1\n\\unset unused\n",
+        "8.sql": "BEGIN;\nINSERT INTO t VALUES (12) \\; INSERT INTO t VALUES (13);\n\\set unused 1\nCOMMIT;\nSELECT 1;",
+    },
     "copy": {
         "1.sql": T + "COPY t FROM stdin;\n1\tx;y\n2\t\\N\n3\tit's\n\\.\nINSERT INTO t VALUES (4, '\\.');\n",
         "2.sql": "COPY t (a, b) FROM STDIN WITH (FORMAT csv, DELIMITER ';', NULL 'none');\n"

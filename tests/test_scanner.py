@@ -255,7 +255,7 @@ COMMANDS = {
     "\\ir other.sql": "put the SQL of that file here, or into a migration of its own",
     "\\c other": "a migration stays in its database; remove it",
     "\\connect other": "a migration stays in its database; remove it",
-    "\\set x 1": "variables of psql do not exist here; write the value itself",
+    "\\set AUTOCOMMIT off": "variables of psql do not exist here; write the value itself",
     "\\set ON_ERROR_STOP off": "variables of psql do not exist here; write the value itself",
     "\\copy t from 'x.csv'": "write INSERT, or COPY … FROM STDIN with its rows after it and a line \\. at the end",
     "\\g": "end the statement with ;",
@@ -696,33 +696,108 @@ def test_read_script_read_only_is_refused(text: str) -> None:
     )
 
 
-CONTROL = (
-    "{} opens or ends a transaction, but a file is one transaction as a whole: split the file here, "
-    "or write -- no-transaction in its first line if it must not be one"
+ROLLED_BACK = (
+    "{} would undo what precedes it in the file, which would be recorded all the same: remove it, or write ROLLBACK TO "
+    "a savepoint"
 )
+MODES = "this BEGIN is inside a transaction, whose modes it cannot choose any more: remove them"
 PREPARED = "{} is not possible here: a prepared transaction would outlive the run"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "sent"),
+    [
+        ("SELECT 1;\nCOMMIT;\nSELECT 2;", 2, ["SELECT 1", "COMMIT", "SELECT 2"]),
+        ("BEGIN;\nSELECT 1;\nCOMMIT;\nSELECT 2;", 3, ["BEGIN", "SELECT 1", "COMMIT", "SELECT 2"]),
+        ("BEGIN; SELECT 1; END;\nBEGIN; SELECT 2; END;", 1, ["BEGIN", "SELECT 1", "END", "BEGIN", "SELECT 2", "END"]),
+        ("SELECT 1;\nCOMMIT; BEGIN;\nSELECT 2;", 2, ["SELECT 1", "COMMIT", "BEGIN", "SELECT 2"]),
+        ("SELECT 1;\n COMMIT AND CHAIN;\nSELECT 2;", 2, ["SELECT 1", "COMMIT AND CHAIN", "SELECT 2"]),
+        ("COMMIT;\nVACUUM;\nVACUUM;", 1, ["COMMIT", "VACUUM", "VACUUM"]),
+    ],
+)
+def test_read_script_that_commits_in_between_has_its_own_transactions(text: str, line: int, sent: list[str]) -> None:
+    """psql runs such a file, and so it is no single transaction here; where it first commits is known."""
+    script = read_script(text)
+
+    assert (script.no_transaction, script.commits_in_line, texts(script)) == (True, line, sent)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "BEGIN;\nSELECT 1;\nSELECT 2;",
+        "SELECT 1;\nSELECT 2;\nCOMMIT;",
+        "SELECT 1;\nBEGIN;\nSELECT 2;\nCOMMIT;",
+        "BEGIN;\nSELECT 1;\nSELECT 2;\nCOMMIT AND CHAIN;",
+        "BEGIN;\nBEGIN;\nSELECT 1;\nSELECT 2;\nCOMMIT;\nCOMMIT;",
+    ],
+)
+def test_read_script_whose_transaction_is_the_runs_own_is_one_transaction(text: str) -> None:
+    """psql -1 has opened one, and closes what is open at the end: such a BEGIN or COMMIT changes nothing."""
+    script = read_script(text)
+
+    assert (script.no_transaction, script.commits_in_line, script.begin_sql) == (False, None, "BEGIN")
+    assert texts(script) == ["SELECT 1", "SELECT 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("SELECT 1 \\; SELECT 2;", ["SELECT 1 ", "SELECT 2"]),
+        ("CREATE TABLE a ()\\;CREATE TABLE b ()\\; SELECT 1", ["CREATE TABLE a ()", "CREATE TABLE b ()", "SELECT 1"]),
+        ("\\;\nSELECT 1;", ["SELECT 1"]),
+    ],
+)
+def test_read_script_takes_a_semicolon_with_a_backslash_for_one(text: str, sent: list[str]) -> None:
+    """It ends a statement as ; does, and its backslash is not sent."""
+    script = read_script(text)
+
+    assert texts(script) == sent
+    assert script.body_sql() == text.replace("\\;", " ;")
+    assert script.checksum == read_script(text.replace("\\;", ";")).checksum
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("\\set x 1", "\\unset x", "\\set ECHO all", "\\set xx 'a b'"),
+        *("\\set AUTOCOMMIT on", "\\set ON_ERROR_ROLLBACK off"),
+    ],
+)
+def test_read_script_leaves_out_a_variable_that_the_file_does_not_use(command: str) -> None:
+    """Setting it changes nothing."""
+    assert texts(read_script(f"{command}\nSELECT '1'::xx, ARRAY[1:2];")) == ["SELECT '1'::xx, ARRAY[1:2]"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\\set x 1\nSELECT :x;", "\\set x 1\nSELECT :'x';", '\\set x 1\nSELECT :"x";', "\\unset x\nSELECT :{?x};"),
+        *("\\set AUTOCOMMIT off", "\\set ON_ERROR_ROLLBACK on", "\\unset ON_ERROR_STOP", "\\set"),
+    ],
+)
+def test_read_script_refuses_a_variable_that_matters(text: str) -> None:
+    """One that the file uses, or that tells psql to run it in another way."""
+    command = text.split(maxsplit=1)[0]
+    instead = "variables of psql do not exist here; write the value itself"
+    assert refusal(text) == (f"{command} is a command of psql, not SQL: {instead}", (1, 1))
 
 
 @pytest.mark.parametrize(
     ("text", "message", "place"),
     [
-        ("SELECT 1;\nCOMMIT;\nSELECT 2;", CONTROL.format("COMMIT"), (2, 1)),
-        ("SELECT 1;\nSELECT 2; END;", CONTROL.format("END"), (2, 11)),
-        ("SELECT 1;\n  BEGIN;\nSELECT 2;\nCOMMIT;", CONTROL.format("BEGIN"), (2, 3)),
-        ("BEGIN;\nSELECT 1;", CONTROL.format("BEGIN"), (1, 1)),
-        ("BEGIN;\nSELECT 1;\nROLLBACK;", CONTROL.format("ROLLBACK"), (3, 1)),
-        ("BEGIN;\nSELECT 1;\nCOMMIT;\nSELECT 2;", CONTROL.format("COMMIT"), (3, 1)),
-        ("BEGIN;\nSELECT 1;\nCOMMIT AND CHAIN;", CONTROL.format("COMMIT"), (3, 1)),
-        ("BEGIN;\nSELECT 1;\nCOMMIT;\nBEGIN;\nSELECT 2;\nCOMMIT;", CONTROL.format("COMMIT"), (3, 1)),
-        ("SELECT 1;\nROLLBACK;", CONTROL.format("ROLLBACK"), (2, 1)),
-        ("ABORT", CONTROL.format("ABORT"), (1, 1)),
+        ("BEGIN;\nSELECT 1;\nROLLBACK;", ROLLED_BACK.format("ROLLBACK"), (3, 1)),
+        ("SELECT 1;\nROLLBACK;", ROLLED_BACK.format("ROLLBACK"), (2, 1)),
+        ("ABORT", ROLLED_BACK.format("ABORT"), (1, 1)),
+        ("SELECT 1;\nCOMMIT;\nSELECT 2;\nROLLBACK;", ROLLED_BACK.format("ROLLBACK"), (4, 1)),
+        ("SELECT 1;\nBEGIN READ ONLY;\nSELECT 2;\nCOMMIT;", MODES, (2, 1)),
         ("SELECT 1; PREPARE TRANSACTION 'x'", PREPARED.format("PREPARE TRANSACTION"), (1, 11)),
         ("-- no-transaction\nPREPARE TRANSACTION 'x'", PREPARED.format("PREPARE TRANSACTION"), (2, 1)),
         ("-- no-transaction\nCOMMIT PREPARED 'x'", PREPARED.format("COMMIT PREPARED"), (2, 1)),
         ("ROLLBACK PREPARED 'x'", PREPARED.format("ROLLBACK PREPARED"), (1, 1)),
     ],
 )
-def test_read_script_other_transaction_control_is_refused(text: str, message: str, place: tuple[int, int]) -> None:
+def test_read_script_that_rolls_back_or_prepares_is_refused(text: str, message: str, place: tuple[int, int]) -> None:
     """Any other transaction control is refused with its place and a way out."""
     assert refusal(text) == (message, place)
 

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Optional
@@ -490,23 +489,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("there", "number"),
+    ("there", "beginning"),
     [
-        ([], "001"),
-        (["001_a", "002_b"], "003"),
-        (["9_a", "10_b"], "11"),
-        (["0009_a"], "0010"),
-        (["999_a"], "1000"),
-        (["003_a", "without_number"], "004"),
-        (["20200102030405_a"], "20260203040506"),
-        (["20300102030405_a"], "20300102030406"),
+        ([], "001_"),
+        (["9_a", "10_b"], "11_"),
+        (["2024-01-15-120000_a"], r"\d{4}-\d\d-\d\d-\d{6}_"),
+        (["V2_7_0__a"], "V2_7_1__"),
     ],
 )
-def test_new_number_follows_all_and_is_written_like_the_highest(there: list[str], number: str) -> None:
-    """The folder's own way of counting goes on."""
-    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
+def test_new_file_is_numbered_like_the_others(folder: Path, there: list[str], beginning: str) -> None:
+    """The folder's own way of counting goes on, and check has nothing against it."""
+    for name in there:
+        (folder / f"{name}.sql").write_text("SELECT 1;")
 
-    assert terminal.next_number(files, datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)) == number
+    path = terminal.write_new("more")
+
+    assert re.fullmatch(f"{beginning}more.sql", path.name)
+    path.write_text("SELECT 2;")
+    assert terminal.check(None, False)["problems"] == []
 
 
 @pytest.mark.parametrize(
@@ -539,10 +539,23 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
     assert project.run("new", "add", "orders", "table").stdout.endswith("/001_add_orders_table.sql\n")
 
 
+def test_check_says_what_the_folder_holds_besides(folder: Path) -> None:
+    """As a run does: what may be meant is a note, what looks like a migration is a problem."""
+    (folder / "old").mkdir()
+    for name in ("001_a.sql", "old/000_z.sql", "002_b.sql.txt"):
+        (folder / name).write_text("SELECT 1;")
+
+    found = terminal.check(None, False)
+
+    what = "migrations/old/ is not looked into, but holds 000_z.sql"
+    assert f"{what}: only files in migrations/ itself are run" in found["notes"]
+    assert [problem.split()[0] for problem in found["problems"]] == ["002_b.sql.txt"]
+
+
 def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of that name stays as it is."""
     (folder / "001_a.sql").write_text("SELECT 1;")
-    monkeypatch.setattr(migration_files, "load_migrations", lambda *_: [])
+    monkeypatch.setattr(migration_files, "load_migrations", lambda *_, **__: [])
 
     with pytest.raises(initializer.MigrationError, match=r"001_a\.sql: File exists"):
         terminal.write_new("a")
@@ -693,7 +706,7 @@ def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
 
     step = "It is probably applied: restore it, and put the change into a new file"
     assert problems == [f"002_b.sql was edited. {step}"]
-    assert notes == ["005_c.sql is 003_c, renumbered", "no file has number 3, 4, 7 or 8"]
+    assert notes == ["005_c.sql is 003_c, renamed", "no file has number 3, 4, 7 or 8"]
     (branch / "002_b.sql").unlink()
     assert check()[0] == [f"002_b was deleted. {step}"]
 

@@ -361,7 +361,7 @@ def test_tracking_with_a_progress_table_of_another_tool_is_refused(world: World)
     world.sql("CREATE TABLE schema_migrations_progress (id int)")
     world.write("001_a.sql", "CREATE TABLE a (i int);")
 
-    with pytest.raises(ConfigError, match='table public."schema_migrations_progress" belongs to another tool'):
+    with pytest.raises(ConfigError, match=r'table public\."schema_migrations_progress" belongs to another tool'):
         world.deploy(CREATE_USERS="false")
 
 
