@@ -24,6 +24,7 @@ LOCKS = [
     *(environment.DEMO, environment.DEV, node.REQUIREMENTS, REPOSITORY / "cdk_example" / "layer" / "requirements.txt"),
     *sorted((REPOSITORY / "tests" / "harness" / "clients").glob("*.txt")),
     *sorted((REPOSITORY / "tests" / "chain" / "python").glob("*.txt")),
+    REPOSITORY / "tests" / "frameworks" / "python" / "requirements.txt",
     REPOSITORY / "benchmarks" / "peers" / "requirements.txt",
 ]
 TIMEOUT_S = 100
@@ -99,6 +100,17 @@ def test_installed_packages_are_the_locked_ones() -> None:
         found.pop(name, None)
 
     assert found == here(environment.DEV)
+
+
+def test_installing_resolves_nothing_anywhere() -> None:
+    """Old pips look for newer versions of what a complete lock file pins, and then refuse them: none is allowed to."""
+    names = [path for part in ("tests", "benchmarks") for path in (REPOSITORY / part).rglob("*.py")]
+    names += [REPOSITORY / "cdk_example" / "lib" / "psycopg-layer.ts", REPOSITORY / "Makefile"]
+    texts = {path: path.read_text() for path in names if path != Path(__file__)}
+    locked = {path for path, text in texts.items() if '"--require-hashes"' in text}
+
+    assert len(locked) > 3
+    assert {path for path in locked if '"--no-deps"' not in texts[path]} == set()
 
 
 def test_demo_has_the_same_versions_as_the_tests() -> None:
