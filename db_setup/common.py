@@ -45,9 +45,11 @@ class ConfigError(InitializerError):
 
 
 class ConnectError(InitializerError):
-    """The database cannot be reached; `login_refused` when it answered and refuses this login."""
+    """The database cannot be reached."""
 
-    login_refused = False
+    login_refused = False  # it answered, and does not want this login
+    password_accepted = False  # it answered after it had checked the password
+    locked_itself_out = False  # by a setting of the login's own
 
 
 class LockError(InitializerError):

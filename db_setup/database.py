@@ -51,10 +51,13 @@ class Login:
         return f"{self.username}@{self.endpoint.host}:{self.endpoint.port}/{self.endpoint.dbname}"
 
 
-def connect(login: Login, deadline: Deadline, state: str = NOTHING_CHANGED) -> Connection:
+def connect(
+    login: Login, deadline: Deadline, state: str = NOTHING_CHANGED, is_trial: bool = False
+) -> Connection:
     """Connect; try again while the server starts, resumes or is not reachable yet.
 
-    A refused login is not tried again.
+    A refused login is not tried again; nor, in a trial, one of which the server has checked the
+    password.
 
     Gives up after 90 s or at the deadline with a ConnectError that says what to check, and then
     `state`.
@@ -70,11 +73,14 @@ def connect(login: Login, deadline: Deadline, state: str = NOTHING_CHANGED) -> C
         except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
             said = _what_was_said(exc)
             problem = _problem(said)
-            if not problem.can_pass or time.monotonic() + pause > end:
+            is_proved = is_trial and re.search(PASSWORD_ACCEPTED, said) is not None
+            if not problem.can_pass or is_proved or time.monotonic() + pause > end:
                 error = ConnectError(
                     f"cannot connect to {login}: {problem.advice} ({said[:300]}). {state}"
                 )
                 error.login_refused = re.search(REFUSED, said) is not None
+                error.password_accepted = re.search(PASSWORD_ACCEPTED, said) is not None
+                error.locked_itself_out = re.search(LOCKED_ITSELF_OUT, said) is not None
                 raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
         now = time.monotonic()
         if said != told or now >= tell_again:
@@ -178,6 +184,12 @@ class Problem(NamedTuple):
 REFUSED = (
     "password authentication failed|not permitted to log in|role .* does not exist|permission "
     "denied for database"
+)
+# What a server says once it has checked the password.
+LOCKED_ITSELF_OUT = "could not (access|load|find)"  # a library that the login has set for itself
+PASSWORD_ACCEPTED = (
+    "too many connections for (role|database)|connection slots are reserved"
+    f"|not currently accepting connections|due to statement timeout|{LOCKED_ITSELF_OUT}"
 )
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.

@@ -52,6 +52,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import boundary
 import custom_resource
 import failures
+import limited_users
 import migration_files
 import psycopg2
 import script_runner
@@ -148,6 +149,7 @@ def run(
     report.warn(setup.warnings)
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
+    session.limited_roles = setup.config.limited_roles
     this_run = Run(setup, session, report)
     try:
         with errors_explained(this_run):
@@ -208,7 +210,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
         logins = run.users.working_logins(kept_credentials(run.setup))
         if logins is None:
             return False
-        users = dict.fromkeys(logins, "kept")
+        users = logins
     check_edited(run, state, plan)
     run.warn_of_users()
     run.report.users = users
@@ -751,12 +753,13 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
         if secret.complaint:
             yield login, f"secret {secret.name} {secret.complaint}"
             continue
-        try:
-            works = run.users.working_login(kind, secret.value) is not None
-        except ConnectError as exc:
-            yield login, f"cannot be tried: {exc}"
-            continue
-        yield login, "works" if works else "does not work; the next run repairs it"
+        trial = run.users.tried(kind, secret.value)
+        if trial.state == limited_users.NOT_TRIED:
+            yield login, f"cannot be tried: {trial.reason}"
+        elif trial.state == limited_users.WORKS:
+            yield login, "works"
+        else:
+            yield login, "does not work; the next run repairs it"
 
 
 ACTIONS: Mapping[str, Callable[[Run, TablesFound], None]] = {

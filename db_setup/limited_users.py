@@ -150,6 +150,19 @@ class LoginState(NamedTuple):
     members: Sequence[str]
 
 
+WORKS, BROKEN = "works", "broken"
+NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
+LOCKED_OUT = "locked out"  # by its own setting
+
+
+class Trial(NamedTuple):
+    """What came of trying a login; `login` is None where it is broken."""
+
+    login: Optional[Login]
+    state: str
+    reason: str = ""
+
+
 class LimitedUsers:
     """The limited users of one application, seen and changed in an admin's session."""
 
@@ -196,22 +209,24 @@ class LimitedUsers:
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
 
-    def working_logins(self, kept: Mapping[Kind, Optional[Credentials]]) -> Optional[list[str]]:
-        """The names of the logins in `kept`, where these, the groups and their rights are as
-        they should be; or None.
+    def working_logins(
+        self, kept: Mapping[Kind, Optional[Credentials]]
+    ) -> Optional[dict[str, str]]:
+        """What is to be said of the logins in `kept`, where these, the groups and their rights
+        are as they should be; or None.
         """
         groups = self._group_states()
         if not self._groups_are_fine(groups):
             return None
-        names = []
+        found: dict[str, str] = {}
         for kind, value in kept.items():
-            login = self.working_login(kind, value)
-            if login is None or not self._leads_here(value):
+            trial = self.tried(kind, value)
+            if trial.login is None or trial.state == LOCKED_OUT or not self._leads_here(value):
                 return None
-            if not self._is_followed(groups, kind, login.username):
+            if not self._is_followed(groups, kind, trial.login.username):
                 return None
-            names.append(login.username)
-        return names
+            found[trial.login.username] = self._said(trial)
+        return found
 
     def _make_groups(self) -> list[str]:
         query = self._session.query
@@ -272,7 +287,7 @@ class LimitedUsers:
             query(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name))
             self._ensure_schema_rights(group.name, kind)
         for creator in self._creators():
-            self._grant_objects_of(creator, group, kind)
+            self._grant_where_free(creator, group, kind)
         self._close_our_tables(name)
 
     def _close_our_tables(self, group: sql.Identifier) -> None:
@@ -316,6 +331,31 @@ class LimitedUsers:
         if may_create and not kind.may_create:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
+
+    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
+        """Grant what `creator` has made.
+
+        A table creator can keep its own objects locked: then a later run does it.
+        """
+        query = self._session.query
+        if creator == self._session.user or not group.lacks(creator, kind):
+            self._grant_objects_of(creator, group, kind)
+            return
+        query("SAVEPOINT db_setup_objects")
+        query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
+        try:
+            self._grant_objects_of(creator, group, kind)
+        except psycopg2.Error as exc:
+            if exc.pgcode not in CONCURRENT_ROLE_CHANGE:
+                raise
+            query("ROLLBACK TO SAVEPOINT db_setup_objects")
+            self.warnings.append(
+                f"what {creator} has made is locked, so {group.name} gets its rights on that from "
+                f"a later run ({exc.pgcode})"
+            )
+            return
+        query(f"SET LOCAL lock_timeout = {self._session.lock_timeout_ms}")
+        query("RELEASE SAVEPOINT db_setup_objects")
 
     def _grant_objects_of(self, creator: str, group: GroupState, kind: Kind) -> None:
         """Let `group` use what `creator` has made in schema public and will make there, unless
@@ -390,26 +430,47 @@ class LimitedUsers:
 
     # --- Logins -------------------------------------------------------------------------------
 
-    def working_login(self, kind: Kind, kept: Optional[Credentials]) -> Optional[Login]:
-        """The login in these credentials if it works, belongs to its group and is not too powerful;
-        tried by logging in.
+    def tried(self, kind: Kind, kept: Optional[Credentials]) -> Trial:
+        """Whether the login in these credentials works, belongs to its group and is not too
+        powerful; tried by logging in.
 
-        Raises ConnectError where that cannot be tried: then it may work, and is not changed.
+        What the server answers after it has checked the password proves that. One that cannot be
+        tried may work, and is not changed.
         """
         kept = kept or Credentials()
         if not (is_usable(kept.get("username")) and is_usable(kept.get("password"))):
-            return None
+            return Trial(None, BROKEN)
         login = self._to_this_database(kept["username"], kept["password"])
         state = self._login_state(kind, login.username)
         if state is None or not state.in_group or state.powers:
-            return None
+            return Trial(None, BROKEN)
         try:
-            database.connect(login, self._session.deadline).close()
+            database.connect(login, self._session.deadline, is_trial=True).close()
         except ConnectError as exc:
             if exc.login_refused:
-                return None
-            raise
-        return login
+                return Trial(None, BROKEN)
+            if exc.locked_itself_out:
+                return Trial(login, LOCKED_OUT)
+            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, str(exc))
+        return Trial(login, WORKS)
+
+    def _said(self, trial: Trial) -> str:
+        """What the report says of a login that stays as it is."""
+        if trial.state != NOT_TRIED or trial.login is None:
+            return "kept"
+        self.warnings.append(f"login {trial.login.username} could not be tried: {trial.reason}")
+        return "not tried"
+
+    def _let_in(self, login: str) -> None:
+        """Take back the setting by which a login keeps itself out."""
+        role = sql.Identifier(login)
+        dbname = sql.Identifier(self._app.admin.endpoint.dbname)
+        reset = "ALTER ROLE {0} RESET {2}; ALTER ROLE {0} IN DATABASE {1} RESET {2}"
+        setting = sql.SQL("local_preload_libraries")
+        self._session.query_in_transaction(sql.SQL(reset).format(role, dbname, setting))
+        self.warnings.append(
+            f"login {login} kept itself out with a library that cannot be loaded; that was reset"
+        )
 
     def ensure_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
         """Make the login that the keeper keeps work; one that works is never changed.
@@ -418,16 +479,18 @@ class LimitedUsers:
         tried: a crash between any two leaves a login that the next run repairs. Returns the login's
         name and "kept", "created" or "mended".
         """
-        working = self.working_login(kind, keeper.value)
-        if working:
+        trial = self.tried(kind, keeper.value)
+        if trial.login:
+            if trial.state == LOCKED_OUT:
+                self._let_in(trial.login.username)
             with self._session.transaction():
-                self._follow_creator(kind, working.username)
+                self._follow_creator(kind, trial.login.username)
             if not self._leads_here(keeper.value):
                 dbname = self._app.admin.endpoint.dbname
                 keeper.write(Credentials({**(keeper.value or {}), "dbname": dbname}))
-            return working.username, "kept"
+            return trial.login.username, self._said(trial)
         self._refuse_login_of_others(kind, keeper.value)
-        if self.working_login(kind, keeper.read_next()):
+        if self.tried(kind, keeper.read_next()).login:
             raise UserError(
                 f"the {kind.group} login is being rotated by AWS: the one that its secret will "
                 "hold works already. It was not changed. Invoke again when the rotation has "
@@ -455,13 +518,15 @@ class LimitedUsers:
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
         try:
-            database.connect(
-                login, self._session.deadline, "Check the reason, and invoke again."
-            ).close()
+            state = "Check the reason, and invoke again."
+            database.connect(login, self._session.deadline, state, is_trial=True).close()
         except ConnectError as exc:
-            raise UserError(
-                f"login {login.username} was made and its secret was written, but: {exc}"
-            ) from exc
+            if exc.locked_itself_out:
+                self._let_in(login.username)
+            elif not exc.password_accepted:
+                raise UserError(
+                    f"login {login.username} was made and its secret was written, but: {exc}"
+                ) from exc
         return login.username, what
 
     def rotate_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
@@ -472,8 +537,9 @@ class LimitedUsers:
         moment, and after no crash, do the keeper's credentials fail. What it has created goes to
         its group, to which both belong.
         """
-        working = self.working_login(kind, keeper.value)
-        if not working:
+        trial = self.tried(kind, keeper.value)
+        working = trial.login
+        if working is None or trial.state != WORKS:
             return self.ensure_login(kind, keeper)
         first, second = self._app.logins(kind)
         name = second if working.username == first else first
@@ -490,9 +556,13 @@ class LimitedUsers:
 
         retried(change)
         try:
-            database.connect(login, self._session.deadline, "Its secret was not changed.").close()
+            state = "Its secret was not changed."
+            database.connect(login, self._session.deadline, state, is_trial=True).close()
         except ConnectError as exc:
-            raise UserError(f"login {name} was made, but: {exc}") from exc
+            if exc.locked_itself_out:
+                self._let_in(name)
+            elif not exc.password_accepted:
+                raise UserError(f"login {name} was made, but: {exc}") from exc
         rotated = Credentials(keeper.value or {}, username=name, password=login.password)
         keeper.write(rotated)
         return name, "rotated"
@@ -566,7 +636,7 @@ class LimitedUsers:
             return
         self._join(login)
         for of_kind, group in groups.items():
-            self._grant_objects_of(login, group, of_kind)
+            self._grant_where_free(login, group, of_kind)
 
     def _is_followed(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
         """What this login creates is usable by the groups (only a table creator's can create)."""

@@ -348,7 +348,8 @@ def end_sql(
     """
     check_sql = session.session_check_sql(known_changed, release_if_changed)
     return (
-        f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; {session.settings_sql()}"
+        f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
+        f"{session.settings_sql()}"
         f"{record_sql}; {session.commit_sql()}; "
         "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "
         f"SELECT s.*, ({question_sql}) FROM ({check_sql}) s"

@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
@@ -58,6 +58,7 @@ class Session:
         self.current = ""  # the migration that is being applied
         self.lock_wait_ms = 0
         self.holds_lock = False
+        self.limited_roles: Sequence[str] = ()  # their members run no migration, see acquire_lock
         self.activity = Activity()
         self._defaults_when_begun = ""
         self._connection: Optional[Connection] = None
@@ -313,7 +314,8 @@ class Session:
 
         Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX
         CONCURRENTLY (40P01). A holder of our own login that is past its deadline cannot be alive
-        any more and is ended. Raises LockError.
+        any more and is ended; so is a limited user, who has no business with this lock. Raises
+        LockError.
         """
         if self.holds_lock:
             return
@@ -324,6 +326,7 @@ class Session:
             attempt_sql = TRY_LOCK_SQL
             waited = time.monotonic() - started
             holder = self._end_overdue_holder()
+            ended = self._end_limited_holders()
             if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
                 state = self.what_stays if self.applied else "This run has changed nothing."
                 raise LockError(
@@ -333,7 +336,7 @@ class Session:
             if time.monotonic() - announced >= 10:
                 log("waiting for another run", holder=holder)
                 announced = time.monotonic()
-            time.sleep(random.uniform(0.1, 0.4))
+            time.sleep(0.02 if ended else random.uniform(0.1, 0.4))
         self.holds_lock = True
         self.lock_wait_ms += round((time.monotonic() - started) * 1000)
 
@@ -352,6 +355,30 @@ class Session:
                 self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
         return known
 
+    def _end_limited_holders(self) -> bool:
+        """End the sessions and prepared transactions of limited users that hold our lock, or wait
+        for it; returns whether there were any.
+        """
+        found = self.query(LIMITED_HOLDERS_SQL, {"limited": list(self.limited_roles)})
+        for pid, transaction, role, is_member in found:
+            log("ending a limited user that holds our lock", logging.WARNING, user=role)
+            name = sql.Identifier(role)
+            try:
+                if not is_member:
+                    self.query(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
+                if pid is not None:
+                    self.query("SELECT pg_terminate_backend(%s)", [pid])
+                else:
+                    self.query(sql.SQL("SET ROLE {}").format(name))
+                    self.query("ROLLBACK PREPARED %s", [transaction])
+            except psycopg2.Error as exc:  # the message about the lock names who holds it
+                log("it cannot be ended", logging.WARNING, reason=str(exc).split("\n")[0])
+            finally:
+                self.query("RESET ROLE")
+                if not is_member:
+                    self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
+        return bool(found)
+
     def lock_holders(self) -> list[Holder]:
         """Nobody, or one."""
         return [Holder(*row) for row in self.query(HOLDER_SQL)]
@@ -359,14 +386,15 @@ class Session:
     def try_lock_sql(self, where_sql: str = "") -> str:
         """Publishes until when the lock can be held, and takes it if it is free.
 
-        In this order: a process that is frozen in between does not hold the lock permanently.
+        In this order: a process that is frozen in between does not hold the lock permanently. It
+        does not wait for the lock that publishes: others can hold that.
         """
         if self.deadline.at is None:
             return f"{TRY_LOCK_SQL} {where_sql}"
         left_s = self.deadline.left(0) + self.deadline.reserve
         until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::int"
-        publish_sql = f"SELECT pg_advisory_lock_shared({DEADLINE_CLASS}, {until_sql}) {where_sql}"
-        return f"{publish_sql}; {TRY_LOCK_SQL} {where_sql}"
+        publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
+        return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 
     def session_check_sql(self, known_changed: bool, release_if_changed: bool) -> str:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
@@ -432,7 +460,7 @@ DEFAULTS_SQL = (
     "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
 )
 SET_UP_SQL = (
-    "SET LOCAL search_path = pg_catalog; "  # for a pooler's session, which keeps its own
+    "SET LOCAL search_path = pg_catalog; "  # for a pooler's, which keeps its own
     "SELECT pg_catalog.set_config(name, value, false) "
     "FROM (VALUES {settings}) s(name, value) "
     f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {{pid}}; {{first}}SELECT "
@@ -456,13 +484,30 @@ HOLDER_SQL = f"""
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
+# A session or a prepared transaction, its user, and whether we are a member of that.
+LIMITED_HOLDERS_SQL = f"""
+    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'USAGE')
+    FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
+         AND x.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+    JOIN pg_roles r ON r.rolname = coalesce(a.usename, p.owner)
+         AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+    WHERE l.locktype = 'advisory' AND l.objsubid = 1
+      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}
+      AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
+                  AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
 # A function in PL/pgSQL has variables of types that may change. Its SQL is planned again for each
 # file (DISCARD PLANS), and NEW and OLD are looked at each time. (OFFSET 0: what costs more is asked
-# of these functions alone.)
-HAS_TYPED_VARIABLES_SQL = r"""EXISTS (SELECT FROM
+# of these functions alone.) Megabytes are not read for that, whoever made them.
+HAS_TYPED_VARIABLES_SQL = r"""CASE WHEN (
+        SELECT coalesce(sum(octet_length(prosrc)), 0) > 1000000 FROM pg_proc
+        WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql'))
+    THEN true ELSE EXISTS (SELECT FROM
         (SELECT * FROM pg_proc
          WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') OFFSET 0) p
     WHERE prosrc ~* '\mdeclare\M' OR EXISTS (SELECT FROM pg_type t
         WHERE t.oid = ANY (prorettype || coalesce(proallargtypes, proargtypes::oid[]))
-          AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)')))"""
+          AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)'))) END"""

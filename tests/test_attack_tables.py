@@ -18,6 +18,7 @@ from harness.attackers import (
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError
+from sql_scanner import checksum
 
 PROGRESS = (
     "CREATE TABLE schema_migrations_progress (migration_name VARCHAR(255), step INTEGER, checksum TEXT NOT NULL, "
@@ -92,8 +93,6 @@ def test_tables_of_marks_made_by_the_table_creator_report_nothing_applied(world:
     """Rows that say "done" do not pass for marks: the file runs once its remedy was followed."""
     without_progress(world)
     world.write("001_things.sql", STEPS)
-    from sql_scanner import checksum  # noqa: PLC0415  # as an attacker computes it who has the files
-
     with world.login("creator") as conn:
         rows(conn, PROGRESS)
         for step, text in enumerate(("CREATE TABLE one (id int)", "CREATE TABLE two (id int)"), 1):

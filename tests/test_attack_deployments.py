@@ -1,0 +1,300 @@
+"""A limited user cannot stop deployments: its own state, locks that it holds, what it leaves open."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import database
+import pytest
+from harness import server as harness_server
+from harness.attackers import PASSWORD, STRANGER, close_public, make_stranger, open_transaction
+from harness.database import create_database, drop_database, drop_roles
+from harness.logins import works
+from harness.proxy import Link, Place, proxy_to
+from harness.server import own_server
+from harness.world import ADMIN, AWS_ENVIRONMENT, Context, World, exactly, prepare, rows
+from moto import mock_aws
+from session import DEADLINE_CLASS, LOCK_KEY
+
+BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    close_public(world)
+    world.deploy()
+    world.write("001_things.sql", "CREATE TABLE things (id int);")
+    return world
+
+
+def applied(report: dict[str, Any]) -> list[str]:
+    return [entry["name"] for entry in report["applied"]]
+
+
+# --- A login's own state --------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_deployments_go_on_where_a_login_has_locked_itself_out(deployed: World, secret: str) -> None:
+    """A library that does not exist keeps the login out, not the deployment; it works again afterwards."""
+    before = deployed.secret(secret)
+    with deployed.login(secret) as conn:
+        rows(conn, "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nix'")
+    assert not works(deployed, before)
+
+    report = deployed.deploy()
+
+    assert applied(report) == ["001_things"]
+    assert deployed.secret(secret) == before
+    assert works(deployed, before)
+
+
+SETTINGS = {
+    "statement_timeout": "1",
+    "role": "'nobody'",
+    "search_path": "'nowhere'",
+    "default_transaction_read_only": "on",
+    "client_encoding": "'EUC_JIS_2004'",
+    "datestyle": "'SQL, DMY'",
+    "session_replication_role": "replica",
+}
+
+
+@BOTH
+def test_deployments_go_on_whatever_a_login_sets_for_itself(deployed: World, secret: str) -> None:
+    """Whether it harms itself or not."""
+    with deployed.login(secret) as conn:
+        for name, value in SETTINGS.items():
+            try:
+                rows(conn, f"ALTER ROLE CURRENT_USER SET {name} = {value}")
+            except Exception:  # the server does not let it
+                continue
+
+    assert applied(deployed.deploy()) == ["001_things"]
+    assert deployed.deploy({"action": "rotate"})["status"] == "ok"
+
+
+@BOTH
+def test_deployments_go_on_where_a_login_has_used_up_its_connections(
+    deployed: World, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal comes after the password was checked: it proves that the login works, and costs no time."""
+    deployed.sql(f"ALTER ROLE {deployed.secret(secret)['username']} CONNECTION LIMIT 1")
+    started = time.monotonic()
+    with deployed.login(secret):
+        report = deployed.deploy()
+
+    assert applied(report) == ["001_things"]
+    assert set(report["users"].values()) == {"kept"}
+    assert time.monotonic() - started < 10
+
+
+@BOTH
+def test_deployments_go_on_where_a_login_that_is_refused_for_its_limit_has_a_wrong_password(
+    deployed: World, secret: str
+) -> None:
+    """What the server answers before it has looked at the password proves nothing, and a wrong one is still mended."""
+    deployed.put_secret(secret, {**deployed.secret(secret), "password": "wrong"})
+    deployed.sql(f"ALTER ROLE {deployed.secret(secret)['username']} CONNECTION LIMIT 0")
+
+    report = deployed.deploy()
+
+    assert report["users"][deployed.secret(secret)["username"]] == "mended"
+
+
+def test_deployments_go_on_where_logins_have_joined_each_other(deployed: World) -> None:
+    """Up to PostgreSQL 14 a role may let others into itself: app_rw would be a table creator."""
+    if deployed.server.version >= 150000:
+        return  # no role can do that any more
+    with deployed.login("creator") as conn:
+        rows(conn, "GRANT app_tc TO app_rw")
+
+    report = deployed.deploy()
+
+    assert applied(report) == ["001_things"]
+    assert deployed.sql("SELECT pg_has_role('app_rw', 'tablecreator', 'MEMBER')") == [(False,)]
+    assert deployed.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
+def test_deployments_go_on_where_a_login_has_let_a_stranger_in(deployed: World) -> None:
+    """The same with a login that is not ours."""
+    if deployed.server.version >= 150000:
+        return
+    make_stranger(deployed)
+    with deployed.login("creator") as conn:
+        rows(conn, f"GRANT app_tc TO {STRANGER}")
+
+    report = deployed.deploy()
+
+    assert applied(report) == ["001_things"]
+    assert any(STRANGER in warning for warning in report["warnings"])
+
+
+def test_deployments_go_on_where_a_login_cannot_be_tried(deployed: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that breaks off says nothing about the login: it is kept, and the report says that it was not tried."""
+    before = deployed.secret("user"), deployed.secret("creator")
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
+
+    def cut(place: Place, link: Link) -> None:
+        if place.connection > 1:
+            link.cut()
+
+    with proxy_to(deployed.server.host, deployed.server.port) as proxy:
+        deployed.environ.update(DB_HOST="127.0.0.1", DB_PORT=str(proxy.port), PGSSLMODE="disable")
+        proxy.watch(cut)
+        reports = []
+        for event in (None, None, {"action": "rotate"}):
+            proxy.watch(cut)
+            reports.append(deployed.deploy(event))
+
+    assert [report["users"] for report in reports] == [{"app_rw": "not tried", "app_tc": "not tried"}] * 3
+    assert all("app_rw could not be tried" in report["warnings"][0] for report in reports)
+    assert (deployed.secret("user"), deployed.secret("creator")) == before
+
+
+# --- Locks ----------------------------------------------------------------------------------------------------------
+
+HELD = {
+    "exclusive": "SELECT pg_advisory_lock({0})",
+    "shared": "SELECT pg_advisory_lock_shared({0})",
+    "in a transaction": "BEGIN; SELECT pg_advisory_xact_lock({0})",
+}
+
+
+@BOTH
+@pytest.mark.parametrize("how", HELD)
+def test_deployments_go_on_where_a_login_holds_our_lock(deployed: World, how: str, secret: str) -> None:
+    """A limited user runs no migration: a session of its that holds the lock is ended."""
+    with deployed.login(secret) as conn:
+        rows(conn, HELD[how].format(LOCK_KEY))
+
+        assert applied(deployed.deploy(context=Context(30))) == ["001_things"]
+
+
+@BOTH
+def test_deployments_go_on_where_many_sessions_wait_for_our_lock(deployed: World, secret: str) -> None:
+    """Those that queue behind the first one would get it, one after the other."""
+    with ExitStack() as stack:
+        for _ in range(5):
+            conn = stack.enter_context(deployed.login(secret))
+            rows(conn, "SELECT pg_advisory_lock_shared(%s)", LOCK_KEY)
+
+        assert applied(deployed.deploy(context=Context(30))) == ["001_things"]
+
+
+@BOTH
+def test_deployments_go_on_where_a_login_holds_our_deadlines(deployed: World, secret: str) -> None:
+    """What publishes a run's deadline is a lock, too."""
+    with deployed.login(secret) as conn:
+        moments = "generate_series(extract(epoch FROM now())::int, extract(epoch FROM now())::int + 600) s"
+        rows(conn, f"SELECT pg_advisory_lock({DEADLINE_CLASS}, s) FROM {moments}")
+
+        started = time.monotonic()
+        assert applied(deployed.deploy(context=Context(60))) == ["001_things"]
+    assert time.monotonic() - started < 10
+
+
+@pytest.fixture(scope="module")
+def prepares() -> Iterator[Any]:
+    """A server that allows prepared transactions; most do not."""
+    more = {**harness_server.SETTINGS, "max_prepared_transactions": "5"}
+    with mock.patch.object(harness_server, "SETTINGS", more), own_server() as running:
+        yield running
+
+
+@BOTH
+def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
+    prepares: Any, secret: str, tmp_path: Any
+) -> None:
+    """It has no session that could be ended: it is rolled back."""
+    prepare(prepares)
+    create_database(prepares, "prepared", ADMIN)
+    try:
+        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+            world = World(prepares, "prepared", tmp_path / "migrations")
+            with exactly(world.environ):
+                world.deploy()
+                world.write("001_things.sql", "CREATE TABLE things (id int);")
+                with world.login(secret) as conn:
+                    rows(conn, "BEGIN; SELECT pg_advisory_xact_lock(%s); PREPARE TRANSACTION 'ours'", LOCK_KEY)
+
+                assert applied(world.deploy(context=Context(30))) == ["001_things"]
+    finally:
+        drop_database(prepares, "prepared")
+        drop_roles(prepares, "%readwrite", "%tablecreator", "app\\_%")
+
+
+def test_deployments_say_who_holds_the_lock_where_it_cannot_be_taken(deployed: World) -> None:
+    """A login of others may be another admin's run: it is waited for, and named."""
+    make_stranger(deployed)
+    with deployed.connection(STRANGER, PASSWORD) as conn:
+        rows(conn, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
+        with pytest.raises(Exception, match=f"user {STRANGER}"):
+            deployed.deploy(context=Context(4))
+
+
+# --- What it leaves open --------------------------------------------------------------------------------------------
+
+OPEN = {
+    "GRANT": "GRANT SELECT ON made TO PUBLIC",
+    "default privileges": "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO PUBLIC",
+    "default privileges of the group": "SET ROLE tablecreator; "
+    "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO PUBLIC",
+    "a lock": "LOCK TABLE made",
+}
+
+
+@pytest.mark.parametrize("what", OPEN)
+@pytest.mark.parametrize("state", ["kept", "first"])
+def test_deployments_go_on_where_the_table_creator_leaves_something_open(world: World, what: str, state: str) -> None:
+    """What its objects still need is done by a later run; the report says so."""
+    close_public(world)
+    world.deploy()
+    with world.login("creator") as conn:
+        rows(
+            conn,
+            "CREATE TABLE made (id int); ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO app_tc",
+        )
+        rows(
+            conn, "SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO app_tc"
+        )
+        rows(conn, "RESET ROLE")
+        if state == "first":
+            for creator in ("app_tc", "tablecreator"):
+                for kind in ("TABLES", "SEQUENCES"):
+                    rows(
+                        conn,
+                        f"ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public REVOKE ALL ON {kind} "
+                        "FROM readwrite, tablecreator",
+                    )
+        world.write("001_things.sql", "CREATE TABLE things (id int);")
+        started = time.monotonic()
+        with open_transaction(conn, OPEN[what]):
+            report = world.deploy(context=Context(120), LOCK_TIMEOUT="500ms")
+        assert applied(report) == ["001_things"]
+        assert time.monotonic() - started < 20
+    world.deploy()
+    with world.login("user") as conn:
+        assert rows(conn, "SELECT count(*) FROM made") == [(0,)]
+
+
+def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> None:
+    """Whether a session can go on behind a file is not found out by reading megabytes."""
+    with deployed.login("creator") as conn:
+        rows(
+            conn,
+            "DO $do$ BEGIN FOR i IN 1..100 LOOP EXECUTE format('CREATE FUNCTION public.long_%s() RETURNS void "
+            "LANGUAGE plpgsql AS %L', i, 'BEGIN NULL; -- ' || (SELECT string_agg(md5(s::text), ' ') "
+            "FROM generate_series(1, 30000) s) || E'\\nEND'); END LOOP; END $do$",
+        )
+    for number in range(2, 6):
+        deployed.write(f"00{number}_more.sql", f"CREATE TABLE more{number} (id int);\nDO $$ BEGIN END $$;")
+
+    report = deployed.deploy()
+
+    assert max(entry["duration_ms"] for entry in report["applied"]) < 1000
