@@ -174,6 +174,7 @@ class Run:
     recorded: list[str] = field(
         default_factory=list
     )  # the names in the tracking table, in its order
+    only_adopted: bool = False  # none of which has run here
 
     @cached_property
     def users(self) -> LimitedUsers:
@@ -229,11 +230,19 @@ def plan_pending(run: Run) -> list[Pending]:
     state = session.with_retries(lambda: read_state_before_files(run))
     if not state.is_ours:
         before = state
-        adopted = session.with_retries(lambda: tracking.ensure_tracking(session, run.setup, before))
-        run.report.adopted += adopted
+        adopted, warning = session.with_retries(
+            lambda: tracking.ensure_tracking(session, run.setup, before)
+        )
+        note_adopted(run, adopted, warning)
         state = read_state_before_files(run)
     close_our_tables(run, state.excess)
     plan = migration_files.make_plan(run.setup.files, state.rows)
+    if config.baseline:
+        adopted, warning = tracking.adopt_up_to_baseline(session, run.setup, state, plan)
+        note_adopted(run, adopted, warning)
+        if adopted:
+            state = read_state_before_files(run)
+            plan = migration_files.make_plan(run.setup.files, state.rows)
     session.pending = [name for name, _ in plan.pending]
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
@@ -245,6 +254,7 @@ def plan_pending(run: Run) -> list[Pending]:
     for row, file in plan.renumbered:
         names[row.id] = migration_files.renamed_to(row, file)
     run.recorded = list(names.values())
+    run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
     return pending
 
 
@@ -329,6 +339,12 @@ def resumed(run: Run, remaining: Sequence[Pending]) -> bool:
     backslashes = reads_backslashes(run.session)
     reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
     return holds_lock and no_marks and is_same and reads_as_before
+
+
+def note_adopted(run: Run, names: Sequence[str], warning: str) -> None:
+    run.report.adopted += names
+    if warning:
+        run.report.warn([warning])
 
 
 def note_applied(run: Run, name: str, started: float) -> None:
@@ -490,6 +506,9 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
     return script.checksum, sha256
 
 
+ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
+
+
 def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     """file:line:column, what PostgreSQL said, the state, the next step: without row data."""
     script = one.script
@@ -504,6 +523,13 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     said = failures.describe(script, failure)
     state = failures.state_and_step(script, failure, run.session.activity.blocked_by)
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
+        state += (
+            f" No file has run on this database yet, and {run.recorded[0]} was taken to be behind "
+            "it. "
+            f'If {one.name} is as well, set BASELINE="{one.name}", or a later file that it has '
+            "behind it, and deploy again."
+        )
     if not_recorded:  # for which the file is not to blame
         place = one.migration.path.name
         said = not_recorded

@@ -480,18 +480,83 @@ def located(migration: Migration, text: str) -> Iterator[None]:
         raise MigrationError("\n".join([verdict, *failures.excerpt(text, exc.offset)])) from exc
 
 
-def created_tables(migration: Migration) -> tuple[list[sql_scanner.Name], bool]:
-    """The tables that a file creates, and whether all of it can run again."""
+class CreatedTable(NamedTuple):
+    """A table that a file creates. Without a schema of its own, it is in one of those in `path`."""
+
+    schema: Optional[str]
+    name: str
+    path: Optional[tuple[str, ...]]  # None: the path that a session begins with
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}" if self.schema else self.name
+
+
+class Creations(NamedTuple):
+    """What a file creates, as far as it tells whether a database has it already."""
+
+    tables: list[CreatedTable]
+    schemas: list[str]
+    is_guarded: bool  # all of it can run again
+
+
+UNKNOWN_PATH = ("",)  # no schema has such a name
+_SET_PATH = re.compile(
+    r"""(?isx)
+    SET\s+(?:SESSION\s+|LOCAL\s+)?(?:search_path\s*(?:=|\sTO\b)|SCHEMA\b)\s*(?P<value>.*)
+    | SELECT\s+(?:pg_catalog\s*\.\s*)?set_config\s*\(\s*'search_path'\s*,\s*'(?P<argument>[^']*)'.*
+    | RESET\s+(?:search_path|ALL) | DISCARD\s+ALL"""
+)
+_SCHEMA = re.compile(
+    r"""(?isx)CREATE\s+SCHEMA\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:AUTHORIZATION\s+)?("(?:[^"]|"")+"|\w+)"""
+)
+
+
+def creations(migration: Migration) -> Creations:
+    """The tables and schemas that a file creates, and whether all of it can run again."""
     text = read_text(migration)
-    names: dict[sql_scanner.Name, None] = {}
+    tables: dict[CreatedTable, None] = {}
+    schemas: list[str] = []
     is_guarded = True
+    path: Optional[tuple[str, ...]] = None
     with located(migration, text):
         for statement in sql_scanner.scan(text):
             if not statement.is_guarded and statement.transaction_control is None:
                 is_guarded = False
             if statement.created_table:
-                names[statement.created_table] = None
-    return list(names), is_guarded
+                tables[CreatedTable(*statement.created_table, path)] = None
+                continue
+            words = text[statement.start : min(statement.end, statement.start + 1000)]
+            if statement.keyword == "CREATE":
+                schema = _SCHEMA.match(words)
+                schemas += [_folded(schema.group(1))] if schema else []
+            elif "search_path" in words or statement.keyword in ("SET", "RESET", "DISCARD"):
+                path = _path_after(words, path)
+    return Creations(list(tables), schemas, is_guarded)
+
+
+def _path_after(statement: str, path: Optional[tuple[str, ...]]) -> Optional[tuple[str, ...]]:
+    """The search_path after a statement; unknown where that has another way to set it."""
+    found = _SET_PATH.fullmatch(statement)
+    if found is None:
+        return UNKNOWN_PATH if re.search("(?i)search_path", statement) else path
+    value = found.group("value") or found.group("argument")
+    if value is None or value.strip().upper() == "DEFAULT":
+        # set_config('search_path', '', …) is a path without a schema.
+        return () if found.group("argument") == "" else None
+    return split_path(value)
+
+
+def split_path(value: str) -> tuple[str, ...]:
+    """The schemas in a search_path as it is written: a, "B", 'c'."""
+    names = re.findall(r"""'([^']*)'|("(?:[^"]|"")*")|([^\s,'"]+)""", value)
+    return tuple(literal or _folded(quoted or word) for literal, quoted, word in names)
+
+
+def _folded(name: str) -> str:
+    """A name as PostgreSQL stores it."""
+    if name.startswith('"'):
+        return name[1:-1].replace('""', '"')
+    return name.lower()
 
 
 def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = False) -> Script:
@@ -543,6 +608,7 @@ class Row(NamedTuple):
     name: str
     checksum: Optional[str]
     file_sha256: Optional[str]
+    adopted: bool = False  # recorded without running
 
     @property
     def is_comparable(self) -> bool:

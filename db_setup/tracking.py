@@ -15,11 +15,10 @@ import boundary
 import migration_files
 import progress
 import psycopg2
-import sql_scanner
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
 from database import literal
-from migration_files import Migration, Plan, Row
+from migration_files import CreatedTable, Migration, Plan, Row
 from psycopg2 import sql
 from session import Session
 
@@ -101,9 +100,10 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
     question = _rows_question(config, ours.columns, marks_can_be_read)
     recorded: list[Row] = []
     unfinished: list[str] = []
-    for number, name, checksum, file_sha256, is_recorded in session.query(question):
+    for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
         if is_recorded:
-            recorded.append(Row(number, migration_files.normal(name), checksum, file_sha256))
+            name_here = migration_files.normal(name)
+            recorded.append(Row(number, name_here, checksum, file_sha256, bool(adopted)))
         else:
             unfinished.append(name)
     return State(
@@ -116,16 +116,13 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
 
 
 def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -> sql.Composable:
-    added = [
-        sql.Identifier(name) if name in columns else sql.SQL("NULL")
-        for name in ("checksum", "file_sha256")
-    ]
-    select = sql.SQL("SELECT id, migration_name, {}, {}, true FROM {}").format(
+    added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in OUR_COLUMNS]
+    select = sql.SQL("SELECT id, migration_name, {}, {}, {}, true FROM {}").format(
         *added, config.tracking
     )
     if has_progress:
         marked = (
-            " UNION ALL SELECT NULL, migration_name, NULL, NULL, false FROM {} GROUP BY "
+            " UNION ALL SELECT NULL, migration_name, NULL, NULL, NULL, false FROM {} GROUP BY "
             "migration_name"
         )
         select += sql.SQL(marked).format(config.progress)
@@ -146,29 +143,69 @@ def unchanged_question(config: Config) -> sql.Composable:
 # --- Creating and adopting --------------------------------------------------------------------
 
 
-def ensure_tracking(session: Session, setup: Setup, state: State) -> list[str]:
+class Adoption(NamedTuple):
+    """The files that a database contains already, and are recorded as applied without running."""
+
+    files: Sequence[Migration] = ()
+    warning: str = ""
+
+
+def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[str], str]:
     """Create our tables, or add the columns that the predecessor's lacks.
 
-    Returns the names of the migrations that were adopted: recorded as applied without running.
+    Returns the names of the migrations that were adopted, and what is to be said of it.
     """
-    tracking = setup.config.tracking
-    changes = [
-        sql.SQL(ADD_COLUMNS_SQL).format(tracking),
+    config = setup.config
+    changes: list[sql.Composable] = [
+        sql.SQL(ADD_COLUMNS_SQL).format(config.tracking),
         # Made with the other one, so that nobody else can make it.
-        sql.SQL(progress.CREATE_SQL).format(setup.config.progress),
+        sql.SQL(progress.CREATE_SQL).format(config.progress),
     ]
-    names: list[str] = []
+    adoption = Adoption()
     if state.columns is None:
-        adopted = adoptable(session, setup)
-        changes.insert(0, sql.SQL(CREATE_SQL).format(tracking))
-        for name, file in migration_files.number_files(adopted, setup.files, ()):
-            hashes = (migration_files.tokens_checksum(file), file.sha256)
-            values = map(literal, (name, *hashes))
-            changes.append(sql.SQL(ADOPT_SQL).format(tracking, *values))
-            names.append(name)
+        adoption = adoptable(session, setup)
+        changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
+    named = list(migration_files.number_files(adoption.files, setup.files, ()))
+    changes += [_adopt_sql(config, name, file) for name, file in named]
     session.query_in_transaction(sql.SQL("; ").join(changes))
     if state.columns is None:
-        log("tracking table created", table=setup.config.table)
+        log("tracking table created", table=config.table)
+    return _adopted([name for name, _ in named]), adoption.warning
+
+
+def adopt_up_to_baseline(
+    session: Session, setup: Setup, state: State, plan: Plan
+) -> tuple[list[str], str]:
+    """Where nothing but adopted files is recorded, BASELINE may still name a later one.
+
+    So a database that had more behind it than the first file needs no table dropped. Returns as
+    ensure_tracking.
+    """
+    baseline = setup.config.baseline
+    files = [file for _, file in plan.pending]
+    last = next(
+        (i for i, file in enumerate(files) if baseline in migration_files.spellings(file)), None
+    )
+    if baseline is None or last is None:
+        return [], ""
+    if not state.rows:
+        return [], ""  # of a first run, which has said so
+    if not all(row.adopted for row in state.rows):
+        reason = "migrations have run on this database, so that one runs"
+        return [], f"BASELINE={baseline} has no effect: {reason}"
+    before = set(files[: last + 1])
+    named = [(name, file) for name, file in plan.pending if file in before]
+    changes = [_adopt_sql(setup.config, name, file) for name, file in named]
+    session.query_in_transaction(sql.SQL("; ").join(changes))
+    return _adopted([name for name, _ in named]), ""
+
+
+def _adopt_sql(config: Config, name: str, file: Migration) -> sql.Composable:
+    values = (name, migration_files.tokens_checksum(file), file.sha256)
+    return sql.SQL(ADOPT_SQL).format(config.tracking, *map(literal, values))
+
+
+def _adopted(names: list[str]) -> list[str]:
     if names:
         log("existing database adopted", recorded_without_running=names)
     return names
@@ -184,7 +221,7 @@ def refuse_moved_table(moved: Optional[str]) -> None:
         )
 
 
-def adoptable(session: Session, setup: Setup) -> list[Migration]:
+def adoptable(session: Session, setup: Setup) -> Adoption:
     """The files that an existing database without tracking table already contains: the first, or
     all up to BASELINE.
 
@@ -198,25 +235,26 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
         question = sql.SQL(FIRST_RUN_SQL).format(sql.Literal(setup.config.table))
         has_tables, moved = session.query(question)[0]
         refuse_moved_table(moved)
-    tables: list[sql_scanner.Name] = []
-    is_repeatable = True
+    created = migration_files.Creations([], [], True)
     if has_tables:
-        tables, is_repeatable = migration_files.created_tables(files[0])
-    existing = [table for table in tables if table_exists(session, setup.config, *table)]
+        created = migration_files.creations(files[0])
+    existing = existing_tables(session, setup, files[0], created) if created.tables else []
     if not existing:
-        if baseline:
-            log("baseline not used: no table of the first migration exists", baseline=baseline)
-        return []
+        if baseline is None:
+            return Adoption()
+        log("baseline not used: no table of the first migration exists", baseline=baseline)
+        reason = "no table of the first migration exists, so every file runs"
+        return Adoption(warning=f"BASELINE={baseline} has no effect: {reason}")
     if baseline:
         last = next(
             i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
         )
-        return list(files[: last + 1])
-    if len(existing) == len(tables):
-        return [files[0]]
-    if is_repeatable:
-        return []
-    missing = [table for table in tables if table not in existing]
+        return Adoption(files[: last + 1])
+    if len(existing) == len(created.tables):
+        return Adoption(files[:1])
+    if created.is_guarded:
+        return Adoption()
+    missing = [table for table in created.tables if table not in existing]
     raise MigrationError(
         f"{files[0].path.name}: the database has no tracking table, and only some of the tables "
         f"of the first migration. There: {_table_list(existing)}. Missing: "
@@ -226,13 +264,49 @@ def adoptable(session: Session, setup: Setup) -> list[Migration]:
     )
 
 
-def table_exists(session: Session, config: Config, schema: Optional[str], name: str) -> bool:
+def existing_tables(
+    session: Session, setup: Setup, file: Migration, created: migration_files.Creations
+) -> list[CreatedTable]:
+    """Those of the tables that are there, each in the schema where the file would create it.
+
+    Raises MigrationError where nothing tells which schema that is, and a table may be meant.
+    """
+    config = setup.config
+    default, user, schemas = session.query(SCHEMAS_SQL)[0]
+    found = []
+    for table in created.tables:
+        path = table.path
+        if path == migration_files.UNKNOWN_PATH and table.schema is None:
+            candidates = [
+                schema for schema in schemas if table_exists(session, config, schema, table.name)
+            ]
+            if candidates and config.baseline is None:
+                raise MigrationError(
+                    f"{file.path.name}: is its table {table.name} the one in schema "
+                    f"{candidates[0]}? The file sets search_path in a way that nothing can "
+                    "follow. Nothing has been changed. Write the schema before the table's name, "
+                    "or set BASELINE to the last file that this database already contains."
+                )
+            if candidates:
+                found.append(table)
+            continue
+        if path is None:
+            path = migration_files.split_path(default)
+        names = [user if name == "$user" else name for name in path]
+        usable = [name for name in names if name in schemas or name in created.schemas]
+        schema = table.schema or next(iter(usable), None)
+        if schema and table_exists(session, config, schema, table.name):
+            found.append(table)
+    return found
+
+
+def table_exists(session: Session, config: Config, schema: str, name: str) -> bool:
     """Whether a table shows that the database was set up before.
 
     Raises MigrationError where others made it: it shows nothing.
     """
     question = boundary.evidence_question(config.limited_roles)
-    found = session.query(question, {"schema": schema or "public", "name": name})
+    found = session.query(question, {"schema": schema, "name": name})
     if not found:
         return False
     label, owner, is_trusted = found[0]
@@ -246,8 +320,8 @@ def table_exists(session: Session, config: Config, schema: Optional[str], name: 
     return True
 
 
-def _table_list(names: Sequence[sql_scanner.Name]) -> str:
-    return ", ".join(f"{schema}.{name}" if schema else name for schema, name in names)
+def _table_list(tables: Sequence[CreatedTable]) -> str:
+    return ", ".join(map(str, tables))
 
 
 # --- Recording --------------------------------------------------------------------------------
@@ -348,6 +422,10 @@ ANY_TABLE_SQL = """
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
+SCHEMAS_SQL = (
+    "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
+    "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
+)
 # Whether there is any table, and where one of our name is that is not in public.
 FIRST_RUN_SQL = (
     f"SELECT EXISTS ({ANY_TABLE_SQL}),"

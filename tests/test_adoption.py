@@ -386,6 +386,102 @@ def test_baseline_in_another_unicode_spelling_is_found(world: World) -> None:
     assert world.deploy(BASELINE="001_cafe\u0301")["adopted"] == ["001_caf\u00e9"]
 
 
+# --- Which table a name means ---------------------------------------------------------------------------------------
+
+BILLING = "CREATE TABLE users (id int);"
+PATHS = {
+    "SET": f"CREATE SCHEMA billing; SET search_path TO billing; {BILLING}",
+    "SET with several": f"CREATE SCHEMA IF NOT EXISTS billing; SET search_path = billing, public; {BILLING}",
+    "SET LOCAL, quoted": f'CREATE SCHEMA "billing"; SET LOCAL search_path TO "billing"; {BILLING}',
+    "SET SCHEMA": f"CREATE SCHEMA billing; SET SCHEMA 'billing'; {BILLING}",
+    "set_config": "CREATE SCHEMA billing; SELECT pg_catalog.set_config('search_path', 'billing, public', false);"
+    + BILLING,
+    "a schema that is missing": f"CREATE SCHEMA billing; SET search_path TO none, billing; {BILLING}",
+}
+
+
+@pytest.mark.parametrize("first", PATHS.values(), ids=PATHS)
+def test_table_in_the_schema_that_the_file_sets_is_looked_for_there(world: World, first: str) -> None:
+    """A table of the same name in public belongs to another system: the file runs."""
+    world.sql(USERS)
+    fill(world, _001_first=first)
+
+    report = world.deploy()
+
+    assert (report["adopted"], applied(report)) == ([], ["001_first"])
+    assert world.sql("SELECT to_regclass('billing.users') IS NOT NULL") == [(True,)]
+
+
+@pytest.mark.parametrize("first", PATHS.values(), ids=PATHS)
+def test_table_that_is_in_the_schema_that_the_file_sets_is_adopted(world: World, first: str) -> None:
+    """There it is, so the database has the file behind it."""
+    world.sql("CREATE SCHEMA billing; CREATE TABLE billing.users (id int)")
+    fill(world, _001_first=first)
+
+    assert world.deploy()["adopted"] == ["001_first"]
+
+
+def test_table_is_looked_for_in_the_schema_that_the_admins_sessions_begin_with(world: World) -> None:
+    """ALTER ROLE … SET search_path decides where a name without a schema goes."""
+    world.sql("CREATE SCHEMA app; CREATE TABLE app.users (id int)")
+    world.sql(f'ALTER ROLE CURRENT_USER IN DATABASE "{world.dbname}" SET search_path = app')
+    fill(world, _001_first=USERS)
+
+    assert world.deploy()["adopted"] == ["001_first"]
+
+
+def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> None:
+    """Neither of two systems' tables is guessed at; with the variable, or the schema in the file, it goes on."""
+    world.sql(USERS)
+    text = "DO $$ BEGIN EXECUTE 'SET search_path = public'; END $$; CREATE TABLE {}users (id int);"
+    fill(world, _001_first=text.format(""))
+
+    with pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    assert str(caught.value).startswith("001_first.sql: is its table users the one in schema public? ")
+    assert snapshot(world) == [("public", "users", "r")]
+    assert world.deploy(BASELINE="001_first")["adopted"] == ["001_first"]
+
+
+# --- The way back ---------------------------------------------------------------------------------------------------
+
+
+def test_adopted_database_with_more_behind_it_names_baseline_and_goes_on(world: World) -> None:
+    """The second file fails, since the database had it, too: the message says how to go on, and that works."""
+    world.sql(USERS + ITEMS)
+    fill(world, _001_first=USERS, _002_items=ITEMS, _003_second=SECOND)
+
+    with pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    assert '002_items.sql:1: relation "items" already exists (42P07).' in str(caught.value)
+    assert (
+        "No file has run on this database yet, and 001_first was taken to be behind it. If 002_items is as well, set "
+        'BASELINE="002_items", or a later file that it has behind it, and deploy again.' in str(caught.value)
+    )
+    report = world.deploy(BASELINE="002_items")
+    assert (report["adopted"], applied(report), report["warnings"]) == (["002_items"], ["003_second"], [])
+    assert world.applied() == ["001_first", "002_items", "003_second"]
+
+
+def test_baseline_without_effect_is_said_in_the_report(world: World) -> None:
+    """On a new database, and on one on which files have run; not where the file is recorded already."""
+    fill(world, _001_first=FIRST)
+    first = world.deploy(BASELINE="001_first")
+    again = world.deploy(BASELINE="001_first")
+    fill(world, _002_second=SECOND)
+    late = world.deploy(BASELINE="002_second")
+
+    no_table = "no table of the first migration exists, so every file runs"
+    assert first["warnings"] == [f"BASELINE=001_first has no effect: {no_table}"]
+    assert again["warnings"] == []
+    assert late["warnings"] == [
+        "BASELINE=002_second has no effect: migrations have run on this database, so that one runs"
+    ]
+    assert applied(late) == ["002_second"]
+
+
 # --- Kept whole -----------------------------------------------------------------------------------------------------
 
 
