@@ -54,6 +54,7 @@ import custom_resource
 import failures
 import limited_users
 import migration_files
+import outside
 import psycopg2
 import script_runner
 import secret_store
@@ -171,9 +172,8 @@ class Run:
     setup: Setup
     session: Session
     report: Report
-    recorded: list[str] = field(
-        default_factory=list
-    )  # the names in the tracking table, in its order
+    recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
+    changes_role: bool = False  # a file of this run makes objects as another role
     only_adopted: bool = False  # none of which has run here
 
     @cached_property
@@ -367,6 +367,8 @@ def ensure_users(run: Run) -> None:
     """After the files: the groups again, since a file may have granted too much, and the logins."""
     try:
         ensure_groups(run)
+        if run.changes_role and run.setup.config.create_users:
+            run.report.warn(run.users.unreadable_tables())
         run.report.users = ensure_logins(run, run.users.ensure_login)
         run.warn_of_users()
     except InitializerError as exc:
@@ -456,6 +458,13 @@ def check_edited(run: Run, state: State, plan: Plan) -> None:
 # --- Applying a file --------------------------------------------------------------------------
 
 
+SETS_ROLE = re.compile(
+    r"\bSET\s+(LOCAL\s+|SESSION\s+)?(ROLE|SESSION\s+AUTHORIZATION)\b|set_config\s*\(\s*'role'"
+    r"|\bOWNER\s+TO\b|\bREASSIGN\s+OWNED\b",
+    re.IGNORECASE,
+)
+
+
 def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     """Apply a file and record it, both or neither; what blocks it for a moment is tried again.
 
@@ -467,6 +476,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     if session.deadline.is_near:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
+    run.changes_role = run.changes_role or SETS_ROLE.search(script.text) is not None
     progress = Progress(config.progress, one.migration.name)
     tables_sql = tracking.our_tables_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
@@ -703,8 +713,11 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
     """
     started = time.monotonic()
     one = readable(session, light)
+    call = outside.call_that_stays(session, one.script.text)
     if session.has_sequences and SETVAL.search(one.script.text):
-        outcome: Outcome = NotTried(("it calls setval, which nothing takes back",))
+        call = "setval"
+    if call:
+        outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
     else:
         outcome = apply_migration(run, one, more_follow=False)
     outcome = script_runner.as_rehearsed(outcome, one.script)

@@ -12,7 +12,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
@@ -185,6 +185,18 @@ class LimitedUsers:
         ]
 
     # --- Groups and their rights --------------------------------------------------------------
+
+    def unreadable_tables(self) -> Iterator[str]:
+        """What to say of tables that another role owns, so that no default privilege was for
+        them.
+        """
+        group = self._app.group(READWRITE)
+        for owner, tables in self._session.query(UNREADABLE_SQL, [group, self._app.roles]):
+            listed = ", ".join(tables[:5])
+            yield (
+                f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
+                f"ON {listed}{' …' if len(tables) > 5 else ''} TO {group};"
+            )
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -799,3 +811,14 @@ ROLES_OF_SQL = (
     "r.rolname = %s AND pg_has_role(r.oid, g.oid, 'MEMBER') AND NOT g.rolsuper AND NOT "
     "g.rolcreaterole"
 )
+
+
+UNREADABLE_SQL = """
+    SELECT pg_get_userbyid(c.relowner)::text, array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+    JOIN pg_roles r ON r.rolname = %s
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
+      AND pg_get_userbyid(c.relowner) <> ALL (%s) AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                      AND d.objid = c.oid AND d.deptype = 'e')
+    GROUP BY 1 ORDER BY 1"""

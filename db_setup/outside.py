@@ -27,7 +27,7 @@ CALL = re.compile(rf"\b(?:{_CALLS})", re.IGNORECASE)
 
 # Functions that make such a call, or are in a language that can do anything.
 REACHING_FUNCTIONS_SQL = """
-    SELECT p.oid, p.proname FROM pg_catalog.pg_proc p
+    SELECT p.oid, p.proname::text AS name FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     JOIN pg_catalog.pg_language l ON l.oid = p.prolang
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
@@ -41,6 +41,27 @@ REACHING_FUNCTIONS_SQL = """
                         AND d.objid = p.oid
                         AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                         AND q.proname ~* {pattern}))"""
+
+
+# The same, and the tables whose triggers are such functions.
+REACHING_NAMES_SQL = """
+    WITH reaching AS ({functions})
+    SELECT name FROM reaching UNION SELECT c.relname::text FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN reaching r ON r.oid = t.tgfoid"""
+
+
+def call_that_stays(session: Session, text: str) -> str:
+    """What this text calls, itself or by a function or a trigger of this database; empty:
+    nothing known.
+    """
+    call = CALL.search(text)
+    if call:
+        return call.group().rstrip(" ('")
+    names = sql.SQL(REACHING_NAMES_SQL).format(functions=reaching_functions_sql())
+    for (name,) in session.query(names):
+        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
+            return str(name)
+    return ""
 
 
 def reaching_functions_sql() -> sql.Composable:

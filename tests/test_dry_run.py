@@ -865,3 +865,37 @@ def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: Worl
         timer.join()
 
     assert [entry["name"] for entry in report["tried"]] == ["001_a"]
+
+
+# --- What no ROLLBACK takes back ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["in the file", "in a function", "in a trigger"])
+def test_dry_run_does_not_make_a_replication_slot(world: World, how: str) -> None:
+    """What stays whatever is rolled back is not tried, wherever it is called, and that is listed."""
+    call = "pg_create_physical_replication_slot('ours_dry')"
+    text, name = f"SELECT {call};", "pg_create_physical_replication_slot"
+    if how == "in a function":
+        world.sql(f"CREATE FUNCTION make_slot() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM {call}; END $$")
+        text, name = "SELECT make_slot();", "make_slot"
+    elif how == "in a trigger":
+        body = f"BEGIN PERFORM {call}; RETURN NEW; END"
+        world.sql(
+            f"CREATE FUNCTION slots() RETURNS trigger LANGUAGE plpgsql AS $$ {body} $$; CREATE TABLE watched (i int);"
+            "CREATE TRIGGER t BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION slots()"
+        )
+        text, name = "INSERT INTO watched VALUES (1);", "watched"
+    world.write("001_a.sql", text)
+    with world.superuser() as conn:
+        rows(conn, f"ALTER ROLE {ADMIN} REPLICATION")
+        try:
+            report = world.deploy({"action": "dry_run"}, CREATE_USERS="false")
+            slots = world.sql("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'ours_dry'")
+        finally:
+            rows(
+                conn, "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name ~ '^ours_'"
+            )
+            rows(conn, f"ALTER ROLE {ADMIN} NOREPLICATION")
+
+    assert slots == [(0,)]
+    assert report["tried"][0]["untried"] == [f"it calls {name}, which nothing takes back"]

@@ -402,3 +402,21 @@ def test_rights_in_other_schemas_are_left_alone(world: World) -> None:
     assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
     assert may(world, "app_rw", READ.format("other.late")) is True
     assert may(world, "app_rw", READ.format("other.early")) is False
+
+
+def test_table_that_a_file_makes_as_another_role_is_said_to_be_unreadable(world: World) -> None:
+    """Default privileges are those of the admin: the report names the statement that is missing, and it helps."""
+    owner = "tmp_app_owner"
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.write("001_a.sql", f"SET ROLE {owner}; CREATE TABLE theirs (i int); RESET ROLE; CREATE TABLE ours (i int);")
+    try:
+        report = world.deploy()
+
+        grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON public.theirs TO readwrite;"
+        assert report["warnings"] == [f"readwrite cannot read what {owner} owns: add to the file {grant}"]
+        world.write("002_b.sql", f"SET ROLE {owner}; {grant}")
+        assert world.deploy()["warnings"] == []
+        with world.login("user") as conn:
+            assert rows(conn, "SELECT * FROM theirs, ours") == []
+    finally:
+        world.sql(f"DROP TABLE theirs; REVOKE ALL ON SCHEMA public FROM {owner}")
