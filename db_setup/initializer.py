@@ -237,6 +237,15 @@ def plan_pending(run: Run) -> list[Pending]:
         state = read_state_before_files(run)
     close_our_tables(run, state.excess)
     plan = migration_files.make_plan(run.setup.files, state.rows)
+    if plan.example:
+        tracking.remove_example(session, config, plan.example)
+        run.report.warn(
+            ["the example was replaced: its empty tables users and products were dropped"]
+        )
+        state = read_state_before_files(run)
+        plan = migration_files.make_plan(run.setup.files, state.rows)
+    if state.rows:
+        tracking.refuse_example([file for _, file in plan.pending])
     if config.baseline:
         adopted, warning = tracking.adopt_up_to_baseline(session, run.setup, state, plan)
         note_adopted(run, adopted, warning)

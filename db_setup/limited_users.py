@@ -814,11 +814,13 @@ ROLES_OF_SQL = (
 
 
 UNREADABLE_SQL = """
-    SELECT pg_get_userbyid(c.relowner)::text, array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname)
+    SELECT pg_get_userbyid(c.relowner)::text,
+           array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname)
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
     JOIN pg_roles r ON r.rolname = %s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
-      AND pg_get_userbyid(c.relowner) <> ALL (%s) AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
+      AND pg_get_userbyid(c.relowner) <> ALL (%s)
+      AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')
     GROUP BY 1 ORDER BY 1"""

@@ -16,7 +16,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from mmap import ACCESS_COPY, mmap
@@ -31,6 +31,8 @@ from sql_scanner import Script
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
+# Of the file that comes with db_setup.
+EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -626,6 +628,7 @@ class Plan:
     edited: tuple[tuple[Row, Migration], ...] = ()
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
+    example: Optional[Row] = None  # the only row, and the files replace what it records
 
 
 def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
@@ -633,6 +636,9 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     Raises MigrationError where nothing can tell whether a file was applied under another name.
     """
+    example = replaced_example(files, rows)
+    if example:
+        return replace(make_plan(files, ()), example=example)
     claimed = claim_rows(files, rows)
     claimed_ids = {row.id for row in claimed.values()}
     free = [row for row in rows if row.id not in claimed_ids]
@@ -654,7 +660,9 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             continue
         if not row.checksum:
             unchecked.append((row, file))
-        elif row.is_comparable and row.checksum != tokens_checksum(file, row.checksum):
+            continue
+        is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
+        if is_edited and not is_example(file):  # which a rolled-back deployment may bring again
             edited.append((row, file))
 
     return Plan(
@@ -665,6 +673,19 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         orphans=tuple(row.name for row in orphans),
         warnings=tuple(_warnings(pending, files, named)),
     )
+
+
+def is_example(file: Migration) -> bool:
+    """It is the example that comes with db_setup, untouched."""
+    return tokens_checksum(file, EXAMPLE) == EXAMPLE
+
+
+def replaced_example(files: Sequence[Migration], rows: Sequence[Row]) -> Optional[Row]:
+    """The row of the example, if nothing else is recorded, and no file is the example any more."""
+    if len(rows) != 1 or rows[0].checksum != EXAMPLE:
+        return None
+    unchanged = (file.sha256 == rows[0].file_sha256 or is_example(file) for file in files)
+    return rows[0] if files and not any(unchanged) else None
 
 
 def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> dict[Migration, Row]:

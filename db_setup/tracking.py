@@ -173,6 +173,44 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     return _adopted([name for name, _ in named]), adoption.warning
 
 
+def remove_example(session: Session, config: Config, row: Row) -> None:
+    """Take the example back, which was never meant: its empty tables and its row.
+
+    Raises MigrationError where the tables are in use, or are not as the example made them.
+    """
+    found = session.query(EXAMPLE_SQL)[0]
+    why = ""
+    if list(found) != EXAMPLE_COLUMNS:
+        why = "are not as it made them"
+    else:
+        drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
+        try:
+            session.query_in_transaction(drop)
+        except psycopg2.Error as exc:
+            why = NOT_DROPPED.get(exc.pgcode or "", "")
+            if not why:
+                raise
+    if why:
+        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
+        raise MigrationError(
+            f"{row.name}.sql was replaced, but what is applied is the example that comes with "
+            f"db_setup, and its tables users and products {why}. Nothing has been applied. Restore "
+            "the example, and put your schema into a new file; or drop the two tables, if nobody "
+            f"needs them, and the row: {forget}"
+        )
+
+
+def refuse_example(files: Sequence[Migration]) -> None:
+    """Raise MigrationError where the example would run on a database that is in use."""
+    for file in files:
+        if migration_files.is_example(file):
+            raise MigrationError(
+                f"{file.path.name} is the example that comes with db_setup, and this database is "
+                "not empty. Nothing has been changed. Put your own schema in its place, or "
+                "delete it."
+            )
+
+
 def adopt_up_to_baseline(
     session: Session, setup: Setup, state: State, plan: Plan
 ) -> tuple[list[str], str]:
@@ -232,13 +270,16 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     baseline = setup.config.baseline
     has_tables = False
     if files:
-        question = sql.SQL(FIRST_RUN_SQL).format(sql.Literal(setup.config.table))
+        name = sql.Literal(setup.config.table)
+        question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
         has_tables, moved = session.query(question)[0]
         refuse_moved_table(moved)
     created = migration_files.Creations([], [], True)
     if has_tables:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
+    if has_tables and baseline is None and not (existing and len(existing) == len(created.tables)):
+        refuse_example(files)
     if not existing:
         if baseline is None:
             return Adoption()
@@ -250,7 +291,7 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
             i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
         )
         return Adoption(files[: last + 1])
-    if len(existing) == len(created.tables):
+    if existing and len(existing) == len(created.tables):
         return Adoption(files[:1])
     if created.is_guarded:
         return Adoption()
@@ -413,6 +454,21 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+# Locked before they are looked into: a row that somebody adds now must not be lost.
+DROP_EXAMPLE_SQL = """
+    DO $do$ BEGIN
+        LOCK TABLE public.products, public.users IN ACCESS EXCLUSIVE MODE;
+        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
+            RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
+        END IF;
+        DROP TABLE public.products, public.users;
+    END $do$;
+    DELETE FROM {} WHERE id = {}"""
+NOT_DROPPED = {
+    "55006": "hold rows",
+    "2BP01": "are used by others",
+    "42501": "are used by others",
+}
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
 )
@@ -422,17 +478,24 @@ ANY_TABLE_SQL = """
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
+# The columns of the example's two tables, in public and of the admin.
+EXAMPLE_SQL = """
+    SELECT (SELECT array_agg(attname::text ORDER BY attnum)
+            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0),
+           (SELECT array_agg(attname::text ORDER BY attnum)
+            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0)"""
+EXAMPLE_COLUMNS = [["id", "email", "created_at"], ["id", "name", "price", "user_id"]]
 SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
 )
 # Whether there is any table, and where one of our name is that is not in public.
-FIRST_RUN_SQL = (
-    f"SELECT EXISTS ({ANY_TABLE_SQL}),"
-    """
+FIRST_RUN_SQL = """
+    SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
-         WHERE c.relname = {} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
+         WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
            AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
-)
