@@ -70,7 +70,10 @@ class Case(NamedTuple):
     instead: str = ""
 
 
-ONCE = "DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE 'not yet'; END IF; PERFORM pg_sleep(60); END $$;"
+ONCE = (
+    "DO $$ BEGIN IF nextval('tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; "
+    "PERFORM pg_sleep(60); END $$;"
+)
 DEFERRED = (
     "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END';\n"
     "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON a DEFERRABLE INITIALLY DEFERRED FOR EACH ROW "

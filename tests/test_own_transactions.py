@@ -77,7 +77,7 @@ def test_file_that_commits_by_itself_goes_on_where_it_failed(world: World) -> No
     message = failure(world)
 
     assert message.startswith('001_x.sql:7:8: column "oops" does not exist (42703).')
-    assert "is done and stays" in message
+    assert "have run and stay applied" in message
     assert (world.tables(), world.applied()) == (["n"], [])
     assert world.sql("SELECT i FROM n ORDER BY 1") == [(1,), (2,)]
     world.write("001_x.sql", text.format("SELECT 1;"))

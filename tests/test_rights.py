@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import psycopg2
 import pytest
-from common import UserError
+from common import MigrationError, UserError
 from harness.world import ADMIN, World, rows
 
 SECRETS = {"app_rw": "user", "app_tc": "creator"}  # by login
@@ -356,7 +357,10 @@ def test_rights_on_our_own_tables_outlive_a_grant_on_all_tables(world: World) ->
 
 
 def test_rights_of_the_table_creator_do_not_reach_the_admin_by_a_function(world: World) -> None:
-    """A function in schema public that fits our own queries better than PostgreSQL's does not run as the admin."""
+    """A function in schema public that fits our own queries better than PostgreSQL's does not run as the admin.
+
+    A file could call it: so none is run until it is gone.
+    """
     world.deploy()
     functions = {
         "has_table_privilege(oid, regclass, text) RETURNS boolean": "RETURN false;",
@@ -366,12 +370,17 @@ def test_rights_of_the_table_creator_do_not_reach_the_admin_by_a_function(world:
         for function, end in functions.items():
             body = f"BEGIN ALTER ROLE app_tc CREATEDB; {end} END"
             rows(conn, f"CREATE FUNCTION public.{function} LANGUAGE plpgsql AS $$ {body} $$")
+    assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
     world.write("001_things.sql", "CREATE TABLE things (id int);")
 
-    report = world.deploy()
+    with pytest.raises(MigrationError) as caught:
+        world.deploy()
 
     assert world.sql("SELECT rolcreatedb FROM pg_roles WHERE rolname = 'app_tc'") == [(False,)]
-    assert report["users"] == {"app_rw": "kept", "app_tc": "kept"}
+    remedies = re.findall(r"DROP ROUTINE [^;]+;", str(caught.value))
+    assert len(remedies) == len(functions)
+    world.sql("".join(remedies))
+    assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_things"]
 
 
 def test_rights_on_tables_of_others_are_left_to_them(world: World) -> None:

@@ -162,7 +162,7 @@ def test_session_changed_by_a_file_that_is_tried_twice_is_fresh_for_the_next(wor
     """So it is where the file succeeds only at the second attempt, which goes statement by statement."""
     text = (
         "SET client_encoding = 'LATIN1'; SET search_path = s; SET ROLE tablecreator; SET TIME ZONE 'Asia/Tokyo';\n"
-        "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet'; END IF; END $$;"
+        "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; END $$;"
     )
     files = write_between_snapshots(world, {"größe": text})
     world.write("000_a.sql", "CREATE SEQUENCE tries; GRANT ALL ON SEQUENCE tries TO tablecreator;")
