@@ -34,9 +34,15 @@ try:
 except ModuleNotFoundError as exc:
     sys.exit(f"{exc}: python3 -m pip install psycopg2-binary")
 
+try:
+    import pglast
+except ImportError:
+    pglast = None  # type: ignore[assignment]
+
 import initializer
 import migration_files
 import secret_store
+import sql_scanner
 from common import ConfigError, InitializerError, MigrationError
 from config import ADMIN_VARIABLE, PORT, Config
 from database import Endpoint, Login
@@ -279,7 +285,8 @@ def summary(report: Mapping[str, Any]) -> str:
     if action == "status":
         return status_summary(report)
     if action == "check":
-        return f"{report['status']}, problems: {len(report['problems'])}"
+        found = f"{report['status']}, problems: {len(report['problems'])}"
+        return f"{found}; not checked: {report['not_checked']}"
     if action == "dry_run":
         return "nothing has been changed"
     has_new_users = set(report["users"].values()) - {"kept"}
@@ -500,6 +507,11 @@ NO_SQUAWK = (
 )
 # What squawk asks for, and a run does anyway.
 EXCLUDED_RULES = "require-lock-timeout,require-statement-timeout,prefer-robust-stmts"
+# Its opinions about style; what locks, rewrites or breaks stays.
+STYLE_RULES = (
+    "prefer-bigint-over-int,prefer-bigint-over-smallint,prefer-identity,prefer-text-field,"
+    "prefer-timestamp-tz,ban-char-field"
+)
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
 
 
@@ -537,7 +549,16 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
         "new": [file.name for file in new],
         "notes": findings.notes,
         "problems": findings.problems,
+        "not_checked": not_checked(with_squawk),
     }
+
+
+def not_checked(with_squawk: bool) -> str:
+    """What nobody has looked at."""
+    parts = ["what only the server knows (tables, rights, rows), for which there is dry_run"]
+    if pglast is None and not (with_squawk and shutil.which("squawk")):
+        parts.insert(0, "SQL syntax (pip install pglast or squawk-cli)")
+    return "; ".join(parts)
 
 
 def load_scripts(
@@ -555,9 +576,66 @@ def load_scripts(
             continue
         scripts[file] = replace(script, text="")
         findings.notes += migration_files.oddities(file.path.name, script)
+        findings.problems += mistakes(file, script)
         if refusal:
             findings.problems.append(refusal)
     return scripts
+
+
+COLON = re.compile(r"(?<![:\w\])]):(?![:=])")
+VARIABLE = re.compile(r""":(?:[A-Za-z_]\w*|'[A-Za-z_]\w*'|"[A-Za-z_]\w*")""")
+ODD_SPACE = re.compile("[\u00a0\u2000-\u200f\u202f\ufeff]")
+ADDED_VALUE = re.compile(
+    r"ALTER\s+TYPE\s+(\S+)\s+ADD\s+VALUE\s+(?:IF\s+NOT\s+EXISTS\s+)?('(?:[^']|'')+')", re.IGNORECASE
+)
+
+
+def mistakes(file: Migration, script: Script) -> Iterator[str]:
+    """What the text alone tells that the server will refuse; of a text that people have written."""
+    text = script.text
+    if len(text) > sql_scanner.ONE_MESSAGE or any(piece.data for piece in script.pieces):
+        return
+    code = sql_scanner.without_quotes(text, script.backslash_escapes)
+    with_names = re.sub("--.*", "", text)
+    for found in COLON.finditer(code):
+        name = VARIABLE.match(text, found.start())
+        if name and "[" not in code[max(found.start() - 20, 0) : found.start()]:
+            what = f"{name.group()} is a variable of psql: write the value itself"
+            yield f"{place(file, text, found.start())}: {what}"
+            break
+    odd = ODD_SPACE.search(code)
+    if odd:
+        what = f"this is no space, but U+{ord(odd.group()):04X}: delete it"
+        yield f"{place(file, text, odd.start())}: {what}"
+    for added in ADDED_VALUE.finditer(with_names):
+        type_name, value = added.groups()
+        is_new = re.search(rf"CREATE\s+TYPE\s+{re.escape(type_name)}\s", with_names, re.IGNORECASE)
+        used = value in with_names[added.end() :]
+        if used and not is_new and not script.no_transaction:
+            line, _ = sql_scanner.locate(text, max(text.find(added.group()), 0))
+            yield (
+                f"{file.path.name}:{line}: {value} is added to {type_name} and used in the same "
+                "transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
+            )
+    yield from syntax_errors(file, script)
+
+
+def place(file: Migration, text: str, offset: int) -> str:
+    line, column = sql_scanner.locate(text, offset)
+    return f"{file.path.name}:{line}:{column}"
+
+
+def syntax_errors(file: Migration, script: Script) -> Iterator[str]:
+    """What PostgreSQL's own parser says, if pglast is installed, which has it."""
+    if pglast is None:
+        return
+    body = script.body_sql()
+    try:
+        pglast.parse_sql(body)
+    except pglast.parser.ParseError as exc:
+        said = exc.args[0]
+        offset = exc.args[1] if len(exc.args) > 1 and exc.args[1] is not None else 0
+        yield f"{place(file, body, offset)}: {said}"
 
 
 def statement_refused_in_transaction(file: Migration, script: Script) -> Optional[str]:
@@ -635,15 +713,33 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
 def unpack_commit(commit: str, place: Path) -> None:
     """Write the files that the migrations' folder had in this commit, without its sub-folders."""
     archive = git("archive", "--format=tar", commit) if commit else None
-    if archive is None:  # the folder was not there
+    if archive is None:  # the folder was not there, or had another name
+        if commit:
+            unpack_moved_folder(commit, place)
         return
     with tarfile.open(fileobj=io.BytesIO(archive)) as members:
         for member in members:
-            if not member.isfile() or "/" in member.name:
+            if "/" in member.name:
                 continue
-            file = members.extractfile(member)
-            if file:
-                (place / member.name).write_bytes(file.read())
+            content: Optional[bytes] = None
+            if member.issym():  # what counts is the file that it leads to
+                content = git("show", f"{commit}:./{member.linkname}")
+            elif member.isfile():
+                file = members.extractfile(member)
+                content = file.read() if file else None
+            if content is not None:
+                (place / member.name).write_bytes(content)
+
+
+def unpack_moved_folder(commit: str, place: Path) -> None:
+    """Write the files that git has moved into the folder since this commit, as they were then."""
+    prefix = (git("rev-parse", "--show-prefix") or b"").decode().strip()
+    renames = git("diff", "-M", "--diff-filter=R", "--name-status", "-z", commit) or b""
+    words = renames.decode(errors="surrogateescape").split("\0")
+    for before, after in zip(words[1::3], words[2::3]):
+        content = git("show", f"{commit}:{before}")
+        if content is not None and os.path.dirname(after) == prefix.rstrip("/"):
+            (place / os.path.basename(before)).write_bytes(content)
 
 
 def tokens_checksum(file: Migration) -> Optional[str]:
@@ -703,7 +799,7 @@ def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> boo
     is_configured = any((folder / ".squawk.toml").exists() for folder in (here, *here.parents))
     command = [program, option]
     if not is_configured:  # the option would replace the rules that the file excludes
-        command.append(f"--exclude={EXCLUDED_RULES}")
+        command.append(f"--exclude={EXCLUDED_RULES},{STYLE_RULES}")
     command.append("--")
     command += [str(from_here(file.path)) for file in files]
     done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - no shell

@@ -19,7 +19,7 @@ _CALLS = "|".join(
         r"pg_(create|drop|copy)_\w*replication_slot|pg_replication_slot_advance",
         r"pg_replication_origin_\w+|pg_logical_slot_get_\w+|pg_logical_emit_message",
         r"pg_switch_wal|pg_create_restore_point|pg_reload_conf|pg_rotate_logfile|pg_promote",
-        r"pg_terminate_backend|pg_cancel_backend|pg_background_launch|pg_stat_\w*reset\w*",
+        r"pg_background_launch|pg_stat_\w*reset\w*",
         r"pg_file_(write|rename|unlink|sync)|lo_export|PROGRAM\s+'",
     ]
 )

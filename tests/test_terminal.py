@@ -539,6 +539,85 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
     assert project.run("new", "add", "orders", "table").stdout.endswith("/001_add_orders_table.sql\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("SELECT 1;\nSELECT * FROM t WHERE a = :name;", "001_a.sql:2:27: :name is a variable of psql"),
+        ("SELECT :'name';", "001_a.sql:1:8: :'name' is a variable of psql"),
+        ("SELECT\u00a01;", "001_a.sql:1:7: this is no space, but U+00A0: delete it"),
+        (
+            "SELECT 1;\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
+            "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
+        ),
+        ("SELECT 1;\nCREATE TABEL t (i int);", '001_a.sql:2:8: syntax error at or near "TABEL"'),
+    ],
+)
+def test_check_finds_what_can_be_seen_in_the_text(folder: Path, text: str, problem: str) -> None:
+    """Without a database, and before anything is deployed."""
+    (folder / "001_a.sql").write_text(text)
+
+    problems = terminal.check(None, False)["problems"]
+
+    assert problems
+    assert problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT a[1:n], '1'::text, ':x', \":y\" FROM t; -- :z\nDO $$ BEGIN NULL; /* :v */ END $$;",
+        "SELECT '\u00a0'; -- \u00a0",
+        "CREATE TYPE mood AS ENUM ('a');\nALTER TYPE mood ADD VALUE 'ok';\nSELECT 'ok';",
+        "-- no-transaction\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
+    ],
+)
+def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
+    """Strings, comments, bodies, slices and casts are none of it."""
+    (folder / "001_a.sql").write_text(text)
+
+    assert terminal.check(None, False)["problems"] == []
+
+
+def test_check_ends_with_what_it_has_not_looked_at(folder: Path) -> None:
+    """Nobody takes it for more than it is."""
+    (folder / "001_a.sql").write_text("SELECT 1;")
+
+    last = list(terminal.table(terminal.check(None, False), io.StringIO()))[-1]
+
+    assert last.startswith("ok, problems: 0; not checked: what only the server knows")
+
+
+def test_check_sees_an_edit_of_the_file_that_a_link_leads_to(branch: Path) -> None:
+    """The link is the same, what would run is not."""
+    shared = branch.parent / "shared.sql"
+    shared.write_text("SELECT 4;")
+    (branch / "004_d.sql").symlink_to("../shared.sql")
+    commit()
+    git("branch", "-f", "main")
+    shared.write_text("SELECT 5;")
+
+    assert terminal.check("main", False)["problems"] == [f"004_d.sql was edited. {terminal.RESTORE}"]
+
+
+def test_check_knows_the_files_of_a_folder_that_git_has_moved(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was applied from the old place counts, and an edit on the way is one."""
+    for path in branch.iterdir():
+        path.write_text(f"-- a file that is long enough to be known again\n{path.read_text()}\n")
+    commit()
+    git("branch", "-f", "main")
+    moved = branch.parent.parent / "moved" / "migrations"
+    moved.parent.mkdir()
+    git("mv", str(branch), str(moved))
+    monkeypatch.setattr(initializer, "MIGRATIONS_DIR", moved)
+    same = terminal.check("main", False)
+    (moved / "002_b.sql").write_text("-- a file that is long enough to be known again\nSELECT 7;\n")
+
+    edited = terminal.check("main", False)
+
+    assert (same["new"], same["problems"]) == ([], [])
+    assert edited["problems"] == [f"002_b.sql was edited. {terminal.RESTORE}"]
+
+
 def test_check_says_what_the_folder_holds_besides(folder: Path) -> None:
     """As a run does: what may be meant is a note, what looks like a migration is a problem."""
     (folder / "old").mkdir()
@@ -801,7 +880,7 @@ def squawk(branch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "record"
 
 
-RULES = "--exclude=require-lock-timeout,require-statement-timeout,prefer-robust-stmts "
+RULES = f"--exclude={terminal.EXCLUDED_RULES},{terminal.STYLE_RULES} "
 
 
 def run_check(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -832,7 +911,7 @@ def test_squawk_that_complains_fails_the_check(squawk: Path) -> None:
     failed, without = run_check(code=1), run_check("--no-squawk", code=1)
 
     assert (failed.returncode, without.returncode) == (1, 0)
-    assert failed.stdout.endswith("problems    squawk complains, see above\nfailed, problems: 1\n")
+    assert "problems    squawk complains, see above\nfailed, problems: 1; not checked: " in failed.stdout
     assert len(squawk.read_text().splitlines()) == 2
 
 
