@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import time
+import unicodedata
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, Optional
 MESSAGE_LIMIT = 1500  # characters
 # As JSON: CloudFormation refuses answers above 4,096 bytes, of which others need up to 870.
 MESSAGE_BYTES = 3100
+# Categories of Unicode: control, format, surrogate, private, unassigned, line and paragraph ends.
+CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
 
 logger = logging.getLogger("db_setup")
@@ -32,7 +35,7 @@ class InitializerError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        text = message
+        text = printable(message)
         if len(text) > MESSAGE_LIMIT:
             text = text[: MESSAGE_LIMIT - 2] + " …"
         while len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) > MESSAGE_BYTES:
@@ -57,7 +60,12 @@ class LockError(InitializerError):
 
 
 class MigrationError(InitializerError):
-    """A migration cannot be applied."""
+    """A migration cannot be applied.
+
+    PostgreSQL's error is not its cause: that quotes what must not be shown.
+    """
+
+    sqlstate = ""  # of PostgreSQL's error, if that is the reason
 
 
 class UserError(InitializerError):
@@ -65,6 +73,19 @@ class UserError(InitializerError):
 
 
 # --- Words ------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text without characters that move a terminal's cursor, or hide what follows.
+
+    Line ends stay.
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in CONTROL else f"\\u{ord(c):04x}"
+        for c in text.replace("\t", " ")
+    )
 
 
 def shown(value: str) -> str:
@@ -103,7 +124,7 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     extra = {}
     for key, value in fields.items():
         is_plain = isinstance(value, (int, float, list, dict))
-        extra[key] = value if is_plain else str(value)
+        extra[key] = value if is_plain else printable(str(value))
     logger.log(level, "%s%s", phrase, " " + text if text else "", extra=extra)
 
 
@@ -112,7 +133,7 @@ def _printable(value: Any) -> str:
         value = [f"{key}:{what}" for key, what in value.items()]
     if isinstance(value, (list, tuple)):
         value = ",".join(map(str, value))
-    text = str(value)
+    text = printable(str(value))
     needs_quotes = not text or re.search(r'[\s"=]', text)
     return json.dumps(text, ensure_ascii=False) if needs_quotes else text
 

@@ -119,6 +119,8 @@ class NoticeLog:
 
     def append(self, notice: str) -> None:
         severity, _, text = notice.partition(":")
+        if "will be truncated to" in text:  # a password in the wrong quotes is such a name
+            text = "identifier will be truncated"
         if "no transaction in progress" not in text:
             log("database says", severity=severity, text=" ".join(text.split())[:500])
 

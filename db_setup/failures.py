@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Optional
 
+import masking
 import psycopg2
 from outcomes import (
     COMMITS_ITSELF,
@@ -89,18 +90,31 @@ def describe(script: Script, failure: Failure) -> str:
     """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
     if failure.error is None:
         return failure.refusal
-    said = failure.error.diag.message_primary or str(failure.error)
-    said = " ".join(said.split())
-    is_data_exception = failure.sqlstate[:2] == "22"
-    if is_data_exception and not failure.exact:
-        # A value that is not in the script comes from a row.
-        said = re.sub('".*"', '"…"', said)
-    said = said[:400]
-    if failure.sqlstate == SYNTAX_ERROR and failure.exact:
+    if _sets_secret(script, failure):
+        said = "PostgreSQL's words are not shown, since this statement can set a password"
+    else:
+        said = failure.error.diag.message_primary or str(failure.error)
+        said = _words(script, failure).mask(" ".join(said.split()))[:400]
+    if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
     when = ", which showed at the end of the file" if failure.at_end else ""
     return f"{said} ({sqlstate}){when}"
+
+
+def _words(script: Script, failure: Failure) -> masking.Words:
+    """What of PostgreSQL's words may be repeated."""
+    if failure.error is None:
+        return masking.Words(script)
+    diag = failure.error.diag
+    known = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
+    return masking.Words(script, (*known, diag.datatype_name))
+
+
+def _sets_secret(script: Script, failure: Failure) -> bool:
+    if failure.in_rows or failure.at_end:
+        return False
+    return masking.sets_secret(script.text, failure.offset, script.backslash_escapes)
 
 
 def _syntax_explanation(text: str, offset: int) -> str:
@@ -232,7 +246,7 @@ def advice(script: Script, failure: Failure) -> str:
     breaks_constraint = failure.sqlstate.startswith("23")
     if breaks_constraint and _is_about_new_rows(script, failure):
         return ""  # our sentences are about the rows that are in the table already
-    said = failure.error.diag.message_primary or ""
+    said = _words(script, failure).mask(failure.error.diag.message_primary or "")
     extension = _missing_extension(failure.sqlstate, said)
     if extension:
         return (
@@ -308,7 +322,6 @@ class Mistake(NamedTuple):
 # --- The line of SQL and further lines ------------------------------------------------------------
 
 LINE_WIDTH = 100  # characters that are shown of a line
-SECRET = re.compile(r"passwor|identified\s+by|(create|alter)\s+(role|user)\b", re.IGNORECASE)
 ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
 # The innermost function of an error's context, "line" or "statement", and its number.
 FUNCTION = re.compile(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", re.MULTILINE)
@@ -333,8 +346,9 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_statement(script, failure)
     else:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
-    if failure.error:
-        yield from _fields(failure.error.diag, is_about_rows=failure.sqlstate[:2] in ABOUT_ROWS)
+    if failure.error and not _sets_secret(script, failure):
+        is_about_rows = failure.sqlstate[:2] in ABOUT_ROWS
+        yield from _fields(failure.error.diag, is_about_rows, _words(script, failure))
 
 
 def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
@@ -344,12 +358,14 @@ def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> It
     if failure.sqlstate[:2] not in ABOUT_ROWS:
         lines_before = script.text.split("\n")[: number - 1]
         offset = sum(len(line) + 1 for line in lines_before)
-        yield from excerpt(script.text, offset, exact=False)
+        yield from excerpt(script.text, offset, False, script.backslash_escapes)
 
 
 def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
     if _is_place_known(failure) and not _may_show_row(script, failure):
-        yield from excerpt(script.text, failure.offset, failure.exact)
+        yield from excerpt(
+            script.text, failure.offset, failure.exact, script.backslash_escapes
+        )
 
 
 def _is_place_known(failure: Failure) -> bool:
@@ -379,7 +395,9 @@ def _start_of_statement(script: Script, failure: Failure) -> int:
     return failure.offset
 
 
-def _fields(diag: psycopg2.extensions.Diagnostics, is_about_rows: bool) -> Iterator[str]:
+def _fields(
+    diag: psycopg2.extensions.Diagnostics, is_about_rows: bool, words: masking.Words
+) -> Iterator[str]:
     """What PostgreSQL says besides its message. If it is about rows, only the names of objects."""
     names = []
     if diag.constraint_name:
@@ -391,25 +409,26 @@ def _fields(diag: psycopg2.extensions.Diagnostics, is_about_rows: bool) -> Itera
     if is_about_rows and names:
         yield "ON: " + ", ".join(names)
     if diag.message_detail and not is_about_rows:
-        yield f"DETAIL: {diag.message_detail[:300]}"
+        yield f"DETAIL: {words.mask(diag.message_detail)[:300]}"
     if diag.message_hint:
-        yield f"HINT: {diag.message_hint[:300]}"
+        hint = diag.message_hint
+        if not hint.startswith("Perhaps you meant"):  # a name of PostgreSQL's catalogs
+            hint = words.mask(hint)
+        yield f"HINT: {hint[:300]}"
 
 
-def excerpt(text: str, offset: int, exact: bool = True) -> Iterator[str]:
+def excerpt(
+    text: str, offset: int, exact: bool = True, backslash_escapes: bool = False
+) -> Iterator[str]:
     """The line of SQL at the offset and, if `exact`, a caret under it.
 
-    Of a long line only the part around the offset; nothing if it may contain a password.
+    Of a long line only the part around the offset; literals are masked.
     """
-    start = text.rfind("\n", 0, offset) + 1
-    end = text.find("\n", offset)
-    if end < 0:
-        end = len(text)
-    line = text[start:end].rstrip().expandtabs(1)
-    if not line.strip() or SECRET.search(text, max(start - 300, 0), start + len(line)):
+    line, column = masking.shown_line(text, offset, backslash_escapes)
+    line = line.rstrip().expandtabs(1)
+    if not line.strip(f" ;{masking.MASK}"):
         return
     number = text.count("\n", 0, offset) + 1
-    column = offset - start
     shown_from = column
     if exact:
         shown_from -= LINE_WIDTH * 2 // 3  # most of what is shown precedes the caret

@@ -567,7 +567,7 @@ class _Scanner:
 
     def _read_statement(self, start: int, line: int) -> tuple[Statement, int]:
         """The statement that begins here, and the offset after its semicolon."""
-        kind, offset = _read_token(self.text, start, self.backslash_escapes)
+        kind, offset = read_token(self.text, start, self.backslash_escapes)
         first = self.text[start:offset]
         if first.startswith(_SEPARATOR):
             return Statement(start, start + 1, line, (_SEPARATOR,)), start + len(_SEPARATOR)
@@ -595,7 +595,7 @@ class _Scanner:
                     return offset, offset + 1
                 continue
             start = offset
-            kind, offset = _read_token(text, start, self.backslash_escapes)
+            kind, offset = read_token(text, start, self.backslash_escapes)
             if kind == "semicolon":
                 return start, offset
             if kind == "meta":
@@ -615,7 +615,7 @@ class _Scanner:
         open_bodies = 0
         while offset < len(text):
             start = offset
-            kind, offset = _read_token(text, start, self.backslash_escapes)
+            kind, offset = read_token(text, start, self.backslash_escapes)
             if kind == "space":
                 continue
             if kind == "semicolon" and open_parens <= 0 and open_bodies == 0:
@@ -686,7 +686,7 @@ class _Scanner:
         """
         offset = start
         while offset < error.offset and self.text.startswith("'", error.offset):
-            kind, end = _read_token(self.text, offset, self.backslash_escapes)
+            kind, end = read_token(self.text, offset, self.backslash_escapes)
             if kind == "string" and _STARTS_WORD.match(self.text, end):
                 return ScanError("a quote inside a string is written twice ('')", end - 1)
             offset = end
@@ -801,7 +801,7 @@ _ROWS_ON_THE_SAME_LINE = (
 )
 
 
-def _read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, int]:
+def read_token(text: str, offset: int, backslash_escapes: bool) -> tuple[str, int]:
     """Kind (a group of _TOKEN) and end of the token at `offset`; comments are "space".
 
     `backslash_escapes`: standard_conforming_strings is off.
@@ -890,7 +890,7 @@ def first_string_offset(text: str, start: int) -> int:
     """The offset of the first string in the statement that begins at `start`: a DO block's body."""
     offset = start
     while offset < len(text):
-        kind, end = _read_token(text, offset, backslash_escapes=False)
+        kind, end = read_token(text, offset, backslash_escapes=False)
         if kind in ("dollar_string", "string", "escape_string"):
             return offset
         offset = end

@@ -1,0 +1,200 @@
+"""What may be shown of a script, and of PostgreSQL's words about it: names and keywords, but no
+literal and no value.
+
+Pure. Knows SQL text, nothing of migrations or AWS. When in doubt, it hides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Optional
+
+import sql_scanner
+from sql_scanner import ScanError, Script
+
+MASK = "…"
+SEARCHED = 1 << 21  # characters of a file in which names are looked for
+STRINGS = ("string", "escape_string", "bit_or_unicode_string")
+# A statement in which a password can be a word of its own, or part of a literal that is SQL again.
+SETS_SECRET = re.compile(
+    r"""\b(?:create|alter)\s+(?:role|user|group)\b.*?passw
+      | \b(?:create|alter)\s+(?:subscription|server)\b | user\s+mapping | identified\s+by
+      | \bset\b[^;=]*?(?:passw|pwd|secret|token|credential|api_?key|private_?key)""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+SECRET_WORD = re.compile(r"passw|pwd|secret|credential|api_?key|private_?key|://", re.IGNORECASE)
+QUOTED = re.compile(r"\"(.*?)\"(?=$|[\s,.;:)\]])", re.DOTALL)
+# PostgreSQL names some things without quotes.
+BARE = re.compile(
+    r"(?<=\bfunction )[^\s\"(]+(?=\()|(?<=\bprocedure )[^\s\"(]+(?=\()"
+    r"|(?<=\bcolumn )[^\s\".]+(?:\.[^\s\".]+)+|(?<=\bfor table )\S+$|(?<=\bowner of table )\S+$"
+)
+
+
+class Span(NamedTuple):
+    """A part of a text that is not shown, and what is shown instead."""
+
+    start: int
+    end: int
+    instead: str
+
+
+def sets_secret(text: str, offset: int, backslash_escapes: bool) -> bool:
+    """The statement at this place can contain a password that is not a literal."""
+    for start, end in regions(text, backslash_escapes):
+        if start <= offset <= end:
+            return SETS_SECRET.search(text, start, end) is not None
+    return False
+
+
+def regions(text: str, backslash_escapes: bool = False) -> Iterator[tuple[int, int]]:
+    """Where each statement begins and ends; what cannot be read any further is one."""
+    at = 0
+    try:
+        for statement in sql_scanner.scan(text, backslash_escapes):
+            at = statement.end
+            yield statement.start, at
+    except ScanError:
+        while at < len(text) and text[at] in "; \t\r\n":
+            at += 1
+        yield at, len(text)
+
+
+def shown_line(text: str, offset: int, backslash_escapes: bool = False) -> tuple[str, int]:
+    """The line at this place with its literals masked, and where in that the place is.
+
+    Only statements are shown, and of one that can contain a password nothing.
+    """
+    start = text.rfind("\n", 0, offset) + 1
+    end = text.find("\n", offset)
+    if end < 0:
+        end = len(text)
+    line = ""
+    column = 0
+    done = start
+    for span in (*_spans_of_line(text, start, end, backslash_escapes), Span(end, end, "")):
+        first = max(span.start, done)
+        if done <= offset <= first:
+            column = len(line) + offset - done
+        line += text[done:first]
+        if first < offset < span.end:
+            column = len(line)
+        if span.end > done:
+            line += span.instead
+        done = max(done, min(span.end, end))
+    return line, column
+
+
+def _spans_of_line(text: str, start: int, end: int, backslash_escapes: bool) -> Iterator[Span]:
+    shown_to = start
+    for first, last in regions(text, backslash_escapes):
+        if last <= start:
+            continue
+        if first >= end:
+            break
+        if text[shown_to:first].strip("; \t\r\f\v"):  # a comment, or rows of COPY
+            yield Span(shown_to, first, f"{MASK} ")
+        if SECRET_WORD.search(text, first, last) or SETS_SECRET.search(text, first, last):
+            yield Span(max(first, start), min(last, end), MASK)
+        else:
+            for span in hidden(text, first, last, backslash_escapes):
+                if span.start < end and span.end > start:
+                    yield span if span.start >= start else span._replace(start=start, instead=MASK)
+        shown_to = max(last, start)
+    if shown_to < end and text[shown_to:end].strip("; \t\r\f\v"):
+        yield Span(shown_to, end, f" {MASK}")
+
+
+def hidden(text: str, start: int, end: int, backslash_escapes: bool = False) -> Iterator[Span]:
+    """The literals and comments between two places; the body of a routine or block is looked into.
+
+    A literal that touches a word has a quote too few or too many: from there on nothing is known.
+    """
+    before = ""
+    is_language = False
+    for kind, at, after in _tokens(text, start, end, backslash_escapes):
+        word = text[at:after]
+        follows = text[after : after + 1]
+        if kind == "unclosed":
+            yield Span(at, end, word[:1] + MASK)
+            return
+        if kind in STRINGS:
+            if after < end and (follows.isalnum() or follows in ("_", "'")):
+                yield Span(at, end, f"'{MASK}")
+                return
+            yield Span(at, after, f"'{MASK}'")
+        elif kind == "meta":
+            command = re.match(r"\\\S*", word)
+            yield Span(at + (command.end() if command else 0), after, f" {MASK}")
+        elif kind == "dollar_string":
+            tag = word[: word.index("$", 1) + 1]
+            if before in ("DO", "AS") or is_language:
+                yield from hidden(text, at + len(tag), after - len(tag), backslash_escapes)
+            else:
+                yield Span(at, after, f"{tag}{MASK}{tag}")
+        elif kind == "space" and word.strip():
+            yield Span(at, after, f"{word[:2]} {MASK}")
+        if kind != "space":
+            is_language = before == "LANGUAGE"
+            before = word.upper()
+
+
+def _tokens(
+    text: str, start: int, end: int, backslash_escapes: bool
+) -> Iterator[tuple[str, int, int]]:
+    """Kind, start and end of each token; what is never closed is one, to the end."""
+    at = start
+    while at < end:
+        try:
+            kind, after = sql_scanner.read_token(text, at, backslash_escapes)
+        except ScanError:
+            kind, after = "unclosed", end
+        if after > end:
+            kind, after = "unclosed", end
+        yield kind, at, after
+        at = after
+
+
+class Words:
+    """What a script says outside of its literals, and names that are `known`: this may be
+    repeated.
+    """
+
+    def __init__(self, script: Script, known: Iterable[Optional[str]] = ()) -> None:
+        self._words = {name.casefold() for name in known if name}
+        text = script.text
+        escapes = script.backslash_escapes
+        for start, end in regions(text, escapes):
+            if start > SEARCHED:
+                break
+            if not SETS_SECRET.search(text, start, end):
+                self._add(text, start, end, escapes)
+
+    def _add(self, text: str, start: int, end: int, backslash_escapes: bool) -> None:
+        at = start
+        for span in (*hidden(text, start, end, backslash_escapes), Span(end, end, "")):
+            for kind, first, last in _tokens(text, at, span.start, backslash_escapes):
+                word = text[first:last]
+                if kind == "quoted_name":
+                    word = word[word.index('"') + 1 : -1].replace('""', '"')
+                self._words.add(word.casefold())
+            at = span.end
+
+    def __contains__(self, said: object) -> bool:
+        text = str(said)
+        if not any(c.isalnum() for c in text):
+            return True
+        parts = re.findall(r'"(?:[^"]|"")*"|[^."\s(),\[\]]+', text)
+        names = (part.strip('"').replace('""', '"').casefold() for part in parts)
+        return bool(parts) and all(name in self._words for name in names)
+
+    def mask(self, said: str) -> str:
+        """PostgreSQL's words without what they quote, or name, that is not among ours."""
+        masked = QUOTED.sub(
+            lambda found: found.group() if found.group(1) in self else f'"{MASK}"', said
+        )
+        masked = BARE.sub(lambda found: found.group() if found.group() in self else MASK, masked)
+        # A quote without a partner begins a text whose end is unknown.
+        head, quote, rest = masked.rpartition('"')
+        return f"{head}{quote}{MASK}" if masked.count('"') % 2 and rest else masked
