@@ -363,9 +363,7 @@ def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> It
 
 def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
     if _is_place_known(failure) and not _may_show_row(script, failure):
-        yield from excerpt(
-            script.text, failure.offset, failure.exact, script.backslash_escapes
-        )
+        yield from excerpt(script.text, failure.offset, failure.exact, script.backslash_escapes)
 
 
 def _is_place_known(failure: Failure) -> bool:

@@ -151,7 +151,10 @@ def run(
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     session.limited_roles = setup.config.limited_roles
-    this_run = Run(setup, session, report)
+    request_id = str(getattr(context, "aws_request_id", ""))
+    if not re.fullmatch("[0-9a-fA-F-]{32,64}", request_id):  # what a version's id can be
+        request_id = ""
+    this_run = Run(setup, session, report, request_id)
     try:
         with errors_explained(this_run):
             answer = session.open(tracking.tables_question(setup.config))
@@ -172,6 +175,7 @@ class Run:
     setup: Setup
     session: Session
     report: Report
+    request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     changes_role: bool = False  # a file of this run makes objects as another role
     only_adopted: bool = False  # none of which has run here
@@ -303,8 +307,7 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
         one = readable(run.session, remaining.pop(0))
         outcome = apply_migration(run, one, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
-            message = failure_message(run, one, outcome)
-            raise MigrationError(message) from outcome.error
+            raise failed(run, one, outcome)
         note_applied(run, one.name, started)
         if isinstance(outcome, Success):
             take_back_our_tables(run, one.name, outcome.answer)
@@ -525,6 +528,13 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
     return script.checksum, sha256
 
 
+def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
+    """The error without PostgreSQL's own, which quotes what must not be shown."""
+    error = MigrationError(failure_message(run, one, failure))
+    error.sqlstate = failure.sqlstate
+    return error
+
+
 ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
 
 
@@ -648,7 +658,12 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             raise UserError(
                 f"{exc}. Its login was not changed; fix this and invoke again."
             ) from exc
-        name, what = ensure_login(kind, keeper_of(run, client, secret))
+        keeper = keeper_of(run, client, secret)
+        is_rotated = bool(run.request_id) and secret.version == run.request_id
+        if is_rotated or secret.value != target.value:  # by this event, or by another run
+            name, what = run.users.ensure_login(kind, keeper)
+        else:
+            name, what = ensure_login(kind, keeper)
         done[name] = what
         if what != "kept":
             log("login ready", login=name, secret=secret.name, state=what)
@@ -658,11 +673,12 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
 def keeper_of(run: Run, client: Any, secret: Secret) -> Keeper:
     """The secret as a keeper of a login. In a dry run nothing is written to it."""
     read = partial(secret_store.stored_value, client, secret.name)
-    write = partial(secret_store.write_secret, client, secret)
+    version = run.request_id if run.report.action == "rotate" else ""
+    write = partial(secret_store.write_secret, client, secret, version=version)
     return Keeper(
         secret.value,
         read=partial(read, secret_store.CURRENT),
-        read_next=partial(read, secret_store.PENDING),
+        read_next=partial(secret_store.being_rotated, client, secret),
         write=write_nothing if isinstance(run.session, Rehearsal) else write,
     )
 
@@ -703,8 +719,7 @@ def dry_run(run: Run, found: TablesFound) -> None:
             for entry in tried
             if entry["untried"]
         ]
-        sqlstate = getattr(exc.__cause__, "pgcode", None)
-        if not untried or sqlstate in (None, CANCELLED, *RETRYABLE):
+        if not untried or exc.sqlstate in ("", CANCELLED, *RETRYABLE):
             raise
         hint = f"It may need what a dry run could not try: {'; '.join(untried)}."
         raise MigrationError(f"{exc}\n{hint}") from exc
@@ -731,7 +746,7 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
         outcome = apply_migration(run, one, more_follow=False)
     outcome = script_runner.as_rehearsed(outcome, one.script)
     if isinstance(outcome, Failure):
-        raise MigrationError(failure_message(run, one, outcome)) from outcome.error
+        raise failed(run, one, outcome)
     session.defer_constraints()
     if (
         not outcome.holds_lock

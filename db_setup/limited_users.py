@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
@@ -31,6 +32,8 @@ CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
+OUT_OF_LOCKS = "53200"
+OWNED_AT_ONCE = 200  # tables in one transaction
 
 Result = TypeVar("Result")
 
@@ -503,12 +506,14 @@ class LimitedUsers:
             return trial.login.username, self._said(trial)
         self._refuse_login_of_others(kind, keeper.value)
         if self.tried(kind, keeper.read_next()).login:
-            raise UserError(
-                f"the {kind.group} login is being rotated by AWS: the one that its secret will "
-                "hold works already. It was not changed. Invoke again when the rotation has "
-                "ended."
-            )
+            raise self._rotated_by_aws(kind)
         return self._replace_login(kind, keeper)
+
+    def _rotated_by_aws(self, kind: Kind) -> UserError:
+        return UserError(
+            f"the {kind.group} login is being rotated by AWS. It was not changed. Invoke again "
+            "when the rotation has ended."
+        )
 
     def _replace_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
         login = self._to_this_database(self._app.login(kind), secrets.token_urlsafe(32))
@@ -523,7 +528,8 @@ class LimitedUsers:
             return created
 
         try:
-            created = retried(change)
+            with self._shut_out(kind, login.username):
+                created = retried(change)
         except OvertakenError:
             return self.ensure_login(kind, replace(keeper, value=keeper.read()))
         what = "created" if created else "mended"
@@ -553,6 +559,8 @@ class LimitedUsers:
         working = trial.login
         if working is None or trial.state != WORKS:
             return self.ensure_login(kind, keeper)
+        if keeper.read_next():
+            raise self._rotated_by_aws(kind)
         first, second = self._app.logins(kind)
         name = second if working.username == first else first
         login = self._to_this_database(name, secrets.token_urlsafe(32))
@@ -561,12 +569,9 @@ class LimitedUsers:
             with self._session.transaction():
                 self._change_login(kind, login)
                 self._follow_creator(kind, name)
-                if kind.may_create:
-                    self._join(working.username)
-                    roles = sql.Identifier(working.username), sql.Identifier(self._app.group(kind))
-                    self._session.query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
 
-        retried(change)
+        with self._shut_out(kind, name):
+            retried(change)
         try:
             state = "Its secret was not changed."
             database.connect(login, self._session.deadline, state, is_trial=True).close()
@@ -577,7 +582,94 @@ class LimitedUsers:
                 raise UserError(f"login {name} was made, but: {exc}") from exc
         rotated = Credentials(keeper.value or {}, username=name, password=login.password)
         keeper.write(rotated)
+        if kind.may_create:
+            self._hand_on(working.username, self._app.group(kind))
         return name, "rotated"
+
+    @contextmanager
+    def _shut_out(self, kind: Kind, login: str) -> Iterator[None]:
+        """Whoever is logged in with a password that is replaced is logged out, and stays so.
+
+        Otherwise one of these sessions could set a password of its own.
+        """
+        state = self._login_state(kind, login)
+        if state is None or isinstance(self._session, Rehearsal):
+            yield
+            return
+        self._refuse_to_change(login, state)
+        if set(state.powers) - {login}:  # it will be refused
+            yield
+            return
+        role = sql.Identifier(login)
+        self._session.query(sql.SQL("ALTER ROLE {} NOLOGIN").format(role))
+        try:
+            self._end_sessions(login)
+            yield
+        except BaseException:
+            if state.can_login and not self._session.is_lost:
+                self._session.query(sql.SQL("ALTER ROLE {} LOGIN").format(role))
+            raise
+
+    def _end_sessions(self, login: str) -> None:
+        query = self._session.query
+        for _ in range(100):
+            found = query(SESSIONS_OF_SQL, [login])
+            if not found:
+                return
+            try:
+                self._join(login)
+                query(f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS_OF_SQL}) s", [login])
+            except (psycopg2.errors.InsufficientPrivilege, UserError):
+                break
+            time.sleep(0.05)
+        self.warnings.append(f"sessions of {login} with its old password could not be ended")
+
+    def _hand_on(self, creator: str, group: str) -> None:
+        """What a login has created goes to its group, as far as nobody keeps it locked.
+
+        At once, or else piece by piece: many tables need more locks than a transaction can have.
+        """
+        query = self._session.query
+        roles = sql.Identifier(creator), sql.Identifier(group)
+        self._join(creator)
+        try:
+            with self._session.transaction():
+                query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
+                query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
+            return
+        except psycopg2.Error as exc:
+            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS):
+                raise
+        names = [name for (name,) in query(OWNED_TABLES_SQL, [creator])]
+        left = 0
+        for at in range(0, len(names), OWNED_AT_ONCE):
+            if self._session.deadline.is_near:
+                left += len(names) - at
+                break
+            left += self._hand_on_tables(names[at : at + OWNED_AT_ONCE], roles[1])
+        if left:
+            self.warnings.append(
+                f"{left} tables still belong to {creator}, since they are locked or time is short; "
+                f"later: REASSIGN OWNED BY {creator} TO {group}"
+            )
+
+    def _hand_on_tables(self, names: Sequence[str], group: sql.Identifier) -> int:
+        """Change the owner of these tables; returns how many are left."""
+        alter = sql.SQL("ALTER TABLE {} OWNER TO {}")
+        statements = [alter.format(sql.SQL(name), group) for name in names]
+        try:
+            with self._session.transaction():
+                self._session.query("SET LOCAL lock_timeout = 100")
+                self._session.query(sql.SQL("; ").join(statements))
+            return 0
+        except psycopg2.Error as exc:
+            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, "42P01"):
+                raise
+        if len(names) == 1:
+            return 1
+        half = len(names) // 2
+        left = self._hand_on_tables(names[:half], group)
+        return left + self._hand_on_tables(names[half:], group)
 
     def _change_login(self, kind: Kind, login: Login) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -805,6 +897,17 @@ LOGIN_STATE_SQL = f"""
            {MEMBERS_SQL}
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
+
+SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
+
+OWNED_TABLES_SQL = """
+    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_roles o ON o.oid = c.relowner
+    WHERE o.rolname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+      AND n.nspname !~ '^pg_' AND NOT EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+        AND d.deptype IN ('a', 'i') AND c.relkind = 'S')"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any, Optional
 
 from common import ConfigError, Credentials, Deadline, UserError, shown
@@ -23,6 +24,7 @@ except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is neede
 
 CURRENT = "AWSCURRENT"
 PENDING = "AWSPENDING"  # the value that a rotation is about to make current
+ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
 
 
 class UnreachableError(ConfigError):
@@ -37,6 +39,8 @@ class Secret:
     arn: str = ""
     value: Optional[Credentials] = None
     complaint: str = ""
+    version: str = ""
+    created: Optional[datetime] = None
 
     def __repr__(self) -> str:
         return f"Secret({self.name})"
@@ -91,7 +95,22 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
         return Secret(name, arn, complaint="is not JSON")
     if not isinstance(value, dict):
         return Secret(name, arn, complaint="is not a JSON object")
-    return Secret(name, arn, Credentials(value))
+    version = str(answer.get("VersionId", ""))
+    return Secret(name, arn, Credentials(value), "", version, answer.get("CreatedDate"))
+
+
+def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:
+    """The value that a rotation by AWS is about to make current; None where none is at work.
+
+    A label that an old rotation has left behind, on an older version or for too long, is none.
+    """
+    pending = read_secret(client, current.name, PENDING)
+    if pending.version in ("", current.version) or pending.created is None:
+        return None
+    if current.created is not None and pending.created < current.created:
+        return None
+    is_old = datetime.now(timezone.utc) - pending.created > ROTATION_TAKES
+    return None if is_old else pending.value
 
 
 def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
@@ -101,11 +120,14 @@ def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
     return read_secret(client, name, stage).value
 
 
-def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> None:
-    """Make `value` the secret's current value; raises UserError."""
+def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: str = "") -> None:
+    """Make `value` the secret's current value, under this version's id; raises UserError."""
     problem = ""
+    request = {"SecretId": secret.arn or secret.name, "SecretString": json.dumps(value)}
+    if version:
+        request["ClientRequestToken"] = version
     try:
-        client.put_secret_value(SecretId=secret.arn or secret.name, SecretString=json.dumps(value))
+        client.put_secret_value(**request)
     except (BotoCoreError, ClientError) as exc:
         problem = _aws_problem(exc, "PutSecretValue", secret.name)
     if problem:  # raised out here, without its cause: botocore's frames hold the password

@@ -110,7 +110,7 @@ def without_quotes(text: str, backslash_escapes: bool = False) -> str:
     parts = []
     offset = 0
     while offset < len(text):
-        kind, end = _read_token(text, offset, backslash_escapes)
+        kind, end = read_token(text, offset, backslash_escapes)
         part = text[offset:end]
         is_code = kind in ("word", "number", "semicolon", "open", "close", "other")
         parts.append(part if is_code else re.sub(r"[^\r\n]", " ", part))

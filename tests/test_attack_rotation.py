@@ -1,0 +1,165 @@
+"""A leaked login ends, and nobody can keep a rotation from happening, or let it happen twice."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from typing import Any
+
+import psycopg2
+import pytest
+import secret_store
+from harness.attackers import close_public, open_transaction
+from harness.logins import as_superuser, works
+from harness.world import Context, World, rows
+from initializer import UserError
+
+ROTATE = {"action": "rotate"}
+BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    close_public(world)
+    world.deploy()
+    return world
+
+
+def is_alive(conn: Any) -> bool:
+    try:
+        return rows(conn, "SELECT true") == [(True,)]
+    except psycopg2.Error:
+        return False
+
+
+@BOTH
+def test_rotation_twice_ends_the_sessions_of_a_leaked_login(deployed: World, secret: str) -> None:
+    """One that was open all the time could set a password of its own: it is gone, however often it tries."""
+    leaked = deployed.secret(secret)
+    with deployed.login(secret) as conn:
+        deployed.deploy(ROTATE)
+        assert is_alive(conn)  # the application has until the next rotation
+        stop = threading.Event()
+
+        def stay() -> None:
+            while not stop.is_set():
+                try:
+                    rows(conn, "ALTER ROLE CURRENT_USER PASSWORD 'mine'")
+                except psycopg2.Error:
+                    continue
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        try:
+            deployed.deploy(ROTATE)
+        finally:
+            stop.set()
+            thread.join()
+        assert not is_alive(conn)
+    assert works(deployed, deployed.secret(secret))
+    assert not works(deployed, {**leaked, "password": "mine"})
+    assert not works(deployed, leaked)
+
+
+@BOTH
+def test_rotation_of_a_login_that_is_mended_ends_its_sessions(deployed: World, secret: str) -> None:
+    """A password that is replaced is replaced for everybody."""
+    with deployed.login(secret) as conn:
+        deployed.put_secret(secret, {**deployed.secret(secret), "password": "lost"})
+
+        deployed.deploy()
+
+        assert not is_alive(conn)
+    assert works(deployed, deployed.secret(secret))
+
+
+def test_rotation_is_not_kept_up_by_a_lock_on_a_table(deployed: World) -> None:
+    """The new login is handed out; what is locked keeps its owner for now, which the report says."""
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE TABLE locked (id int); CREATE TABLE free (id int)")
+        with open_transaction(conn, "LOCK TABLE locked"):
+            report = deployed.deploy(ROTATE, Context(60), LOCK_TIMEOUT="500ms")
+
+    assert report["users"]["app_tc_clone"] == "rotated"
+    assert works(deployed, deployed.secret("creator"))
+    assert any("1 tables still belong to app_tc" in warning for warning in report["warnings"])
+    owners = "SELECT relname, relowner::regrole::text FROM pg_class WHERE relname IN ('locked', 'free') ORDER BY 1"
+    assert deployed.sql(owners) == [("free", "tablecreator"), ("locked", "app_tc")]
+
+
+def test_rotation_is_not_kept_up_by_thousands_of_tables(deployed: World) -> None:
+    """More than one transaction can lock: they change their owner in portions."""
+    with deployed.login("creator") as conn:
+        for number in range(11):
+            create = f"EXECUTE 'CREATE TABLE many_{number}_' || i || ' ()'"
+            rows(conn, f"DO $$ BEGIN FOR i IN 1..2000 LOOP {create}; END LOOP; END $$")
+
+    report = deployed.deploy(ROTATE)
+
+    assert report["users"]["app_tc_clone"] == "rotated"
+    assert works(deployed, deployed.secret("creator"))
+    left = as_superuser(deployed, "SELECT count(*) FROM pg_class WHERE relowner = 'app_tc'::regrole AND relkind = 'r'")
+    assert left == [(0,)]
+
+
+class Invocation(Context):
+    """An event's delivery: a second one of the same event has the same id."""
+
+    def __init__(self) -> None:
+        super().__init__(60)
+        self.aws_request_id = str(uuid.uuid4())
+
+
+def test_rotation_of_an_event_that_is_delivered_twice_happens_once(deployed: World) -> None:
+    """The second delivery finds what the first one wrote; another event rotates again."""
+    before = deployed.secret("user")
+    event = Invocation()
+
+    reports = [deployed.deploy(ROTATE, event) for _ in range(2)]
+
+    assert [set(report["users"].values()) for report in reports] == [{"rotated"}, {"kept"}]
+    assert deployed.secret("user")["username"] == "app_rw_clone"
+    assert works(deployed, before)
+    assert set(deployed.deploy(ROTATE, Invocation())["users"].values()) == {"rotated"}
+
+
+# --- A rotation by AWS ----------------------------------------------------------------------------------------------
+
+
+def leave_pending(world: World, secret: str) -> dict[str, Any]:
+    """A version labelled AWSPENDING whose login works, as a rotation has it before its last step."""
+    world.sql("CREATE ROLE app_rw_clone LOGIN PASSWORD 'pending'; GRANT readwrite TO app_rw_clone")
+    value = {**world.secret(secret), "username": "app_rw_clone", "password": "pending"}
+    world.secrets.put_secret_value(SecretId=secret, SecretString=json.dumps(value), VersionStages=["AWSPENDING"])
+    return value
+
+
+def test_rotation_is_refused_while_aws_rotates(deployed: World) -> None:
+    """Both at once would hand out a login that the other one changes."""
+    leave_pending(deployed, "user")
+    before = deployed.secret("user")
+
+    with pytest.raises(UserError, match="is being rotated by AWS"):
+        deployed.deploy(ROTATE)
+
+    assert deployed.secret("user") == before
+    assert works(deployed, before)
+
+
+@pytest.mark.parametrize("how", ["older than the current one", "for too long"])
+def test_rotation_by_aws_that_was_left_behind_stops_nothing(
+    deployed: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """A label on an old version is no rotation: logins are mended and rotated."""
+    leave_pending(deployed, "user")
+    time.sleep(1.1)
+    if how == "for too long":
+        monkeypatch.setattr(secret_store, "ROTATION_TAKES", secret_store.ROTATION_TAKES * 0)
+    else:
+        deployed.put_secret("user", {**deployed.secret("user"), "more": 1})
+
+    assert deployed.deploy(ROTATE)["users"]["app_rw_clone"] == "rotated"
+    deployed.put_secret("user", {**deployed.secret("user"), "password": "lost"})
+    assert deployed.deploy()["users"]["app_rw"] == "mended"
