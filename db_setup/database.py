@@ -197,6 +197,17 @@ UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that t
 # The first whose pattern is found counts.
 CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
+        "PAM authentication failed",
+        False,
+        "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam "
+        "FROM it",
+    ),
+    Problem(
+        "permission denied for database",
+        False,
+        "this login may not CONNECT to that database: GRANT it as the database's owner",
+    ),
+    Problem(
         rf"{REFUSED}|no password supplied",
         False,
         "check username and password in the secret (or DATABASE_URL)",

@@ -12,8 +12,9 @@ table.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple, Optional
 
 import masking
@@ -30,6 +31,8 @@ from outcomes import (
 from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
+NO_SUCH_CHARACTER = "22P05"
+NAMES_NOTHING = ("42883", "42704")  # a function, or a type and other objects, that do not exist
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
 ABOUT_ROWS = ("22", "23")
@@ -94,7 +97,11 @@ def describe(script: Script, failure: Failure) -> str:
         said = "PostgreSQL's words are not shown, since this statement can set a password"
     else:
         said = failure.error.diag.message_primary or str(failure.error)
-        said = _words(script, failure).mask(" ".join(said.split()))[:400]
+        said = " ".join(said.split())
+        # What a character set lacks is said with the names of encodings, not with values.
+        if failure.sqlstate != NO_SUCH_CHARACTER:
+            said = _words(script, failure).mask(said)
+        said = said[:400]
     if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
@@ -131,8 +138,16 @@ def _syntax_explanation(text: str, offset: int) -> str:
 # --- The state, and what to do --------------------------------------------------------------------
 
 
-def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] = ()) -> str:
-    """What has stayed or was rolled back, and what to do; the first case that applies."""
+def state_and_step(
+    script: Script,
+    failure: Failure,
+    blocked_by: Sequence[str] = (),
+    extensions: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """What has stayed or was rolled back, and what to do; the first case that applies.
+
+    `extensions` are those that the database has, each with its schema.
+    """
     if failure.refusal and not failure.blocked:
         return (
             "The statements that have run stay applied. Then deploy again: the run continues after "
@@ -150,8 +165,8 @@ def state_and_step(script: Script, failure: Failure, blocked_by: Sequence[str] =
     if failure.sqlstate in RETRYABLE:
         return _state_and_step_of_blocked(script, failure, blocked_by)
     if failure.in_steps and script.statement_count > 1:
-        return _state_and_step_of_marked(script, failure)
-    return _state_and_step_of_transaction(script, failure)
+        return _state_and_step_of_marked(script, failure, extensions)
+    return _state_and_step_of_transaction(script, failure, extensions)
 
 
 def _state_and_step_of_lost(failure: Failure) -> str:
@@ -197,17 +212,21 @@ def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Seq
     )
 
 
-def _state_and_step_of_marked(script: Script, failure: Failure) -> str:
+def _state_and_step_of_marked(
+    script: Script, failure: Failure, extensions: Mapping[str, str]
+) -> str:
     """Of a file marked -- no-transaction."""
-    step = _step(advice(script, failure))
+    step = _step(advice(script, failure, extensions))
     if failure.rehearsed:
         return f"{_state(script, failure)} {step}."
     return f"{_state(script, failure)} {step}: the run continues here."
 
 
-def _state_and_step_of_transaction(script: Script, failure: Failure) -> str:
+def _state_and_step_of_transaction(
+    script: Script, failure: Failure, extensions: Mapping[str, str]
+) -> str:
     """Of a file that is one transaction."""
-    instead = advice(script, failure)
+    instead = advice(script, failure, extensions)
     if failure.sqlstate == COMMITS_ITSELF:
         return (
             "Rolled back. A block that commits by itself needs a file without a transaction: write "
@@ -239,7 +258,7 @@ def _step(instead: str) -> str:
 # --- What to write instead ------------------------------------------------------------------------
 
 
-def advice(script: Script, failure: Failure) -> str:
+def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> str:
     """One sentence that says what to write instead, for common mistakes; else empty."""
     if failure.error is None:
         return ""
@@ -248,6 +267,12 @@ def advice(script: Script, failure: Failure) -> str:
         return ""  # our sentences are about the rows that are in the table already
     said = _words(script, failure).mask(failure.error.diag.message_primary or "")
     extension = _missing_extension(failure.sqlstate, said)
+    schema = extensions.get(extension.strip('"'))
+    if schema:
+        return (
+            f"Extension {extension} is installed in schema {schema}: write {schema}. before the "
+            "name, or check the arguments"
+        )
     if extension:
         return (
             f"Add CREATE EXTENSION IF NOT EXISTS {extension}; above this statement, "
@@ -284,13 +309,21 @@ def _missing_extension(code: str, said: str) -> str:
     missing = re.search(
         r'(?:function|type|operator class|access method) "?(.+?)(?:\(|"| does not exist)', said
     )
-    if code not in ("42883", "42704") or missing is None:
+    if code not in NAMES_NOTHING or missing is None:
         return ""
     name = missing.group(1).split(".")[-1]
     for names, extension in EXTENSIONS:
         if re.fullmatch(names, name, re.IGNORECASE):
             return extension
     return ""
+
+
+def step_outside_of_scripts(sqlstate: str, said: str) -> str:
+    """What to do where a statement of ours failed: one sentence without its full stop."""
+    for pattern, step in STEPS_OUTSIDE_OF_SCRIPTS:
+        if re.search(pattern, f"{sqlstate} {said}"):
+            return step
+    return "Invoke again"
 
 
 class Mistake(NamedTuple):
@@ -460,6 +493,28 @@ EXTENSIONS = (
 NO_IF_NOT_EXISTS = (
     "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once"
 )
+DISK_FULL = (
+    "The file is not the reason: the server's disk is full. Enlarge it, or delete what is not "
+    "needed"
+)
+LIMIT_REACHED = (
+    "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
+    "instance, or change fewer rows at once"
+)
+# By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
+STEPS_OUTSIDE_OF_SCRIPTS = (
+    (
+        '^3F000 schema "public"',
+        "db_setup keeps its table in schema public, which is missing: CREATE SCHEMA public, as the "
+        "admin, and invoke again",
+    ),
+    ("^42501", "Give the admin that right, or make it the owner"),
+    (
+        "^53100",
+        "The server's disk is full: enlarge it, or delete what is not needed, and invoke again",
+    ),
+    ("^53", "The server has reached a limit: raise it, or use a larger instance, and invoke again"),
+)
 # The first that applies counts.
 MISTAKES = (
     Mistake(
@@ -499,6 +554,13 @@ MISTAKES = (
         "write IF NOT EXISTS or OR REPLACE where that exists",
     ),
     Mistake(
+        "42501|42704",
+        said='(?:member of role|SET ROLE|^role) "(.+?)"',
+        after=r"^[^;]*\bOWNER\s+TO\b",
+        advice="Leave OWNER TO out (pg_dump --no-owner does), or first make sure that role {0} "
+        "exists and GRANT it to the admin",
+    ),
+    Mistake(
         "42704",
         said='role "(.+?)" does not exist',
         after=r"^\s*DROP\b",
@@ -530,13 +592,19 @@ MISTAKES = (
     Mistake(
         IN_TRANSACTION,
         said="",
-        after=r"^\s*(DO|CALL|SELECT)\b",
+        after=r"^\s*DO\b",
         advice="Write it as a statement of its own, outside of the block",
     ),
     Mistake(
         IN_TRANSACTION,
         said="cannot be executed from a function",
         advice="Write it as a statement of its own, outside of the function",
+    ),
+    Mistake(
+        IN_TRANSACTION,
+        said="cannot run inside a transaction block",
+        after=r"^\s*(CALL|SELECT)\b",
+        advice="Write what the function does as a statement of its own",
     ),
     Mistake(
         IN_TRANSACTION,
@@ -548,6 +616,17 @@ MISTAKES = (
         said="extension .*(is not available|control file|not allow-listed)",
         advice="This server does not have that extension; SELECT name FROM "
         "pg_available_extensions lists those that it has",
+    ),
+    Mistake(
+        "42501",
+        said="is a system trigger",
+        advice="Only a superuser can disable the triggers of foreign keys; write DISABLE TRIGGER "
+        "USER, or dump without --disable-triggers",
+    ),
+    Mistake(
+        "42501",
+        said=r"must be owner of extension (\S+)",
+        advice="Leave it out: extension {0} belongs to another role, on RDS to its own superuser",
     ),
     Mistake(
         "42501",
@@ -609,6 +688,44 @@ MISTAKES = (
         "0A000|42601",
         said=r"\bused (by|in) a",
         advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
+    ),
+    Mistake(
+        "55006",
+        said="pending trigger events",
+        advice="Write SET CONSTRAINTS ALL IMMEDIATE; above this statement",
+    ),
+    Mistake(
+        NO_SUCH_CHARACTER,
+        said='no equivalent in encoding "(.+?)"',
+        advice="The database's encoding {0} does not have that character; write another one, or "
+        "migrate to a database with encoding UTF8",
+    ),
+    Mistake(
+        "3F000",
+        said="no schema has been selected",
+        advice="The search path names no schema that exists here; write the schema before the "
+        "name, or SET search_path above this statement",
+    ),
+    Mistake(
+        "57014",
+        said="statement timeout",
+        advice="The file's own statement_timeout was too short; raise it, or leave it out",
+    ),
+    Mistake(
+        "53100",
+        said="",
+        advice=DISK_FULL,
+    ),
+    Mistake(
+        "53200",
+        said="shared memory",
+        advice="A transaction cannot hold this many locks; split the file, or raise "
+        "max_locks_per_transaction (in the parameter group)",
+    ),
+    Mistake(
+        "53...",
+        said="",
+        advice=LIMIT_REACHED,
     ),
     Mistake(
         "42P16",

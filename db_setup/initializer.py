@@ -550,7 +550,9 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     if failure.anywhere or (has_ended and was_one_message):
         place = one.migration.path.name  # nothing tells how far the server was
     said = failures.describe(script, failure)
-    state = failures.state_and_step(script, failure, run.session.activity.blocked_by)
+    extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
+    blocked_by = run.session.activity.blocked_by
+    state = failures.state_and_step(script, failure, blocked_by, extensions)
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
@@ -627,9 +629,7 @@ def errors_explained(run: Run) -> Iterator[None]:
         kept = f"{session.what_stays} " if session.applied else ""
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         code = f" ({exc.pgcode})" if exc.pgcode else ""
-        step = "Invoke again"
-        if exc.pgcode == "42501":
-            step = "Give the admin that right, or make it the owner"
+        step = failures.step_outside_of_scripts(exc.pgcode or "", said)
         kind = ConnectError if session.is_lost else InitializerError
         raise kind(
             f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "

@@ -300,10 +300,22 @@ class LimitedUsers:
         if group.lacks(self._session.user, kind) or not group.connects:
             database_name = sql.Identifier(self._session.connection.info.dbname)
             query(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name))
+            self._check_may_connect(group.name)
             self._ensure_schema_rights(group.name, kind)
         for creator in self._creators():
             self._grant_where_free(creator, group, kind)
         self._close_our_tables(name)
+
+    def _check_may_connect(self, group: str) -> None:
+        """What somebody else than the database's owner grants is only a warning."""
+        dbname = self._session.connection.info.dbname
+        question = "SELECT has_database_privilege(%s, current_database(), 'CONNECT')"
+        if not self._session.query(question, [group])[0][0]:
+            raise UserError(
+                f"{self._session.user} may not grant CONNECT on database {dbname} to {group}. No "
+                f"role has been changed. As the database's owner: GRANT CONNECT ON DATABASE "
+                f"{dbname} TO {group}; then invoke again."
+            )
 
     def _close_our_tables(self, group: sql.Identifier) -> None:
         """A group may read the tracking table, and nothing else of ours."""

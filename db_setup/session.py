@@ -11,7 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, NamedTuple, Optional, TypeVar
 
 import database
@@ -61,6 +61,7 @@ class Session:
         self.limited_roles: Sequence[str] = ()  # their members run no migration, see acquire_lock
         self.activity = Activity()
         self._defaults_when_begun = ""
+        self._read_only_by = ""  # where default_transaction_read_only is set; empty: it is off
         self._connection: Optional[Connection] = None
         self._watcher: Optional[Watcher] = None
 
@@ -172,6 +173,12 @@ class Session:
         finally:
             self.activity.busy_since = None
 
+    def extensions(self) -> dict[str, str]:
+        """The extensions of this database, each with its schema. For messages: none if unknown."""
+        with suppress(psycopg2.Error):
+            return dict(self.query(EXTENSIONS_SQL))
+        return {}
+
     # --- Settings -----------------------------------------------------------------------------
 
     def _set_up(self, question: sql.Composable, takes_lock: bool = False) -> tuple[Any, ...]:
@@ -196,7 +203,9 @@ class Session:
             first=sql.SQL(first_sql),
             question=question,
         )
-        server_pid, is_standby, self._defaults_when_begun, *answer = self.query(set_up)[0]
+        server_pid, is_standby, self._defaults_when_begun, self._read_only_by, *answer = self.query(
+            set_up
+        )[0]
         host = self.login.endpoint.host
         if server_pid != pid:
             raise ConnectError(
@@ -317,6 +326,7 @@ class Session:
         any more and is ended; so is a limited user, who has no business with this lock. Raises
         LockError.
         """
+        self._refuse_read_only()
         if self.holds_lock:
             return
         started = time.monotonic()
@@ -339,6 +349,26 @@ class Session:
             time.sleep(0.02 if ended else random.uniform(0.1, 0.4))
         self.holds_lock = True
         self.lock_wait_ms += round((time.monotonic() - started) * 1000)
+
+    def _refuse_read_only(self) -> None:
+        """Raise ConnectError where the database is meant not to be written."""
+        if not self._read_only_by:
+            return
+        endpoint = self.login.endpoint
+        where = {
+            "database": f"DATABASE {endpoint.dbname}",
+            "user": f"ROLE {self.user}",
+            "database user": f"ROLE {self.user} IN DATABASE {endpoint.dbname}",
+        }.get(self._read_only_by)
+        step = "change it in the server's parameters (parameter group)"
+        if where:
+            setting = "default_transaction_read_only"
+            step = f"SET {setting} = off; ALTER {where} RESET {setting}"
+        raise ConnectError(
+            f"{endpoint.dbname} on {endpoint.host} is read-only: default_transaction_read_only is "
+            f"on (set for: {self._read_only_by}). {self.what_stays} If it is to be written: "
+            f"{step}; then invoke again."
+        )
 
     def _end_overdue_holder(self) -> str:
         """What is known of the holder; one that is past its deadline is ended."""
@@ -459,12 +489,17 @@ DEFAULTS_SQL = (
     "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
     "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
 )
+READ_ONLY_BY_SQL = (
+    "CASE WHEN current_setting('default_transaction_read_only')::bool "
+    "THEN (SELECT source FROM pg_settings WHERE name = 'default_transaction_read_only') ELSE '' END"
+)
 SET_UP_SQL = (
     "SET LOCAL search_path = pg_catalog; "  # for a pooler's, which keeps its own
     "SELECT pg_catalog.set_config(name, value, false) "
     "FROM (VALUES {settings}) s(name, value) "
     f"WHERE pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {{pid}}; {{first}}SELECT "
-    f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), q.* FROM ({{question}}) q"
+    f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), {READ_ONLY_BY_SQL}, q.* "
+    "FROM ({question}) q"
 )
 TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
@@ -498,6 +533,11 @@ LIMITED_HOLDERS_SQL = f"""
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
+
+EXTENSIONS_SQL = (
+    "SELECT extname::text, pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_extension "
+    "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) extnamespace"
+)
 
 # A function in PL/pgSQL has variables of types that may change. Its SQL is planned again for each
 # file (DISCARD PLANS), and NEW and OLD are looked at each time. (OFFSET 0: what costs more is asked

@@ -349,6 +349,12 @@ GIVEN_UP = {
     "check username and password in the secret (or DATABASE_URL)": answer_fatal(
         "28000", f'role "{ADMIN}" is not permitted to log in'
     ),
+    "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam FROM it": answer_fatal(
+        "28000", f'PAM authentication failed for user "{ADMIN}"'
+    ),
+    "this login may not CONNECT to that database: GRANT it as the database's owner": answer_fatal(
+        "42501", 'permission denied for database "shop"'
+    ),
     "the server refused this login": answer_fatal("28000", 'no user mapping in "pg_ident.conf"'),
     "check host, port, security group and that the database runs": hang_up,
 }

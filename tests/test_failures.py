@@ -7,7 +7,8 @@ from typing import Any
 
 import failures
 import pytest
-from harness.world import Context, World
+from harness.database import drop_database
+from harness.world import ADMIN, Context, World, rows
 from initializer import MigrationError
 
 DRY = {"action": "dry_run"}
@@ -17,6 +18,8 @@ TABLES = (
     "CREATE TYPE mood AS ENUM ('old'); CREATE TABLE m (v mood); CREATE TABLE c (i int); INSERT INTO c VALUES (200);"
     'CREATE TABLE "People" ("firstName" text); INSERT INTO "People" VALUES (NULL);'
     "CREATE ROLE tmp_other; GRANT SELECT ON c TO tmp_other;"
+    "CREATE TABLE keys (i int PRIMARY KEY);"
+    "CREATE TABLE k (i int REFERENCES keys DEFERRABLE INITIALLY DEFERRED); INSERT INTO keys VALUES (1);"
     "CREATE FUNCTION vacuum_it() RETURNS int LANGUAGE plpgsql AS 'BEGIN EXECUTE $$VACUUM$$; RETURN 1; END';"
 )
 
@@ -244,6 +247,95 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version",
         ["LINE 1: ALTER TABLE t SET (fillfactor = 90, of_later = 1);"],
     ),
+    "Leave OWNER TO out (pg_dump --no-owner does), or first make sure that role {0} exists and GRANT it to the admin": (
+        "ALTER TABLE t OWNER TO nobody_such;",
+        "1",
+        'role "nobody_such" does not exist (42704)',
+        "Leave OWNER TO out (pg_dump --no-owner does), or first make sure that role nobody_such exists and GRANT it to "
+        "the admin",
+        ["LINE 1: ALTER TABLE t OWNER TO nobody_such;"],
+    ),
+    "Write what the function does as a statement of its own": (
+        "SELECT 1;\nSELECT vacuum_it();",
+        "2",
+        "VACUUM cannot run inside a transaction block (25001)",
+        "Write what the function does as a statement of its own",
+        ["LINE 2: SELECT vacuum_it();", "IN: function vacuum_it(), its line 1"],
+    ),
+    "Only a superuser can disable the triggers of foreign keys; write DISABLE TRIGGER USER, or dump without "
+    "--disable-triggers": (
+        "SELECT 1;\nALTER TABLE k DISABLE TRIGGER ALL;",
+        "2",
+        'permission denied: "RI_ConstraintTrigger_…" is a system trigger (42501)',
+        "Only a superuser can disable the triggers of foreign keys; write DISABLE TRIGGER USER, or dump without "
+        "--disable-triggers",
+        ["LINE 2: ALTER TABLE k DISABLE TRIGGER ALL;"],
+    ),
+    "Leave it out: extension {0} belongs to another role, on RDS to its own superuser": (
+        "COMMENT ON EXTENSION plpgsql IS 'as pg_dump writes it';",
+        "1",
+        "must be owner of extension plpgsql (42501)",
+        "Leave it out: extension plpgsql belongs to another role, on RDS to its own superuser",
+        ["LINE 1: COMMENT ON EXTENSION plpgsql IS 'as pg_dump writes it';"],
+    ),
+    "The file's own statement_timeout was too short; raise it, or leave it out": (
+        "SET statement_timeout = '50ms';\nSELECT pg_sleep(60);",
+        "2",
+        "canceling statement due to statement timeout (57014)",
+        "The file's own statement_timeout was too short; raise it, or leave it out",
+        ["LINE 2: SELECT pg_sleep(60);"],
+    ),
+    "Write SET CONSTRAINTS ALL IMMEDIATE; above this statement": (
+        "INSERT INTO k VALUES (1);\nALTER TABLE k ADD n int;",
+        "2",
+        'cannot ALTER TABLE "k" because it has pending trigger events (55006)',
+        "Write SET CONSTRAINTS ALL IMMEDIATE; above this statement",
+        ["LINE 2: ALTER TABLE k ADD n int;"],
+    ),
+    "The database's encoding {0} does not have that character; write another one, or migrate to a database with "
+    "encoding UTF8": (
+        "SELECT convert_to('5 €', 'LATIN1');",
+        "1",
+        'character with byte sequence 0xe2 0x82 0xac in encoding "UTF8" has no equivalent in encoding "LATIN1" (22P05)',
+        "The database's encoding LATIN1 does not have that character; write another one, or migrate to a database with "
+        "encoding UTF8",
+        [],
+    ),
+    "The search path names no schema that exists here; write the schema before the name, or SET search_path above "
+    "this statement": (
+        "SET search_path = '';\nCREATE TABLE x (i int);",
+        "2:14",
+        "no schema has been selected to create in (3F000)",
+        "The search path names no schema that exists here; write the schema before the name, or SET search_path above "
+        "this statement",
+        ["LINE 2: CREATE TABLE x (i int);", "                     ^"],
+    ),
+    failures.DISK_FULL: (
+        "SELECT 1;\nSELECT fill_disk();",
+        "2",
+        "could not write to COPY file: No space left on device (53100)",
+        failures.DISK_FULL,
+        ["LINE 2: SELECT fill_disk();", 'IN: function "fill_disk", its statement 1'],
+    ),
+    "A transaction cannot hold this many locks; split the file, or raise max_locks_per_transaction (in the parameter "
+    "group)": (
+        "SELECT count(pg_advisory_xact_lock(i)) FROM generate_series(1, 1000000) i;",
+        "1",
+        "out of shared memory (53200)",
+        "A transaction cannot hold this many locks; split the file, or raise max_locks_per_transaction (in the "
+        "parameter group)",
+        [
+            "LINE 1: SELECT count(pg_advisory_xact_lock(i)) FROM generate_series(1, 1000000) i;",
+            "HINT: You might need to increase max_locks_per_transaction.",
+        ],
+    ),
+    failures.LIMIT_REACHED: (
+        "SELECT 1;\nSELECT i FROM generate_series(1, 100000) i ORDER BY -i;",
+        "2",
+        "temporary file size exceeds temp_file_limit (64kB) (53400)",
+        failures.LIMIT_REACHED,
+        ["LINE 2: SELECT i FROM generate_series(1, 100000) i ORDER BY -i;"],
+    ),
     "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first": (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",
@@ -251,6 +343,13 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first",
         ["LINE 1: CREATE OR REPLACE VIEW v AS SELECT i FROM t;"],
     ),
+}
+SET_BY_A_SUPERUSER = {
+    failures.DISK_FULL: (
+        "CREATE FUNCTION fill_disk() RETURNS void LANGUAGE sql SECURITY DEFINER AS "
+        "$$ COPY (SELECT repeat('x', 100000)) TO '/dev/full' $$"
+    ),
+    failures.LIMIT_REACHED: "ALTER DATABASE {0} SET temp_file_limit = '64kB'; ALTER DATABASE {0} SET work_mem = '64kB'",
 }
 NO_EXTENSION = (  # PostgreSQL's words differ
     "This server does not have that extension; SELECT name FROM pg_available_extensions lists those that it has"
@@ -261,8 +360,14 @@ NO_EXTENSION = (  # PostgreSQL's words differ
 def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: World, advice: str) -> None:
     """Every entry of MISTAKES is reached by a real error, and the whole message is as it should be."""
     text, place, said, instead, lines = PROVOKED[advice]
+    with there.superuser() as superuser:
+        rows(superuser, SET_BY_A_SUPERUSER.get(advice, "SELECT 1").format(there.dbname))
 
-    assert fail_with(there, text) == whole(place, said, instead, *lines)
+    message = fail_with(there, text)
+
+    message = re.sub(r"(?<=RI_ConstraintTrigger_)\w+", "…", message)
+    message = message.replace('"max_locks_per_transaction"', "max_locks_per_transaction")  # PostgreSQL 17 and newer
+    assert message == whole(place, said, instead, *lines)
     assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(advice)), instead)
 
 
@@ -279,6 +384,64 @@ def test_mistake_of_an_extension_that_the_server_does_not_have_says_where_to_loo
         r"002_b\.sql:1: .*extension.* \((0A000|58P01)\)\. Rolled back\. This server does not have that extension; "
         r"SELECT name FROM pg_available_extensions lists those that it has\. Then deploy again\. "
         r"Applied in this run: nothing\.",
+        first,
+    )
+
+
+def test_mistake_of_an_extension_in_another_schema_names_that_schema(there: World) -> None:
+    """An extension that is installed is not to be created: its schema is missing in the path, or an argument."""
+    there.sql("CREATE SCHEMA tools; CREATE EXTENSION citext SCHEMA tools")
+    instead = "Extension citext is installed in schema tools: write tools. before the name, or check the arguments"
+
+    assert fail_with(there, "CREATE TABLE x (e citext);") == whole(
+        "1:19",
+        'type "citext" does not exist (42704)',
+        instead,
+        "LINE 1: CREATE TABLE x (e citext);",
+        "                          ^",
+    )
+    assert f" Rolled back. {instead}. Then deploy again. " in fail_with(there, "CREATE TABLE x (e citext);", DRY)
+
+
+def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings(world: World) -> None:
+    """The words about encodings are shown: they are no values of rows."""
+    dbname = f"{world.dbname}_latin1"
+    with world.superuser() as superuser:
+        rows(superuser, f"CREATE DATABASE {dbname} OWNER {ADMIN} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
+    try:
+        world.write("002_b.sql", "CREATE TABLE a (t text);\nCOMMENT ON TABLE a IS '5 €';")
+        with pytest.raises(MigrationError) as caught:
+            world.deploy(CREATE_USERS="false", DB_NAME=dbname)
+    finally:
+        drop_database(world.server, dbname)
+
+    assert str(caught.value) == whole(
+        "2",
+        'character with byte sequence 0xe2 0x82 0xac in encoding "UTF8" has no equivalent in encoding "LATIN1" (22P05)',
+        "The database's encoding LATIN1 does not have that character; write another one, or migrate to a database with "
+        "encoding UTF8",
+        "LINE 2: COMMENT ON TABLE a IS '5 €';",
+    )
+
+
+def test_mistake_of_what_wants_no_savepoint_asks_for_a_file_of_its_own(there: World) -> None:
+    """Nothing is said of a block where there is none."""
+    first = fail_with(there, "CREATE TABLE x (i int);\nSELECT pg_export_snapshot();").splitlines()[0]
+
+    assert first == f"002_b.sql:2: cannot export a snapshot from a subtransaction (25001). {MARK_IT}"
+
+
+def test_owner_that_the_admin_does_not_belong_to_is_answered_with_no_owner(there: World) -> None:
+    """What every plain dump of another admin's database meets first, also where the role exists."""
+    with there.superuser() as superuser:
+        rows(superuser, "CREATE ROLE tmp_owner")
+
+    first = fail_with(there, "ALTER TABLE t OWNER TO tmp_owner;").splitlines()[0]
+
+    assert re.fullmatch(
+        r'002_b\.sql:1: must be (member of|able to SET) (role|ROLE) "tmp_owner" \(42501\)\. Rolled back\. Leave OWNER '
+        r"TO out \(pg_dump --no-owner does\), or first make sure that role tmp_owner exists and GRANT it to the admin"
+        r"\. Then deploy again\. Applied in this run: nothing\.",
         first,
     )
 
