@@ -172,16 +172,17 @@ def test_coming_from_its_database_is_adopted_and_a_new_one_gets_the_same_schema(
     files, theirs, schema = project.files(), project.theirs(), project.schema()
     assert files
 
-    report = world.deploy(**project.variables())
+    variables = project.variables()
+    report = world.deploy(**variables)
 
     assert (report["adopted"], names(report)) == (files, [])
     assert project.theirs() == theirs
     assert project.schema() == schema
     world.write("99999999999999_new.sql", "ALTER TABLE orders ADD note text;")
-    assert names(world.deploy(**project.variables())) == ["99999999999999_new"]
+    assert names(world.deploy(**variables)) == ["99999999999999_new"]
     world.remove("99999999999999_new.sql")
     with empty_database(world) as new, moved_to(world, new):
-        assert names(world.deploy(**project.variables())) == files
+        assert names(world.deploy(**variables)) == files
         assert project.schema() == schema
 
 
