@@ -265,7 +265,9 @@ def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> s
     breaks_constraint = failure.sqlstate.startswith("23")
     if breaks_constraint and _is_about_new_rows(script, failure):
         return ""  # our sentences are about the rows that are in the table already
-    said = _words(script, failure).mask(failure.error.diag.message_primary or "")
+    said = failure.error.diag.message_primary or ""
+    if failure.sqlstate != NO_SUCH_CHARACTER:
+        said = _words(script, failure).mask(said)
     extension = _missing_extension(failure.sqlstate, said)
     schema = extensions.get(extension.strip('"'))
     if schema:

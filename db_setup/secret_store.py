@@ -123,11 +123,10 @@ def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
 def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: str = "") -> None:
     """Make `value` the secret's current value, under this version's id; raises UserError."""
     problem = ""
-    request = {"SecretId": secret.arn or secret.name, "SecretString": json.dumps(value)}
-    if version:
-        request["ClientRequestToken"] = version
+    token = {"ClientRequestToken": version} if version else {}
+    name = secret.arn or secret.name
     try:
-        client.put_secret_value(**request)
+        client.put_secret_value(SecretId=name, SecretString=json.dumps(value), **token)
     except (BotoCoreError, ClientError) as exc:
         problem = _aws_problem(exc, "PutSecretValue", secret.name)
     if problem:  # raised out here, without its cause: botocore's frames hold the password

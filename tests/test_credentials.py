@@ -71,7 +71,8 @@ def test_credentials_that_work_cost_three_reads_and_no_write(world: World) -> No
         "again": GETS,
         "migration": [*GETS, user, creator],
         "mended": [*GETS, *[user] * 3, "PutSecretValue user", creator],
-        "rotated": [*GETS, user, "PutSecretValue user", creator, "PutSecretValue creator"],
+        # The second look is for a rotation by AWS that is at work.
+        "rotated": [*GETS, user, user, "PutSecretValue user", creator, creator, "PutSecretValue creator"],
         "one": GETS[:2],
         "none": GETS[:1],
     }
@@ -314,7 +315,10 @@ def test_credentials_whose_secret_vanishes_meanwhile_stay_as_they_are(world: Wor
 
         assert str(caught.value).startswith("secret user could not be written: it ")
         assert said in str(caught.value)
-        assert standing(world) == before, code
+        after = standing(world)
+        # The role was closed meanwhile, to end its sessions: its row was written, and is the same.
+        assert [row for _, row in after.pop("roles")] == [row for _, row in before.pop("roles")], code
+        assert after == before, code
 
 
 # --- A crash between any two steps ----------------------------------------------------------------------------------

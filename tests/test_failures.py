@@ -85,9 +85,9 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     "A quote inside a string is written twice ('')": (
         "DELETE FROM t WHERE n IN ('it's', 'that's');",
         "1:31",
-        'syntax error at or near "s" (42601)',
+        'syntax error at or near "…" (42601)',
         "A quote inside a string is written twice ('')",
-        ["LINE 1: DELETE FROM t WHERE n IN ('it's', 'that's');", "                                      ^"],
+        ["LINE 1: DELETE FROM t WHERE n IN ('…;", "                                  ^"],
     ),
     "Write IF EXISTS": (
         "DROP ROLE nobody_such;",
@@ -112,7 +112,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "2",
         "VACUUM cannot run inside a transaction block (25001)",
         "Write it as a statement of its own, outside of the block",
-        ["IN: the DO block, line 2 of the file", "LINE 2: DO $$ BEGIN EXECUTE 'VACUUM'; END $$;"],
+        ["IN: the DO block, line 2 of the file", "LINE 2: DO $$ BEGIN EXECUTE '…'; END $$;"],
     ),
     "Write it as a statement of its own, outside of the function": (
         "INSERT INTO c SELECT vacuum_it();",
@@ -143,7 +143,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "1",
         'role "tmp_other" cannot be dropped because some objects depend on it (2BP01)',
         "First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
-        ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table c"],
+        ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table …"],
     ),
     "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it": (
         "ALTER TABLE t\n  ADD CONSTRAINT small CHECK (i < 9);",
@@ -171,7 +171,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "1",
         'permission denied to set parameter "log_statement" (42501)',
         NOT_SUPERUSER,
-        ["LINE 1: SET log_statement = 'all';"],
+        ["LINE 1: SET log_statement = '…';"],
     ),
     "As its owner, ALTER … OWNER TO the admin, or GRANT the owning role to the admin": (
         "ALTER TABLE pg_class ADD i int;",
@@ -190,11 +190,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     "Put ALTER TYPE … ADD VALUE into a file of its own before this one": (
         "DO $$ BEGIN\n  ALTER TYPE mood ADD VALUE 'new';\n  INSERT INTO m VALUES ('new');\nEND $$;",
         "1",
-        'unsafe use of new value "new" of enum type mood (55P04)',
+        'unsafe use of new value "…" of enum type mood (55P04)',
         "Put ALTER TYPE … ADD VALUE into a file of its own before this one",
         [
             "IN: the DO block, line 3 of the file",
-            "LINE 3:   INSERT INTO m VALUES ('new');",
+            "LINE 3:   INSERT INTO m VALUES ('…');",
             "HINT: New enum values must be committed before they can be used.",
         ],
     ),
@@ -243,7 +243,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version": (
         "ALTER TABLE t SET (fillfactor = 90, of_later = 1);",
         "1",
-        'unrecognized parameter "…" (22023)',
+        'unrecognized parameter "of_later" (22023)',
         "This server does not know that option; leave it out, or dump with the pg_dump of this server's own version",
         ["LINE 1: ALTER TABLE t SET (fillfactor = 90, of_later = 1);"],
     ),
@@ -266,7 +266,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     "--disable-triggers": (
         "SELECT 1;\nALTER TABLE k DISABLE TRIGGER ALL;",
         "2",
-        'permission denied: "RI_ConstraintTrigger_…" is a system trigger (42501)',
+        'permission denied: "…" is a system trigger (42501)',
         "Only a superuser can disable the triggers of foreign keys; write DISABLE TRIGGER USER, or dump without "
         "--disable-triggers",
         ["LINE 2: ALTER TABLE k DISABLE TRIGGER ALL;"],
@@ -276,7 +276,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "1",
         "must be owner of extension plpgsql (42501)",
         "Leave it out: extension plpgsql belongs to another role, on RDS to its own superuser",
-        ["LINE 1: COMMENT ON EXTENSION plpgsql IS 'as pg_dump writes it';"],
+        ["LINE 1: COMMENT ON EXTENSION plpgsql IS '…';"],
     ),
     "The file's own statement_timeout was too short; raise it, or leave it out": (
         "SET statement_timeout = '50ms';\nSELECT pg_sleep(60);",
@@ -365,7 +365,6 @@ def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: Wor
 
     message = fail_with(there, text)
 
-    message = re.sub(r"(?<=RI_ConstraintTrigger_)\w+", "…", message)
     message = message.replace('"max_locks_per_transaction"', "max_locks_per_transaction")  # PostgreSQL 17 and newer
     assert message == whole(place, said, instead, *lines)
     assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(advice)), instead)
@@ -420,7 +419,7 @@ def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings
         'character with byte sequence 0xe2 0x82 0xac in encoding "UTF8" has no equivalent in encoding "LATIN1" (22P05)',
         "The database's encoding LATIN1 does not have that character; write another one, or migrate to a database with "
         "encoding UTF8",
-        "LINE 2: COMMENT ON TABLE a IS '5 €';",
+        "LINE 2: COMMENT ON TABLE a IS '…';",
     )
 
 
@@ -460,8 +459,9 @@ def test_mistake_of_making_what_is_there_is_told_for_every_kind_of_object(there:
     """Tables, columns, types, roles and schemas have SQLSTATEs of their own, and one sentence."""
     instead = PROVOKED[MADE_BEFORE][3]
     for text, said in MADE_ALREADY.items():
-        shown = [] if "ROLE" in text else [f"LINE 1: {text}"]  # it might hold a password
-        assert fail_with(there, text) == whole("1", said, instead, *shown)
+        shown = re.sub("'.+'", "'…'", text)
+        masked = said.replace('"old"', '"…"')
+        assert fail_with(there, text) == whole("1", masked, instead, f"LINE 1: {shown}")
 
 
 MISSING = {
@@ -504,6 +504,7 @@ def test_extension_is_not_named_for_a_name_that_only_begins_like_one_of_its_own(
 
 # What differs between the versions: a file, and from which major on PostgreSQL says what, and what is advised then.
 SUPERUSER, OWNER = "The admin of RDS is not a superuser", "As its owner, ALTER … OWNER TO the admin"
+NO_OWNER = "Leave OWNER TO out (pg_dump --no-owner does)"
 GIVE, USED, MEND = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
 NO_IF, NO_VIEW = "PostgreSQL has no IF NOT EXISTS here", "CREATE OR REPLACE VIEW only adds columns at the end"
 NULLS = {
@@ -525,7 +526,7 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
     },
     'CREATE OR REPLACE VIEW v AS SELECT i, n COLLATE "C" FROM t;\nSELECT 1 / 0;': {
         13: ("division by zero (22012)", MEND),
-        15: ('cannot change collation of view column "n" from "default" to "C" (42P16)', NO_VIEW),
+        15: ('cannot change collation of view column "n" from "…" to "C" (42P16)', NO_VIEW),
     },
     "CREATE ROLE tmp_x SUPERUSER;": {
         13: ("must be superuser to create superusers (42501)", SUPERUSER),
@@ -546,8 +547,8 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
         16: ("permission denied to COPY from a file (42501)", SUPERUSER),
     },
     "ALTER TABLE t OWNER TO tmp_other;": {
-        13: ('must be member of role "tmp_other" (42501)', OWNER),
-        16: ('must be able to SET ROLE "tmp_other" (42501)', OWNER),
+        13: ('must be member of role "tmp_other" (42501)', NO_OWNER),
+        16: ('must be able to SET ROLE "tmp_other" (42501)', NO_OWNER),
     },
     "ALTER DEFAULT PRIVILEGES FOR ROLE tmp_other GRANT SELECT ON TABLES TO tmp_other;": {
         13: ('must be member of role "tmp_other" (42501)', OWNER),
@@ -571,12 +572,12 @@ SCANNED = {
     "SELECT 1;\nDO $ BEGIN PERFORM 1; END $;": (
         "2:4",
         "a lone $: a body is written between $$ and $$, or between $name$ and $name$",
-        "LINE 2: DO $ BEGIN PERFORM 1; END $;\n           ^",
+        "LINE 2: DO $…\n           ^",
     ),
     "SELECT 1;\nINSERT INTO t VALUES (9, 'it's');\nSELECT 'x';": (
         "2:29",
         "a quote inside a string is written twice ('')",
-        "LINE 2: INSERT INTO t VALUES (9, 'it's');\n                                    ^",
+        "LINE 2: INSERT INTO t VALUES (9, '…\n                                 ^",
     ),
 }
 

@@ -161,14 +161,12 @@ def failing_statement(word: str) -> Callable[[World], AbstractContextManager[Any
 
 
 BROKEN = "ALTER ROLE app_rw NOLOGIN"
-FULL = "ALTER ROLE app_rw CONNECTION LIMIT 0"
 # What is done before, what fails, the event.
 FAILURES: dict[str, tuple[str, Callable[[World], AbstractContextManager[Any]], Any]] = {
     "the admin's password is wrong": ("", wrong_admin, None),
     "the database does not exist": ("", elsewhere, None),
     "the secrets are closed": ("", at(aws.BEFORE_READ, aws.refused("AccessDeniedException")), None),
     "the secrets are out of reach": ("", at(aws.BEFORE_READ, aws.out_of_reach), None),
-    "a login cannot be tried": (FULL, nothing, None),
     "a secret is closed": (BROKEN, at(aws.BEFORE_WRITE, aws.refused("AccessDeniedException")), None),
     "a secret is out of reach": (BROKEN, at(aws.BEFORE_WRITE, aws.out_of_reach), None),
     "the answer is lost": (BROKEN, at(aws.AFTER_WRITE, aws.out_of_reach), None),
@@ -176,7 +174,6 @@ FAILURES: dict[str, tuple[str, Callable[[World], AbstractContextManager[Any]], A
     "a role cannot be changed": (BROKEN, failing_statement("ALTER ROLE"), None),
     "a role cannot be made": ("DROP OWNED BY app_rw; DROP ROLE app_rw", failing_statement("CREATE ROLE"), None),
     "a role is too powerful": (f"{BROKEN}; ALTER ROLE app_rw SUPERUSER", nothing, None),
-    "the new login is not let in": (f"{BROKEN}; {FULL}", nothing, None),
     "a rotated role cannot be made": ("", failing_statement("CREATE ROLE"), ROTATE),
     "a rotated secret is closed": ("", at(aws.BEFORE_WRITE, aws.refused("AccessDeniedException")), ROTATE),
 }

@@ -554,8 +554,8 @@ def test_users_after_a_crash_behind_the_commit_are_kept_by_the_next_run(world: W
     """Once the change is committed the secret holds a login that works, whether or not it was tried."""
     connect = database.connect
 
-    def die_at_the_trial(login: database.Login, *args: Any) -> Any:
-        return connect(login, *args) if login.username == ADMIN else die()
+    def die_at_the_trial(login: database.Login, *args: Any, **named: Any) -> Any:
+        return connect(login, *args, **named) if login.username == ADMIN else die()
 
     with mock.patch.object(database, "connect", die_at_the_trial), pytest.raises(ProcessDied):
         world.deploy()
