@@ -265,11 +265,12 @@ def load_migrations(
             others.append(path)
         elif not _DOWN_FILE.search(name):
             _add(Migration(path, name[: -len(".sql")]), files, problems)
+    has_versions = any(version_of(name) for name in files)
     for path in others:
         if path.is_dir():
-            _look_into(path, bool(files), problems, said)
+            _look_into(path, bool(files), has_versions, problems, said)
         else:
-            _look_at(path.name, problems, said)
+            _look_at(path.name, bool(files), problems, said)
     _look_beside(folder, bool(files), problems, said)
     problems.extend(_undoing(files))
     if warnings is None:
@@ -305,13 +306,15 @@ def _not_a_file(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else "is no regular file: put the file itself here"
 
 
-def _look_at(name: str, problems: list[str], warnings: list[str]) -> None:
+def _look_at(name: str, has_files: bool, problems: list[str], warnings: list[str]) -> None:
     """Say of a file in migrations/ that is not run whether it looks like a migration."""
     ending = os.path.splitext(name)[1]
     before, sql_ending, rest = name.lower().rpartition(".sql")
     is_sql = bool(before and sql_ending) and not rest[:1].isalnum()
     is_other_sql = _OTHER_SQL.fullmatch(ending) is not None
     is_numbered = version_of(name) is not None and not _NO_SQL.fullmatch(ending)
+    if ending.lower() == ".json" and not has_files:  # another tool's migrations
+        is_numbered = version_of(name) is not None
     if name.startswith("."):
         if version_of(name[1:]) and rest == "":
             warnings.append(f"{name} is hidden, and not run")
@@ -323,13 +326,20 @@ def _look_at(name: str, problems: list[str], warnings: list[str]) -> None:
         problems.append(f"{name} {ONLY_SQL}")
 
 
-def _look_into(path: Path, has_files: bool, problems: list[str], warnings: list[str]) -> None:
+def _look_into(
+    path: Path,
+    has_files: bool,
+    has_versions: bool,
+    problems: list[str],
+    warnings: list[str],
+) -> None:
     """Say of a sub-folder with SQL in it that it is not run."""
     inside = _sql_below(path)
     if inside is None:
         return
     what = f"migrations/{normal(path.name)}/ is not looked into, but holds {inside}"
-    if has_files and version_of(path.name) is None:
+    holds_them_all = version_of(inside.name) is not None and not has_versions
+    if has_files and version_of(path.name) is None and not holds_them_all:
         warnings.append(f"{what}: only files in migrations/ itself are run")
     else:
         name = path.name if inside.stem in ("migration", "up") else f"{path.name}_{inside.stem}"
@@ -466,8 +476,13 @@ _UNDOING_HALF = re.compile(
     re.MULTILINE,
 )
 # A line that says nothing else; the second counts only after the first.
-_UP = re.compile(r"(?im)^--[^\w\n]*(?:rambler\s+)?up[^\w\n]*$")
-_DOWN = re.compile(r"(?im)^--[^\w\n]*(?:rambler\s+)?(?:down|undo|rollback)[^\w\n]*$")
+_UP = re.compile(
+    r"(?im)^--[^\w\n]*(?:rambler\s+)?(?:up|do|apply|migrate|upgrade|forwards?)(?:\s+migration)?[^\w\n]*$"
+)
+_DOWN = re.compile(
+    r"(?im)^--[^\w\n]*(?:rambler\s+)?"
+    r"(?:down|undo|rollback|revert|downgrade|backwards?)(?:\s+migration)?[^\w\n]*$"
+)
 
 
 @contextmanager

@@ -252,6 +252,23 @@ def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(fo
     )
 
 
+def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_without(folder: Path) -> None:
+    """As Graphile Migrate has them: what the folder itself holds is not what should run."""
+    (folder / "committed").mkdir()
+    put(folder, "current.sql", "committed/000001.sql")
+
+    (problem,) = problems_of(folder)
+
+    assert problem.startswith("migrations/committed/ is not looked into, but holds 000001.sql: ")
+
+
+def test_load_migrations_refuses_a_folder_of_numbered_json_alone(folder: Path) -> None:
+    """Another tool's migrations are no data that lies beside ours."""
+    put(folder, "01_a.json")
+
+    assert problems_of(folder) == [f"01_a.json {LIKE_A_MIGRATION}"]
+
+
 def test_load_migrations_does_not_mind_a_sub_folder_without_sql(folder: Path) -> None:
     """Nothing in it could be a migration."""
     (folder / "meta").mkdir()
@@ -839,6 +856,10 @@ def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
         ("SELECT 1;\n---- create above / drop below ----\n", 2),
         ("-- rambler up\nSELECT 1;\n-- rambler down\n", 3),
         ("-- Up\nSELECT 1;\n--- Down ---\n", 3),
+        ("-- UP MIGRATION\nSELECT 1;\n-- DOWN MIGRATION\n", 3),
+        ("-- migrate\nSELECT 1;\n-- rollback\n", 3),
+        ("-- apply\nSELECT 1;\n-- revert\n", 3),
+        ("-- forward\nSELECT 1;\n-- backwards\n", 3),
         ("-- ==== UP ====\nSELECT 1;\n-- ==== DOWN ====\n", 3),
     ],
 )
