@@ -257,6 +257,8 @@ def plan_pending(run: Run) -> list[Pending]:
             state = read_state_before_files(run)
             plan = migration_files.make_plan(run.setup.files, state.rows)
     session.pending = [name for name, _ in plan.pending]
+    if follow_marks(run, state, plan):
+        state = read_state_before_files(run)
     check_edited(run, state, plan)
     pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
     for one in pending:
@@ -405,6 +407,21 @@ def asked_action(event: Any) -> str:
         f'{what} is not for db_setup: send {{}}, or {{"action": …}} with one of '
         f"{', '.join(ACTIONS)}. Nothing has been touched."
     )
+
+
+def follow_marks(run: Run, state: State, plan: Plan) -> bool:
+    """Marks of a file that ran in part follow it to its new name: it begins with the same step."""
+    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
+    gone = sorted(set(state.unfinished) - known)
+    if not gone:
+        return False
+    beginnings = {}
+    for name, file in plan.pending:
+        one = readable(run.session, scanned(run, name, file, state, plan))
+        checksum = script_runner.first_checksum(one.script)
+        if one.script.no_transaction and file.name not in state.unfinished and checksum:
+            beginnings[checksum] = file.name
+    return tracking.move_marks(run.session, run.setup.config, gone, beginnings)
 
 
 class Pending(NamedTuple):

@@ -400,6 +400,13 @@ def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:
         yield own_begin, together
 
 
+def first_checksum(script: Script) -> str:
+    """Of the script's first step; empty if it has none."""
+    for _, statements in units(script):
+        return sql_scanner.checksum("; ".join(map(script.statement_sql, statements)))
+    return ""
+
+
 def belongs_to_session(script: Script, statement: Statement) -> bool:
     """It changes the session, not the database."""
     if statement.is_session_setting or statement.words[0] in ("PREPARE", "DEALLOCATE", "LOAD"):

@@ -7,7 +7,7 @@ on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
@@ -400,6 +400,25 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
         remedy = f"SELECT setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
         return f"the sequence of {table} is behind its rows: {remedy}"
     return ""
+
+
+def move_marks(
+    session: Session, config: Config, gone: Sequence[str], beginnings: Mapping[str, str]
+) -> bool:
+    """Give the marks of files that are gone to those that begin with the same step."""
+    select = sql.SQL(
+        "SELECT migration_name, checksum FROM {} WHERE step = 1 AND migration_name = ANY (%s)"
+    )
+    update = sql.SQL("UPDATE {} SET migration_name = %s WHERE migration_name = %s")
+    moved = False
+    for name, checksum in session.query(select.format(config.progress), [list(gone)]):
+        if checksum in beginnings:
+            new_name = beginnings[checksum]
+            with session.transaction():
+                session.query(update.format(config.progress), [new_name, name])
+            log("a file that has run in part has another name", migration=new_name, was=name)
+            moved = True
+    return moved
 
 
 def follow_renames(session: Session, config: Config, plan: Plan) -> None:

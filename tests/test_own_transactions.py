@@ -119,3 +119,21 @@ def test_file_that_rolls_back_is_refused(world: World, end: str) -> None:
 
     assert failure(world).startswith(f"001_x.sql:3:1: {end} would undo what precedes it in the file")
     assert (world.tables(), world.applied()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "beginning", ["-- no-transaction\n", "SELECT 0;\nCOMMIT;\n"], ids=["marked", "commits by itself"]
+)
+def test_file_that_ran_in_part_and_was_renamed_goes_on_where_it_failed(world: World, beginning: str) -> None:
+    """What has run does not run again under another name."""
+    world.sql("CREATE TABLE n (i int)")
+    text = f"{beginning}INSERT INTO n VALUES (1);\nSELECT {{}};\n"
+    world.write("001_ordrs.sql", text.format("oops"))
+    failure(world)
+    world.remove("001_ordrs.sql")
+    world.write("002_orders.sql", text.format("1"))
+
+    report = world.deploy()
+
+    assert (applied(report), report["warnings"][1:]) == (["002_orders"], [])
+    assert world.sql("SELECT i FROM n") == [(1,)]
