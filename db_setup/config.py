@@ -34,6 +34,8 @@ PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0
 NAME = r"[a-z_][a-z0-9_]{0,%d}"
 NAME_MEANING = "lower-case letters, digits and _, at most %d characters"
 
+IS_ADMINS = "holds the admin login and is never written: name another"
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -45,6 +47,7 @@ class Setup:
     files: Sequence[Migration]
     secrets_client: Any
     warnings: Sequence[str] = ()  # about the folder
+    admin_arn: str = ""  # of the secret that is never written
     scripts: dict[Any, Script] = field(
         default_factory=dict
     )  # those that were scanned, see initializer
@@ -80,7 +83,7 @@ def load_setup(
         if len(listed) > MISTAKES_LIMIT:
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
         raise ConfigError(f"{listed}. Nothing has been touched.")
-    return Setup(config, login, targets, files, secrets.client, warnings)
+    return Setup(config, login, targets, files, secrets.client, warnings, secrets.admin_arn)
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ class _Secrets:
 
     def __init__(self, deadline: Deadline, problems: list[str]) -> None:
         self.client: Any = None
+        self.admin_arn = ""
         self._deadline = deadline
         self._problems = problems
         self._is_unreachable = False
@@ -243,6 +247,7 @@ class _Secrets:
         secret = self._read(ADMIN_VARIABLE, config.admin_secret)
         if secret is None:
             return None
+        self.admin_arn = secret.arn
         if secret.value is None:
             self._problems.append(
                 f"{ADMIN_VARIABLE}: secret {shown(secret.name)} {secret.complaint}: it must hold "
@@ -260,15 +265,17 @@ class _Secrets:
         for kind, name in config.user_secrets.items():
             variable = USER_VARIABLES[kind]
             if secret_store.same_secret(name, config.admin_secret):
-                what = "holds the admin login and is never written: name another"
-                self._problems.append(f"{variable}: secret {shown(name)} {what}")
+                self._problems.append(f"{variable}: secret {shown(name)} {IS_ADMINS}")
                 continue
             if any(secret_store.same_secret(name, other) for other in seen):
                 what = "is named for both users: each needs a secret of its own"
                 self._problems.append(f"{variable}: secret {shown(name)} {what}")
             seen.append(name)
             secret = self._read(variable, name)
-            if secret:
+            if secret and secret.arn and secret.arn == self.admin_arn:
+                # A name, a whole ARN and one without its end can all mean the same secret.
+                self._problems.append(f"{variable}: secret {shown(name)} {IS_ADMINS}")
+            elif secret:
                 found[kind] = secret
         return found
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg2
+import psycopg2.extensions
 from common import ConnectError, Deadline, log
 from psycopg2 import sql
 from psycopg2.extensions import connection
@@ -142,9 +143,16 @@ def options(login: Login, timeout: int) -> dict[str, Any]:
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": 20000,
+        **_authentication(os.environ),
         **_connect_timeout(os.environ, timeout),
         **_tls_options(os.environ),
     }
+
+
+def _authentication(environ: Mapping[str, str]) -> dict[str, str]:
+    """A server, or who plays one, is not sent a password in clear. libpq reads PGREQUIREAUTH."""
+    knows_it = psycopg2.extensions.libpq_version() >= 160000
+    return {"require_auth": "!password"} if knows_it and "PGREQUIREAUTH" not in environ else {}
 
 
 def _connect_timeout(environ: Mapping[str, str], timeout: int) -> dict[str, int]:

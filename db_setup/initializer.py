@@ -663,6 +663,7 @@ EnsureLogin = Callable[[Kind, Keeper], tuple[str, str]]
 def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     """A working login in each target secret; returns what was done, by login."""
     done: dict[str, str] = {}
+    arns: list[str] = []
     client = run.setup.secrets_client
     if not secret_store.has_time_for_retries(run.session.deadline):
         client = secret_store.secrets_client(run.session.deadline)
@@ -675,7 +676,8 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             raise UserError(
                 f"{exc}. Its login was not changed; fix this and invoke again."
             ) from exc
-        keeper = keeper_of(run, client, secret)
+        refuse_secret(run, secret, arns)
+        keeper = keeper_of(run, client, secret, arns)
         is_rotated = bool(run.request_id) and secret.version == run.request_id
         if is_rotated or secret.value != target.value:  # by this event, or by another run
             name, what = run.users.ensure_login(kind, keeper)
@@ -687,11 +689,27 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     return done
 
 
-def keeper_of(run: Run, client: Any, secret: Secret) -> Keeper:
-    """The secret as a keeper of a login. In a dry run nothing is written to it."""
+def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
+    """Raise UserError for a secret that holds another login, whatever it is called here."""
+    if secret.arn and secret.arn in (run.setup.admin_arn, *written):
+        raise UserError(
+            f"secret {secret.name} holds another login, the admin's or the other user's. It was "
+            "not changed. Give each login a secret of its own."
+        )
+
+
+def keeper_of(run: Run, client: Any, secret: Secret, arns: list[str]) -> Keeper:
+    """The secret as a keeper of a login, whose ARN is known at last when it was written.
+
+    In a dry run nothing is written to it.
+    """
+    arns.append(secret.arn)
     read = partial(secret_store.stored_value, client, secret.name)
     version = run.request_id if run.report.action == "rotate" else ""
-    write = partial(secret_store.write_secret, client, secret, version=version)
+
+    def write(value: Credentials) -> None:
+        arns.append(secret_store.write_secret(client, secret, value, version))
+
     return Keeper(
         secret.value,
         read=partial(read, secret_store.CURRENT),

@@ -517,6 +517,7 @@ class LimitedUsers:
                 keeper.write(Credentials({**(keeper.value or {}), "dbname": dbname}))
             return trial.login.username, self._said(trial)
         self._refuse_login_of_others(kind, keeper.value)
+        self._refuse_login_that_works(kind, keeper.value)
         if self.tried(kind, keeper.read_next()).login:
             raise self._rotated_by_aws(kind)
         return self._replace_login(kind, keeper)
@@ -529,10 +530,13 @@ class LimitedUsers:
 
     def _replace_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
         login = self._to_this_database(self._app.login(kind), secrets.token_urlsafe(32))
+        kept = keeper.value or Credentials()
+        is_ours = kept.get("username") in self._app.logins(kind) and "dbname" in kept
+        is_ours = is_ours and self._leads_here(kept)
 
         def change() -> bool:
             with self._session.transaction():
-                created = self._change_login(kind, login)
+                created = self._change_login(kind, login, is_ours)
                 self._follow_creator(kind, login.username)
                 if keeper.read() != keeper.value:  # while the role is ours alone
                     raise OvertakenError
@@ -540,7 +544,7 @@ class LimitedUsers:
             return created
 
         try:
-            with self._shut_out(kind, login.username):
+            with self._shut_out(kind, login.username, is_ours):
                 created = retried(change)
         except OvertakenError:
             return self.ensure_login(kind, replace(keeper, value=keeper.read()))
@@ -579,10 +583,10 @@ class LimitedUsers:
 
         def change() -> None:
             with self._session.transaction():
-                self._change_login(kind, login)
+                self._change_login(kind, login, is_ours=True)
                 self._follow_creator(kind, name)
 
-        with self._shut_out(kind, name):
+        with self._shut_out(kind, name, is_ours=True):
             retried(change)
         try:
             state = "Its secret was not changed."
@@ -599,7 +603,7 @@ class LimitedUsers:
         return name, "rotated"
 
     @contextmanager
-    def _shut_out(self, kind: Kind, login: str) -> Iterator[None]:
+    def _shut_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
         """Whoever is logged in with a password that is replaced is logged out, and stays so.
 
         Otherwise one of these sessions could set a password of its own.
@@ -608,7 +612,7 @@ class LimitedUsers:
         if state is None or isinstance(self._session, Rehearsal):
             yield
             return
-        self._refuse_to_change(login, state)
+        self._refuse_to_change(login, state, is_ours)
         if set(state.powers) - {login}:  # it will be refused
             yield
             return
@@ -683,7 +687,7 @@ class LimitedUsers:
         left = self._hand_on_tables(names[:half], group)
         return left + self._hand_on_tables(names[half:], group)
 
-    def _change_login(self, kind: Kind, login: Login) -> bool:
+    def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
         transaction.
 
@@ -699,7 +703,7 @@ class LimitedUsers:
             create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
             query(create.format(role, sql.Literal(verifier)))
         else:
-            self._refuse_to_change(login.username, state)
+            self._refuse_to_change(login.username, state, is_ours)
             alter = sql.SQL("ALTER ROLE {} {} PASSWORD {}")
             query(alter.format(role, sql.SQL(_missing_attributes(state)), sql.Literal(verifier)))
         if state is None or not state.in_group:
@@ -713,12 +717,14 @@ class LimitedUsers:
             )
         return state is None
 
-    def _refuse_to_change(self, login: str, state: LoginState) -> None:
+    def _refuse_to_change(self, login: str, state: LoginState, is_ours: bool) -> None:
         """Raise UserError if the role is used by another database, or cannot be brought into
         order by this admin.
+
+        One that `is_ours`, since our secret holds it, can always be given another password.
         """
         databases, _ = self._databases_with_rights()
-        if databases:
+        if databases and not is_ours:
             raise self._shared(databases)
         if state.superuser_remedies:
             raise UserError(
@@ -744,6 +750,34 @@ class LimitedUsers:
                 f"database {', '.join(databases)} on the same server and would be lost. It was "
                 "not changed. Give this application secrets of its own."
             )
+
+    def _refuse_login_that_works(self, kind: Kind, kept: Optional[Credentials]) -> None:
+        """Raise UserError if this is a login that works and is not ours: it would be lost."""
+        kept = kept or Credentials()
+        username = kept.get("username")
+        password = kept.get("password")
+        if not (is_usable(username) and is_usable(password)):
+            return
+        ours = (self._app.admin.username, *limited_roles(self._app.prefix))
+        if username in ours:
+            return
+        here = self._app.admin.endpoint
+        port = str(kept.get("port", here.port))
+        endpoint = replace(
+            here,
+            host=str(kept.get("host") or here.host),
+            port=int(port) if port.isdigit() else here.port,
+            dbname=str(kept.get("dbname") or here.dbname),
+        )
+        try:
+            database.open_connection(Login(endpoint, str(username), str(password))).close()
+        except (psycopg2.Error, UnicodeDecodeError):
+            return
+        raise UserError(
+            f"the secret for the {kind.group} login holds {username}, which works, and is not a "
+            f"login of {kind.group}. It was not changed. Name another secret, or GRANT "
+            f"{self._app.group(kind)} TO {username}."
+        )
 
     def _follow_creator(self, kind: Kind, login: str) -> None:
         """Let the groups use what a login of the table creators has made and will make."""
@@ -840,6 +874,8 @@ def _missing_attributes(state: LoginState) -> str:
 
 # --- The questions ----------------------------------------------------------------------------
 
+# Where the roles were given rights on what a database's owner has made. Any login can give some on
+# what is its own: that shows nothing.
 FOREIGN_DATABASES_SQL = """
     SELECT coalesce(array_agg(DISTINCT d.datname::text)
                     FILTER (WHERE d.datname <> current_database()), '{}'),
@@ -847,7 +883,12 @@ FOREIGN_DATABASES_SQL = """
     FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
     JOIN pg_database d ON d.oid = CASE WHEN s.dbid <> 0 THEN s.dbid ELSE s.objid END
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
-      AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))"""
+      AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))
+      AND s.deptype = 'a' AND NOT EXISTS (
+        SELECT FROM pg_shdepend o JOIN pg_roles w ON w.oid = o.refobjid
+        WHERE o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
+          AND (o.dbid, o.classid, o.objid) = (s.dbid, s.classid, s.objid)
+          AND w.oid <> d.datdba AND w.rolname <> current_user AND NOT w.rolsuper)"""
 
 # Since PostgreSQL 16 the admin who made a role is a member who can neither use it nor become it.
 MEMBERS_SQL = """ARRAY(

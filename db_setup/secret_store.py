@@ -120,13 +120,17 @@ def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
     return read_secret(client, name, stage).value
 
 
-def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: str = "") -> None:
-    """Make `value` the secret's current value, under this version's id; raises UserError."""
+def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: str = "") -> str:
+    """Make `value` the secret's current value, under this version's id; returns its ARN, or raises
+    UserError.
+    """
     problem = ""
+    arn = ""
     token = {"ClientRequestToken": version} if version else {}
     name = secret.arn or secret.name
     try:
-        client.put_secret_value(SecretId=name, SecretString=json.dumps(value), **token)
+        answer = client.put_secret_value(SecretId=name, SecretString=json.dumps(value), **token)
+        arn = str(answer["ARN"])
     except (BotoCoreError, ClientError) as exc:
         problem = _aws_problem(exc, "PutSecretValue", secret.name)
     if problem:  # raised out here, without its cause: botocore's frames hold the password
@@ -134,6 +138,7 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: st
             f"secret {secret.name} could not be written: it {problem}. "
             "The login that it holds was left as it was; fix this and invoke again."
         )
+    return arn
 
 
 def _aws_problem(exc: Exception, action: str, name: str) -> str:

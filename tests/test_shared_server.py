@@ -119,7 +119,6 @@ RIGHTS = {
     "schema": "GRANT USAGE ON SCHEMA public TO tablecreator",
     "default privileges": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO readwrite",
     "CONNECT": 'GRANT CONNECT ON DATABASE "{0}" TO readwrite',
-    "a login that owns a table": "ALTER TABLE kept OWNER TO app_tc",
 }
 
 
