@@ -617,7 +617,8 @@ class LimitedUsers:
             yield
             return
         role = sql.Identifier(login)
-        self._session.query(sql.SQL("ALTER ROLE {} NOLOGIN").format(role))
+        if state.can_login:
+            self._session.query(sql.SQL("ALTER ROLE {} NOLOGIN").format(role))
         try:
             self._end_sessions(login)
             yield
