@@ -5,6 +5,7 @@ Knows libpq, nothing of migrations or AWS.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -26,6 +27,7 @@ CONNECT_TIMEOUT_S = 5
 CONNECT_PATIENCE_S = (
     90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
 )
+NOTICES_LIMIT = 200  # lines of the log for each message
 TELL_AGAIN_S = 15  # the same reason for waiting
 NOTHING_CHANGED = "Nothing has been changed."
 
@@ -116,14 +118,33 @@ def literal(text: str) -> sql.Composable:
 
 
 class NoticeLog:
-    """Replaces psycopg2's `conn.notices`, which keeps only the last 50."""
+    """Replaces psycopg2's `conn.notices`, which keeps only the last 50.
+
+    Of a flood the rest is counted: a million lines would take longer than a run has.
+    """
+
+    def __init__(self) -> None:
+        self._lines = 0
+        self._unsaid = 0
 
     def append(self, notice: str) -> None:
+        self._lines += 1
+        if self._lines > NOTICES_LIMIT:
+            self._unsaid += 1
+            return
         severity, _, text = notice.partition(":")
         if "will be truncated to" in text:  # a password in the wrong quotes is such a name
             text = "identifier will be truncated"
         if "no transaction in progress" not in text:
             log("database says", severity=severity, text=" ".join(text.split())[:500])
+
+
+    def end(self) -> None:
+        """The message that brought these is answered; the next one begins to count again."""
+        if self._unsaid:
+            log("database says more", logging.WARNING, lines=self._unsaid)
+        self._lines = 0
+        self._unsaid = 0
 
 
 # --- What libpq is told -----------------------------------------------------------------------

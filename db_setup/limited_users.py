@@ -181,7 +181,7 @@ class LimitedUsers:
         """
         return [
             f"role {member} is a member of {role}, where db_setup did not put it, and may do what "
-            f"that may; if it should not: REVOKE {role} FROM {member}"
+            f"that may; if it should not: REVOKE {_quoted(role)} FROM {_quoted(member)}"
             for role, members in self._members.items()
             for member in members
             if member not in known
@@ -832,6 +832,11 @@ def is_usable(value: Any) -> bool:
     one).
     """
     return isinstance(value, str) and value != "" and not re.search("[\0\ud800-\udfff]", value)
+
+
+def _quoted(name: str) -> str:
+    """A name in a statement that somebody may copy; any admin of the server can choose it."""
+    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
 def retried(action: Callable[[], Result]) -> Result:

@@ -172,6 +172,7 @@ class Session:
             yield
         finally:
             self.activity.busy_since = None
+            self.connection.notices.end()  # type: ignore[attr-defined]  # see open_connection
 
     def extensions(self) -> dict[str, str]:
         """The extensions of this database, each with its schema. For messages: none if unknown."""

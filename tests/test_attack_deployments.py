@@ -298,3 +298,17 @@ def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> N
     report = deployed.deploy()
 
     assert max(entry["duration_ms"] for entry in report["applied"]) < 1000
+
+
+def test_deployments_survive_a_flood_of_notices(deployed: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Of very many lines the log has the first, and how many more there were; the next file's are said again."""
+    deployed.write("001_loud.sql", "DO $$ BEGIN FOR i IN 1..100000 LOOP RAISE NOTICE 'loud %', i; END LOOP; END $$;")
+    deployed.write("002_quiet.sql", "DO $$ BEGIN RAISE NOTICE 'quiet'; END $$;")
+    deployed.remove("001_things.sql")
+
+    assert len(deployed.deploy(context=Context(60))["applied"]) == 2
+
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("database says")]
+    assert len(said) == 202
+    assert "database says more lines=99800" in said
+    assert said[-1].endswith("text=quiet")
