@@ -618,13 +618,15 @@ class LimitedUsers:
             return
         role = sql.Identifier(login)
         if state.can_login:
-            self._session.query(sql.SQL("ALTER ROLE {} NOLOGIN").format(role))
+            no_login = sql.SQL("ALTER ROLE {} NOLOGIN").format(role)
+            retried(lambda: self._session.query(no_login))  # it may be changing itself just now
         try:
             self._end_sessions(login)
             yield
         except BaseException:
             if state.can_login and not self._session.is_lost:
-                self._session.query(sql.SQL("ALTER ROLE {} LOGIN").format(role))
+                let_in = sql.SQL("ALTER ROLE {} LOGIN").format(role)
+                retried(lambda: self._session.query(let_in))
             raise
 
     def _end_sessions(self, login: str) -> None:
