@@ -138,7 +138,6 @@ class NoticeLog:
         if "no transaction in progress" not in text:
             log("database says", severity=severity, text=" ".join(text.split())[:500])
 
-
     def end(self) -> None:
         """The message that brought these is answered; the next one begins to count again."""
         if self._unsaid:
