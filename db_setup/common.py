@@ -157,13 +157,14 @@ class Deadline:
 
     at: Optional[float] = None
     reserve: float = 0.0  # seconds after the deadline that Lambda still allows
+    somebody_waits: bool = False  # and can correct an address that leads nowhere
 
     @classmethod
     def from_context(cls, context: Any) -> Deadline:
         """Lambda's limit less a reserve of 20 s, or a third of the whole where that is less."""
         remaining = getattr(context, "get_remaining_time_in_millis", None)
         if remaining is None:
-            return cls()
+            return cls(somebody_waits=getattr(context, "somebody_waits", False))
         whole = remaining() / 1000
         reserve = min(RESERVE_S, whole / 3)
         return cls(time.monotonic() + whole - reserve, reserve)

@@ -60,7 +60,7 @@ def connect(
     """Connect; try again while the server starts, resumes or is not reachable yet.
 
     A refused login is not tried again; nor, in a trial, one of which the server has checked the
-    password.
+    password; nor a wrong address where somebody waits at a terminal.
 
     Gives up after 90 s or at the deadline with a ConnectError that says what to check, and then
     `state`.
@@ -77,7 +77,8 @@ def connect(
             said = _what_was_said(exc)
             problem = _problem(said)
             is_proved = is_trial and re.search(PASSWORD_ACCEPTED, said) is not None
-            if not problem.can_pass or is_proved or time.monotonic() + pause > end:
+            can_pass = problem.can_pass and not (problem.is_address and deadline.somebody_waits)
+            if not can_pass or is_proved or time.monotonic() + pause > end:
                 error = ConnectError(
                     f"cannot connect to {login}: {problem.advice} ({said[:300]}). {state}"
                 )
@@ -208,6 +209,7 @@ class Problem(NamedTuple):
     pattern: str
     can_pass: bool  # another attempt may succeed
     advice: str
+    is_address: bool = False  # in Lambda it may be too new to work yet; typed by hand it is wrong
 
 
 # The login is known to be wrong: everything else can pass.
@@ -276,6 +278,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"translate host name|Name or service",
         True,
         "DNS: check host in the secret, or DB_HOST (or DATABASE_URL), and the VPC's DNS",
+        is_address=True,
     ),
     Problem(
         r"timeout expired|timed out|No route|unreachable",
@@ -292,6 +295,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"refused",
         True,
         "nothing listens there: check that the database runs, its host and its port",
+        is_address=True,
     ),
     Problem(r"FATAL", False, "the server refused this login"),
 )

@@ -10,6 +10,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -290,7 +291,7 @@ def wait_until(condition: Any) -> None:
 # --- On a terminal --------------------------------------------------------------------------------------------------
 
 
-def on_a_terminal(project: Project, *words: str, **environ: str) -> str:
+def on_a_terminal(project: Project, *words: str, exit_code: int = 0, **environ: str) -> str:
     """What a terminal gets to see."""
     project.environ.update(TERM="xterm", **environ)
     ours, theirs = pty.openpty()
@@ -299,7 +300,7 @@ def on_a_terminal(project: Project, *words: str, **environ: str) -> str:
         os.close(theirs)
         while chunk := read(ours):
             seen += chunk
-        assert process.wait(PROCESS_TIMEOUT_S) == 0, seen
+        assert process.wait(PROCESS_TIMEOUT_S) == exit_code, seen
     os.close(ours)
     return seen.decode()
 
@@ -472,6 +473,34 @@ def test_database_url_with_a_wrong_password_shows_neither(project: Project) -> N
     assert run.returncode == 1
     assert f"cannot connect to {ADMIN}@" in run.stderr
     assert "hunter2" not in run.stderr
+
+
+@pytest.mark.parametrize("words", [["status"], ["migrate"]])
+def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words: list[str]) -> None:
+    """A person who waits is told, and can correct it: nobody listens, and waiting cannot help."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"postgresql://u:hunter2@127.0.0.1:{port}/shop"
+
+    said = on_a_terminal(project, *words, exit_code=1, DATABASE_URL=url)
+
+    assert f"cannot connect to u@127.0.0.1:{port}/shop: nothing listens there: check that the database runs" in said
+    assert "Nothing has been changed." in said
+    assert "waiting for the database" not in said
+
+
+def test_status_of_a_host_that_does_not_exist_says_so_at_once_also_in_a_pipeline(project: Project) -> None:
+    """It only reads: whoever asks wants to know now."""
+    run = project.run("status", DATABASE_URL="postgresql://u:hunter2@db.invalid:5432/shop")
+
+    assert run.returncode == 1
+    assert re.search(
+        r"^cannot connect to u@db\.invalid:5432/shop: DNS: check host in the secret, or DB_HOST \(or DATABASE_URL\), "
+        r"and the VPC's DNS \(.*\)\. Nothing has been changed\.$",
+        run.stderr,
+        re.MULTILINE,
+    )
+    assert "waiting for the database" not in run.stderr
 
 
 # --- new ------------------------------------------------------------------------------------------------------------
