@@ -40,6 +40,10 @@ Attempts = Iterator[
 ]  # the number of the attempt that failed, and the pause after it in seconds
 
 
+class StandbyError(ConnectError):
+    """The server only reads: a replica, or a standby before a failover has ended."""
+
+
 class Session:
     """A run's session. Its connection can be replaced; what the run has done so far is known here,
     and outlives that.
@@ -72,8 +76,7 @@ class Session:
 
         The question goes with the message that sets the session up.
         """
-        self._connect()
-        return self.with_retries(lambda: self._set_up(question))
+        return self._connect_and(lambda: self._set_up(question))
 
     def resume(self, question: sql.Composable) -> tuple[bool, tuple[Any, ...]]:
         """Go on in a new session, in the same number of messages: says whether it has the lock, and
@@ -81,11 +84,34 @@ class Session:
 
         Where it has not, another run may have come in between.
         """
-        self._connect()
         with_lock = sql.SQL("SELECT {}, q.* FROM ({}) q").format(sql.SQL(HOLDS_LOCK_SQL), question)
-        holds_lock, *answer = self.with_retries(lambda: self._set_up(with_lock, takes_lock=True))
+        holds_lock, *answer = self._connect_and(lambda: self._set_up(with_lock, takes_lock=True))
         self.holds_lock = bool(holds_lock)
         return self.holds_lock, tuple(answer)
+
+    def _connect_and(self, set_up: Callable[[], Result]) -> Result:
+        """Connect and set up; again where the server does not write yet, or is just going down.
+
+        After a failover a name leads to a standby for a while, or to the old writer.
+        """
+        patience_s = database.CONNECT_PATIENCE_S
+        end = time.monotonic() + min(patience_s, self.deadline.left(patience_s))
+        for pause in pauses(self.deadline):
+            self._connect()
+            try:
+                return self.with_retries(set_up)
+            except (StandbyError, psycopg2.OperationalError) as exc:
+                may_be_typed = self.deadline.somebody_waits and not self.applied
+                can_pass = self.is_lost or (isinstance(exc, StandbyError) and not may_be_typed)
+                if not can_pass or time.monotonic() + pause > end:
+                    raise
+                reason = str(exc).partition(":")[0]
+            gives_up_in_s = round(end - time.monotonic())
+            host = self.login.endpoint.host
+            log("waiting for the database", host=host, gives_up_in_s=gives_up_in_s, reason=reason)
+            time.sleep(pause)
+        self._connect()
+        return self.with_retries(set_up)
 
     def _connect(self) -> None:
         self.close()
@@ -214,7 +240,7 @@ class Session:
                 f"set DB_HOST to the database's own endpoint. {self.what_stays}"
             )
         if is_standby:
-            raise ConnectError(
+            raise StandbyError(
                 f"{host} is a read replica: set DB_HOST to the writer's endpoint. {self.what_stays}"
             )
         return tuple(answer)

@@ -441,6 +441,31 @@ def test_pooler_is_refused(world: World) -> None:
     assert (world.tables(), backends(world)) == ([], 0)
 
 
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_standby_is_waited_for_until_it_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, handed_over: bool
+) -> None:
+    """After a failover a name leads to a standby for a moment, at the beginning or between two files."""
+    world.sql("CREATE SCHEMA replica; CREATE TABLE replica.asked (i int)")
+    world.sql("CREATE SEQUENCE replica.answers; GRANT USAGE ON SEQUENCE replica.answers TO PUBLIC")
+    answer = f"SELECT nextval('replica.answers') IN ({'2, 3' if handed_over else '1, 2'})"
+    world.sql(f'CREATE FUNCTION replica.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS "{answer}"'.replace('"', "$$"))
+    settings = session.Session.settings
+    monkeypatch.setattr(
+        session.Session, "settings", lambda self: {**settings(self), "search_path": "replica, pg_catalog"}
+    )
+    world.write("001_a.sql", f"CREATE TABLE a (i int); ALTER DATABASE {world.dbname} SET work_mem = '5MB';")
+    world.write("002_b.sql", "CREATE TABLE b (i int);")
+
+    report = world.deploy(CREATE_USERS="false")
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b"]
+    waits = logged(caplog, "waiting for the database")
+    assert len(waits) == 2
+    assert all("is a read replica" in wait for wait in map(str, waits))
+
+
+@pytest.mark.usefixtures("impatient")
 def test_read_replica_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader's endpoint is not where a schema can change. (A function of that name plays the replica.)"""
     replica = "CREATE FUNCTION replica.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'"

@@ -49,9 +49,12 @@ def test_database_that_is_gone_between_two_files_is_reported_with_what_is_applie
     assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["002_b"]
 
 
-def test_connection_lost_while_a_new_session_is_set_up_is_reported_with_what_is_applied(world: World) -> None:
-    """An error of PostgreSQL between two files names what is kept."""
+def test_connection_lost_while_a_new_session_is_set_up_is_reported_with_what_is_applied(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of PostgreSQL between two files names what is kept, once waiting has not helped."""
     two_sessions(world)
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
     resume = Session.resume
 
     def cut(session: Session, *args: object) -> object:
