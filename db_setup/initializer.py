@@ -646,7 +646,16 @@ def errors_explained(run: Run) -> Iterator[None]:
         kept = f"{session.what_stays} " if session.applied else ""
         said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
         code = f" ({exc.pgcode})" if exc.pgcode else ""
-        step = failures.step_outside_of_scripts(exc.pgcode or "", said)
+        step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
+        functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
+        triggers = session.event_triggers(functions) if functions else []
+        if triggers:
+            name = functions[0]
+            step = (
+                f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
+                f"schema before each name in that function, or ALTER FUNCTION {name} SET "
+                "search_path = public; then invoke again"
+            )
         kind = ConnectError if session.is_lost else InitializerError
         raise kind(
             f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "

@@ -206,6 +206,12 @@ class Session:
             return dict(self.query(EXTENSIONS_SQL))
         return {}
 
+    def event_triggers(self, functions: list[str]) -> list[str]:
+        """Those that call one of these functions, also when a statement of ours is executed."""
+        with suppress(psycopg2.Error):
+            return [name for (name,) in self.query(EVENT_TRIGGERS_SQL, [functions])]
+        return []
+
     # --- Settings -----------------------------------------------------------------------------
 
     def _set_up(self, question: sql.Composable, takes_lock: bool = False) -> tuple[Any, ...]:
@@ -561,6 +567,10 @@ LIMITED_HOLDERS_SQL = f"""
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
+EVENT_TRIGGERS_SQL = (
+    "SELECT evtname::text FROM pg_event_trigger WHERE evtfoid::regprocedure::text = ANY (%s) "
+    "ORDER BY 1"
+)
 EXTENSIONS_SQL = (
     "SELECT extname::text, pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_extension "
     "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) extnamespace"

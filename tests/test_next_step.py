@@ -89,3 +89,24 @@ def test_connect_that_the_admin_may_not_grant_is_said_before_any_password_change
         assert message_of(world, UserError) == expected
 
     assert (world.versions("user"), world.versions("creator")) == (0, 0)
+
+
+def test_event_trigger_that_fails_our_own_statement_is_named_with_its_function(world: World) -> None:
+    """Our statements run under a search path of their own, in which unqualified names of a function mean nothing."""
+    as_superuser(world, "CREATE TABLE audit (tag text); GRANT INSERT ON audit TO PUBLIC")
+    as_superuser(
+        world,
+        "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS "
+        "'BEGIN INSERT INTO audit VALUES (tg_tag); END'",
+    )
+    as_superuser(world, "CREATE EVENT TRIGGER notes ON ddl_command_end EXECUTE FUNCTION note()")
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+
+    assert message_of(world, InitializerError, CREATE_USERS="false") == (
+        'PostgreSQL: relation "audit" does not exist (42P01). Whatever was not finished is rolled back. It failed in '
+        "public.note(), which event trigger notes calls: write the schema before each name in that function, or ALTER "
+        "FUNCTION public.note() SET search_path = public; then invoke again."
+    )
+
+    as_superuser(world, "ALTER FUNCTION public.note() SET search_path = public")
+    assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["001_a"]
