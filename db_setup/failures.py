@@ -179,6 +179,12 @@ def _state_and_step_of_lost(failure: Failure) -> str:
             "it is done. Then invoke again: a finished index is recorded, an unfinished one is "
             "built again."
         )
+    if failure.still_building is False:
+        return (
+            "The connection was lost, and the server does not build any more: an unfinished index "
+            "is left INVALID. Invoke again: a finished index is recorded, an unfinished one is "
+            "dropped and built again."
+        )
     if failure.builds_index:
         return (
             "The connection was lost during an index build, which the server may continue. Invoke "
@@ -195,8 +201,18 @@ def _state_and_step_of_lost(failure: Failure) -> str:
 def _state(script: Script, failure: Failure) -> str:
     has_earlier_steps = failure.in_steps and script.statement_count > 1
     if has_earlier_steps and not failure.rehearsed:
-        return "The statements before this one have run and stay applied: do not edit them."
-    return "Rolled back."
+        stays = "The statements before this one have run and stay applied: do not edit them."
+        return f"{stays}{_index_that_failed(failure)}"
+    return f"Rolled back.{_index_that_failed(failure)}"
+
+
+def _index_that_failed(failure: Failure) -> str:
+    """What became of the index whose build has failed, outside of any transaction."""
+    if failure.index_dropped:
+        return " The unfinished index was dropped."
+    if failure.builds_index:
+        return " An unfinished index may be left INVALID: the next run drops it."
+    return ""
 
 
 def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Sequence[str]) -> str:
@@ -246,7 +262,7 @@ def _state_and_step_of_transaction(
             "committed, but the file is not recorded. Check what it has done, make the "
             "file repeatable, and deploy again."
         )
-    return f"Rolled back. {_step(instead)}."
+    return f"{_state(script, failure)} {_step(instead)}."
 
 
 def _step(instead: str) -> str:

@@ -98,16 +98,19 @@ def _run_outside(
     if isinstance(outcome, Success):
         return send(session, script, [done])
     if outcome.connection_lost:
-        still_building = target.is_build and session.activity.still_building
-        return replace(outcome, builds_index=target.is_build, still_building=still_building)
+        if target.is_build:
+            outcome = replace(outcome, builds_index=True, still_building=session.still_builds)
+        return outcome
     try:
-        drop_invalid_indexes(session, target, before)
+        dropped = drop_invalid_indexes(session, target, before)
+        outcome = replace(outcome, index_dropped=dropped)
         forget_sql = progress.forget_sql(session, step.number)
         session.query(f"BEGIN READ WRITE; {forget_sql}; COMMIT")
     except psycopg2.Error as exc:
         reason = str(exc).split("\n", maxsplit=1)[0]
         log("the next run has to clean up", logging.WARNING, reason=reason)
         session.roll_back()
+        return replace(outcome, builds_index=target.is_build)
     return outcome
 
 
@@ -142,12 +145,13 @@ def look_up(session: Session, target: Target, question: str) -> list[tuple[Any, 
         return session.query(question, values)
 
 
-def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequence[int]]) -> None:
+def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequence[int]]) -> bool:
     """Drop the INVALID indexes that an interrupted concurrent build has left: of its name, or
-    new since `before`.
+    new since `before`. Says whether there was one.
     """
+    dropped = False
     if not target.is_build:
-        return
+        return dropped
     for trace in traces(session, target):
         is_new = before is not None and trace.oid not in before
         if target.kind == "REINDEX":
@@ -158,6 +162,8 @@ def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequ
             log("dropping an index that was never finished", logging.WARNING, index=trace.name)
             name = sql.Identifier(trace.schema, trace.name)
             session.query(sql.SQL("DROP INDEX CONCURRENTLY {}").format(name))
+            dropped = True
+    return dropped
 
 
 @contextmanager

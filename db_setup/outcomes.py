@@ -52,7 +52,8 @@ class Failure:
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False
     builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
-    still_building: bool = False  # the server was seen at it when our watcher cut the connection
+    index_dropped: bool = False  # what a build that failed had left INVALID
+    still_building: Optional[bool] = None  # after a lost connection, where that could be asked
     blocked: bool = False  # refused only for as long as another session is at work
     in_steps: bool = False  # outside one transaction: earlier statements may stay
     rehearsed: bool = False  # in a dry run, of which nothing stays

@@ -146,6 +146,13 @@ class Session:
         return self._watcher is not None and self._watcher.rang.is_set()
 
     @property
+    def still_builds(self) -> Optional[bool]:
+        """After a lost connection: the server goes on building its index; None: not known."""
+        if self.is_out_of_time or self._watcher is None:
+            return self.activity.still_building or None
+        return self._watcher.sees_build()
+
+    @property
     def server_version(self) -> int:
         return self.connection.server_version
 
@@ -273,6 +280,8 @@ class Session:
         if self.server_version >= 140000:
             settings["client_connection_check_interval"] = 2000
             settings["idle_session_timeout"] = 300_000
+        if self.server_version >= 170000:
+            settings["transaction_timeout"] = 0
         return settings
 
     def settings_sql(self) -> str:

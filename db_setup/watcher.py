@@ -74,6 +74,11 @@ CANCEL_SQL = (
 )
 
 
+SEES_BUILD_SQL = (
+    f"SELECT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = %(pid)s AND {IS_BUILDING_SQL})"  # noqa: S608
+)
+
+
 def progress_sql(version: int) -> str:
     """Asks the server how far a process id is: phase, done, total."""
     views = (
@@ -133,6 +138,11 @@ class Watcher:
         """Leaves no thread and no connection."""
         self._over.set()
         self._thread.join(timeout=2 * ANSWER_S)
+
+    def sees_build(self) -> Optional[bool]:
+        """Whether the server still builds an index for the watched connection; None: no answer."""
+        found = self._ask(SEES_BUILD_SQL, ANSWER_S)
+        return bool(found[0][0]) if found else None
 
     @contextmanager
     def watching(self) -> Iterator[Watcher]:

@@ -196,7 +196,7 @@ def test_outside_build_whose_answer_is_lost_is_recorded_not_repeated(
 
         message = deploy_cut(world, beginning(text))
 
-        assert "The connection was lost during an index build, which the server may continue" in message
+        assert "The connection was lost, and the server does not build any more: an unfinished index" in message
         built = oid(world, name)
         assert built
         assert names(world.deploy()) == [f"{number:03d}_x"]
@@ -427,6 +427,55 @@ def test_outside_build_cancelled_by_an_administrator_leaves_neither_debris_nor_d
     world.deploy()
     assert indexes(world) == {"a": True}
     assert INTERRUPTED not in caplog.text
+
+
+def test_outside_build_terminated_by_an_administrator_is_not_said_to_continue(world: World) -> None:
+    """The server is asked: nobody builds any more."""
+    world.write("002_x.sql", "CREATE INDEX CONCURRENTLY a ON t (i);")
+
+    message, _ = deploy_terminated(world, "CREATE ", SNAPSHOT)
+
+    said, _, state = message.partition(" (no answer). ")  # libpq loses the server's last words
+    assert re.fullmatch(r"002_x\.sql:1: .*clos.*unexpectedly.*", said)
+    assert state == (
+        "The connection was lost, and the server does not build any more: an unfinished index is left INVALID. "
+        "Invoke again: a finished index is recorded, an unfinished one is dropped and built again. "
+        "Applied in this run: nothing."
+    )
+    assert indexes(world) == {"a": False}
+
+
+def test_outside_build_that_times_out_says_what_became_of_its_index(world: World) -> None:
+    """It ran outside of any transaction: what it had left is dropped, and the message says so."""
+    world.write("002_x.sql", MARK + "SET statement_timeout = '1s';\nCREATE INDEX CONCURRENTLY a ON t (i);")
+
+    with open_transaction(world, SNAPSHOT):
+        message = failure(world)
+
+    assert message == (
+        "002_x.sql:3: canceling statement due to statement timeout (57014). The statements before this one have run "
+        "and stay applied: do not edit them. The unfinished index was dropped. The file's own statement_timeout was "
+        "too short; raise it, or leave it out. Then deploy again: the run continues here. "
+        "Applied in this run: nothing.\n"
+        "LINE 3: CREATE INDEX CONCURRENTLY a ON t (i);"
+    )
+    assert indexes(world) == {}
+
+
+def test_outside_build_whose_index_cannot_be_dropped_says_that_it_may_be_left(world: World) -> None:
+    """A reader keeps the unfinished index from being dropped: the next run drops it."""
+    world.sql("INSERT INTO t VALUES (50, 'again')")
+    world.write("002_x.sql", "CREATE UNIQUE INDEX CONCURRENTLY a ON t (i);")
+
+    with open_transaction(world, READER):
+        message = failure(world, Context(6), LOCK_TIMEOUT="300ms")
+
+    assert message.splitlines()[0] == (
+        '002_x.sql:1: could not create unique index "a" (23505). Rolled back. An unfinished index may be left INVALID: '
+        "the next run drops it. Several rows have the same key; find them with GROUP BY … HAVING count(*) > 1, and "
+        "correct them first. Then deploy again. Applied in this run: nothing."
+    )
+    assert indexes(world) == {"a": False}
 
 
 def test_outside_unique_violation_beside_a_long_reader_is_reported_as_such(world: World) -> None:
