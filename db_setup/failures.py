@@ -155,6 +155,8 @@ def state_and_step(
         )
     if failure.connection_lost:
         return _state_and_step_of_lost(failure)
+    if failure.sqlstate in RETRYABLE or (failure.cancelled and blocked_by):
+        return _state_and_step_of_blocked(script, failure, blocked_by)
     if failure.cancelled:
         to_go_on = "" if failure.rehearsed else " to go on"
         return (
@@ -162,8 +164,6 @@ def state_and_step(
             f"Invoke again{to_go_on}; if it needs longer than the function's timeout, raise that "
             "or split the file."
         )
-    if failure.sqlstate in RETRYABLE:
-        return _state_and_step_of_blocked(script, failure, blocked_by)
     if failure.in_steps and script.statement_count > 1:
         return _state_and_step_of_marked(script, failure, extensions)
     return _state_and_step_of_transaction(script, failure, extensions)
@@ -216,16 +216,25 @@ def _index_that_failed(failure: Failure) -> str:
 
 
 def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Sequence[str]) -> str:
-    by = ""
-    or_end_them = ""
-    if blocked_by:
-        sessions = ", ".join(blocked_by)
-        by = f" ({sessions})"
-        or_end_them = ", or end them: SELECT pg_terminate_backend(PID)"
-    return (
-        f"{_state(script, failure)} It conflicted with other sessions each time{by}: "
-        f"invoke again when they are done{or_end_them}."
-    )
+    who, step = _by_whom(blocked_by)
+    if failure.cancelled:
+        how = "It was stopped, by the deadline or by an administrator, while others blocked it"
+        return f"{_state(script, failure)} {how}{who}. I{step}."
+    how = "It conflicted with other sessions each time"
+    return f"{_state(script, failure)} {how}{who}: i{step}."
+
+
+def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
+    """Who was in the way; and how to go on, without its first letter."""
+    step = "nvoke again when they are done"
+    if not blocked_by:
+        return "", step
+    ends = []
+    if any(blocker.startswith("pid") for blocker in blocked_by):
+        ends.append("SELECT pg_terminate_backend(PID)")
+    if any(not blocker.startswith("pid") for blocker in blocked_by):
+        ends.append("ROLLBACK PREPARED 'NAME'")
+    return f" ({', '.join(blocked_by)})", f"{step}, or end them: {', '.join(ends)}"
 
 
 def _state_and_step_of_marked(
@@ -336,8 +345,11 @@ def _missing_extension(code: str, said: str) -> str:
     return ""
 
 
-def step_outside_of_scripts(sqlstate: str, said: str) -> str:
+def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] = ()) -> str:
     """What to do where a statement of ours failed: one sentence without its full stop."""
+    if sqlstate in RETRYABLE:
+        who, step = _by_whom(blocked_by)
+        return f"Other sessions blocked it{who}. I{step}"
     for pattern, step in STEPS_OUTSIDE_OF_SCRIPTS:
         if re.search(pattern, f"{sqlstate} {said}"):
             return step
@@ -708,6 +720,11 @@ MISTAKES = (
         advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
+        "57014",
+        said="statement timeout",
+        advice="The file's own statement_timeout was too short; raise it, or leave it out",
+    ),
+    Mistake(
         "55006",
         said="pending trigger events",
         advice="Write SET CONSTRAINTS ALL IMMEDIATE; above this statement",
@@ -723,11 +740,6 @@ MISTAKES = (
         said="no schema has been selected",
         advice="The search path names no schema that exists here; write the schema before the "
         "name, or SET search_path above this statement",
-    ),
-    Mistake(
-        "57014",
-        said="statement timeout",
-        advice="The file's own statement_timeout was too short; raise it, or leave it out",
     ),
     Mistake(
         "53100",

@@ -77,7 +77,7 @@ from config import Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Keeper, Kind, LimitedUsers
 from migration_files import Migration, Plan
-from outcomes import CANCELLED, Failure, NotTried, Outcome, Success
+from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
 from progress import Progress
 from psycopg2 import sql
 from rehearsal import Rehearsal
@@ -364,6 +364,7 @@ def note_adopted(run: Run, names: Sequence[str], warning: str) -> None:
 def note_applied(run: Run, name: str, started: float) -> None:
     duration_ms = milliseconds_since(started)
     run.session.applied.append(name)
+    run.session.activity.blocked_by = ()
     run.session.pending.remove(name)
     run.recorded.append(name)
     run.report.applied.append({"name": name, "duration_ms": duration_ms})
@@ -603,6 +604,9 @@ def out_of_time_message(session: Session, action: str) -> str:
     waiting = shortened(session.pending)
     not_applied = f"Not applied: {waiting}." if waiting else "The rest is not done yet."
     go_on = "" if action == "dry_run" else " to go on"
+    if session.activity.blocked_by:
+        step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
+        return f"out of time{place}. Applied in this run: {applied}. {not_applied} {step}."
     return (
         f"out of time{place}. Applied in this run: {applied}. {not_applied} Invoke again{go_on}; "
         "if one file needs longer than the function's timeout, raise that or split the file."

@@ -381,10 +381,13 @@ class Session:
             ended = self._end_limited_holders()
             if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
                 state = self.what_stays if self.applied else "This run has changed nothing."
-                raise LockError(
-                    f"{holder} holds the lock. Waited {waited:.0f} s. {state} Invoke again when "
-                    "that one is done."
-                )
+                step = "Invoke again when that one is done."
+                if holder.startswith(PREPARED):
+                    step = (
+                        "It does not end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with its "
+                        "name, and invoke again."
+                    )
+                raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s. {state} {step}")
             if time.monotonic() - announced >= 10:
                 log("waiting for another run", holder=holder)
                 announced = time.monotonic()
@@ -415,6 +418,8 @@ class Session:
     def _end_overdue_holder(self) -> str:
         """What is known of the holder; one that is past its deadline is ended."""
         known = "another run"
+        for (name,) in self.query(PREPARED_HOLDER_SQL):
+            known = f"{PREPARED} {name}"
         for holder in self.lock_holders():
             known = str(holder)
             if holder.overdue:
@@ -543,8 +548,16 @@ SET_UP_SQL = (
     f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), {READ_ONLY_BY_SQL}, q.* "
     "FROM ({question}) q"
 )
+PREPARED = "the prepared transaction"
 TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
+PREPARED_HOLDER_SQL = (
+    "SELECT quote_literal(p.gid) FROM pg_prepared_xacts p "  # noqa: S608
+    "JOIN pg_locks t ON t.transactionid = p.transaction AND t.granted "
+    "WHERE p.database = current_database() AND EXISTS (SELECT FROM pg_locks "
+    f"WHERE locktype = 'advisory' AND {IS_OUR_LOCK_SQL} AND pid IS NULL "
+    "AND virtualtransaction = t.virtualtransaction)"
+)
 OUR_LOCKS_SQL = "FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
 HOLDS_LOCK_SQL = f"(SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) {OUR_LOCKS_SQL})"
 HOLDER_SQL = f"""

@@ -55,22 +55,28 @@ PROGRESS = (
     ),
     ("pg_stat_progress_copy", 140000, "command", "bytes_processed", "bytes_total"),
 )
-WAITS_FOR_SQL = """
-    SELECT concat_ws(' ', a.wait_event_type, a.wait_event), ARRAY(
-        SELECT CASE WHEN p = 0 THEN 'a prepared transaction'
+# The sessions that block the one called a. What is prepared has no process.
+BLOCKED_BY_SQL = """ARRAY(
+        SELECT CASE WHEN p = 0 THEN concat('a prepared transaction, one of ', (
+                        SELECT string_agg(quote_literal(gid), ', ') FROM pg_prepared_xacts
+                        WHERE database = current_database()))
                     ELSE concat_ws(' ', 'pid', p, b.usename, quote_literal(b.application_name),
                    coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
-        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p),
-        a.state = 'active'
-    FROM pg_stat_activity a WHERE a.pid = %(pid)s"""
+        FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)"""
+WAITS_FOR_SQL = (
+    f"SELECT concat_ws(' ', a.wait_event_type, a.wait_event), {BLOCKED_BY_SQL}, "  # noqa: S608
+    "a.state = 'active' FROM pg_stat_activity a WHERE a.pid = %(pid)s"
+)
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
 # have to begin again, and might never come to an end.
 IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
 CANCEL_SQL = (
-    "SELECT is_building, CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END FROM "
-    f"(SELECT {IS_BUILDING_SQL} AS is_building FROM pg_stat_activity a WHERE a.pid = %(pid)s "
-    "OFFSET 0) b"
+    "SELECT is_building, blocked_by, is_running, "
+    "CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "
+    f"FROM (SELECT {IS_BUILDING_SQL} AS is_building, {BLOCKED_BY_SQL} AS blocked_by, "
+    "a.state = 'active' AS is_running FROM pg_stat_activity a "
+    "WHERE a.pid = %(pid)s OFFSET 0) b"
 )
 
 
@@ -208,8 +214,10 @@ class Watcher:
         thread.
         """
         self.rang.set()
-        for is_building, _ in self._ask(CANCEL_SQL, ANSWER_S):
+        for is_building, blocked_by, is_running, _ in self._ask(CANCEL_SQL, ANSWER_S):
             self._activity.still_building = is_building
+            if is_running:
+                self._activity.blocked_by = blocked_by
         if not self._over.wait(self._cancelled_s):
             with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
                 handle.shutdown(socket.SHUT_RDWR)

@@ -17,6 +17,8 @@ import session
 from common import Deadline
 from harness.others import open_transaction, wait_until
 from harness.world import Context, World, exactly, rows
+from initializer import InitializerError, LockError
+from session import LOCK_KEY
 
 TABLES = "CREATE TABLE a (i int); CREATE TABLE b (i int); CREATE TABLE done (i int); INSERT INTO a VALUES (1);"
 
@@ -310,3 +312,73 @@ def test_lock_wait_for_the_predecessors_table_is_tried_again(busy: World) -> Non
             timer.join()
 
     assert names(report) == ["002_b"]
+
+
+# --- Who is in the way ----------------------------------------------------------------------------------------------
+
+BLOCKED_FILE = "out of time: 002_b.sql: canceling statement due to user request (57014). Rolled back. "
+STOPPED = "It was stopped, by the deadline or by an administrator, while others blocked it "
+SESSION = "(pid N rds_admin '' idle in transaction N s). Invoke again when they are done, or end them: "
+PREPARED = "(a prepared transaction, one of 'nightly''s'). Invoke again when they are done, or end them: "
+
+
+@contextmanager
+def prepared(world: World, statement: str) -> Iterator[None]:
+    """A prepared transaction that has run this statement: it has no session that could end."""
+    name = "'nightly''s'"
+    with world.connection() as conn:
+        rows(conn, f"BEGIN; {statement}; PREPARE TRANSACTION {name}")
+        try:
+            yield
+        finally:
+            rows(conn, f"ROLLBACK PREPARED {name}")
+
+
+def message_at_the_deadline(kind: type[InitializerError]) -> str:
+    """The message of a run that ends at its deadline, its process ids and seconds as N."""
+    with pytest.raises(kind) as caught:
+        initializer.handler(None, Context(12))
+    return re.sub(r"(?<=pid )\d+|\d+(?= s\b)", "N", str(caught.value)).splitlines()[0]
+
+
+@pytest.mark.parametrize("blocker", ["session", "prepared transaction"])
+def test_lock_wait_that_the_deadline_ends_within_an_attempt_names_who_blocks(busy: World, blocker: str) -> None:
+    """Whether the lock timeout or the deadline is first, the operator reads the same: who is to be ended."""
+    busy.environ["LOCK_TIMEOUT"] = "30s"
+    busy.write("002_b.sql", "INSERT INTO a VALUES (2);")
+    lock = "LOCK a IN ACCESS EXCLUSIVE MODE"
+    stands = prepared(busy, lock) if blocker != "session" else open_transaction(busy, lock)
+    with exactly(busy.environ), stands:
+        message = message_at_the_deadline(initializer.MigrationError)
+
+    by_whom = f"{PREPARED}ROLLBACK PREPARED 'NAME'"
+    if blocker == "session":
+        by_whom = f"{SESSION}SELECT pg_terminate_backend(PID)"
+    assert message == f"{BLOCKED_FILE}{STOPPED}{by_whom}. Applied in this run: nothing."
+
+
+@pytest.mark.parametrize("timeout", ["2s", "30s"])
+def test_lock_wait_for_the_tracking_table_itself_names_who_blocks(busy: World, timeout: str) -> None:
+    """Also before the first file, and whether the lock timeout or the deadline ends the wait."""
+    busy.environ["LOCK_TIMEOUT"] = timeout
+    with exactly(busy.environ), open_transaction(busy, "LOCK schema_migrations IN ACCESS EXCLUSIVE MODE"):
+        message = message_at_the_deadline(InitializerError)
+
+    by_whom = f"Other sessions blocked it {SESSION}SELECT pg_terminate_backend(PID)."
+    said = "out of time. Applied in this run: nothing. The rest is not done yet."
+    if "55P03" in message:
+        said = "PostgreSQL: canceling statement due to lock timeout (55P03). Whatever was not finished is rolled back."
+    assert message == f"{said} {by_whom}"
+
+
+def test_lock_of_ours_that_a_prepared_transaction_holds_is_told_with_its_name(busy: World) -> None:
+    """No run ends it, and no waiting: without its name every run would fail without a reason."""
+    busy.write("002_b.sql", "INSERT INTO a VALUES (2);")
+    with prepared(busy, f"SELECT pg_advisory_xact_lock({LOCK_KEY})"):
+        message = message_at_the_deadline(LockError)
+
+    assert message == (
+        "the prepared transaction 'nightly''s' holds the lock. Waited N s. This run has changed nothing. It does not "
+        "end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with its name, and invoke again."
+    )
+    assert names(initializer.handler(None, None)) == ["002_b"]

@@ -43,7 +43,13 @@ START_TIMEOUT_S = 60
 PORT_ATTEMPTS = 3
 
 # A test server may lose everything when the machine fails; what db_setup sees of it is as in production.
-SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_prepared_transactions": "10",
+}
 
 
 @dataclass(frozen=True)
