@@ -384,8 +384,8 @@ class Session:
                 step = "Invoke again when that one is done."
                 if holder.startswith(PREPARED):
                     step = (
-                        "It does not end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with its "
-                        "name, and invoke again."
+                        "It does not end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with "
+                        "its name, and invoke again."
                     )
                 raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s. {state} {step}")
             if time.monotonic() - announced >= 10:
@@ -552,7 +552,7 @@ PREPARED = "the prepared transaction"
 TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
 PREPARED_HOLDER_SQL = (
-    "SELECT quote_literal(p.gid) FROM pg_prepared_xacts p "  # noqa: S608
+    "SELECT quote_literal(p.gid) FROM pg_prepared_xacts p "
     "JOIN pg_locks t ON t.transactionid = p.transaction AND t.granted "
     "WHERE p.database = current_database() AND EXISTS (SELECT FROM pg_locks "
     f"WHERE locktype = 'advisory' AND {IS_OUR_LOCK_SQL} AND pid IS NULL "

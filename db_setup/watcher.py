@@ -65,7 +65,7 @@ BLOCKED_BY_SQL = """ARRAY(
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
         FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)"""
 WAITS_FOR_SQL = (
-    f"SELECT concat_ws(' ', a.wait_event_type, a.wait_event), {BLOCKED_BY_SQL}, "  # noqa: S608
+    f"SELECT concat_ws(' ', a.wait_event_type, a.wait_event), {BLOCKED_BY_SQL}, "
     "a.state = 'active' FROM pg_stat_activity a WHERE a.pid = %(pid)s"
 )
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
@@ -81,7 +81,7 @@ CANCEL_SQL = (
 
 
 SEES_BUILD_SQL = (
-    f"SELECT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = %(pid)s AND {IS_BUILDING_SQL})"  # noqa: S608
+    f"SELECT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = %(pid)s AND {IS_BUILDING_SQL})"
 )
 
 
