@@ -1,4 +1,4 @@
-"""What every room shares: the errors, the log, the deadline, and credentials that never show
+"""What all modules share: the errors, the log, the deadline, and credentials that never show
 themselves.
 """
 

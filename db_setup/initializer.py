@@ -20,10 +20,11 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     watcher          stops a session in time         migration_files  names, numbers, checksums
     rehearsal        the session of a dry run        limited_users    roles and logins
     sql_scanner      SQL text into statements        failures         what to say of an error
-    script_runner    runs a script in a session      report           what to say at the end
+    script_runner    runs a script in a session      masking          what must not be said
+    boundary         whom the admin trusts           report           what to say at the end
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there.
-The script runner has rooms of its own: sending, nontransactional, outside, progress, outcomes.
+The script runner has modules of its own: sending, nontransactional, outside, progress, outcomes.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -87,7 +88,7 @@ from session import LOCK_KEY, RETRYABLE, Session
 from sql_scanner import Script
 from tracking import State, TablesFound
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 __all__ = [
     "ConfigError",
     "ConnectError",

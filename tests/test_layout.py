@@ -67,7 +67,7 @@ LAYOUT = """
     db_setup/outcomes.py db_setup/outside.py db_setup/progress.py db_setup/rehearsal.py db_setup/report.py
     db_setup/script_runner.py
     db_setup/secret_store.py db_setup/sending.py db_setup/session.py db_setup/sql_scanner.py db_setup/tracking.py
-    db_setup/watcher.py db_setup/custom_resource.py docs/other-frameworks.md docs/coming-from.md
+    db_setup/boundary.py db_setup/watcher.py db_setup/custom_resource.py docs/other-frameworks.md docs/coming-from.md
     db_setup/migrations/001_initial_schema.sql db_setup/README.md migrations tests docs/operating.md docs/messages.md
     docs/users-and-rights.md docs/guarantees.md docs/supported-versions.md docs/performance.md
     cdk_example/README.md README.md

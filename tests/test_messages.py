@@ -44,6 +44,8 @@ NOT_OURS = {
     "does not support SSL",
     "invalid response to SSL negotiation",
     "no transaction in progress",
+    "permission denied for database",
+    "will be truncated to",
     "secret value for staging label",
     "the session has not been opened",
     "what precedes each line of a dry run, since nothing of it stays",
