@@ -288,7 +288,7 @@ def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> N
     with deployed.login("creator") as conn:
         rows(
             conn,
-            "DO $do$ BEGIN FOR i IN 1..100 LOOP EXECUTE format('CREATE FUNCTION public.long_%s() RETURNS void "
+            "DO $do$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('CREATE FUNCTION public.long_%s() RETURNS void "
             "LANGUAGE plpgsql AS %L', i, 'BEGIN NULL; -- ' || (SELECT string_agg(md5(s::text), ' ') "
             "FROM generate_series(1, 30000) s) || E'\\nEND'); END LOOP; END $do$",
         )
