@@ -92,6 +92,11 @@ class Application:
         return self.login(kind), self.login(kind) + "_clone"
 
     @property
+    def logins_without_prefix(self) -> tuple[str, ...]:
+        """What the name of a login of ours ends with, whatever ROLE_PREFIX it was made with."""
+        return tuple(name for kind in KINDS for name in (kind.login, kind.login + "_clone"))
+
+    @property
     def roles(self) -> list[str]:
         groups = [self.group(kind) for kind in KINDS]
         return groups + [self.login(kind) for kind in KINDS]
@@ -762,7 +767,8 @@ class LimitedUsers:
         if not (is_usable(username) and is_usable(password)):
             return
         ours = (self._app.admin.username, *limited_roles(self._app.prefix))
-        if username in ours:
+        of_another_prefix = str(username).endswith(self._app.logins_without_prefix)
+        if username in ours or of_another_prefix:
             return
         here = self._app.admin.endpoint
         port = str(kept.get("port", here.port))

@@ -157,11 +157,11 @@ POSITIONS = {
     "end of the only statement": ("CREATE TABLE a (\n  i int", "2:8", "syntax error at end of input (42601)"),
     "behind BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
     "unclosed string": ("SELECT 1;\nSELECT 'it", "2:8", "this string is never closed (a ' inside it is written twice)"),
-    "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "abc" (22P02)'),
+    "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "…" (22P02)'),
     "in a function's body": (
         "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$\nBEGIN\n  RETRN 1;\nEND $$;",
         "3:3",
-        'syntax error at or near "RETRN" (42601)',
+        'syntax error at or near "…" (42601)',
     ),
 }
 
@@ -181,9 +181,10 @@ PSQL_VARIABLES = [":name", ":'name'", ':"name"']
 def test_error_at_a_variable_of_psql_says_what_to_write_instead(world: World) -> None:
     """A variable is a syntax error of PostgreSQL, and explained; where : is something else there is nothing to add."""
     for variable in PSQL_VARIABLES:
+        shown = variable.replace("'name'", "'…'")
         assert fail_with(world, f"SELECT\n({variable});") == (
             '001_a.sql:2:2: syntax error at or near ":"; variables of psql do not exist here: write the value '
-            f"itself (42601). {MEND}\nLINE 2: ({variable});\n         ^"
+            f"itself (42601). {MEND}\nLINE 2: ({shown});\n         ^"
         )
     assert "psql" not in fail_with(world, "SELECT (ARRAY[1])[1:1], 'a'::text, ::oops;")
 
@@ -192,11 +193,13 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
     """A no-break space, a zero-width space or a BOM in the middle cannot be seen: the message names it."""
     for code in ("00A0", "200B", "FEFF"):
         odd = chr(int(code, 16))
-        said = " ".join(f'syntax error at or near "{odd}"'.split())
+        # A character that no terminal shows is written out, so that it cannot do anything there.
+        shown = odd if code == "00A0" else f"\\u{code.lower()}"
+        said = " ".join(f'syntax error at or near "{shown}"'.split())
 
         assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
             f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {MEND}\n"
-            f"LINE 2: {odd};\n        ^"
+            f"LINE 2: {shown};\n        ^"
         )
 
 
@@ -284,16 +287,17 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
     for case, text in DO_BLOCKS.items():
         line = 1 if text.startswith("DO") else 2
 
+        shown = f"\nLINE 5: {text.splitlines()[4].replace('no good', '…')}"
         assert fail_with(world, text) == (
-            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file\n"
-            f"LINE 5: {text.splitlines()[4]}"
+            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+            f"{'' if case == 'a string' else shown}"
         ), case
 
 
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
     """Where PostgreSQL names the character inside a DO block, there is nothing to add."""
     assert fail_with(world, "SELECT 1;\nDO $$\nBEGIN\n  RETRN 1;\nEND $$;") == (
-        f'001_a.sql:4:3: syntax error at or near "RETRN" (42601). {MEND}\nLINE 4:   RETRN 1;\n          ^'
+        f'001_a.sql:4:3: syntax error at or near "…" (42601). {MEND}\nLINE 4:   RETRN 1;\n          ^'
     )
 
 
@@ -551,7 +555,8 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
         verdict, line, caret = fail_with(world, text, "002_b.sql").splitlines()
         assert verdict == f"002_b.sql:{refusal}. Nothing has been applied. Fix the file and deploy again."
         number, column = map(int, refusal.split(":")[:2])
-        shown = text.splitlines()[number - 1].expandtabs(1)
+        shown = re.sub(r"(\\\w+ ).+", r"\1…", text.splitlines()[number - 1].expandtabs(1))
+        shown = re.sub(r"'\w*$", "'…", shown)
         assert (line, caret) == (f"LINE {number}: {shown}", " " * len(f"LINE {number}: {shown[: column - 1]}") + "^")
     assert (world.applied(), world.tables()) == ([], [])
 
@@ -598,7 +603,7 @@ def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monke
     message = fail_with(world, "CREATE TABLE a (i int);\nCOMMIT;\nBEGIN;\nSELECT 1;")
 
     assert message == (
-        '001_a.sql:1: savepoint "db_setup_file" does not exist (3B001). A statement of this file has ended the '
+        '001_a.sql:1: savepoint "…" does not exist (3B001). A statement of this file has ended the '
         "file's transaction: what ran before it is committed, but the file is not recorded. Check what it has done, "
         "make the file repeatable, and deploy again. Applied in this run: nothing."
     )
@@ -684,7 +689,7 @@ NEED_THE_MARK = {
     "002_b.sql:2: CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001). ": (
         "CREATE TABLE b (i int);\nCREATE INDEX CONCURRENTLY new ON t (i);"
     ),
-    '002_b.sql:3:23: unsafe use of new value "new" of enum type mood (55P04). ': (
+    '002_b.sql:3:23: unsafe use of new value "…" of enum type mood (55P04). ': (
         "CREATE TABLE b (m mood);\nALTER TYPE mood ADD VALUE 'new';\nINSERT INTO b VALUES ('new');"
     ),
 }
@@ -796,12 +801,14 @@ def test_apply_marked_file_with_a_done_step_edited_is_refused(world: World) -> N
     assert names(world.deploy()) == ["001_a"]
 
 
-def test_apply_marked_file_renamed_after_a_failure_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What ran in part under another name is not forgotten in silence: the file begins anew."""
+def test_apply_marked_file_replaced_after_a_failure_is_warned_of(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What ran in part is not forgotten in silence, where another file has taken its place."""
     world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
     failure(world)
     world.remove("001_a.sql")
-    world.write("002_a.sql", "-- no-transaction\nSELECT 1;")
+    world.write("002_other.sql", "-- no-transaction\nCREATE TABLE other (i int);")
 
     report = world.deploy()
 
@@ -888,6 +895,8 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     left.append(world.sql("SELECT to_regclass('once')"))
 
     mend, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (MEND, GOES_ON))
+    dropped = "The unfinished index was dropped. "
+    mend, goes_on = (text.replace(find, f"{dropped}{find}") for text in (mend, goes_on))
     assert alone.splitlines() == [f"002_b.sql:1: {said}{mend}", further[0].format(1), further[1]]
     assert marked.splitlines() == [f"002_b.sql:3: {said}{goes_on}", further[0].format(3), further[1]]
     assert left == [[(None,)]] * 2

@@ -67,8 +67,8 @@ MASKED = {
     "quote that is never closed": f"SELECT 1;\nINSERT INTO vault VALUES ('{SECRET});",
     "body that is never closed": f"SELECT 1;\nDO $$ BEGIN PERFORM '{SECRET}'; END $;",
     "address for psql": f"\\connect postgresql://u:{SECRET}@h/d",
-    "variable of psql": f"\\set password {SECRET}",
-    "COMMIT beside it": f"CREATE TABLE more (v text DEFAULT '{SECRET}'); COMMIT; SELECT 1; SELECT 2;",
+    "variable of psql": f"\\set password {SECRET}\nSELECT :password;",
+    "ROLLBACK beside it": f"CREATE TABLE more (v text DEFAULT '{SECRET}'); ROLLBACK; SELECT 1; SELECT 2;",
     # in steps
     "step": f"-- no-transaction\nSELECT 1;\nSELECT '{SECRET}'::int;",
     "step outside": f'-- no-transaction\nSELECT 1;\nVACUUM "{SECRET}", nope;',

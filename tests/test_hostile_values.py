@@ -141,7 +141,7 @@ def test_hostile_login_that_does_not_work_is_replaced(world: World) -> None:
     world.write("001_items.sql", MIGRATION)
     world.deploy()
     for number, (case, name) in enumerate(NAMES.items()):
-        world.put_secret("user", {"username": f"{name[:-1]}?", "password": EVERY_CHARACTER})
+        world.put_secret("user", {"username": f"{name[:-1]}#", "password": EVERY_CHARACTER})
         create_login(world, name, "tablecreator")
         world.put_secret("creator", {"username": name, "password": EVERY_CHARACTER})
         with world.login("creator") as conn:

@@ -167,7 +167,6 @@ def is_explained(text: str) -> bool:
 
 
 BY_POSTGRESQL = {
-    "cannot run inside a transaction block",
     "other objects depend on it",
     "unsafe use of new value",
     "used by a view or rule",

@@ -65,9 +65,9 @@ def test_rotation_never_leaves_a_secret_whose_login_does_not_work(world: World) 
     seen: list[bool] = []
     write = secret_store.write_secret
 
-    def tried(client: Any, secret: Any, value: dict[str, Any], **named: Any) -> None:
+    def tried(client: Any, secret: Any, value: dict[str, Any], *given: Any, **named: Any) -> Any:
         seen.extend([works(world, secret.value), works(world, value)])
-        write(client, secret, value, **named)
+        return write(client, secret, value, *given, **named)
 
     with mock.patch.object(secret_store, "write_secret", tried):
         world.deploy(ROTATE)
