@@ -556,7 +556,7 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
         assert verdict == f"002_b.sql:{refusal}. Nothing has been applied. Fix the file and deploy again."
         number, column = map(int, refusal.split(":")[:2])
         shown = re.sub(r"(\\\w+ ).+", r"\1…", text.splitlines()[number - 1].expandtabs(1))
-        shown = re.sub(r"'\w*$", "'…", shown)
+        shown = re.sub(r"(?<=')\w*$|(?<=\$)$", "…", shown)
         assert (line, caret) == (f"LINE {number}: {shown}", " " * len(f"LINE {number}: {shown[: column - 1]}") + "^")
     assert (world.applied(), world.tables()) == ([], [])
 
