@@ -1,7 +1,7 @@
 /** The layer is put together by pip alone, and is the same each time. Needs a network, or `npm run wheels` before. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { chmodSync, cpSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, cpSync, readFileSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { App, FileSystem, Stack } from "aws-cdk-lib";
@@ -60,12 +60,11 @@ test("the README's command makes the same layer, whichever Python runs it", () =
 
   for (const python of PYTHONS) {
     const project = temporaryFolder();
-    mkdirSync(path.join(project, "layer"));
-    cpSync(path.join(ROOT, "layer", "requirements.txt"), path.join(project, "layer-requirements.txt"));
+    cpSync(path.join(ROOT, "layer", "requirements.txt"), path.join(project, "layer", "requirements.txt"));
     const environment = { ...process.env, PATH: `${path.dirname(python)}${path.delimiter}${process.env.PATH}` };
     execFileSync("sh", ["-ec", command], { cwd: project, env: environment, stdio: "pipe" });
 
-    assert.equal(FileSystem.fingerprint(path.join(project, "layer")), FileSystem.fingerprint(expected));
+    assert.equal(FileSystem.fingerprint(path.join(project, "psycopg-layer")), FileSystem.fingerprint(expected));
   }
 });
 
