@@ -14,8 +14,8 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -149,15 +149,6 @@ class Watcher:
         """Whether the server still builds an index for the watched connection; None: no answer."""
         found = self._ask(SEES_BUILD_SQL, ANSWER_S)
         return bool(found[0][0]) if found else None
-
-    @contextmanager
-    def watching(self) -> Iterator[Watcher]:
-        """Watch for as long as the block lasts."""
-        self.start()
-        try:
-            yield self
-        finally:
-            self.stop()
 
     def _watch(self) -> None:
         """A look shortly before a lock timeout strikes, and a line in the log from time to time."""
