@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from sql_scanner import Script
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
+MEMORY_OF_A_RUN_MB = 90  # of the function, without the text of a long file; 52 without Lambda's own
 # Of the file that comes with db_setup.
 EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
@@ -426,6 +428,8 @@ def read_text(migration: Migration) -> str:
             # A copy of a long one would be felt. The map is private: not all folders can share one.
             is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE
             data = mmap(file.fileno(), 0, access=ACCESS_COPY) if is_long else file.read()
+            if is_long:
+                _refuse_beyond_memory(migration, _memory_to_decode(data), "the file")
             text = str(data, "utf-8")
     except UnicodeDecodeError as exc:
         before = exc.object[: exc.start].decode("utf-8-sig")
@@ -444,6 +448,47 @@ def read_text(migration: Migration) -> str:
             "and deploy again."
         )
     return text
+
+
+def _memory_to_decode(data: Any) -> int:
+    """Bytes. Python takes as many for each character as the widest one needs.
+
+    Where it comes upon a wider one, it makes a copy of what it has.
+    """
+    width = 4 if re.search(b"[\xf0-\xff]", data) else 2 if re.search(b"[\xc4-\xff]", data) else 1
+    continuation = bytes(range(0x80, 0xC0))
+    blocks = (data[at : at + HASHED_AT_ONCE] for at in range(0, len(data), HASHED_AT_ONCE))
+    characters = sum(len(block.translate(None, continuation)) for block in blocks)
+    return characters * (1, 3, 6)[width // 2]
+
+
+def _refuse_long_statement(migration: Migration, script: Script) -> None:
+    """Of the longest statement four copies are needed beside the text: psycopg2's, two of libpq
+    and, where it fails, one of the error.
+    """
+    longest = max(script.pieces, key=lambda piece: piece.end - piece.start, default=None)
+    if longest is None:
+        return
+    text_size = sys.getsizeof(script.text)
+    width = round(text_size / len(script.text))
+    file_size = migration.path.stat().st_size
+    sent_size = min((longest.end - longest.start) * width, file_size)
+    line, _ = sql_scanner.locate(script.text, longest.start)
+    what = f"the statement in line {line}, or load its rows with COPY"
+    _refuse_beyond_memory(migration, text_size + 4 * sent_size, what)
+
+
+def _refuse_beyond_memory(migration: Migration, needed: int, what: str) -> None:
+    """Lambda would kill the function without a word."""
+    limit = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0))
+    needed_mb = MEMORY_OF_A_RUN_MB + (needed >> 20)
+    if limit and needed_mb > limit:
+        size_mb = migration.path.stat().st_size >> 20
+        raise MigrationError(
+            f"{migration.path.name} has {size_mb} MB and needs {needed_mb} MB of memory, but the "
+            f"function has {limit} MB. Nothing has been applied. Raise memorySize to {needed_mb} "
+            f"or more, or split {what}."
+        )
 
 
 def _refuse_change(migration: Migration, text: str) -> None:
@@ -592,6 +637,7 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
             if schema in (None, "public") and name in ours:
                 complaint = f"table {name} is ours; set MIGRATIONS_TABLE to another name"
                 raise sql_scanner.ScanError(complaint, place)
+    _refuse_long_statement(migration, script)
     return script
 
 
