@@ -187,7 +187,7 @@ class Words:
             if start > SEARCHED:
                 break
             if not _sets_secret(text, start, end):
-                self._add(text, start, end, escapes)
+                self._add(text, start, min(end, SEARCHED), escapes)
 
     def _add(self, text: str, start: int, end: int, backslash_escapes: bool) -> None:
         at = start

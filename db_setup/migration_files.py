@@ -429,7 +429,7 @@ def read_text(migration: Migration) -> str:
             is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE
             data = mmap(file.fileno(), 0, access=ACCESS_COPY) if is_long else file.read()
             if is_long:
-                _refuse_beyond_memory(migration, _memory_to_decode(data), "the file")
+                _refuse_beyond_memory(migration, _memory_to_decode(data))
             text = str(data, "utf-8")
     except UnicodeDecodeError as exc:
         before = exc.object[: exc.start].decode("utf-8-sig")
@@ -462,32 +462,27 @@ def _memory_to_decode(data: Any) -> int:
     return characters * (1, 3, 6)[width // 2]
 
 
-def _refuse_long_statement(migration: Migration, script: Script) -> None:
-    """Of the longest statement four copies are needed beside the text: psycopg2's, two of libpq
-    and, where it fails, one of the error.
+def _memory_to_send(script: Script, file_size: int) -> int:
+    """Bytes: of the longest statement there are four copies beside the text. One is psycopg2's, two
+    are libpq's, and one is the error's, if it fails.
     """
-    longest = max(script.pieces, key=lambda piece: piece.end - piece.start, default=None)
-    if longest is None:
-        return
     text_size = sys.getsizeof(script.text)
+    longest = max((piece.end - piece.start for piece in script.pieces), default=0)
     width = round(text_size / len(script.text))
-    file_size = migration.path.stat().st_size
-    sent_size = min((longest.end - longest.start) * width, file_size)
-    line, _ = sql_scanner.locate(script.text, longest.start)
-    what = f"the statement in line {line}, or load its rows with COPY"
-    _refuse_beyond_memory(migration, text_size + 4 * sent_size, what)
+    return text_size + 4 * min(longest * width, file_size)
 
 
-def _refuse_beyond_memory(migration: Migration, needed: int, what: str) -> None:
-    """Lambda would kill the function without a word."""
-    limit = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", 0))
+def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
+    """Lambda would end the function without a message."""
+    limit_mb = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", sys.maxsize))
     needed_mb = MEMORY_OF_A_RUN_MB + (needed >> 20)
-    if limit and needed_mb > limit:
+    if needed_mb > limit_mb:
         size_mb = migration.path.stat().st_size >> 20
         raise MigrationError(
             f"{migration.path.name} has {size_mb} MB and needs {needed_mb} MB of memory, but the "
-            f"function has {limit} MB. Nothing has been applied. Raise memorySize to {needed_mb} "
-            f"or more, or split {what}."
+            f"function has {limit_mb} MB. Nothing has been applied. Raise memorySize to "
+            f"{needed_mb} or more, or split the file and its long statements; rows of COPY need "
+            "the least."
         )
 
 
@@ -637,7 +632,8 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
             if schema in (None, "public") and name in ours:
                 complaint = f"table {name} is ours; set MIGRATIONS_TABLE to another name"
                 raise sql_scanner.ScanError(complaint, place)
-    _refuse_long_statement(migration, script)
+    if script.pieces:
+        _refuse_beyond_memory(migration, _memory_to_send(script, migration.path.stat().st_size))
     return script
 
 

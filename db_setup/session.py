@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
 import database
 import psycopg2
@@ -179,7 +179,7 @@ class Session:
             cur.execute(statement, args)
             return cur.fetchall() if cur.description else []
 
-    def copy_in(self, statement: str, rows: Any) -> None:
+    def copy_in(self, statement: Union[str, bytes], rows: Any) -> None:
         """Run COPY … FROM STDIN with the rows of a file-like object."""
         with self._waiting(), self.connection.cursor() as cur:
             cur.copy_expert(statement, rows, size=1 << 16)
