@@ -105,7 +105,10 @@ class ScriptRunner:
             ):
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
-            if not self._session.pause_to_retry(outcome.sqlstate, attempts, **fields):
+            can_pass = outcome.sqlstate in RETRYABLE
+            if not can_pass or not self._session.pause_to_retry(
+                outcome.sqlstate, attempts, **fields
+            ):
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
 
