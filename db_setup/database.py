@@ -270,6 +270,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "the database is starting or busy; invoke again",
     ),
     Problem(
+        r"too many connections for (role|database)",
+        True,
+        "its CONNECTION LIMIT is reached: end sessions, or raise it with ALTER ROLE or ALTER "
+        "DATABASE",
+    ),
+    Problem(
         r"too many (clients|connections)|connection slots",
         True,
         "all connections of the database are in use",

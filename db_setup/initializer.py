@@ -604,10 +604,9 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
-            f" No file has run on this database yet, and {run.recorded[0]} was taken to be behind "
-            "it. "
-            f'If {one.name} is as well, set BASELINE="{one.name}", or a later file that it has '
-            "behind it, and deploy again."
+            f" No file is recorded as run on this database, and {run.recorded[0]} was adopted as "
+            f'applied. If {one.name} is applied as well, set BASELINE="{one.name}", or a later '
+            "file that is applied too, and deploy again."
         )
     if not_recorded:  # for which the file is not to blame
         place = one.migration.path.name

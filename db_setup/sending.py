@@ -92,6 +92,7 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         at_end=message.at_end,
         in_rows=message.rows is not None and offset >= message.rows[0],
         connection_lost=connection_lost,
+        out_of_time=session.is_out_of_time,
     )
 
 
