@@ -181,7 +181,7 @@ HIDING_SQL = """
     rulers(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
     path(oid) AS (
         SELECT n.oid FROM pg_namespace n, regexp_split_to_table(
-            (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), '\\s*,\\s*') p(entry)
+            (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), '[[:space:]]*,[[:space:]]*') p(entry)
         WHERE n.nspname <> 'pg_catalog' AND (
             n.nspname IN ('public', lower(entry), replace(btrim(entry, '"'), '""', '"'))
             OR (btrim(entry, '"') = '$user' AND n.nspname = current_user))),

@@ -70,7 +70,7 @@ WAITS_FOR_SQL = (
 )
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
 # have to begin again, and might never come to an end.
-IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
+IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* $$^\s*(create|reindex)\M.*\mconcurrently\M$$"
 CANCEL_SQL = (
     "SELECT is_building, blocked_by, is_running, "
     "CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "

@@ -18,7 +18,10 @@ from harness.world import Context, World, rows
 from initializer import LockError, MigrationError
 
 # Behind it the next file gets a new session.
-FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
+FUNCTION = (
+    "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS "
+    "$$ DECLARE v pg_class.relname%TYPE; BEGIN RETURN {0}; END $$;"
+)
 
 
 @contextmanager

@@ -10,7 +10,10 @@ import pytest
 from harness.proxy import ANSWERED, Link, Place, Proxy, proxy_to
 from harness.world import Context, World
 
-FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
+FUNCTION = (
+    "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS "
+    "$$ DECLARE v pg_class.relname%TYPE; BEGIN RETURN {0}; END $$;"
+)
 TRIGGER = "CREATE FUNCTION f{0}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.a := {0}; RETURN NEW; END $$;"
 LOGGING_IN = ("startup", "p ")
 NEW_TABLE = ["any table", "create", "look", "rows"]

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 
+import boundary
+import limited_users
+import nontransactional
+import outside
 import pytest
+import session
+import tracking
+import watcher
 from harness.database import superuser_connection
 from harness.world import ADMIN, World, rows
 from initializer import MigrationError
@@ -268,6 +276,14 @@ def test_session_of_a_database_with_backslashes_in_strings_reads_files_so(world:
     world.deploy()
 
     assert (world.tables(), world.sql("SELECT s FROM strings")) == (["next", "strings"], [("it's; \\",)])
+
+
+@pytest.mark.parametrize("module", [boundary, limited_users, nontransactional, outside, session, tracking, watcher])
+def test_statement_of_ours_says_the_same_however_the_database_reads_backslashes(module: ModuleType) -> None:
+    """A backslash of ours is in $$…$$, since in '…' it could be an escape."""
+    texts = [text for name, text in vars(module).items() if name.endswith("_SQL") and isinstance(text, str)]
+    assert texts
+    assert [text for text in texts if "\\" in re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)] == []
 
 
 def test_session_beside_a_database_in_another_encoding(world: World) -> None:
