@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from harness.aws import new_session
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
 from harness.temporary import temporary_home
@@ -73,6 +74,7 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     create_database(server, dbname, ADMIN, template=TEMPLATE)
     try:
         with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+            new_session()
             world = World(server, dbname, tmp_path / "migrations")
             with exactly(world.environ):
                 yield world

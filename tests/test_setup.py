@@ -233,9 +233,9 @@ HOLD = """
 import sys, tempfile, time
 sys.path.insert(0, {tests!r})
 from harness.server import running_server
-with running_server():
+with running_server() as server:
     open(tempfile.mkdtemp() + "/file", "w").close()
-    print(tempfile.gettempdir(), flush=True)
+    print(tempfile.gettempdir(), server.log_file.parent if server.log_file else "", sep="\t", flush=True)
     time.sleep(60)
 """
 
@@ -252,14 +252,16 @@ def test_temporary_files_are_gone_however_a_process_ends(tmp_path: Path, number:
         text=True,
     )
     assert process.stdout
-    home = Path(process.stdout.readline().strip())
+    home, data = (Path(name) if name else None for name in process.stdout.readline().rstrip("\n").split("\t"))
+    assert home
     assert home.name.startswith("db-setup-")
     assert home.is_dir()
+    assert data is None or data.is_dir()
 
     process.send_signal(number)
     process.communicate(timeout=TIMEOUT_S)
 
-    wait_until(lambda: not home.exists())
+    wait_until(lambda: not home.exists() and not (data and data.exists()))
     assert list(tmp_path.iterdir()) == []
 
 
