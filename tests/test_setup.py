@@ -230,7 +230,8 @@ def test_installed_node_counts_if_it_runs(
 # --- What is left behind --------------------------------------------------------------------------------------------
 
 HOLD = """
-import sys, tempfile, time
+import signal, sys, tempfile, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
 sys.path.insert(0, {tests!r})
 from harness.server import running_server
 with running_server() as server:
