@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
-from harness.aws import new_session
+from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
 from harness.temporary import temporary_home
-from harness.world import ADMIN, AWS_ENVIRONMENT, TEMPLATE, World, exactly, prepare
-from moto import mock_aws
+from harness.world import ADMIN, TEMPLATE, World, exactly, prepare
 
 # Roles belong to the server, not to a database: every test leaves none behind.
 ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
@@ -80,8 +78,7 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     dbname = f"db_setup_{os.getpid()}_{next(_numbers)}"
     create_database(server, dbname, ADMIN, template=TEMPLATE)
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
-            new_session()
+        with played():
             world = World(server, dbname, tmp_path / "migrations")
             with exactly(world.environ):
                 yield world

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
 from botocore.loaders import create_loader
 from common import Deadline
+from moto import mock_aws
+
+from harness.world import AWS_ENVIRONMENT
 
 ANY = "before-parameter-build.secrets-manager"
 BEFORE_READ, AFTER_READ = "before-call.secrets-manager.GetSecretValue", "after-call.secrets-manager.GetSecretValue"
@@ -24,11 +28,14 @@ BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after
 LOADER = create_loader()
 
 
-def new_session() -> None:
-    """Give boto3 a new default session, as each of moto's mocks does."""
-    session = botocore.session.Session()
-    session.register_component("data_loader", LOADER)
-    boto3.setup_default_session(botocore_session=session)
+@contextmanager
+def played() -> Iterator[None]:
+    """AWS as moto plays it, empty, for the credentials of AWS_ENVIRONMENT."""
+    with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+        session = botocore.session.Session()
+        session.register_component("data_loader", LOADER)
+        boto3.setup_default_session(botocore_session=session)
+        yield
 
 
 @contextmanager
