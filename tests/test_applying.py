@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Callable
 
 import psycopg2
 import pytest
@@ -906,16 +906,24 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
 
 
 @contextmanager
-def blocker(world: World, seconds: float) -> Iterator[None]:
-    """Another session that holds table a for so long."""
+def blocker(world: World, until: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Another session that holds table a until this is so, at the latest until the block is left."""
+    left = threading.Event()
+
+    def hold() -> None:
+        while not until() and not left.wait(0.02):
+            pass
+        cur.execute("COMMIT")
+
     with world.connection() as conn, conn.cursor() as cur:
         cur.execute("BEGIN; LOCK TABLE a")
-        timer = threading.Timer(seconds, lambda: cur.execute("COMMIT"))
-        timer.start()
+        holder = threading.Thread(target=hold)
+        holder.start()
         try:
             yield
         finally:
-            timer.join()
+            left.set()
+            holder.join()
 
 
 def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -924,7 +932,7 @@ def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pyte
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 1.4):
+    with blocker(world, until=lambda: "sqlstate=55P03 attempt=2 again_in_s=" in caplog.text):
         report = world.deploy(LOCK_TIMEOUT="300ms")
 
     assert names(report) == ["002_b"]
@@ -942,7 +950,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 2):
+    with blocker(world):
         message = failure(world, LOCK_TIMEOUT="300ms")
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (

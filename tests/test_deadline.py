@@ -286,20 +286,20 @@ def test_deadline_is_kept_when_a_new_login_gets_no_answer(limited: World) -> Non
 # --- A warm sandbox -------------------------------------------------------------------------------------------------
 
 
-def test_deadline_leaves_no_thread_behind_in_a_warm_sandbox(limited: World) -> None:
+def test_deadline_leaves_no_thread_behind_in_a_warm_sandbox(world: World) -> None:
     """However an invocation with a deadline ends, its watchdog ends with it."""
-    limited.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
     before = set(threading.enumerate())
 
-    limited.deploy(None, SOON)
+    world.deploy(None, Context(60))
     after_success = set(threading.enumerate()) - before
-    limited.write("002_b.sql", "SELECT 1 / 0;")
+    world.write("002_b.sql", "SELECT 1 / 0;")
     with pytest.raises(MigrationError, match="division by zero"):
-        limited.deploy(None, SOON)
+        world.deploy(None, Context(60))
     after_failure = set(threading.enumerate()) - before
-    limited.write("002_b.sql", "SELECT pg_terminate_backend(pg_backend_pid());")
+    world.write("002_b.sql", "SELECT pg_terminate_backend(pg_backend_pid());")
     with pytest.raises(MigrationError):
-        limited.deploy(None, SOON)
+        world.deploy(None, Context(60))
     after_loss = set(threading.enumerate()) - before
 
     assert (after_success, after_failure, after_loss) == (set(), set(), set())

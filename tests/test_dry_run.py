@@ -54,9 +54,11 @@ def dumped(world: World, *options: str, dbname: str = "") -> str:
 def everything(world: World) -> dict[str, Any]:
     """The database, the server's roles and what belongs to them, and the secrets with the number of their values."""
     secrets = ("admin", "user", "creator")
+    with world.superuser() as conn:
+        roles = [rows(conn, select) for select in ROLES]
     return {
         "database": dumped(world).splitlines(),
-        "roles": [as_superuser(world, select) for select in ROLES],
+        "roles": roles,
         "secrets": [(world.versions(name), world.versions(name) and world.secret(name)) for name in secrets],
     }
 

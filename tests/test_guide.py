@@ -71,11 +71,13 @@ def shop(world: World) -> World:
 
 
 def fill(world: World) -> None:
-    world.sql("INSERT INTO users (email) VALUES ('a@example.com'), ('b@example.com')")
-    world.sql("INSERT INTO products (name, price, user_id) SELECT 'thing', 9.99, id FROM users")
-    world.sql("INSERT INTO orders (user_id, total, note) SELECT id, 10, 'first' FROM users")
-    world.sql("INSERT INTO events (kind) VALUES ('login'), ('logout')")
-    world.sql("INSERT INTO tags VALUES ('red')")
+    world.sql(
+        "INSERT INTO users (email) VALUES ('a@example.com'), ('b@example.com');"
+        "INSERT INTO products (name, price, user_id) SELECT 'thing', 9.99, id FROM users;"
+        "INSERT INTO orders (user_id, total, note) SELECT id, 10, 'first' FROM users;"
+        "INSERT INTO events (kind) VALUES ('login'), ('logout');"
+        "INSERT INTO tags VALUES ('red')"
+    )
 
 
 # --- The recipes as they stand --------------------------------------------------------------------------------------

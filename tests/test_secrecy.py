@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ from harness.logins import as_superuser
 from harness.server import Server
 from harness.talkative import talkative_server, told
 from harness.traces import everything_logged, places, shown
-from harness.world import ADMIN, AWS_ENVIRONMENT, World, exactly, rows
+from harness.world import ADMIN, World, exactly, rows
 from initializer import InitializerError
-from moto import mock_aws
 from psycopg2.extensions import encrypt_password
 from session import Session
 
@@ -64,7 +62,7 @@ def there(talkative: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         passwords.append(json.loads(params["SecretString"])["password"])
 
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws(), ExitStack() as patches:
+        with aws.played(), ExitStack() as patches:
             world = World(talkative, dbname, tmp_path / "migrations")
             world.put_secret("admin", {**world.secret("admin"), "password": ADMIN_PASSWORD})
             patches.enter_context(exactly(world.environ))

@@ -230,12 +230,13 @@ def test_installed_node_counts_if_it_runs(
 # --- What is left behind --------------------------------------------------------------------------------------------
 
 HOLD = """
-import sys, tempfile, time
+import signal, sys, tempfile, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
 sys.path.insert(0, {tests!r})
 from harness.server import running_server
-with running_server():
+with running_server() as server:
     open(tempfile.mkdtemp() + "/file", "w").close()
-    print(tempfile.gettempdir(), flush=True)
+    print(tempfile.gettempdir(), server.log_file.parent if server.log_file else "", sep="\t", flush=True)
     time.sleep(60)
 """
 
@@ -252,14 +253,16 @@ def test_temporary_files_are_gone_however_a_process_ends(tmp_path: Path, number:
         text=True,
     )
     assert process.stdout
-    home = Path(process.stdout.readline().strip())
+    home, data = (Path(name) if name else None for name in process.stdout.readline().rstrip("\n").split("\t"))
+    assert home
     assert home.name.startswith("db-setup-")
     assert home.is_dir()
+    assert data is None or data.is_dir()
 
     process.send_signal(number)
     process.communicate(timeout=TIMEOUT_S)
 
-    wait_until(lambda: not home.exists())
+    wait_until(lambda: not home.exists() and not (data and data.exists()))
     assert list(tmp_path.iterdir()) == []
 
 

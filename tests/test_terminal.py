@@ -47,7 +47,7 @@ class Project:
 
     def __init__(self, world: World, root: Path) -> None:
         self.world, self.root, self.db_setup = world, root, root / "lambda" / "db_setup"
-        shutil.copytree(DB_SETUP, self.db_setup, ignore=shutil.ignore_patterns("__pycache__", "migrations"))
+        shutil.copytree(DB_SETUP, self.db_setup, ignore=shutil.ignore_patterns("migrations"))
         (self.db_setup / "migrations").symlink_to(world.folder)
         mode = "require" if world.server.tls else "prefer"
         where = f"{quote(world.server.host, '')}:{world.server.port}/{world.dbname}"

@@ -40,17 +40,19 @@ def rows_as_superuser(world: World, statement: str, *args: Any) -> list[tuple[An
 def standing(world: World) -> dict[str, Any]:
     """All that the users consist of: roles with their verifiers, memberships, rights, secrets. `xmin` changes with
     every UPDATE of a row, even one to the same values."""
-    found = {
-        catalog: sorted(rows_as_superuser(world, f"SELECT xmin::text, t::text FROM {catalog} t WHERE {which}"))
-        for catalog, which in (
-            ("pg_authid", "true"),
-            ("pg_auth_members", "true"),
-            ("pg_default_acl", "true"),
-            ("pg_class", "relnamespace = 'public'::regnamespace"),
-            ("pg_namespace", "nspname = 'public'"),
-            ("pg_database", "datname = current_database()"),
-        )
+    catalogs = {
+        "pg_authid": "true",
+        "pg_auth_members": "true",
+        "pg_default_acl": "true",
+        "pg_class": "relnamespace = 'public'::regnamespace",
+        "pg_namespace": "nspname = 'public'",
+        "pg_database": "datname = current_database()",
     }
+    with world.superuser() as conn:
+        found = {
+            catalog: sorted(rows(conn, f"SELECT xmin::text, t::text FROM {catalog} t WHERE {which}"))
+            for catalog, which in catalogs.items()
+        }
     return {**found, **{name: world.versions(name) for name in ("admin", "user", "creator")}}
 
 
