@@ -1,6 +1,6 @@
-"""In front of Secrets Manager's stand-in: connections that stay open, as the real one's do, and TLS where it is wanted.
+"""A front for the simulated Secrets Manager: connections that stay open, as in the real one, and TLS if wanted.
 
-moto's own server closes a connection behind every answer, and speaks plain HTTP only: each secret would cost a client a
+moto's own server closes a connection after every answer, and speaks plain HTTP only: each secret would cost a client a
 handshake too many, or none.
 """
 

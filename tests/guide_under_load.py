@@ -22,7 +22,7 @@ from harness.database import create_admin  # noqa: E402
 from harness.server import NoServerError, Server, running_server  # noqa: E402
 from harness.world import ADMIN, ADMIN_PASSWORD  # noqa: E402
 
-# What is to be said of the recipes where there is no wait to measure.
+# The text for recipes that have no wait to measure.
 WORDS = {
     "Add a column": ("no wait", "no wait"),
     "Rename a column": ("the old code fails", "both names live"),

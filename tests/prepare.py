@@ -1,6 +1,6 @@
 """What make does before anything else: `python3 tests/prepare.py demo|dev [OPTION …] [-- COMMAND …]`.
 
-It checks what can be checked at once, installs the locked packages (requirements-demo.txt into .venv-demo,
+It checks what can be checked first, installs the locked packages (requirements-demo.txt into .venv-demo,
 requirements-dev.txt into .venv), and then runs the command, in which `python` is the environment's. Standard library
 only: all that it needs is a Python that can make virtual environments.
 """

@@ -186,7 +186,7 @@ def test_later_migration_is_never_adopted_without_a_baseline(world: World) -> No
 
 
 def test_adopted_file_may_hold_what_could_not_run(world: World) -> None:
-    """Recorded files are judged, not run: one that sorts behind the first need not even be SQL that we can read."""
+    """Recorded files are judged, not run: one that sorts after the first need not even be SQL that we can read."""
     world.sql(FIRST)
     fill(world, _001_first=FIRST, _002_second="SELECT 'never closed", _003_third=THIRD)
 
@@ -294,7 +294,7 @@ def test_unnumbered_first_file_is_adopted_with_the_number_that_it_keeps(world: W
 
 
 def test_baseline_on_unnumbered_files_records_them_with_their_numbers(world: World) -> None:
-    """A baseline may be a file without a number: what stands behind it runs."""
+    """A baseline may be a file without a number: what follows it runs."""
     world.sql(FIRST + SECOND)
     fill(world, _007_first=FIRST, a_second=SECOND, b_third=THIRD)
 
@@ -309,7 +309,7 @@ def test_baseline_on_unnumbered_files_records_them_with_their_numbers(world: Wor
 
 @pytest.mark.parametrize("baseline", ["002_second", "002_second.sql"])
 def test_baseline_records_everything_up_to_that_file(world: World, baseline: str) -> None:
-    """BASELINE names the last file that an existing database has behind it, with or without `.sql`."""
+    """BASELINE names the last file that an existing database already has, with or without `.sql`."""
     world.sql(FIRST + SECOND)
     fill(world, _001_first=FIRST, _002_second=SECOND, _003_third=THIRD)
 
@@ -414,7 +414,7 @@ def test_table_in_the_schema_that_the_file_sets_is_looked_for_there(world: World
 
 @pytest.mark.parametrize("first", PATHS.values(), ids=PATHS)
 def test_table_that_is_in_the_schema_that_the_file_sets_is_adopted(world: World, first: str) -> None:
-    """There it is, so the database has the file behind it."""
+    """The table exists there, so the database already has the file."""
     world.sql("CREATE SCHEMA billing; CREATE TABLE billing.users (id int)")
     fill(world, _001_first=first)
 

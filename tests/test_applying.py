@@ -36,7 +36,7 @@ MARK_IT = (
 
 @pytest.fixture(autouse=True)
 def _without_users(world: World) -> None:
-    """Users are no matter here, and take half of the time."""
+    """Users do not matter here, and take half of the time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -57,7 +57,7 @@ def names(report: dict[str, Any]) -> list[str]:
 
 
 def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What files said by RAISE NOTICE, as it stands in the log."""
+    """What files said by RAISE NOTICE, as it is in the log."""
     return [vars(record)["text"] for record in caplog.records if vars(record).get("severity") == "NOTICE"]
 
 
@@ -74,7 +74,7 @@ def test_apply_file_and_row_commit_together(world: World) -> None:
 
 
 def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(world: World) -> None:
-    """The failing file is rolled back whole; what came before stays, what comes behind waits; mended, all goes on."""
+    """The failing file is rolled back whole; files before it stay, files after it wait. Once it is fixed, all run."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.write("002_b.sql", "CREATE TABLE b (i int);\nINSERT INTO a VALUES (1);\nSELECT 1 / 0;\n")
     world.write("003_c.sql", "CREATE TABLE c (i int);")
@@ -106,7 +106,7 @@ def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> N
 
 
 def test_apply_statement_that_succeeds_when_repeated_fails_and_is_applied_by_the_next_run(world: World) -> None:
-    """The second look, for the place of the failure, is no attempt: what it does is rolled back, failed or not."""
+    """The second run, which finds the place of the failure, is not an attempt: it is rolled back, failed or not."""
     world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
     world.write(
         "002_b.sql",
@@ -139,23 +139,23 @@ def test_apply_own_savepoints_work(world: World) -> None:
 POSITIONS = {
     "first character": ("SELEC 1;", "1:1", 'syntax error at or near "SELEC" (42601)'),
     "third line": ("SELECT 1;\n\n  SELECT oops;", "3:10", 'column "oops" does not exist (42703)'),
-    "behind non-ASCII text": (
+    "after non-ASCII text": (
         "SELECT 'größe', '😀' AS é;\nSELECT '😀é', oops;",
         "2:14",
         'column "oops" does not exist',
     ),
-    "behind a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
+    "after a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
     "CRLF": ("SELECT 1;\r\nSELECT\r\n  oops;\r\n", "3:3", 'column "oops" does not exist (42703)'),
-    "behind a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
-    "behind a doubled quote and a BOM": ("\ufeffSELECT 'it''s';\nSELECT oops;", "2:8", 'column "oops" does not exist'),
-    "behind backslashes in strings": (
+    "after a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
+    "after a doubled quote and a BOM": ("\ufeffSELECT 'it''s';\nSELECT oops;", "2:8", 'column "oops" does not exist'),
+    "after backslashes in strings": (
         "SET standard_conforming_strings = off;\nSELECT 'it\\'s; x';\nSELECT oops;",
         "3:8",
         'column "oops" does not exist (42703)',
     ),
     "end of the text": ("SELECT 1;\nSELECT (1", "2:10", "syntax error at end of input (42601)"),
     "end of the only statement": ("CREATE TABLE a (\n  i int", "2:8", "syntax error at end of input (42601)"),
-    "behind BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
+    "after BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
     "unclosed string": ("SELECT 1;\nSELECT 'it", "2:8", "this string is never closed (a ' inside it is written twice)"),
     "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "…" (22P02)'),
     "in a function's body": (
@@ -204,7 +204,7 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
 
 
 def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> None:
-    """The verdict stands in the first line; the line of SQL with a caret and PostgreSQL's HINT follow."""
+    """The verdict is in the first line; the line of SQL with a caret and PostgreSQL's HINT follow."""
     world.write("001_a.sql", "CREATE TABLE users (email text);")
     world.write("002_b.sql", "SELECT emial FROM users;")
     world.write("003_c.sql", "SELECT 1;")
@@ -396,7 +396,7 @@ ROW_DATA = {
 def test_error_about_rows_tells_nothing_of_them(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No value out of a row stands in the message or in the log (SQLSTATE classes 22 and 23)."""
+    """No value of a row is in the message or in the log (SQLSTATE classes 22 and 23)."""
     world.write(
         "001_a.sql",
         "CREATE TABLE pins (pin text PRIMARY KEY); CREATE TABLE people (i int NOT NULL, pin text);\n"
@@ -465,7 +465,7 @@ ODD = {
 
 
 def test_apply_odd_file_is_applied(world: World) -> None:
-    """Files that look unusual are applied and recorded, and do not block what is behind them."""
+    """Files that look unusual are applied and recorded, and do not block the files after them."""
     for number, text in enumerate(ODD.values(), 1):
         world.write(f"{number:03d}_a.sql", text.format(f"größe_{number:03d}"))
 
@@ -476,7 +476,7 @@ def test_apply_odd_file_is_applied(world: World) -> None:
 
 
 def test_apply_text_arrives_as_written(world: World) -> None:
-    """Percent signs, quotes, backslashes and characters of any width arrive as they stand in the file."""
+    """Percent signs, quotes, backslashes and characters of any width arrive as they are in the file."""
     values = ["%s", "100%", "%(a)s", "C:\\new", "é😀日本", "it''s"]
     world.write("001_a.sql", "CREATE TABLE a (t text);" + "".join(f"INSERT INTO a VALUES ('{v}');\n" for v in values))
 
@@ -499,7 +499,7 @@ ODD_NAMES = [
 
 
 def test_apply_odd_file_name_is_recorded_as_it_is(world: World) -> None:
-    """A file's name is recorded as it stands in the folder, and recognised by that; it is named so in an error."""
+    """A file's name is recorded as it is in the folder, recognised by that, and named so in an error."""
     for number, name in enumerate(ODD_NAMES):
         world.write(f"{name}.sql", f"CREATE TABLE a{number} (i int);")
 
@@ -562,7 +562,7 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
 
 
 def test_apply_notices_reach_the_log_all_of_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a file says by RAISE NOTICE stands in the log, also where psycopg2 would keep only the last 50."""
+    """What a file says by RAISE NOTICE is in the log, also where psycopg2 would keep only the last 50."""
     world.write("001_a.sql", "DO $$ BEGIN FOR i IN 1..60 LOOP RAISE NOTICE 'größe % of 60', i; END LOOP; END $$;")
 
     world.deploy()
@@ -611,7 +611,7 @@ def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monke
 
 
 def test_apply_commit_hidden_in_a_procedure_is_refused_by_postgresql(world: World) -> None:
-    """A block that commits by itself runs only where the file says so, also if it stands alone."""
+    """A block that commits by itself runs only where the file says so, also if it is the only statement."""
     world.write("001_a.sql", "CREATE TABLE a (i int);\nDO $$ BEGIN INSERT INTO a VALUES (1); COMMIT; END $$;")
 
     message = failure(world)
@@ -746,7 +746,7 @@ def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
 
 
 def test_apply_marked_file_makes_one_unit_of_a_transaction(world: World) -> None:
-    """In a marked file what stands between BEGIN and COMMIT happens together or not at all."""
+    """In a marked file everything between BEGIN and COMMIT happens together or not at all."""
     world.write("001_a.sql", TABLE)
     marked = "-- no-transaction\nVACUUM t;\nBEGIN;\nINSERT INTO t VALUES (1);\nINSERT INTO {} VALUES (2);\nCOMMIT;\n"
     world.write("002_b.sql", marked.format("missing"))
@@ -844,7 +844,7 @@ def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> 
 
 
 def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(world: World) -> None:
-    """Only the concurrent build itself may wait for as long as it takes; what stands behind it may not."""
+    """Only the concurrent build itself is allowed to wait for as long as it takes; what follows it is not."""
     world.write("001_a.sql", TABLE + "CREATE TABLE seen (t text);")
     world.write(
         "002_b.sql",
@@ -860,7 +860,7 @@ def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(w
 def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What an interrupted concurrent build has left behind is dropped before the next attempt, which then builds it."""
+    """What an interrupted concurrent build has left is dropped before the next attempt, which then builds it."""
     world.write("001_a.sql", "CREATE SCHEMA s; CREATE TABLE s.t (i int); INSERT INTO s.t VALUES (1), (1);")
     world.deploy()
     indexes = [("a", "", ""), ("b", "", "IF NOT EXISTS "), ("c", MARKED, ""), ("d", MARKED, "IF NOT EXISTS ")]
@@ -882,7 +882,7 @@ def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
 
 
 def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) -> None:
-    """What PostgreSQL leaves of a failed concurrent build is dropped at once."""
+    """What PostgreSQL leaves of a failed concurrent build is dropped immediately."""
     world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
     world.deploy()
     said = 'could not create unique index "once" (23505). '
@@ -902,7 +902,7 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     assert left == [[(None,)]] * 2
 
 
-# --- In the way for a moment ----------------------------------------------------------------------------------------
+# --- Blocked for a moment -------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def kinds(value: object) -> object:
 
 
 def test_operating_answers_are_what_the_handler_returns_to_these_events(world: World) -> None:
-    """Each event shown gets the answer that stands below it, up to names of servers, times and durations."""
+    """Each event shown gets the answer that is shown below it, up to names of servers, times and durations."""
     shown = [json.loads(block) for block in blocks(OPERATING, "json")]
     world.write("001_initial_schema.sql", SCHEMA)
     world.deploy()
@@ -258,7 +258,7 @@ def test_page_says_first_whom_it_serves(page: Path) -> None:
 
 
 def test_folder_names_its_version_and_its_events() -> None:
-    """The page that travels with the folder fits the code beside it."""
+    """The page that travels with the folder fits the code next to it."""
     events = set(re.findall(r'\{"action": "(\w+)"\}', FOLDER))
 
     assert FOLDER.splitlines()[0] == f"# db_setup {initializer.__version__}"

@@ -40,7 +40,7 @@ def test_example_is_known_by_its_checksum() -> None:
 
 @pytest.mark.parametrize("name", IN_ITS_PLACE)
 def test_example_that_is_replaced_was_never_meant(world: World, name: str) -> None:
-    """Step 3 of the quick setup after step 4: its empty tables go, the own schema runs, and a rollback is no error."""
+    """Step 3 of the quick setup after step 4: its empty tables go, the own schema runs, a rollback is not an error."""
     world.write("001_initial_schema.sql", EXAMPLE)
     assert applied(world.deploy()) == ["001_initial_schema"]
     world.remove("001_initial_schema.sql")
@@ -116,7 +116,7 @@ def test_example_on_a_database_in_use_is_refused(world: World, there: str) -> No
 
 
 def test_example_that_comes_back_later_is_refused(world: World) -> None:
-    """A folder that was copied anew brings it beside the own files."""
+    """A folder that was copied again brings the example next to the own files."""
     world.write("001_own.sql", OWN)
     world.deploy()
     world.write("001_initial_schema.sql", EXAMPLE)
@@ -126,7 +126,7 @@ def test_example_that_comes_back_later_is_refused(world: World) -> None:
 
 
 def test_database_with_the_examples_tables_is_adopted(world: World) -> None:
-    """Whoever set it up with the same statements has it behind it."""
+    """A database that was set up with the same statements already has it."""
     world.sql(EXAMPLE)
     world.write("001_initial_schema.sql", EXAMPLE)
 

@@ -405,7 +405,7 @@ def test_mistake_of_an_extension_in_another_schema_names_that_schema(there: Worl
 
 
 def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings(world: World) -> None:
-    """The words about encodings are shown: they are no values of rows."""
+    """The words about encodings are shown: they are not values of rows."""
     dbname = f"{world.dbname}_latin1"
     with world.superuser() as superuser:
         rows(superuser, f"CREATE DATABASE {dbname} OWNER {ADMIN} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
@@ -631,7 +631,7 @@ def test_mistake_in_a_marked_file_of_a_dry_run_does_not_ask_for_the_mark(there: 
 # A file, and words that would mislead whoever reads them.
 MISLEADING = {
     "NOT NULL without SET": ("ALTER TABLE t ALTER COLUMN n NOT NULL;", "IF NOT EXISTS"),
-    "NOT NULL behind a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
+    "NOT NULL after a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
     "made twice by this file": ("CREATE TABLE x (i int);\nCREATE TABLE x (i int);", "by hand or by another file"),
     "dropping a role that is not there": ("DROP ROLE nobody_such;", "CREATE ROLE"),
     "our role without users": ("GRANT SELECT ON t TO readwrite;", "name one that exists (ours are readwrite"),
@@ -645,9 +645,9 @@ MISLEADING = {
         "Add the column",
     ),
     "VACUUM in a DO block": ("SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;", "no-transaction"),
-    "a name behind a string": ("SELECT f('a': 1);", "written twice"),
+    "a name after a string": ("SELECT f('a': 1);", "written twice"),
     "IF EXISTS where there is none": ("ALTER TABLE t RENAME COLUMN IF EXISTS n TO m;", "IF NOT EXISTS"),
-    "a comment behind a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE that again"),
+    "a comment after a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE that again"),
     "SET NOT NULL in the next statement": (
         "ALTER TABLE t ADD q int NOT NULL;\nALTER TABLE t ALTER n SET NOT NULL;",
         "UPDATE",
@@ -682,7 +682,7 @@ def test_advice_for_an_exclusion_constraint_on_plain_columns_names_btree_gist(th
 NEW_ROWS = {
     "unique": ("INSERT INTO t VALUES (1, 'x');", "duplicate key value violates unique constraint"),
     "check": ("UPDATE t SET i = 500;", 'new row for relation "t" violates check constraint'),
-    "behind WITH": ("WITH x AS (SELECT 500 AS i) INSERT INTO t SELECT i FROM x;", "violates check constraint"),
+    "after WITH": ("WITH x AS (SELECT 500 AS i) INSERT INTO t SELECT i FROM x;", "violates check constraint"),
     "rows of COPY": ("COPY t FROM stdin;\n500\tx\n\\.\n", "violates check constraint"),
 }
 
@@ -717,7 +717,7 @@ CARETS = {
 
 
 def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
-    """Whatever stands before it in the line, and however long that is; at most 100 characters are shown."""
+    """Whatever precedes it in the line, and however long that is; at most 100 characters are shown."""
     for case, (text, behind) in CARETS.items():
         _, line, caret, *_ = fail_with(there, text).splitlines()
 
@@ -751,14 +751,14 @@ HIDDEN = {
     "row of CSV": f"COPY t FROM stdin CSV;\n7,x\n8,{SECRET},y\n\\.\n",
     "unique": f"INSERT INTO t VALUES (1, '{SECRET}');",
     "check": f"SELECT 1;\nINSERT INTO t VALUES (500, '{SECRET}');",
-    "behind WITH": f"WITH x AS (SELECT 1 AS i) INSERT INTO t SELECT i, '{SECRET}' FROM x;",
+    "after WITH": f"WITH x AS (SELECT 1 AS i) INSERT INTO t SELECT i, '{SECRET}' FROM x;",
     "update": f"UPDATE t SET n = '{SECRET}', i = 500;",
     "value that cannot be read": f"INSERT INTO t VALUES ('x', '{SECRET}');",
     "new row in a DO block": f"DO $$ BEGIN INSERT INTO t VALUES (1, '{SECRET}'); END $$;",
     "value in a DO block": f"DO $$ BEGIN\n  UPDATE t SET n = '{SECRET}', i = n::int; END $$;",
     "password": f"CREATE ROLE tmp_other PASSWORD '{SECRET}';",
     "password in small letters": f"alter role nobody_such password '{SECRET}';",
-    "password with a mistake behind it": f"CREATE ROLE tmp_x PASSWORD '{SECRET}' VALID UNTL '2020';",
+    "password with a mistake after it": f"CREATE ROLE tmp_x PASSWORD '{SECRET}' VALID UNTL '2020';",
     "password in the next line": f"CREATE ROLE tmp_x PASSWORD\n  '{SECRET}' VALID UNTL '2020';",
     "password in a DO block": f"DO $$ BEGIN\n  CREATE ROLE tmp_other PASSWORD\n '{SECRET}'; END $$;",
 }

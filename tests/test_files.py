@@ -103,7 +103,7 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
     ],
 )
 def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
-    """The name behind the number is what remains when a file is renumbered."""
+    """The name after the number is what remains when a file is renumbered."""
     assert migration_files.bare(name) == behind
 
 
@@ -197,7 +197,7 @@ def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str
 
 @pytest.mark.parametrize("ending", [".sql", ".SQL", ".Sql"])
 def test_load_migrations_takes_sql_in_any_case(folder: Path, ending: str) -> None:
-    """`.SQL` counts, and is no part of the name."""
+    """`.SQL` counts, and is not part of the name."""
     put(folder, f"001_a{ending}")
 
     files = load(folder)
@@ -231,7 +231,7 @@ def test_load_migrations_names_a_sub_folder_in_a_warning(folder: Path, name: str
     ],
 )
 def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Path, name: str, instead: str) -> None:
-    """A deployment that applies nothing, because every file is one folder too deep, is no success."""
+    """A deployment that applies nothing, because every file is one folder too deep, is not a success."""
     (folder / name).parent.mkdir(parents=True)
     put(folder, name)
 
@@ -241,7 +241,7 @@ def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Pa
 
 
 def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(folder: Path) -> None:
-    """Beside files that do run, a folder with a version of its own is one that should have."""
+    """Next to files that run, a folder with a version in its name should have run too."""
     (folder / "002_b").mkdir()
     put(folder, "001_a.sql", "002_b/up.sql", "002_b/down.sql")
 
@@ -263,7 +263,7 @@ def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_wit
 
 
 def test_load_migrations_refuses_a_folder_of_numbered_json_alone(folder: Path) -> None:
-    """Another tool's migrations are no data that lies beside ours."""
+    """Another tool's migrations are not data that is next to ours."""
     put(folder, "01_a.json")
 
     assert problems_of(folder) == [f"01_a.json {LIKE_A_MIGRATION}"]
@@ -330,7 +330,7 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
     ],
 )
 def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
-    """What nobody expects to run is no matter."""
+    """A file that nobody expects to run is fine."""
     put(folder, "001_a.sql", name)
 
     assert warnings_of(folder) == []
@@ -344,7 +344,7 @@ def test_load_migrations_warns_of_a_hidden_migration(folder: Path) -> None:
 
 
 def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None:
-    """The file that it stands for was not deployed."""
+    """The file that the link leads to was not deployed."""
     put(folder, "001_a.sql")
     (folder / "006_money.sql").symlink_to("../../shared/006_money.sql")
     (folder / "007_round.sql").symlink_to("007_round.sql")
@@ -356,7 +356,7 @@ def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None
 
 
 def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
-    """A pipe would be read for ever, or once."""
+    """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
     assert problems_of(folder) == ["001_a.sql is no regular file: put the file itself here"]
@@ -385,7 +385,7 @@ def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
 
 
 def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
-    """An empty migrations/ next to a folder that has the files is no success."""
+    """An empty migrations/ next to a folder that has the files is not a success."""
     for name in ("migrations", "migration"):
         (tmp_path / name).mkdir()
     put(tmp_path, "initializer.py", "migration/001_a.sql")
@@ -468,7 +468,7 @@ LONG = "INSERT INTO t VALUES ('\u00fc', 1, 2);\n" * 50_000  # long enough to be 
     ],
 )
 def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, text: str) -> None:
-    """A file's text is what stands in it, but for the BOM."""
+    """A file's text is its content without the BOM."""
     put(folder, "001_a.sql", content=content)
 
     assert migration_files.read_text(load(folder)[0]) == text
@@ -556,8 +556,8 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["001_a"], ["001_a"], {"001_a": "001_a"}, id="own name"),
         pytest.param(["001_a", "002_b"], ["001_a"], {"001_a": "001_a"}, id="new file"),
         pytest.param(["a"], ["a"], {"a": "a"}, id="recorded raw"),
-        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="behind a number"),
-        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="behind another kind of number"),
+        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="after a number"),
+        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="after another kind of number"),
         pytest.param(["a"], ["a", "003_a"], {"a": "a"}, id="own name before number"),
         pytest.param(["a"], ["013_a", "016_a"], {"a": "013_a"}, id="recorded twice"),
         pytest.param(["a", "003_a"], ["003_a"], {"003_a": "003_a"}, id="the numbered file has it"),
@@ -570,7 +570,7 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
 def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
-    """A file is applied if its own name is recorded, or its name behind a recorded number."""
+    """A file is applied if its own name is recorded, or its name after a recorded number."""
     claimed = migration_files.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
@@ -791,7 +791,7 @@ NO_EDITS = [
     pytest.param(lambda text: "\ufeff" + text, id="BOM"),
     pytest.param(lambda text: text.replace("\n", "\r\n"), id="CRLF everywhere"),
     pytest.param(lambda text: "-- why\n" + text, id="comment before"),
-    pytest.param(lambda text: text + "-- why", id="comment behind"),
+    pytest.param(lambda text: text + "-- why", id="comment at the end"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE /* a /* nested */ one */ t"), id="comment inside"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE--why\nt"), id="line comment inside"),
     pytest.param(lambda text: text.replace("(x int", "(\n\t x\f  int"), id="white space"),
@@ -821,7 +821,7 @@ EDITS = [
 
 
 def edited_after(before: str, after: str, folder: Path) -> list[str]:
-    """What the plan takes for edited, where `before` was applied and `after` stands in the folder."""
+    """What the plan takes for edited, where `before` was applied and `after` is in the folder."""
     file = migration_files.Migration(folder / "001_t.sql", "001_t")
     file.path.write_bytes(before.encode())
     row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)

@@ -17,7 +17,7 @@ from harness.proxy import BEFORE, Link, Place, proxy_to
 from harness.world import Context, World, rows
 from initializer import LockError, MigrationError
 
-# Behind it the next file gets a new session.
+# After it the next file gets a new session.
 FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
 
 
@@ -106,7 +106,7 @@ def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
 
 
 def test_rest_behind_a_locked_tracking_table_is_asked_for_again(world: World) -> None:
-    """What a new session asks gives way as everything does."""
+    """What a new session asks is retried like everything else."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_f.sql", FUNCTION.format(number))
     with world.connection() as other:

@@ -65,7 +65,7 @@ def policy(world: World) -> Policy:
 
 
 def test_least_privilege_is_enough_for_everything(world: World, policy: Policy) -> None:
-    """Five rights carry a first run, one with nothing to do, one that mends, and a rotation."""
+    """Five rights carry a first run, one with nothing to do, one that repairs a login, and a rotation."""
     policy.allow(NEEDED)
 
     assert policy.deploy(world)["users"] == {"app_rw": "created", "app_tc": "created"}

@@ -1,4 +1,4 @@
-"""A migration never makes the application wait: it gives way, says to whom, and tries again."""
+"""A migration never makes the application wait: it rolls back, says who blocks it, and retries."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_lock_wait_pauses_grow_and_are_jittered() -> None:
 
 
 def test_lock_wait_pauses_are_kept_between_attempts(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says how long the pause is, and for so long nothing stands in anybody's way."""
+    """The log says how long the pause is, and during the pause nobody is blocked."""
     busy.write("002_b.sql", "ALTER TABLE a ADD s text;")
     busy.environ["LOCK_TIMEOUT"] = "100ms"
 
@@ -160,7 +160,7 @@ def blocked_by(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_lock_wait_log_names_the_blockers_and_no_one_else(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells pid, user, application_name, state and age of each session that is in the way: not of an older
+    """The log tells pid, user, application_name, state and age of each session that blocks it: not of an older
     one that is not, nor of one that itself only waits."""
     busy.write("002_b.sql", "ALTER TABLE a ADD s text;")
     reporting = "SET application_name = 'the reports'"
@@ -210,7 +210,7 @@ def test_lock_wait_log_names_a_blocker_of_another_login_as_far_as_it_may(
 
 
 def test_lock_wait_with_the_files_own_shorter_timeout_is_shorter(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that sets lock_timeout gives way after that time, in each of its attempts."""
+    """A file that sets lock_timeout rolls back after that time, in each of its attempts."""
     busy.environ["LOCK_TIMEOUT"] = "60s"
     busy.write("002_b.sql", "SET lock_timeout = '100ms';\nALTER TABLE a ADD s text;")
 
@@ -224,7 +224,7 @@ def test_lock_wait_with_the_files_own_shorter_timeout_is_shorter(busy: World, ca
 def test_lock_wait_with_the_files_own_longer_timeout_is_longer(
     busy: World, caplog: pytest.LogCaptureFixture, timeout: str
 ) -> None:
-    """A file that is ready to wait waits; the next one gives way again as LOCK_TIMEOUT says."""
+    """A file that wants to wait longer waits; the next one rolls back again as LOCK_TIMEOUT says."""
     busy.write("002_b.sql", f"SET lock_timeout = {timeout};\nALTER TABLE a ADD s text;")
     busy.write("003_c.sql", "ALTER TABLE b ADD s text;")
 
@@ -286,7 +286,7 @@ def test_lock_wait_that_ends_in_a_serialization_failure_is_tried_again(
 
 
 def test_lock_wait_for_the_tracking_table_during_a_backup_is_not_needed(busy: World) -> None:
-    """A backup that reads every table stands in the way of no file that alters none of them."""
+    """A backup that reads every table does not block a file that alters none of them."""
     busy.write("002_b.sql", "CREATE TABLE c (i int);\nINSERT INTO done VALUES (1);")
     everything = "LOCK TABLE a, b, done, schema_migrations IN ACCESS SHARE MODE"
 
@@ -314,7 +314,7 @@ def test_lock_wait_for_the_predecessors_table_is_tried_again(busy: World) -> Non
     assert names(report) == ["002_b"]
 
 
-# --- Who is in the way ----------------------------------------------------------------------------------------------
+# --- Who blocks it --------------------------------------------------------------------------------------------------
 
 BLOCKED_FILE = "out of time: 002_b.sql: canceling statement due to user request (57014). Rolled back. "
 STOPPED = "It was stopped, by the deadline or by an administrator, while others blocked it "

@@ -168,7 +168,7 @@ class AtTheMoment(logging.Handler):
 
 
 def test_applied_is_logged_after_the_commit(world: World) -> None:
-    """When the line stands in the log, the migration stands in the database."""
+    """When the line is in the log, the migration is in the database."""
     world.write("001_users.sql", USERS)
     world.write("002_orders.sql", "CREATE TABLE orders (id int)")
     handler = AtTheMoment(world)
@@ -460,7 +460,7 @@ def test_message_about_long_names_stays_short(world: World) -> None:
 
 
 def test_message_limit_counts_what_cloudformation_gets() -> None:
-    """The limit stands in the one class that all errors have in common."""
+    """The limit is in the one class that all errors have in common."""
     assert len(str(initializer.ConfigError("ä" * 5000))) == MESSAGE_LIMIT
     assert str(initializer.ConfigError("short")) == "short"
     for text in ("漢" * 5000, "😀" * 1500, '\n"' * 5000):

@@ -43,7 +43,7 @@ class Trip(NamedTuple):
 
 @pytest.fixture
 def proxy(world: World) -> Iterator[Proxy]:
-    """Stands before the database; it can read the conversation, since there is no TLS."""
+    """A proxy for the database that can read the conversation, since there is no TLS."""
     with proxy_to(world.server.host, world.server.port) as proxy:
         world.environ.update(DB_HOST="127.0.0.1", DB_PORT=str(proxy.port), PGSSLMODE="disable")
         yield proxy
@@ -80,7 +80,7 @@ def write(world: World, first: int, last: int) -> None:
 
 
 def test_round_trips_of_a_fresh_run_are_seven_and_one_for_each_file(world: World, proxy: Proxy) -> None:
-    """Everything beside the files costs the same, however many there are."""
+    """Everything except the files costs the same, however many there are."""
     write(world, 1, 5)
 
     asked = deploy(world, proxy)

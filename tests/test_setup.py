@@ -1,4 +1,4 @@
-"""What `make demo` and `make test` do before they begin, and what they leave behind."""
+"""What `make demo` and `make test` do before they begin, and what they leave."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_installed_node_counts_if_it_runs(
     assert node.installed_version() == version
 
 
-# --- What is left behind --------------------------------------------------------------------------------------------
+# --- What is left ---------------------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, tempfile, time

@@ -1,4 +1,4 @@
-"""{"action": "status"}: what stands where, and nothing is changed."""
+"""{"action": "status"}: the state of everything, and nothing is changed."""
 
 from __future__ import annotations
 

@@ -449,7 +449,7 @@ def test_database_url_that_is_wrong_is_refused_without_showing_any_of_it(url: st
 
 @pytest.mark.parametrize("name", ["DB_SECRET_NAME", "DB_HOST", "DB_PORT", "DB_NAME"])
 def test_database_url_and_another_place_to_connect_to_are_ambiguous(name: str) -> None:
-    """Nobody is left to guess which database it was."""
+    """The output says which database it was."""
     with pytest.raises(initializer.ConfigError, match=f"^DATABASE_URL and {name} both say where to connect: unset"):
         terminal.login_from_url({"DATABASE_URL": "postgresql://a@b/c", name: "x"})
 
@@ -548,7 +548,7 @@ def test_new_name_is_made_of_letters_digits_and_underscores(title: str, name: st
 
 
 def test_new_file_is_one_that_check_accepts(project: Project) -> None:
-    """Its path is printed, relative to where one stands; its comment marks nothing."""
+    """Its path is printed, relative to the working directory; its comment marks nothing."""
     project.world.write("0041_a.sql", "SELECT 1;")
     (project.root / "lambda" / "db_setup" / "migrations").unlink()
     shutil.move(str(project.world.folder), project.root / "lambda" / "db_setup")
@@ -718,7 +718,7 @@ NO_BASE = "edited files cannot be recognised: git, or a commit, is missing"
 
 
 def test_check_names_all_problems_of_all_files(folder: Path) -> None:
-    """Whoever mends files wants to know everything at once."""
+    """All problems are reported together."""
     write(folder, _001_a="SELECT 'open", _002_b="SELECT 1;\n  \\i other.sql")
     write(
         folder,
@@ -879,7 +879,7 @@ def test_check_without_git_is_a_note(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_check_of_unreadable_bytes_in_the_base_says_nothing_of_them(branch: Path) -> None:
-    """A file that was mended after it was committed has no checksum to compare."""
+    """A file that was fixed after it was committed has no checksum to compare."""
     (branch / "004_d.sql").write_bytes(b"\xff")
     commit()
     write(branch, _004_d="SELECT 4;")
@@ -945,7 +945,7 @@ def test_squawk_that_complains_fails_the_check(squawk: Path) -> None:
 
 
 def test_squawk_with_a_configuration_keeps_its_rules(squawk: Path) -> None:
-    """The option would take the place of the file's own exclusions."""
+    """The option would replace the file's own exclusions."""
     Path(".squawk.toml").write_text("")
 
     run_check()

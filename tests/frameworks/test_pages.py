@@ -1,4 +1,4 @@
-"""Each page's files, as they stand there, are taken by the framework's own tool, and run db_setup when they have to."""
+"""Each framework's own tool accepts the files of its page as they are, and db_setup runs when it has to."""
 
 from __future__ import annotations
 
