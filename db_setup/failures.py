@@ -225,7 +225,7 @@ def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Seq
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
-    """Who was in the way; and how to go on, without its first letter."""
+    """Who blocked it; and the next step, without its first letter."""
     step = "nvoke again when they are done"
     if not blocked_by:
         return "", step

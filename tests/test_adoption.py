@@ -457,8 +457,9 @@ def test_adopted_database_with_more_behind_it_names_baseline_and_goes_on(world: 
 
     assert '002_items.sql:1: relation "items" already exists (42P07).' in str(caught.value)
     assert (
-        "No file has run on this database yet, and 001_first was taken to be behind it. If 002_items is as well, set "
-        'BASELINE="002_items", or a later file that it has behind it, and deploy again.' in str(caught.value)
+        "No file has run on this database yet: 001_first was recorded without running, because its tables existed. "
+        'If 002_items was applied as well, set BASELINE="002_items", or a later file that the database has, and deploy '
+        "again." in str(caught.value)
     )
     report = world.deploy(BASELINE="002_items")
     assert (report["adopted"], applied(report), report["warnings"]) == (["002_items"], ["003_second"], [])

@@ -359,7 +359,7 @@ def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
     """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
-    assert problems_of(folder) == ["001_a.sql is no regular file: put the file itself here"]
+    assert problems_of(folder) == ["001_a.sql is not a regular file: put the file itself here"]
 
 
 def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) -> None:
@@ -380,8 +380,8 @@ def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
     put(tmp_path, "initializer.py", "002_b.sql", "dump.sql")
     put(folder, "001_a.sql")
 
-    assert warnings_of(folder, others=1) == ["dump.sql is beside migrations/, not in it, and is not run: move it"]
-    assert problems_of(folder) == ["002_b.sql is beside migrations/, not in it, and is not run: move it"]
+    assert warnings_of(folder, others=1) == ["dump.sql is next to migrations/, not in it, and is not run: move it"]
+    assert problems_of(folder) == ["002_b.sql is next to migrations/, not in it, and is not run: move it"]
 
 
 def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:

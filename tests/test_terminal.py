@@ -573,7 +573,7 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
     [
         ("SELECT 1;\nSELECT * FROM t WHERE a = :name;", "001_a.sql:2:27: :name is a variable of psql"),
         ("SELECT :'name';", "001_a.sql:1:8: :'name' is a variable of psql"),
-        ("SELECT\u00a01;", "001_a.sql:1:7: this is no space, but U+00A0: delete it"),
+        ("SELECT\u00a01;", "001_a.sql:1:7: this is not a space but U+00A0: delete it"),
         (
             "SELECT 1;\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
             "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
