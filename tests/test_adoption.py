@@ -431,7 +431,7 @@ def test_table_is_looked_for_in_the_schema_that_the_admins_sessions_begin_with(w
 
 
 def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> None:
-    """Neither of two systems' tables is guessed at; with the variable, or the schema in the file, it goes on."""
+    """db_setup does not guess which of two tables is meant; BASELINE, or the schema in the file, decides it."""
     world.sql(USERS)
     text = "DO $$ BEGIN EXECUTE 'SET search_path = public'; END $$; CREATE TABLE {}users (id int);"
     fill(world, _001_first=text.format(""))

@@ -817,7 +817,7 @@ def test_apply_marked_file_replaced_after_a_failure_is_warned_of(
 
 
 def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """It is recorded, and once it is, what somebody puts into it would be an edit."""
+    """The file is recorded, so SQL that somebody adds to it later would be an edit."""
     warnings = [f"{name} has no statement: once recorded, it cannot be filled in any more" for name in ("001_a", "3_c")]
     world.write("001_a.sql", "-- to be written\n")
     world.write("002_b.sql", "SELECT 1;")

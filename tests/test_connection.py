@@ -167,7 +167,7 @@ def nobody_listening() -> Iterator[int]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One attempt is all."""
+    """Allow only one attempt."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
 
 
@@ -242,7 +242,7 @@ MISTAKES_FOR_LIBPQ = {
 
 
 def test_mistake_in_a_variable_of_libpq_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a mistake does not go away, and has nothing to do with security groups."""
+    """A retry would not help, and the message does not blame security groups."""
     for named, environ in MISTAKES_FOR_LIBPQ.items():
         message, seconds = failure(world, initializer.ConnectError, Context(6), **environ)
 

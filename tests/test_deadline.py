@@ -274,7 +274,7 @@ def test_deadline_is_kept_where_nothing_answers_from_the_start(limited: World, e
 
 
 def test_deadline_is_kept_when_a_new_login_gets_no_answer(limited: World) -> None:
-    """So it is where only the trial of a login hangs; the next run finds the login in order, or repairs it."""
+    """The same holds if only the trial of a login hangs; the next run finds the login in order, or repairs it."""
     message = stopped_in_silence(limited, b"app_rw\0", CREATE_USERS="true")
 
     assert "nvoke again" in message

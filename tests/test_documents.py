@@ -240,7 +240,7 @@ def test_changelog_begins_with_the_version_of_the_code() -> None:
 
 
 def test_contributing_names_every_module() -> None:
-    """Whoever changes the code finds each module explained."""
+    """CONTRIBUTING explains each module."""
     modules = {path.name for path in (ROOT / "db_setup").glob("*.py")}
 
     named = set(re.findall(r"`(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
@@ -253,7 +253,7 @@ PAGES = [path for path in DOCUMENTS if path != ROOT / "README.md"]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_page_says_first_whom_it_serves(page: Path) -> None:
-    """Who has come to the wrong page sees it in the first line."""
+    """The first line of a page says whom it serves, so that a reader of the wrong page leaves it early."""
     assert page.read_text().split("\n\n")[1].startswith("For ")
 
 

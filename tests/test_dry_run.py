@@ -772,7 +772,7 @@ def waits(caplog: pytest.LogCaptureFixture, phrase: str) -> bool:
 def test_dry_run_waits_for_another_run(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is one run among others: it waits for the lock, and says how long."""
+    """A dry run waits for the lock like any other run, and reports how long."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     with plain.connection() as holder:
         rows(holder, "SELECT pg_advisory_lock(%s)", LOCK_KEY)

@@ -89,7 +89,7 @@ def test_example_that_is_in_use_stays(world: World, use: str, why: str) -> None:
 
 
 def test_example_with_later_migrations_is_a_migration_whose_edit_is_refused(world: World) -> None:
-    """Who has built on it has meant it."""
+    """If later migrations build on the example, it was meant, and an edit of it is refused."""
     world.write("001_initial_schema.sql", EXAMPLE)
     world.write("002_more.sql", "ALTER TABLE users ADD nick text;")
     world.deploy()
@@ -100,7 +100,7 @@ def test_example_with_later_migrations_is_a_migration_whose_edit_is_refused(worl
 
 @pytest.mark.parametrize("there", ["CREATE TABLE theirs (id int)", "CREATE TABLE users (id int)"])
 def test_example_on_a_database_in_use_is_refused(world: World, there: str) -> None:
-    """It would put two tables among somebody's own, or take theirs for its."""
+    """The example would add two tables to a foreign schema, or take existing tables for its own."""
     world.sql(there)
     before = world.tables()
     world.write("001_initial_schema.sql", EXAMPLE)

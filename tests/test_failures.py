@@ -688,7 +688,7 @@ NEW_ROWS = {
 
 
 def test_advice_about_rows_that_are_there_is_not_given_for_new_ones(there: World) -> None:
-    """It is the new rows that are wrong: no constraint is to be loosened."""
+    """The new rows are wrong, so the advice is not to loosen the constraint."""
     for case, (text, said) in NEW_ROWS.items():
         message = fail_with(there, text)
 

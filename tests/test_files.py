@@ -300,7 +300,7 @@ LIKE_A_MIGRATION = "looks like a migration, but only *.sql is run: rename it, or
     ],
 )
 def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(folder: Path, name: str) -> None:
-    """Whoever named it so expects it to run."""
+    """The author of such a name expects the file to run."""
     put(folder, "001_a.sql", name)
 
     assert problems_of(folder) == [f"{name} {LIKE_A_MIGRATION}"]
@@ -308,7 +308,7 @@ def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(fo
 
 @pytest.mark.parametrize("name", ["002_b.sql ", "002_b.sql\t"])
 def test_load_migrations_refuses_a_name_that_ends_in_a_blank(folder: Path, name: str) -> None:
-    """Nobody sees it."""
+    """The blank cannot be seen, so the message names it."""
     put(folder, name)
 
     assert problems_of(folder) == [f"{name!r} does not end in .sql, but in a blank: rename it"]
@@ -337,7 +337,7 @@ def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name
 
 
 def test_load_migrations_warns_of_a_hidden_migration(folder: Path) -> None:
-    """It may be meant; an editor's backup is not mistaken for one."""
+    """A hidden file can be meant as a migration; an editor's backup gets no warning."""
     put(folder, "001_a.sql", ".002_b.sql")
 
     assert warnings_of(folder) == [".002_b.sql is hidden, and not run"]
@@ -536,7 +536,7 @@ def test_read_text_of_a_file_whose_bytes_were_compared_is_of_these_bytes(folder:
 
 
 def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
-    """It is our error, with the reason, and not Python's."""
+    """The error is a MigrationError with the reason, not Python's own."""
     put(folder, "001_a.sql")
     (file,) = load(folder)
     file.path.unlink()

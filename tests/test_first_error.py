@@ -29,7 +29,7 @@ def failure(world: World, text: str, context: Any = None) -> str:
 
 
 def test_slow_file_that_fails_shortly_before_the_deadline_shows_its_error(world: World) -> None:
-    """It is not run once more to find the line, and stopped in that; the line is known by the names in the error."""
+    """The file is not run a second time to find the line; the names in the error tell the line."""
     world.sql(SETUP)
 
     message = failure(world, "SELECT pg_sleep(4);\nSELECT 2;\nINSERT INTO a VALUES (1);", Context(seconds=10))

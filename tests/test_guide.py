@@ -500,7 +500,7 @@ def test_guide_old_name_of_a_table_is_no_full_table(shop: World) -> None:
 
 
 def test_guide_constraint_that_is_not_valid_stops_any_update_of_an_old_row(shop: World) -> None:
-    """That is why the rows are filled before the constraint is added."""
+    """The recipe therefore fills the rows before it adds the constraint."""
     add = statement(file_of("Make a column NOT NULL", "require_reference")).split(";\n")[1]
 
     assert refusal(shop, f"{add}; UPDATE orders SET note = 'x'").startswith("23514")

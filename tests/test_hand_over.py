@@ -93,7 +93,7 @@ def test_rest_is_read_as_the_new_session_reads_strings(world: World) -> None:
 def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not true any more that this run has changed nothing."""
+    """The message does not say that this run has changed nothing, since a file was applied."""
     world.write("001_a.sql", FUNCTION.format(1))
     world.write("002_b.sql", "SELECT 1;")
     monkeypatch.setattr(session, "LOCK_PATIENCE_S", 1)

@@ -81,7 +81,7 @@ def test_repository_has_what_its_readers_look_for() -> None:
 
 
 def test_ci_run_is_executable() -> None:
-    """It is called by its name."""
+    """.ci/run can be started as a program."""
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
 
 

@@ -105,7 +105,7 @@ def test_least_privilege_less_one_right_is_refused_with_its_name(
 
 
 def test_least_privilege_without_writing_is_enough_while_all_works(world: World, policy: Policy) -> None:
-    """Who gives no right to write finds every deployment well that has nothing to write."""
+    """Without the right to write secrets, a run that has nothing to write succeeds."""
     world.deploy()
     policy.allow({(name, action) for name, action in NEEDED if action == GET})
 

@@ -288,7 +288,7 @@ def test_lock_holder_without_a_deadline_publishes_none(world: World) -> None:
 
 
 def test_lock_waiter_has_published_its_deadline_before_it_holds_the_lock(world: World) -> None:
-    """So no run can be frozen with the lock and without a deadline."""
+    """Therefore a run that is frozen while it holds the lock always has a deadline."""
     world.write("001_a.sql", "SELECT 1")
     published = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = {DEADLINE_CLASS}"
     with ThreadPoolExecutor(1) as pool:
@@ -379,7 +379,7 @@ def test_lock_is_gone_after_a_run(world: World) -> None:
 
 
 def test_lock_is_gone_after_a_failed_run(world: World) -> None:
-    """Nor after one that failed: the next run does not have to wait."""
+    """After a failed run nothing stays locked: the next run does not have to wait."""
     world.write("001_a.sql", "SELECT oops;")
 
     with pytest.raises(MigrationError):

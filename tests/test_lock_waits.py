@@ -359,7 +359,7 @@ def test_lock_wait_that_the_deadline_ends_within_an_attempt_names_who_blocks(bus
 
 @pytest.mark.parametrize("timeout", ["2s", "30s"])
 def test_lock_wait_for_the_tracking_table_itself_names_who_blocks(busy: World, timeout: str) -> None:
-    """Also before the first file, and whether the lock timeout or the deadline ends the wait."""
+    """The blocker is named before the first file too, whether the lock timeout or the deadline ends the wait."""
     busy.environ["LOCK_TIMEOUT"] = timeout
     with exactly(busy.environ), open_transaction(busy, "LOCK schema_migrations IN ACCESS EXCLUSIVE MODE"):
         message = message_at_the_deadline(InitializerError)

@@ -174,7 +174,7 @@ BY_POSTGRESQL = {
 
 
 def test_messages_of_the_code_each_have_a_row() -> None:
-    """Whoever meets a message finds it on the page."""
+    """Each message of the code has its row on the page."""
     assert STATES.startswith("What is kept")
     assert [text for text in MESSAGES if not is_explained(text.text)] == []
     assert len(MESSAGES) > 120

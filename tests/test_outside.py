@@ -446,7 +446,7 @@ def test_outside_build_terminated_by_an_administrator_is_not_said_to_continue(wo
 
 
 def test_outside_build_that_times_out_says_what_became_of_its_index(world: World) -> None:
-    """It ran outside of any transaction: what it had left is dropped, and the message says so."""
+    """The build ran outside of any transaction: its INVALID index is dropped, and the message says so."""
     world.write("002_x.sql", MARK + "SET statement_timeout = '1s';\nCREATE INDEX CONCURRENTLY a ON t (i);")
 
     with open_transaction(world, SNAPSHOT):

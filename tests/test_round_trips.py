@@ -141,7 +141,7 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
 
 
 def test_round_trips_behind_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
-    """Such as that of a trigger: nothing of it can be out of date in the next file."""
+    """A function without variables, such as a trigger's, keeps nothing that could be out of date in the next file."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_function.sql", TRIGGER.format(number))
 

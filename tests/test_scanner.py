@@ -330,7 +330,7 @@ def test_read_script_copy_without_rows_on_the_next_line_is_refused() -> None:
 
 
 def test_read_script_copy_to_stdout_is_refused() -> None:
-    """Nobody is there to read."""
+    """The client does not read the rows of COPY … TO STDOUT."""
     assert refusal("SELECT 1;\nCOPY (SELECT 1) TO STDOUT;\n") == (
         "COPY … TO STDOUT has no one to write to: remove it",
         (2, 1),
@@ -749,7 +749,7 @@ def test_read_script_whose_transaction_is_the_runs_own_is_one_transaction(text: 
     ],
 )
 def test_read_script_takes_a_semicolon_with_a_backslash_for_one(text: str, sent: list[str]) -> None:
-    """It ends a statement as ; does, and its backslash is not sent."""
+    """`\\;` ends a statement as `;` does, and its backslash is not sent."""
     script = read_script(text)
 
     assert texts(script) == sent

@@ -146,7 +146,7 @@ MARKED = ("search_path", "role without rights on the tracking table", "read-only
 
 
 def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World) -> None:
-    """So it is after a file that runs step by step, whose settings outlast each step; also under a non-ASCII name."""
+    """The same holds for a file that runs step by step, whose settings outlast each step; non-ASCII names included."""
     units = {
         key: f"BEGIN; {text} COMMIT;" if "temporary" in key or "hold" in key else text for key, text in CHANGES.items()
     }
@@ -159,7 +159,7 @@ def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World) ->
 
 
 def test_session_changed_by_a_file_that_is_tried_twice_is_fresh_for_the_next(world: World) -> None:
-    """So it is where the file succeeds only at the second attempt, which goes statement by statement."""
+    """The same holds if the file succeeds only at the second attempt, which goes statement by statement."""
     text = (
         "SET client_encoding = 'LATIN1'; SET search_path = s; SET ROLE tablecreator; SET TIME ZONE 'Asia/Tokyo';\n"
         "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; END $$;"

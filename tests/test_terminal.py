@@ -110,7 +110,7 @@ def test_status_is_a_table_of_what_is_not_empty(project: Project) -> None:
 
 
 def test_json_is_the_report_and_nothing_else(project: Project) -> None:
-    """It is what the handler returns, for other programs."""
+    """`--json` prints what the handler returns, for other programs."""
     project.world.write("001_a.sql", "CREATE TABLE a (i int);")
 
     run = project.run("migrate", "--json")
@@ -184,7 +184,7 @@ def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
 
 
 def test_rotate_with_a_database_url_is_refused(project: Project) -> None:
-    """There is no secret that could be rotated."""
+    """With DATABASE_URL there is no secret that could be rotated."""
     run = project.run("rotate")
 
     assert run.returncode == 1
@@ -490,7 +490,7 @@ def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words:
 
 
 def test_status_of_a_host_that_does_not_exist_says_so_at_once_also_in_a_pipeline(project: Project) -> None:
-    """It only reads: whoever asks wants to know now."""
+    """`status` only reads, so it does not wait for a host that does not exist."""
     run = project.run("status", DATABASE_URL="postgresql://u:hunter2@db.invalid:5432/shop")
 
     assert run.returncode == 1
@@ -608,7 +608,7 @@ def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
 
 
 def test_check_ends_with_what_it_has_not_looked_at(folder: Path) -> None:
-    """Nobody takes it for more than it is."""
+    """The last line says what `check` has not looked at."""
     (folder / "001_a.sql").write_text("SELECT 1;")
 
     last = list(terminal.table(terminal.check(None, False), io.StringIO()))[-1]
@@ -672,7 +672,7 @@ def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_new_file_without_a_folder_is_refused(folder: Path) -> None:
-    """It does not make a folder that nobody reads."""
+    """`new` does not make a folder that no run would read."""
     folder.rmdir()
 
     with pytest.raises(initializer.MigrationError, match="the folder migrations/ is missing"):
@@ -923,7 +923,7 @@ def run_check(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def test_squawk_looks_at_new_files_as_they_will_run(squawk: Path) -> None:
-    """It is told which files are transactions, and spared what it cannot read and what db_setup does itself."""
+    """squawk learns which files are transactions, and does not get what it cannot read or what db_setup does itself."""
     run = run_check("--json")
 
     assert run.returncode == 0, run.stderr

@@ -60,7 +60,7 @@ def verifiers(world: World) -> dict[str, Optional[str]]:
 
 
 def logs_in(world: World, secret: str) -> tuple[str, bool]:
-    """Who the login in this secret is, and whether it belongs to the right group."""
+    """The name of the login in this secret, and whether it belongs to the right group."""
     with world.login(secret) as conn:
         return rows(conn, "SELECT current_user::text, pg_has_role(%s, 'USAGE')", GROUPS[secret])[0]
 
