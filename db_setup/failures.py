@@ -529,7 +529,7 @@ DISK_FULL = (
 )
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
-    "instance, or change fewer rows at once"
+    "instance, or change fewer rows at a time"
 )
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
@@ -575,7 +575,7 @@ MISTAKES = (
     Mistake(
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
-        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",

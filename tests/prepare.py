@@ -34,7 +34,7 @@ def migrations_folder(text: str) -> Path:
 
 def prepare(options: argparse.Namespace) -> Path:
     """Return the environment's Python, after all that the command needs is there."""
-    # Looked for first: where there is no PostgreSQL, nobody should wait for the packages to learn it.
+    # Looked for first: where there is no PostgreSQL, nobody should wait for the packages first.
     way, told = finding.expected() if options.server else ("", "")
     if told:
         say(f"PostgreSQL: {told}.")

@@ -17,7 +17,7 @@ from harness.database import drop_database
 from harness.world import Context, World
 from initializer import MigrationError
 
-MEND = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
+FIX = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
 UNDONE = ": put it back, or undo in a new file what it did"
 GOES_ON = (
     "The statements before this one have run and stay applied: do not edit them. "
@@ -184,7 +184,7 @@ def test_error_at_a_variable_of_psql_says_what_to_write_instead(world: World) ->
         shown = variable.replace("'name'", "'…'")
         assert fail_with(world, f"SELECT\n({variable});") == (
             '001_a.sql:2:2: syntax error at or near ":"; variables of psql do not exist here: write the value '
-            f"itself (42601). {MEND}\nLINE 2: ({shown});\n         ^"
+            f"itself (42601). {FIX}\nLINE 2: ({shown});\n         ^"
         )
     assert "psql" not in fail_with(world, "SELECT (ARRAY[1])[1:1], 'a'::text, ::oops;")
 
@@ -198,7 +198,7 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
         said = " ".join(f'syntax error at or near "{shown}"'.split())
 
         assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
-            f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {MEND}\n"
+            f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {FIX}\n"
             f"LINE 2: {shown};\n        ^"
         )
 
@@ -260,7 +260,7 @@ def test_error_without_a_position_begins_with_the_statements_line(world: World) 
 def test_error_without_a_position_in_a_file_of_one_statement_names_its_line(world: World) -> None:
     """A single statement needs no second attempt to be named."""
     assert fail_with(world, "-- comment\n\nDROP TABLE nothing;\n") == (
-        f'001_a.sql:3: table "nothing" does not exist (42P01). {MEND}\nLINE 3: DROP TABLE nothing;'
+        f'001_a.sql:3: table "nothing" does not exist (42P01). {FIX}\nLINE 3: DROP TABLE nothing;'
     )
 
 
@@ -289,7 +289,7 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
 
         shown = f"\nLINE 5: {text.splitlines()[4].replace('no good', '…')}"
         assert fail_with(world, text) == (
-            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+            f"001_a.sql:{line}: no good (P0001). {FIX}\nIN: the DO block, line 5 of the file"
             f"{'' if case == 'a string' else shown}"
         ), case
 
@@ -297,7 +297,7 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
     """Where PostgreSQL names the character inside a DO block, there is nothing to add."""
     assert fail_with(world, "SELECT 1;\nDO $$\nBEGIN\n  RETRN 1;\nEND $$;") == (
-        f'001_a.sql:4:3: syntax error at or near "…" (42601). {MEND}\nLINE 4:   RETRN 1;\n          ^'
+        f'001_a.sql:4:3: syntax error at or near "…" (42601). {FIX}\nLINE 4:   RETRN 1;\n          ^'
     )
 
 
@@ -311,7 +311,7 @@ def test_error_inside_function_names_the_function_and_its_line(world: World) -> 
     message = failure(world)
 
     assert message.splitlines() == [
-        f"002_b.sql:2: division by zero (22012). {MEND.replace('nothing', '001_a')}",
+        f"002_b.sql:2: division by zero (22012). {FIX.replace('nothing', '001_a')}",
         "IN: function f(integer), its line 3",
     ]
 
@@ -347,7 +347,7 @@ def test_error_of_deferred_constraint_names_itself_and_the_end_of_the_file(world
         last = text.count("\n") + 1
 
         assert fail_with(world, text).splitlines() == [
-            f"001_a.sql:{last}: {said}, which showed at the end of the file. {MEND}",
+            f"001_a.sql:{last}: {said}, which showed at the end of the file. {FIX}",
             where,
         ], case
     assert (world.applied(), world.tables()) == ([], [])
@@ -434,7 +434,7 @@ def test_error_message_stays_short(world: World) -> None:
     message = fail_with(world, "DO $$ BEGIN RAISE '%', repeat('x', 9000) USING DETAIL = repeat('y', 9000); END $$;")
 
     assert len(message) <= 1500
-    assert MEND in message.splitlines()[0]
+    assert FIX in message.splitlines()[0]
 
 
 # --- Odd files ------------------------------------------------------------------------------------------------------
@@ -894,10 +894,10 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     marked = fail_with(world, MARKED + "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left.append(world.sql("SELECT to_regclass('once')"))
 
-    mend, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (MEND, GOES_ON))
+    fix, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (FIX, GOES_ON))
     dropped = "The unfinished index was dropped. "
-    mend, goes_on = (text.replace(find, f"{dropped}{find}") for text in (mend, goes_on))
-    assert alone.splitlines() == [f"002_b.sql:1: {said}{mend}", further[0].format(1), further[1]]
+    fix, goes_on = (text.replace(find, f"{dropped}{find}") for text in (fix, goes_on))
+    assert alone.splitlines() == [f"002_b.sql:1: {said}{fix}", further[0].format(1), further[1]]
     assert marked.splitlines() == [f"002_b.sql:3: {said}{goes_on}", further[0].format(3), further[1]]
     assert left == [[(None,)]] * 2
 

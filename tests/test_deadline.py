@@ -17,7 +17,7 @@ from harness.world import Context, World, exactly, rows
 from initializer import InitializerError, MigrationError
 
 SOON_S = 1.2  # until the deadline: enough to get to any of the steps
-RESERVE_S = 20  # behind it, as with a limit of a minute or more; told to the handler as less, for it starts no file
+RESERVE_S = 20  # after it, as with a limit of a minute or more; told to the handler as less, for it starts no file
 TOLD_RESERVE_S = 0.2  # when little more than a part of the reserve is left
 IN_TIME_S = SOON_S + RESERVE_S - 5
 MERCY_S = IN_TIME_S + 2  # then a silent proxy hangs up, so that a handler that is frozen fails the test

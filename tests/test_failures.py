@@ -145,11 +145,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
         ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table …"],
     ),
-    "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it": (
+    "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it": (
         "ALTER TABLE t\n  ADD CONSTRAINT small CHECK (i < 9);",
         "1",
         'constraint "small" for relation "t" already exists (42710)',
-        "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; before it",
+        "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; above it",
         ["LINE 1: ALTER TABLE t"],
     ),
     MADE_BEFORE: (
@@ -507,10 +507,10 @@ def test_extension_is_not_named_for_a_name_that_only_begins_like_one_of_its_own(
 # What differs between the versions: a file, and from which major on PostgreSQL says what, and what is advised then.
 SUPERUSER, OWNER = "The admin of RDS is not a superuser", "As its owner, ALTER … OWNER TO the admin"
 NO_OWNER = "Leave OWNER TO out (pg_dump --no-owner does)"
-GIVE, USED, MEND = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
+GIVE, USED, FIX = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
 NO_IF, NO_VIEW = "PostgreSQL has no IF NOT EXISTS here", "CREATE OR REPLACE VIEW only adds columns at the end"
 NULLS = {
-    13: ('syntax error at or near "NOT" (42601)', MEND),
+    13: ('syntax error at or near "NOT" (42601)', FIX),
     18: ('column "n" of relation "t" contains null values (23502)', GIVE),
 }
 MEMBER_OF = "must be superuser or {} the pg_read_server_files role to COPY from a file (42501)"
@@ -527,7 +527,7 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
         15: ("cannot alter type of a column used by a generated column (0A000)", USED),
     },
     'CREATE OR REPLACE VIEW v AS SELECT i, n COLLATE "C" FROM t;\nSELECT 1 / 0;': {
-        13: ("division by zero (22012)", MEND),
+        13: ("division by zero (22012)", FIX),
         15: ('cannot change collation of view column "n" from "…" to "C" (42P16)', NO_VIEW),
     },
     "CREATE ROLE tmp_x SUPERUSER;": {
@@ -718,11 +718,11 @@ CARETS = {
 
 def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
     """Whatever precedes it in the line, and however long that is; at most 100 characters are shown."""
-    for case, (text, behind) in CARETS.items():
+    for case, (text, following) in CARETS.items():
         _, line, caret, *_ = fail_with(there, text).splitlines()
 
         assert caret.strip() == "^", case
-        assert line[caret.index("^") :].startswith(behind), f"{case}: {line}"
+        assert line[caret.index("^") :].startswith(following), f"{case}: {line}"
         assert len(line) <= 100 + len("LINE 12: ……"), case
 
 

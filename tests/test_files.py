@@ -89,7 +89,7 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "behind"),
+    ("name", "rest"),
     [
         ("012_b", "b"),
         ("00010-b", "b"),
@@ -102,9 +102,9 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
         ("1_2_b", "2_b"),
     ],
 )
-def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
+def test_bare_name_is_what_stands_behind_the_number(name: str, rest: str) -> None:
     """The name after the number is what remains when a file is renumbered."""
-    assert migration_files.bare(name) == behind
+    assert migration_files.bare(name) == rest
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])

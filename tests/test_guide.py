@@ -551,8 +551,8 @@ def test_guide_validation_that_fails_keeps_the_first_step_and_takes_a_statement_
         shop.deploy()
     assert shop.sql("SELECT convalidated FROM pg_constraint WHERE conname = 'orders_user_id_fkey'") == [(False,)]
 
-    mend, validate = "DELETE FROM orders WHERE user_id NOT IN (SELECT id FROM users);", "ALTER TABLE orders VALIDATE"
-    shop.write(f"{block.name}.sql", block.text.replace(validate, f"{mend}\n{validate}"))
+    fix, validate = "DELETE FROM orders WHERE user_id NOT IN (SELECT id FROM users);", "ALTER TABLE orders VALIDATE"
+    shop.write(f"{block.name}.sql", block.text.replace(validate, f"{fix}\n{validate}"))
 
     assert names(shop.deploy()) == [block.name]
     assert shop.sql("SELECT convalidated FROM pg_constraint WHERE conname = 'orders_user_id_fkey'") == [(True,)]

@@ -419,8 +419,8 @@ def while_a_file_sleeps(world: World, change: Callable[[], None]) -> Iterator[No
             time.sleep(0.05)
         change()
 
-    with ThreadPoolExecutor(1) as beside:
-        changed = beside.submit(wait_and_change)
+    with ThreadPoolExecutor(1) as pool:
+        changed = pool.submit(wait_and_change)
         yield
         changed.result()
 

@@ -95,7 +95,7 @@ BLOCKERS = {
 def test_lock_wait_gives_way_to_the_application_and_succeeds_when_the_way_is_free(
     busy: World, caplog: pytest.LogCaptureFixture, blocker: Blocker
 ) -> None:
-    """Behind a long reader or writer a migration waits for LOCK_TIMEOUT at a time: nobody else queues behind it for
+    """After a long reader or writer a migration waits for LOCK_TIMEOUT at a time: nobody else queues behind it for
     longer, not for a table that it has already altered either; then the whole file happens, once."""
     busy.write("002_b.sql", "INSERT INTO done VALUES (1);\nALTER TABLE b ADD s text;\nALTER TABLE a ADD s text;")
     with busy.connection() as other, ThreadPoolExecutor(1) as pool:
@@ -247,11 +247,11 @@ def test_lock_wait_that_ends_in_a_deadlock_is_tried_again(busy: World, caplog: p
     """When PostgreSQL ends a deadlock by ending the migration's statement, the whole file is tried again."""
     busy.environ["LOCK_TIMEOUT"] = "20s"
     busy.write("002_b.sql", "INSERT INTO done VALUES (1);\nLOCK TABLE b;\nSELECT pg_sleep(0.3);\nLOCK TABLE a;")
-    patient = "SET LOCAL deadlock_timeout = '30s'"  # so that it is not this session which PostgreSQL ends
+    late = "SET LOCAL deadlock_timeout = '30s'"  # so that it is not this session which PostgreSQL ends
     superuser = {"username": busy.server.user, "password": busy.server.password}
     holds_b = "SELECT 1 FROM pg_locks WHERE relation = 'b'::regclass AND mode = 'AccessExclusiveLock' AND granted"
 
-    a_is_locked = open_transaction(busy, patient, "LOCK TABLE a", **superuser)
+    a_is_locked = open_transaction(busy, late, "LOCK TABLE a", **superuser)
     with exactly(busy.environ), a_is_locked as other, running(busy) as run:
         wait_until(lambda: busy.sql(holds_b) != [])
         rows(other, "LOCK TABLE b")

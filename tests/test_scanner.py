@@ -873,7 +873,7 @@ def test_read_script_no_transaction_with_what_a_kill_would_take_away_is_refused(
     message, where = refusal(f"-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT;\n{statement};\nSELECT 2;")
 
     assert where == (5, 1)
-    assert "write BEGIN before it and COMMIT after its last use" in message
+    assert "write BEGIN above it and COMMIT below its last use" in message
     assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").statement_count == 3
     assert read_script(f"{statement};\nSELECT 2").statement_count == 2
 
