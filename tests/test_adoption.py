@@ -21,7 +21,7 @@ THIRD = "ALTER TABLE users ADD age int;"
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -137,7 +137,7 @@ def test_database_with_some_tables_of_an_unguarded_first_migration_is_refused(wo
 
 
 def test_refused_database_deploys_once_the_file_is_guarded(world: World) -> None:
-    """The first way out works."""
+    """The first way out that the message names works."""
     world.sql(USERS)
     fill(world, _001_first=FIRST)
     with pytest.raises(MigrationError):
@@ -151,7 +151,7 @@ def test_refused_database_deploys_once_the_file_is_guarded(world: World) -> None
 
 
 def test_refused_database_deploys_with_a_baseline(world: World) -> None:
-    """The second way out works: the file is recorded as it is, though a table of it is missing."""
+    """The second way out that the message names works: the file is recorded as it is, although a table is missing."""
     world.sql(USERS)
     fill(world, _001_first=FIRST, _002_second=SECOND)
     with pytest.raises(MigrationError):

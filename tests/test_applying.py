@@ -93,7 +93,7 @@ def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(wor
 
 
 def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> None:
-    """Without its row a file has not happened."""
+    """If the row cannot be written, the file is rolled back."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     world.sql("ALTER TABLE schema_migrations ADD CHECK (migration_name <> '002_b')")
@@ -265,7 +265,7 @@ def test_error_without_a_position_in_a_file_of_one_statement_names_its_line(worl
 
 
 def test_error_in_set_transaction_names_its_line(world: World) -> None:
-    """What is moved in front of the file's savepoint keeps its line."""
+    """A statement that is sent before the file's savepoint keeps its line."""
     message = fail_with(world, "\nSET TRANSACTION SNAPSHOT 'nonsense';\n\nSELECT 1;\nSELECT 2;\n")
 
     assert re.match(r"001_a\.sql:2(:\d+)?: a snapshot-importing transaction must have isolation level", message)
@@ -665,7 +665,7 @@ def test_apply_single_statement_that_cannot_run_in_a_transaction_runs_outside(wo
 
 
 def test_apply_create_database_runs_outside(world: World) -> None:
-    """Even a database can be created."""
+    """A file can create a database."""
     name = world.dbname + "_more"
     world.write("001_a.sql", f"CREATE DATABASE {name};")
     try:

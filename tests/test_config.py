@@ -104,7 +104,7 @@ def test_admin_secret_name_missing_is_refused(world: World) -> None:
 
 
 def test_variable_set_but_empty_is_refused(world: World) -> None:
-    """A variable that is there and says nothing is a mistake, not a wish for the default."""
+    """A variable that is set but empty is a mistake; the default is not used."""
     cases = [(name, value) for name in VARIABLES for value in ("", " \t")]
 
     said = {(name, value): refusal(world, **{name: value}) for name, value in cases}

@@ -789,7 +789,7 @@ def test_dry_run_waits_for_another_run(
 
 
 def test_dry_run_keeps_another_run_waiting(plain: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it is at work, nobody else is."""
+    """While a dry run is at work, no other run is."""
     plain.write("001_a.sql", "SELECT pg_advisory_unlock_all();")
     plain.write("002_b.sql", "SELECT pg_sleep(1);")
     with running(plain, monkeypatch) as run:
@@ -817,7 +817,7 @@ def test_dry_run_behind_a_lock_tries_again(
 def test_dry_run_that_waits_for_one_table_does_not_keep_readers_from_another(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In its way stands a long transaction, for minutes: those who want what the dry run holds already need not wait
+    """A long transaction blocks it, for minutes: those who want what the dry run holds already need not wait
     for that too."""
     plain.sql("CREATE TABLE a (i int); CREATE TABLE b (i int)")
     plain.write("001_a.sql", "ALTER TABLE a ADD s text;")

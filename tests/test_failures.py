@@ -373,7 +373,7 @@ def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: Wor
 
 
 def test_mistakes_are_all_provoked_here() -> None:
-    """A new entry needs a file that provokes it, and no file is left of one that is gone."""
+    """Each entry has a file that provokes it, and each file has its entry."""
     assert {*PROVOKED, NO_EXTENSION} == {entry.advice for entry in failures.MISTAKES}
 
 
@@ -426,14 +426,14 @@ def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings
 
 
 def test_mistake_of_what_wants_no_savepoint_asks_for_a_file_of_its_own(there: World) -> None:
-    """Nothing is said of a block where there is none."""
+    """Without a block the message does not mention one."""
     first = fail_with(there, "CREATE TABLE x (i int);\nSELECT pg_export_snapshot();").splitlines()[0]
 
     assert first == f"002_b.sql:2: cannot export a snapshot from a subtransaction (25001). {MARK_IT}"
 
 
 def test_owner_that_the_admin_does_not_belong_to_is_answered_with_no_owner(there: World) -> None:
-    """What every plain dump of another admin's database meets first, also where the role exists."""
+    """Every plain dump of another admin's database fails with this first, also where the role exists."""
     with there.superuser() as superuser:
         rows(superuser, "CREATE ROLE tmp_owner")
 
@@ -561,7 +561,7 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
 
 @pytest.mark.parametrize("text", WORDED)
 def test_mistake_that_versions_word_differently_gets_the_same_advice(there: World, text: str) -> None:
-    """The advice follows from what is wrong, whatever this version says and names as the place."""
+    """The advice is the same on every version, whatever words and place PostgreSQL gives."""
     major = there.server.version // 10000
     said, instead = WORDED[text][max(since for since in WORDED[text] if since <= major)]
 
@@ -600,7 +600,7 @@ MARK_IT = (
 
 
 def test_mistake_of_a_concurrent_index_without_the_mark_says_how_to_mark_it(there: World) -> None:
-    """Among several statements it needs the mark, or a file of its own."""
+    """In a file of several statements it needs the mark, or a file of its own."""
     said = "CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001)"
     line = "CREATE INDEX CONCURRENTLY i ON t (i);"
 
@@ -608,7 +608,7 @@ def test_mistake_of_a_concurrent_index_without_the_mark_says_how_to_mark_it(ther
 
 
 def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) -> None:
-    """The state is another, the sentence on what to write instead is the same."""
+    """The message says another state, and gives the same advice."""
     text = "-- no-transaction\nINSERT INTO c VALUES (1);\nALTER TABLE t ADD n int;"
 
     assert fail_with(there, text).splitlines()[0] == (
@@ -620,7 +620,7 @@ def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) 
 
 
 def test_mistake_in_a_marked_file_of_a_dry_run_does_not_ask_for_the_mark(there: World) -> None:
-    """A file that is marked is not to be marked."""
+    """A file that is marked already is not told to add the mark."""
     text = "-- no-transaction\nBEGIN;\nCREATE INDEX CONCURRENTLY i ON t (i);\nCOMMIT;\nSELECT 1;"
 
     assert "no-transaction" not in fail_with(there, text, DRY)
@@ -658,7 +658,7 @@ MISLEADING = {
 
 @pytest.mark.parametrize("case", MISLEADING)
 def test_advice_is_not_given_where_it_is_wrong(there: World, case: str) -> None:
-    """No sentence is better than one that sends people the wrong way."""
+    """No advice is better than wrong advice."""
     text, wrong = MISLEADING[case]
 
     assert wrong not in fail_with(there, text)
@@ -727,7 +727,7 @@ def test_caret_stands_under_the_character_that_postgresql_names(there: World) ->
 
 
 def test_excerpt_of_a_statement_without_a_position_shows_its_first_line_without_a_caret(there: World) -> None:
-    """Where only the statement is known, nothing is pointed at."""
+    """Where only the statement is known, there is no caret."""
     assert fail_with(there, "SELECT 1;\n\n  DROP TABLE\n    nothing;").splitlines()[1:] == ["LINE 3:   DROP TABLE"]
 
 

@@ -653,7 +653,7 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     ],
 )
 def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
-    """The folder's own way of counting goes on."""
+    """The next number is written like those in the folder."""
     files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
     now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
@@ -838,7 +838,7 @@ def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> No
 
 @pytest.mark.parametrize("change", EDITS)
 def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
-    """Any other change of a token counts."""
+    """Every other change of a token counts."""
     assert change(RICH) != RICH
     assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]
 
@@ -884,7 +884,7 @@ def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int
     ],
 )
 def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
-    """Words alone do not make two halves of a file."""
+    """A comment that only contains such words does not divide a file into two halves."""
     path = tmp_path / "001_t.sql"
     path.write_text(text)
 

@@ -16,7 +16,7 @@ DUPLICATE = 'duplicate key value violates unique constraint "a_pkey" (23505)'
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -38,7 +38,7 @@ def test_slow_file_that_fails_shortly_before_the_deadline_shows_its_error(world:
 
 
 def test_slow_file_whose_line_nothing_tells_names_the_file(world: World) -> None:
-    """Of two statements that may be meant, none is accused."""
+    """If two statements can be meant, the message names neither."""
     world.sql(SETUP)
 
     message = failure(world, "SELECT pg_sleep(2);\nINSERT INTO a VALUES (2);\nINSERT INTO a VALUES (1);")

@@ -19,7 +19,7 @@ A, B, C, LIMIT = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE T
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -160,7 +160,7 @@ def test_renumbered_file_does_not_run_again(world: World, caplog: pytest.LogCapt
 
 
 def test_renumbered_file_is_known_at_the_next_deployment(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Following a file is done once."""
+    """A row is renamed once."""
     deploy(world, {"004_b": B})
     deploy(world, {"005_b": B})
     caplog.clear()
@@ -183,7 +183,7 @@ def test_renumbered_file_makes_room_for_another_of_its_number(world: World) -> N
 
 
 def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World) -> None:
-    """A number that a file gets by hand, the one that it was given or another, is as good."""
+    """A file can be given its number, or another one, by hand."""
     deploy(world, {"001_a": A, "add_limit": LIMIT})
     for name in ("002_add_limit", "007_add_limit"):
         assert deploy(world, {"001_a": A, name: LIMIT}) == []
@@ -483,7 +483,7 @@ def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["002_b.sql.txt", "002_b.psql", "002_b.sql ", "002_b/migration.sql"])
 def test_file_that_looks_like_a_migration_stops_every_action(world: World, name: str) -> None:
-    """Nothing runs while something that should run does not."""
+    """If a file that should run does not, no file runs."""
     fill(world, {"001_a": A})
     (world.folder / name).parent.mkdir(exist_ok=True)
     (world.folder / name).write_text(B)
