@@ -174,7 +174,7 @@ class Watcher:
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
-        if blocked_by or is_running:  # a look after the end of the wait is no news
+        if blocked_by or is_running:  # a look after the end of the wait tells nothing new
             self._activity.blocked_by = blocked_by
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}

@@ -19,7 +19,7 @@ from harness.server import NoServerError, Server, running_server
 from harness.temporary import temporary_home
 from harness.world import ADMIN, TEMPLATE, World, exactly, prepare
 
-# Roles belong to the server, not to a database: every test leaves none behind.
+# Roles belong to the server, not to a database: every test removes its own.
 ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
 
 _started = ExitStack()

@@ -1,4 +1,4 @@
-"""The scanner beside PostgreSQL's own parser (pglast): what that accepts is split at the same places."""
+"""The scanner compared with PostgreSQL's own parser (pglast): what that accepts is split at the same places."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def talkative() -> Iterator[Server]:
     with talkative_server() as running:
-        with superuser_connection(running) as conn:  # not in plain text: that would stand in the log
+        with superuser_connection(running) as conn:  # not in plain text: that would be in the log
             verifier = encrypt_password(ADMIN_PASSWORD, ADMIN, scope=conn, algorithm="scram-sha-256")
         create_admin(running, ADMIN, verifier)
         yield running
@@ -97,7 +97,7 @@ def watched(server: Server) -> Iterator[list[str]]:
 
 
 def test_secrecy_of_runs_that_succeed(there: Told, talkative: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Making, mending and rotating logins shows no password: in the server's log and statistics, in what others see
+    """Making, repairing and rotating logins shows no password: in the server's log and statistics, in what others see
     of a session, in any logger's lines at DEBUG, or in the result."""
     world, passwords = there
     reports = []

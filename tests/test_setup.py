@@ -1,4 +1,4 @@
-"""What `make demo` and `make test` do before they begin, and what they leave behind."""
+"""What `make demo` and `make test` do before they begin, and what they leave."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_environment_is_whole_or_made_from_scratch(clone: Path) -> None:
 def test_what_is_missing_is_known_before_anything_is_installed(
     clone: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, message: str
 ) -> None:
-    """Nobody waits for packages to learn that there is no PostgreSQL, or nothing to migrate."""
+    """A missing PostgreSQL, or an empty folder, is reported before packages are installed."""
     monkeypatch.chdir(clone)
 
     process = prepare(clone, "demo", *arguments, TEST_POSTGRES="installed", TEST_POSTGRES_BIN="/nowhere")
@@ -227,7 +227,7 @@ def test_installed_node_counts_if_it_runs(
     assert node.installed_version() == version
 
 
-# --- What is left behind --------------------------------------------------------------------------------------------
+# --- What is left ---------------------------------------------------------------------------------------------------
 
 HOLD = """
 import signal, sys, tempfile, time
@@ -267,7 +267,7 @@ def test_temporary_files_are_gone_however_a_process_ends(tmp_path: Path, number:
 
 
 def test_temporary_files_of_the_tests_are_below_one_folder(tmp_path: Path) -> None:
-    """It is the one that is removed at the end; pytest would keep the folders of its last three runs."""
+    """That folder is removed at the end; pytest would keep the folders of its last three runs."""
     assert any(parent.name.startswith("db-setup-") for parent in tmp_path.parents)
 
 

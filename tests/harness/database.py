@@ -102,7 +102,7 @@ def drop_roles(server: Server, *patterns: str) -> None:
 
 
 def _join(cursor: Any, roles: list[str]) -> None:
-    """Become a member of the roles, where TEST_DATABASE_URL's login is no superuser, who needs none of it."""
+    """Become a member of the roles, unless TEST_DATABASE_URL's login is a superuser, which needs no membership."""
     cursor.execute("SELECT FROM pg_roles WHERE rolname = current_user AND NOT rolsuper")
     if cursor.rowcount:
         for role in roles:

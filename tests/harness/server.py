@@ -152,7 +152,7 @@ def _from_docker() -> Way:
     container, failure = None, ""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what these libraries warn of is not ours to mend; pytest would fail on it
+            warnings.simplefilter("ignore")  # what these libraries warn of is not ours to fix; pytest would fail on it
             try:
                 container = _container(image)
                 container.start()
@@ -177,7 +177,7 @@ def _from_docker() -> Way:
 
 
 def _container(image: str) -> Any:
-    """A container that is not started yet; fails at once where no Docker answers."""
+    """A container that is not started yet; fails immediately where no Docker answers."""
     # Imported here: 0.5 s that only this way has to pay.
     try:
         from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
