@@ -43,19 +43,18 @@ class Setup:
 
     config: Config
     login: Login
-    targets: Mapping[Kind, Secret]  # the secrets that receive the users' logins
+    user_secrets: Mapping[Kind, Secret]  # the secrets that receive the users' logins
     files: Sequence[Migration]
     secrets_client: Any
     warnings: Sequence[str] = ()  # about the folder
     admin_arn: str = ""  # of the secret that is never written
-    scripts: dict[Any, Script] = field(
-        default_factory=dict
-    )  # those that were scanned, see initializer
+    # Those that were scanned in this run, see initializer.
+    scripts: dict[Any, Script] = field(default_factory=dict)
 
     @property
     def application(self) -> Application:
         config = self.config
-        return Application(self.login, config.role_prefix, config.tracking, config.progress)
+        return Application(self.login, config.role_prefix, config.tracking, config.marks)
 
 
 def load_setup(
@@ -71,7 +70,7 @@ def load_setup(
     secrets = _Secrets(deadline, problems)
     if login is None:
         login = secrets.admin_login(config)
-    targets = secrets.targets(config)
+    user_secrets = secrets.user_secrets(config)
     warnings: list[str] = []
     files = migration_files.load_migrations(folder, problems, warnings)
     if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
@@ -83,7 +82,7 @@ def load_setup(
         if len(listed) > MISTAKES_LIMIT:
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
         raise ConfigError(f"{listed}. Nothing has been touched.")
-    return Setup(config, login, targets, files, secrets.client, warnings, secrets.admin_arn)
+    return Setup(config, login, user_secrets, files, secrets.client, warnings, secrets.admin_arn)
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Config:
         return sql.Identifier("public", self.tables[0])
 
     @property
-    def progress(self) -> sql.Composable:
+    def marks(self) -> sql.Composable:
         return sql.Identifier("public", self.tables[1])
 
     @property
@@ -256,7 +255,7 @@ class _Secrets:
             return None
         return config.login(secret.value, self._problems)
 
-    def targets(self, config: Config) -> dict[Kind, Secret]:
+    def user_secrets(self, config: Config) -> dict[Kind, Secret]:
         """The secrets of the users; each must be another one, and none may be the admin's."""
         found: dict[Kind, Secret] = {}
         if not config.create_users:
@@ -294,4 +293,4 @@ class _Secrets:
 
 def kept_credentials(setup: Setup) -> dict[Kind, Optional[Credentials]]:
     """What the users' secrets held when they were read."""
-    return {kind: secret.value for kind, secret in setup.targets.items()}
+    return {kind: secret.value for kind, secret in setup.user_secrets.items()}

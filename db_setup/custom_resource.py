@@ -60,9 +60,8 @@ def answer(
             "so nothing is sent there. Nothing has been touched."
         )
     try:
-        asked = (
-            {} if kind in ("Create", "Update") else {"action": kind}
-        )  # which refuses what is unknown
+        # An unknown kind is refused as an unknown action.
+        asked = {} if kind in ("Create", "Update") else {"action": kind}
         report = {"status": "ok", "action": "none"} if kind == "Delete" else handle(asked, context)
     except Exception as exc:
         send(url, body(event, {"Status": "FAILED"}, f"{type(exc).__name__}: {exc}"))

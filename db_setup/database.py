@@ -27,9 +27,8 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_
 Connection = connection
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
-CONNECT_PATIENCE_S = (
-    90  # Aurora Serverless resumes in about 15 s, a new instance's address may take longer
-)
+# Aurora Serverless resumes in about 15 s, a new instance's address may take longer.
+CONNECT_PATIENCE_S = 90
 NOTICES_LIMIT = 200  # lines of the log for each file
 LOOK_AGAIN_S = 0.5
 TELL_AGAIN_S = 15  # the same reason for waiting

@@ -148,7 +148,7 @@ def state_and_step(
 
     `extensions` are those that the database has, each with its schema.
     """
-    if failure.refusal and not failure.blocked:
+    if failure.refusal and not failure.is_temporary:
         return (
             "The statements that have run stay applied. Then deploy again: the run continues after "
             "them."

@@ -24,7 +24,7 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     boundary         whom the admin trusts           report           what to say at the end
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there.
-The script runner has modules of its own: sending, nontransactional, outside, progress, outcomes.
+The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -76,10 +76,10 @@ from common import (
 )
 from config import Setup, kept_credentials, load_setup
 from database import Login
-from limited_users import Keeper, Kind, LimitedUsers
+from limited_users import Kind, LimitedUsers, StoredLogin
+from marks import Marks
 from migration_files import Migration, Plan
 from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
-from progress import Progress
 from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
@@ -217,54 +217,30 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
         if logins is None:
             return False
         users = logins
-    check_edited(run, state, plan)
+    refuse_edited(run, plan)
+    warn_of_oddities(run, state, plan)
     run.warn_of_users()
     run.report.users = users
     return True
 
 
 def plan_pending(run: Run) -> list[Pending]:
-    """The files that are to be applied, with the tracking table ready for them.
+    """The files that are to be applied, with the tracking table and the groups ready for them.
 
     What cannot work is refused before anything has run.
     """
-    session = run.session
-    config = run.setup.config
-    if config.create_users:
+    if run.setup.config.create_users:
         run.users.refuse_roles_of_others()
-    state = session.with_retries(lambda: read_state_before_files(run))
-    if not state.is_ours:
-        before = state
-        adopted, warning = session.with_retries(
-            lambda: tracking.ensure_tracking(session, run.setup, before)
-        )
-        note_adopted(run, adopted, warning)
-        state = read_state_before_files(run)
-    close_our_tables(run, state.excess)
-    plan = migration_files.make_plan(run.setup.files, state.rows)
-    if plan.example:
-        tracking.remove_example(session, config, plan.example)
-        run.report.warn(
-            ["the example was replaced: its empty tables users and products were dropped"]
-        )
-        state = read_state_before_files(run)
-        plan = migration_files.make_plan(run.setup.files, state.rows)
-    if state.rows:
-        tracking.refuse_example([file for _, file in plan.pending])
-    if config.baseline:
-        adopted, warning = tracking.adopt_up_to_baseline(session, run.setup, state, plan)
-        note_adopted(run, adopted, warning)
-        if adopted:
-            state = read_state_before_files(run)
-            plan = migration_files.make_plan(run.setup.files, state.rows)
-    session.pending = [name for name, _ in plan.pending]
-    if follow_marks(run, state, plan):
-        state = read_state_before_files(run)
-    check_edited(run, state, plan)
-    pending = [scanned(run, name, file, state, plan) for name, file in plan.pending]
+    state, plan = prepare_tracking(run)
+    run.session.pending = [name for name, _ in plan.pending]
+    if move_marks_of_renamed_files(run, state, plan):
+        state, plan = read_state_and_plan(run)
+    refuse_edited(run, plan)
+    warn_of_oddities(run, state, plan)
+    pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
     for one in pending:
         run.report.warn(migration_files.oddities(one.name, one.script))
-    session.with_retries(lambda: tracking.follow_renames(session, config, plan))
+    run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
@@ -274,8 +250,39 @@ def plan_pending(run: Run) -> list[Pending]:
     return pending
 
 
-def read_state_before_files(run: Run) -> State:
-    """What our tables hold.
+def prepare_tracking(run: Run) -> tuple[State, Plan]:
+    """Our tables as this version makes them, with a row for each file that an existing database
+    contains already.
+    """
+    session = run.session
+    config = run.setup.config
+    state, plan = session.with_retries(lambda: read_state_and_plan(run))
+    if not state.is_current:
+        before = state
+        adopted, warning = session.with_retries(
+            lambda: tracking.ensure_tracking(session, run.setup, before)
+        )
+        note_adopted(run, adopted, warning)
+        state, plan = read_state_and_plan(run)
+    revoke_rights_on_our_tables(run, state.excess)
+    if plan.example:
+        tracking.remove_example(session, config, plan.example)
+        run.report.warn(
+            ["the example was replaced: its empty tables users and products were dropped"]
+        )
+        state, plan = read_state_and_plan(run)
+    if state.rows:
+        tracking.refuse_example([file for _, file in plan.pending])
+    if config.baseline:
+        adopted, warning = tracking.adopt_up_to_baseline(session, run.setup, state, plan)
+        note_adopted(run, adopted, warning)
+        if adopted:
+            state, plan = read_state_and_plan(run)
+    return state, plan
+
+
+def read_state_and_plan(run: Run) -> tuple[State, Plan]:
+    """What our tables hold, and what of the folder is not applied yet.
 
     Refuses to run a file where others have put into its search path what hides PostgreSQL's own.
     """
@@ -283,13 +290,14 @@ def read_state_before_files(run: Run) -> State:
     config = run.setup.config
     found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
     state = tracking.read_state(session, config, found)
+    plan = migration_files.make_plan(run.setup.files, state.rows)
     complaint = boundary.hiding_complaint(found.hiding, session.login.username)
-    if complaint and migration_files.make_plan(run.setup.files, state.rows).pending:
+    if complaint and plan.pending:
         raise MigrationError(complaint)
-    return state
+    return state, plan
 
 
-def close_our_tables(run: Run, statements: Sequence[str]) -> None:
+def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     """Take back what others may do with our tables."""
     if not statements:
         return
@@ -307,24 +315,24 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
     remaining = list(pending)
     while remaining:
         started = time.monotonic()
-        one = readable(run.session, remaining.pop(0))
+        one = with_text(run.session, remaining.pop(0))
         outcome = apply_migration(run, one, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
             raise failed(run, one, outcome)
         note_applied(run, one.name, started)
         if isinstance(outcome, Success):
-            take_back_our_tables(run, one.name, outcome.answer)
-        if not outcome.holds_lock:
+            undo_changes_of_our_tables(run, one.name, outcome.answer)
+        if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=one.name)
         is_fresh = isinstance(outcome, Success) and outcome.is_fresh
-        session_serves = outcome.holds_lock and (is_fresh or not remaining)
-        if not session_serves and not resumed(run, remaining):
+        session_serves = outcome.kept_lock and (is_fresh or not remaining)
+        if not session_serves and not resume_in_new_session(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)
 
 
-def take_back_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -> None:
+def undo_changes_of_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -> None:
     """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
     session = run.session
     done: list[str] = []
@@ -342,18 +350,18 @@ def take_back_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
 
-def resumed(run: Run, remaining: Sequence[Pending]) -> bool:
+def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     """Go on in a new session, if that has the lock and the plan still holds.
 
     It does if nobody has recorded anything since, no file can have run in part, and strings are
     read as before.
     """
     question = tracking.unchanged_question(run.setup.config)
-    holds_lock, (recorded, no_marks) = run.session.resume(question)
+    has_lock, (recorded, no_marks) = run.session.resume(question)
     is_same = migration_files.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
     reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
-    return holds_lock and no_marks and is_same and reads_as_before
+    return has_lock and no_marks and is_same and reads_as_before
 
 
 def note_adopted(run: Run, names: Sequence[str], warning: str) -> None:
@@ -411,15 +419,14 @@ def asked_action(event: Any) -> str:
     )
 
 
-def follow_marks(run: Run, state: State, plan: Plan) -> bool:
+def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     """Marks of a file that ran in part follow it to its new name: it begins with the same step."""
-    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
-    gone = sorted(set(state.unfinished) - known)
+    gone = gone_files_that_ran_in_part(state, plan)
     if not gone:
         return False
     beginnings = {}
     for name, file in plan.pending:
-        one = readable(run.session, scanned(run, name, file, state, plan))
+        one = with_text(run.session, scan_file(run, name, file, state, plan))
         checksum = script_runner.first_checksum(one.script)
         if one.script.no_transaction and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
@@ -434,7 +441,7 @@ class Pending(NamedTuple):
     script: Script
 
 
-def scanned(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> Pending:
+def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> Pending:
     """The file, looked through once in a run.
 
     Its text is read again later: memory stays that of one file.
@@ -457,33 +464,50 @@ def reads_backslashes(session: Session) -> bool:
     return session.parameter("standard_conforming_strings") == "off"
 
 
-def check_edited(run: Run, state: State, plan: Plan) -> None:
-    """Say what is odd; refuse files that were edited after they had been applied."""
+def refuse_edited(run: Run, plan: Plan) -> None:
+    """Raise MigrationError for files that were edited after they had been applied."""
+    if not plan.edited or run.setup.config.allow_edited:
+        return
+    row, file = plan.edited[0]
+    when = tracking.applied_at(run.session, run.setup.config, row)
+    if len(plan.edited) > 1:
+        when = f"the first {when}"
+    names, edited = edited_files(plan)
+    raise MigrationError(
+        f"{names}: {edited} ({when}), which has no effect on this database. Nothing has "
+        "been applied. Restore what was applied, and put the change (git log -p -- "
+        f"'*{file.path.name}' shows it) into a new "
+        'file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
+    )
+
+
+def edited_files(plan: Plan) -> tuple[str, str]:
+    """Their names, and what is the matter with them."""
+    names = shortened([file.path.name for _, file in plan.edited])
+    if len(plan.edited) > 1:
+        return names, "edited after they were applied"
+    return names, "edited after it was applied"
+
+
+def warn_of_oddities(run: Run, state: State, plan: Plan) -> None:
+    """Report what is odd about the rows and the files, but hinders nothing."""
     warnings = list(plan.warnings)
-    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
-    for name in sorted(set(state.unfinished) - known):
+    for name in gone_files_that_ran_in_part(state, plan):
         remedy = "put it back, or undo in a new file what it did"
         warnings.append(
             f"{name} has run in part, but its file is gone or has another name: {remedy}"
         )
     if plan.edited:
-        several = len(plan.edited) > 1
-        names = shortened([file.path.name for _, file in plan.edited])
-        edited = "edited after they were applied" if several else "edited after it was applied"
-        if not run.setup.config.allow_edited:
-            row, file = plan.edited[0]
-            when = tracking.applied_at(run.session, run.setup.config, row)
-            when = f"the first {when}" if several else when
-            raise MigrationError(
-                f"{names}: {edited} ({when}), which has no effect on this database. Nothing has "
-                "been applied. Restore what was applied, and put the change (git log -p -- "
-                f"'*{file.path.name}' shows it) into a new "
-                'file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
-            )
+        names, edited = edited_files(plan)
         warnings.append(f"{edited}, without effect: {names}")
     run.report.warn(warnings)
     if plan.orphans and not run.session.applied:  # said before the first file
         log("applied, but not in the folder", migrations=shortened(plan.orphans))
+
+
+def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
+    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
+    return sorted(set(state.unfinished) - known)
 
 
 # --- Applying a file --------------------------------------------------------------------------
@@ -508,7 +532,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
     run.changes_role = run.changes_role or SETS_ROLE.search(script.text) is not None
-    progress = Progress(config.progress, one.migration.name)
+    marks = Marks(config.marks, one.migration.name)
     tables_sql = tracking.our_tables_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
@@ -517,18 +541,18 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
-        def end_sql() -> str:
+        def final_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
-            return script_runner.end_sql(
+            return script_runner.final_sql(
                 session, record_sql, tables_sql, more_follow and may_set, more_follow
             )
 
-        runner = script_runner.ScriptRunner(session, script, progress, end_sql)
+        runner = script_runner.ScriptRunner(session, script, marks, final_sql)
         with session.working_on(one.name):
             return runner.run(migration=one.name)
 
 
-def readable(session: Session, one: Pending) -> Pending:
+def with_text(session: Session, one: Pending) -> Pending:
     """The file with its text, and without the settings that only newer servers know."""
     text = one.script.text or migration_files.read_text(one.migration)
     script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
@@ -541,9 +565,8 @@ def readable(session: Session, one: Pending) -> Pending:
 
 
 def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
-    sha256 = (
-        migration.sha256
-    )  # first, since it leaves Python to the thread that talks to the server
+    # First, since it leaves Python to the thread that talks to the server.
+    sha256 = migration.sha256
     return script.checksum, sha256
 
 
@@ -671,7 +694,7 @@ def errors_explained(run: Run) -> Iterator[None]:
 # --- Users and their secrets ------------------------------------------------------------------
 
 
-EnsureLogin = Callable[[Kind, Keeper], tuple[str, str]]
+EnsureLogin = Callable[[Kind, StoredLogin], tuple[str, str]]
 
 
 def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
@@ -681,22 +704,21 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     client = run.setup.secrets_client
     if not secret_store.has_time_for_retries(run.session.deadline):
         client = secret_store.secrets_client(run.session.deadline)
-    for kind, target in run.setup.targets.items():
+    for kind, target in run.setup.user_secrets.items():
         try:
-            secret = secret_store.read_secret(
-                client, target.name
-            )  # another run may have written it meanwhile
+            # Another run may have written it meanwhile.
+            secret = secret_store.read_secret(client, target.name)
         except ConfigError as exc:
             raise UserError(
                 f"{exc}. Its login was not changed; fix this and invoke again."
             ) from exc
         refuse_secret(run, secret, arns)
-        keeper = keeper_of(run, client, secret, arns)
+        stored = stored_login(run, client, secret, arns)
         is_rotated = bool(run.request_id) and secret.version == run.request_id
         if is_rotated or secret.value != target.value:  # by this event, or by another run
-            name, what = run.users.ensure_login(kind, keeper)
+            name, what = run.users.ensure_login(kind, stored)
         else:
-            name, what = ensure_login(kind, keeper)
+            name, what = ensure_login(kind, stored)
         done[name] = what
         if what != "kept":
             log("login ready", login=name, secret=secret.name, state=what)
@@ -712,8 +734,8 @@ def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
         )
 
 
-def keeper_of(run: Run, client: Any, secret: Secret, arns: list[str]) -> Keeper:
-    """The secret as a keeper of a login, whose ARN is known at last when it was written.
+def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> StoredLogin:
+    """The login as this secret stores it. The secret's ARN is known at last when it was written.
 
     In a dry run nothing is written to it.
     """
@@ -724,7 +746,7 @@ def keeper_of(run: Run, client: Any, secret: Secret, arns: list[str]) -> Keeper:
     def write(value: Credentials) -> None:
         arns.append(secret_store.write_secret(client, secret, value, version))
 
-    return Keeper(
+    return StoredLogin(
         secret.value,
         read=partial(read, secret_store.CURRENT),
         read_next=partial(secret_store.being_rotated, client, secret),
@@ -785,7 +807,7 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
     Raises LockError where the file lost the lock.
     """
     started = time.monotonic()
-    one = readable(session, light)
+    one = with_text(session, light)
     call = outside.call_that_stays(session, one.script.text)
     if session.has_sequences and SETVAL.search(one.script.text):
         call = "setval"
@@ -798,7 +820,7 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
         raise failed(run, one, outcome)
     session.defer_constraints()
     if (
-        not outcome.holds_lock
+        not outcome.kept_lock
         and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
     ):
         raise LockError(
@@ -819,7 +841,7 @@ def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str
 
 def rotate(run: Run, _: TablesFound) -> None:
     """New credentials in the target secrets; migrations are left alone."""
-    if not run.setup.targets:
+    if not run.setup.user_secrets:
         raise ConfigError(
             "there is nothing to rotate: CREATE_USERS is false, or neither DB_USER_SECRET_NAME "
             "nor DB_PROXY names a secret. Nothing has been touched."
@@ -859,8 +881,8 @@ def status(run: Run, found: TablesFound) -> None:
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
     """What is to be said of each user: of the login in its secret, which is tried."""
-    for kind, secret in run.setup.targets.items():
-        own_name = run.setup.application.login(kind)
+    for kind, secret in run.setup.user_secrets.items():
+        own_name = run.setup.application.login_name(kind)
         login = str((secret.value or Credentials()).get("username", own_name))
         if secret.complaint:
             yield login, f"secret {secret.name} {secret.complaint}"

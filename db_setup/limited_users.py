@@ -45,8 +45,8 @@ class Kind:
     member of it.
     """
 
-    group: str
-    login: str
+    group_name: str
+    login_name: str
     may_create: bool
     tables: str = "SELECT, INSERT, UPDATE, DELETE"
     sequences: str = "USAGE, SELECT"
@@ -65,7 +65,9 @@ KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the f
 def limited_roles(prefix: str) -> list[str]:
     """The groups and their logins; the second of each kind is the one that a rotation makes."""
     return [
-        prefix + name for kind in KINDS for name in (kind.group, kind.login, kind.login + "_clone")
+        prefix + name
+        for kind in KINDS
+        for name in (kind.group_name, kind.login_name, kind.login_name + "_clone")
     ]
 
 
@@ -80,45 +82,46 @@ class Application:
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
 
-    def group(self, kind: Kind) -> str:
-        return self.prefix + kind.group
+    def group_name(self, kind: Kind) -> str:
+        return self.prefix + kind.group_name
 
-    def login(self, kind: Kind) -> str:
-        return self.prefix + kind.login
+    def login_name(self, kind: Kind) -> str:
+        return self.prefix + kind.login_name
 
-    def logins(self, kind: Kind) -> tuple[str, str]:
+    def login_names(self, kind: Kind) -> tuple[str, str]:
         """The two between which a rotation alternates; the second's name is the one that AWS's
         own rotation gives.
         """
-        return self.login(kind), self.login(kind) + "_clone"
+        return self.login_name(kind), self.login_name(kind) + "_clone"
 
     @property
-    def logins_without_prefix(self) -> tuple[str, ...]:
+    def login_names_without_prefix(self) -> tuple[str, ...]:
         """What the name of a login of ours ends with, whatever ROLE_PREFIX it was made with."""
-        return tuple(name for kind in KINDS for name in (kind.login, kind.login + "_clone"))
+        return tuple(
+            name for kind in KINDS for name in (kind.login_name, kind.login_name + "_clone")
+        )
 
     @property
     def roles(self) -> list[str]:
-        groups = [self.group(kind) for kind in KINDS]
-        return groups + [self.login(kind) for kind in KINDS]
+        groups = [self.group_name(kind) for kind in KINDS]
+        return groups + [self.login_name(kind) for kind in KINDS]
 
 
 @dataclass(frozen=True)
-class Keeper:
-    """What keeps one login: the JSON object that it had when it was read (or None), and how to
-    read and replace that.
+class StoredLogin:
+    """The place where a login's credentials are stored: the JSON object that was read from it (or
+    None), and how to read and replace that.
     """
 
     value: Optional[Credentials] = field(repr=False)
     read: Callable[[], Optional[Credentials]]
-    read_next: Callable[
-        [], Optional[Credentials]
-    ]  # what it will keep, while somebody else rotates it
+    # What will be stored there when the rotation of somebody else has ended.
+    read_next: Callable[[], Optional[Credentials]]
     write: Callable[[Credentials], None]
 
 
 class OvertakenError(Exception):
-    """Somebody else has replaced what the keeper keeps."""
+    """Somebody else has replaced the stored credentials meanwhile."""
 
 
 class GroupState(NamedTuple):
@@ -199,7 +202,7 @@ class LimitedUsers:
         """What to say of tables that another role owns, so that no default privilege was for
         them.
         """
-        group = self._app.group(READWRITE)
+        group = self._app.group_name(READWRITE)
         for owner, tables in self._session.query(UNREADABLE_SQL, [group, self._app.roles]):
             listed = ", ".join(tables[:5])
             yield (
@@ -242,9 +245,13 @@ class LimitedUsers:
         found: dict[str, str] = {}
         for kind, value in kept.items():
             trial = self.tried(kind, value)
-            if trial.login is None or trial.state == LOCKED_OUT or not self._leads_here(value):
+            if (
+                trial.login is None
+                or trial.state == LOCKED_OUT
+                or not self._is_for_this_database(value)
+            ):
                 return None
-            if not self._is_followed(groups, kind, trial.login.username):
+            if not self._shares_objects_of(groups, kind, trial.login.username):
                 return None
             found[trial.login.username] = self._said(trial)
         return found
@@ -262,14 +269,14 @@ class LimitedUsers:
                 query(sql.SQL(statement))
                 self.warnings.append(f"a limited user let another role in: {statement}")
             for kind in KINDS:
-                self._join(self._app.group(kind))
+                self._join(self._app.group_name(kind))
             for kind in KINDS:
                 self._ensure_rights(kind)
         return missing
 
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
-            "groups": [self._app.group(kind) for kind in KINDS],
+            "groups": [self._app.group_name(kind) for kind in KINDS],
             "tracking": self._text(self._app.tracking),
             "progress": self._text(self._app.progress),
             "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
@@ -278,7 +285,7 @@ class LimitedUsers:
         states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group(kind)] for kind in KINDS}
+        return {kind: by_name[self._app.group_name(kind)] for kind in KINDS}
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -293,7 +300,7 @@ class LimitedUsers:
         return True
 
     def _creators(self) -> tuple[str, str]:
-        return self._session.user, self._app.group(TABLECREATOR)
+        return self._session.user, self._app.group_name(TABLECREATOR)
 
     def _ensure_rights(self, kind: Kind) -> None:
         """Grant to one group what it lacks.
@@ -428,7 +435,7 @@ class LimitedUsers:
         """The other databases in which one of the roles has rights, and whether one has some in
         this.
         """
-        clones = [self._app.logins(kind)[1] for kind in KINDS]
+        clones = [self._app.login_names(kind)[1] for kind in KINDS]
         databases, is_used_here = self._session.query(
             FOREIGN_DATABASES_SQL, [self._app.roles + clones]
         )[0]
@@ -495,7 +502,7 @@ class LimitedUsers:
         self.warnings.append(f"login {trial.login.username} could not be tried: {trial.reason}")
         return "not tried"
 
-    def _let_in(self, login: str) -> None:
+    def _reset_libraries(self, login: str) -> None:
         """Take back the setting by which a login keeps itself out."""
         role = sql.Identifier(login)
         dbname = sql.Identifier(self._app.admin.endpoint.dbname)
@@ -506,55 +513,55 @@ class LimitedUsers:
             f"login {login} kept itself out with a library that cannot be loaded; that was reset"
         )
 
-    def ensure_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
-        """Make the login that the keeper keeps work; one that works is never changed.
+    def ensure_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
+        """Make the stored login work; one that works is never changed.
 
         The role is changed, the credentials are written, the change is committed, the login is
         tried: a crash between any two leaves a login that the next run repairs. Returns the login's
         name and "kept", "created" or "mended".
         """
-        trial = self.tried(kind, keeper.value)
+        trial = self.tried(kind, stored.value)
         if trial.login:
             if trial.state == LOCKED_OUT:
-                self._let_in(trial.login.username)
+                self._reset_libraries(trial.login.username)
             with self._session.transaction():
-                self._follow_creator(kind, trial.login.username)
-            if not self._leads_here(keeper.value):
+                self._share_objects_of(kind, trial.login.username)
+            if not self._is_for_this_database(stored.value):
                 dbname = self._app.admin.endpoint.dbname
-                keeper.write(Credentials({**(keeper.value or {}), "dbname": dbname}))
+                stored.write(Credentials({**(stored.value or {}), "dbname": dbname}))
             return trial.login.username, self._said(trial)
-        self._refuse_login_of_others(kind, keeper.value)
-        self._refuse_login_that_works(kind, keeper.value)
-        if self.tried(kind, keeper.read_next()).login:
+        self._refuse_login_of_others(kind, stored.value)
+        self._refuse_login_that_works(kind, stored.value)
+        if self.tried(kind, stored.read_next()).login:
             raise self._rotated_by_aws(kind)
-        return self._replace_login(kind, keeper)
+        return self._replace_login(kind, stored)
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
-            f"the {kind.group} login is being rotated by AWS. It was not changed. Invoke again "
-            "when the rotation has ended."
+            f"the {kind.group_name} login is being rotated by AWS. It was not changed. "
+            "Invoke again when the rotation has ended."
         )
 
-    def _replace_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
-        login = self._to_this_database(self._app.login(kind), secrets.token_urlsafe(32))
-        kept = keeper.value or Credentials()
-        is_ours = kept.get("username") in self._app.logins(kind) and "dbname" in kept
-        is_ours = is_ours and self._leads_here(kept)
+    def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
+        login = self._to_this_database(self._app.login_name(kind), secrets.token_urlsafe(32))
+        kept = stored.value or Credentials()
+        is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
+        is_ours = is_ours and self._is_for_this_database(kept)
 
         def change() -> bool:
             with self._session.transaction():
                 created = self._change_login(kind, login, is_ours)
-                self._follow_creator(kind, login.username)
-                if keeper.read() != keeper.value:  # while the role is ours alone
+                self._share_objects_of(kind, login.username)
+                if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
-                keeper.write(Credentials({**(keeper.value or {}), **_as_secret(login)}))
+                stored.write(Credentials({**(stored.value or {}), **_as_secret(login)}))
             return created
 
         try:
-            with self._shut_out(kind, login.username, is_ours):
+            with self._logged_out(kind, login.username, is_ours):
                 created = retried(change)
         except OvertakenError:
-            return self.ensure_login(kind, replace(keeper, value=keeper.read()))
+            return self.ensure_login(kind, replace(stored, value=stored.read()))
         what = "created" if created else "mended"
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
@@ -563,54 +570,54 @@ class LimitedUsers:
             database.connect(login, self._session.deadline, state, is_trial=True).close()
         except ConnectError as exc:
             if exc.locked_itself_out:
-                self._let_in(login.username)
+                self._reset_libraries(login.username)
             elif not exc.password_accepted:
                 raise UserError(
                     f"login {login.username} was made and its secret was written, but: {exc}"
                 ) from exc
         return login.username, what
 
-    def rotate_login(self, kind: Kind, keeper: Keeper) -> tuple[str, str]:
-        """Give the keeper the other one of two logins, with a new password; one that does not work
-        is repaired instead.
+    def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
+        """Store the other one of two logins, with a new password; one that does not work is
+        repaired instead.
 
-        The login that was kept so far works until the next rotation gives it a new password: at no
-        moment, and after no crash, do the keeper's credentials fail. What it has created goes to
+        The login that was stored so far works until the next rotation gives it a new password: at
+        no moment, and after no crash, do the stored credentials fail. What it has created goes to
         its group, to which both belong.
         """
-        trial = self.tried(kind, keeper.value)
+        trial = self.tried(kind, stored.value)
         working = trial.login
         if working is None or trial.state != WORKS:
-            return self.ensure_login(kind, keeper)
-        if keeper.read_next():
+            return self.ensure_login(kind, stored)
+        if stored.read_next():
             raise self._rotated_by_aws(kind)
-        first, second = self._app.logins(kind)
+        first, second = self._app.login_names(kind)
         name = second if working.username == first else first
         login = self._to_this_database(name, secrets.token_urlsafe(32))
 
         def change() -> None:
             with self._session.transaction():
                 self._change_login(kind, login, is_ours=True)
-                self._follow_creator(kind, name)
+                self._share_objects_of(kind, name)
 
-        with self._shut_out(kind, name, is_ours=True):
+        with self._logged_out(kind, name, is_ours=True):
             retried(change)
         try:
             state = "Its secret was not changed."
             database.connect(login, self._session.deadline, state, is_trial=True).close()
         except ConnectError as exc:
             if exc.locked_itself_out:
-                self._let_in(name)
+                self._reset_libraries(name)
             elif not exc.password_accepted:
                 raise UserError(f"login {name} was made, but: {exc}") from exc
-        rotated = Credentials(keeper.value or {}, username=name, password=login.password)
-        keeper.write(rotated)
+        rotated = Credentials(stored.value or {}, username=name, password=login.password)
+        stored.write(rotated)
         if kind.may_create:
-            self._hand_on(working.username, self._app.group(kind))
+            self._give_objects_to_group(working.username, self._app.group_name(kind))
         return name, "rotated"
 
     @contextmanager
-    def _shut_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
+    def _logged_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
         """Whoever is logged in with a password that is replaced is logged out, and stays so.
 
         Otherwise one of these sessions could set a password of its own.
@@ -650,7 +657,7 @@ class LimitedUsers:
             time.sleep(0.05)
         self.warnings.append(f"sessions of {login} with its old password could not be ended")
 
-    def _hand_on(self, creator: str, group: str) -> None:
+    def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
         At once, or else piece by piece: many tables need more locks than a transaction can have.
@@ -672,14 +679,14 @@ class LimitedUsers:
             if self._session.deadline.is_near:
                 left += len(names) - at
                 break
-            left += self._hand_on_tables(names[at : at + OWNED_AT_ONCE], roles[1])
+            left += self._give_tables_to_group(names[at : at + OWNED_AT_ONCE], roles[1])
         if left:
             self.warnings.append(
                 f"{left} tables still belong to {creator}, since they are locked or time is short; "
                 f"later: REASSIGN OWNED BY {creator} TO {group}"
             )
 
-    def _hand_on_tables(self, names: Sequence[str], group: sql.Identifier) -> int:
+    def _give_tables_to_group(self, names: Sequence[str], group: sql.Identifier) -> int:
         """Change the owner of these tables; returns how many are left."""
         alter = sql.SQL("ALTER TABLE {} OWNER TO {}")
         statements = [alter.format(sql.SQL(name), group) for name in names]
@@ -694,8 +701,8 @@ class LimitedUsers:
         if len(names) == 1:
             return 1
         half = len(names) // 2
-        left = self._hand_on_tables(names[:half], group)
-        return left + self._hand_on_tables(names[half:], group)
+        left = self._give_tables_to_group(names[:half], group)
+        return left + self._give_tables_to_group(names[half:], group)
 
     def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -717,7 +724,9 @@ class LimitedUsers:
             alter = sql.SQL("ALTER ROLE {} {} PASSWORD {}")
             query(alter.format(role, sql.SQL(_missing_attributes(state)), sql.Literal(verifier)))
         if state is None or not state.in_group:
-            query(sql.SQL("GRANT {} TO {}").format(sql.Identifier(self._app.group(kind)), role))
+            query(
+                sql.SQL("GRANT {} TO {}").format(sql.Identifier(self._app.group_name(kind)), role)
+            )
         after = self._login_state(kind, login.username)
         if after is None or after.powers:
             powers = ", ".join(after.powers) if after else ""
@@ -756,7 +765,7 @@ class LimitedUsers:
         databases, is_used_here = self._session.query(FOREIGN_DATABASES_SQL, its_roles)[0]
         if databases and not is_used_here:
             raise UserError(
-                f"the secret for the {kind.group} login holds {username}, which belongs to "
+                f"the secret for the {kind.group_name} login holds {username}, which belongs to "
                 f"database {', '.join(databases)} on the same server and would be lost. It was "
                 "not changed. Give this application secrets of its own."
             )
@@ -769,7 +778,7 @@ class LimitedUsers:
         if not (is_usable(username) and is_usable(password)):
             return
         ours = (self._app.admin.username, *limited_roles(self._app.prefix))
-        of_another_prefix = str(username).endswith(self._app.logins_without_prefix)
+        of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
         if username in ours or of_another_prefix:
             return
         here = self._app.admin.endpoint
@@ -785,21 +794,21 @@ class LimitedUsers:
         except (psycopg2.Error, UnicodeDecodeError):
             return
         raise UserError(
-            f"the secret for the {kind.group} login holds {username}, which works, and is not a "
-            f"login of {kind.group}. It was not changed. Name another secret, or GRANT "
-            f"{self._app.group(kind)} TO {username}."
+            f"the secret for the {kind.group_name} login holds {username}, which works, and is not "
+            f"a login of {kind.group_name}. It was not changed. Name another secret, or GRANT "
+            f"{self._app.group_name(kind)} TO {username}."
         )
 
-    def _follow_creator(self, kind: Kind, login: str) -> None:
+    def _share_objects_of(self, kind: Kind, login: str) -> None:
         """Let the groups use what a login of the table creators has made and will make."""
         groups = self._group_states()
-        if self._is_followed(groups, kind, login):
+        if self._shares_objects_of(groups, kind, login):
             return
         self._join(login)
         for of_kind, group in groups.items():
             self._grant_where_free(login, group, of_kind)
 
-    def _is_followed(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
+    def _shares_objects_of(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
         """What this login creates is usable by the groups (only a table creator's can create)."""
         if not kind.may_create:
             return True
@@ -807,10 +816,10 @@ class LimitedUsers:
 
     def _login_state(self, kind: Kind, login: str) -> Optional[LoginState]:
         """The login's role, or None where it does not exist."""
-        forbidden = "" if kind.may_create else self._app.group(TABLECREATOR)
+        forbidden = "" if kind.may_create else self._app.group_name(TABLECREATOR)
         args = {
             "login": login,
-            "group": self._app.group(kind),
+            "group": self._app.group_name(kind),
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": limited_roles(self._app.prefix),
@@ -822,7 +831,7 @@ class LimitedUsers:
         self._members[login] = state.members
         return state
 
-    def _leads_here(self, kept: Optional[Credentials]) -> bool:
+    def _is_for_this_database(self, kept: Optional[Credentials]) -> bool:
         """Who connects with all of these credentials comes to this database.
 
         Another host may be another name for it.

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple, Optional, Union
 
 import psycopg2
 from common import log
+from marks import Mark, Marks
 from outcomes import Failure, Success
-from progress import Mark, Progress
 from psycopg2 import sql
 from sending import Message, as_written, of_ours, send
 from session import Session
 from sql_scanner import Script, Statement, Target
 
-BLOCKED_BY_A_BUILD = (
+ANOTHER_BUILD_RUNS = (
     "another session is building an index on this table, and would be ended by what we do"
 )
 
@@ -56,7 +56,7 @@ class Trace(NamedTuple):
 
 
 def run_outside(
-    session: Session, script: Script, step: Step, progress: Progress
+    session: Session, script: Script, step: Step, marks: Marks
 ) -> Union[Success, Failure]:
     """Run one statement with no transaction around it, between the marks *begun* and *done*.
 
@@ -65,7 +65,7 @@ def run_outside(
     statements nothing tells: they run again.
     """
     try:
-        return _run_outside(session, script, step, progress)
+        return _run_outside(session, script, step, marks)
     except psycopg2.Error as exc:
         lost = session.is_lost
         session.roll_back()
@@ -73,10 +73,10 @@ def run_outside(
 
 
 def _run_outside(
-    session: Session, script: Script, step: Step, progress: Progress
+    session: Session, script: Script, step: Step, marks: Marks
 ) -> Union[Success, Failure]:
     target = step.first.target
-    done_sql = progress.done_sql(session, step.number, step.checksum)
+    done_sql = marks.done_sql(session, step.number, step.checksum)
     done = of_ours(script, f"BEGIN READ WRITE; {done_sql}; COMMIT; SELECT true")
     if step.mark:
         log("a run was interrupted in this statement", logging.WARNING, line=step.first.line)
@@ -85,12 +85,12 @@ def _run_outside(
             drop_invalid_indexes(session, target, step.mark.objects_before)
             return send(session, script, [done])
     if target.is_build and look_up(session, target, BUILT_BY_ANOTHER_SQL):
-        return Failure(refusal=BLOCKED_BY_A_BUILD, offset=step.first.start, blocked=True)
+        return Failure(refusal=ANOTHER_BUILD_RUNS, offset=step.first.start, is_temporary=True)
     drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
     before = [
         trace.oid for trace in traces(session, target) if trace.valid or target.kind != "REINDEX"
     ]
-    begun_sql = progress.begun_sql(session, step.number, step.checksum, before)
+    begun_sql = marks.begun_sql(session, step.number, step.checksum, before)
     session.query(f"BEGIN READ WRITE; {begun_sql}; COMMIT")
     with _patient_settings(session, target):
         statement = _statement_to_send(session, script, step.first)
@@ -104,7 +104,7 @@ def _run_outside(
     try:
         dropped = drop_invalid_indexes(session, target, before)
         outcome = replace(outcome, index_dropped=dropped)
-        forget_sql = progress.forget_sql(session, step.number)
+        forget_sql = marks.forget_sql(session, step.number)
         session.query(f"BEGIN READ WRITE; {forget_sql}; COMMIT")
     except psycopg2.Error as exc:
         reason = str(exc).split("\n", maxsplit=1)[0]

@@ -26,7 +26,7 @@ class Success:
     one.
     """
 
-    holds_lock: bool = True
+    kept_lock: bool = True
     is_fresh: bool = True  # the session is as a new one would be
     answer: Any = None  # to the question that the record came with
 
@@ -36,7 +36,7 @@ class NotTried:
     """What a dry run cannot try, in part or as a whole."""
 
     reasons: tuple[str, ...]
-    holds_lock: bool = True
+    kept_lock: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Failure:
     builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
     index_dropped: bool = False  # what a build that failed had left INVALID
     still_building: Optional[bool] = None  # after a lost connection, where that could be asked
-    blocked: bool = False  # refused only for as long as another session is at work
+    is_temporary: bool = False  # refused only for as long as another session is at work
     in_steps: bool = False  # outside one transaction: earlier statements may stay
     rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property
     def sqlstate(self) -> str:
         """Empty where PostgreSQL gave none."""
-        if self.blocked:
+        if self.is_temporary:
             return LOCK_TIMEOUT
         return (self.error and self.error.pgcode) or ""
 

@@ -18,7 +18,7 @@ from session import Session
 PREFIX = "dry run: "
 OUR_SAVEPOINT = "db_setup_transaction"
 # From weak to strong, and what others cannot do meanwhile.
-BLOCKED_BY = {
+BLOCKS = {
     "RowExclusiveLock": "nothing",
     "ShareUpdateExclusiveLock": "other changes of the table",
     "ShareLock": "writing",
@@ -26,7 +26,7 @@ BLOCKED_BY = {
     "ExclusiveLock": "writing",
     "AccessExclusiveLock": "reading and writing",
 }
-LOCK_MODES = list(BLOCKED_BY)
+LOCK_MODES = list(BLOCKS)
 FIRST_THAT_BLOCKS_WRITING = LOCK_MODES.index("ShareLock")
 
 
@@ -105,7 +105,7 @@ class Rehearsal(Session):
         """
         taken: dict[int, int] = {}
         for table, mode in self.query(HELD_LOCKS_SQL):
-            if table in self._tables and mode in BLOCKED_BY:
+            if table in self._tables and mode in BLOCKS:
                 taken[table] = max(LOCK_MODES.index(mode), taken.get(table, -1))
         before = self._strongest_locks
         stronger = {table: mode for table, mode in taken.items() if mode > before.get(table, -1)}
@@ -119,7 +119,7 @@ class Rehearsal(Session):
 def _lock_entry(table: str, mode: str) -> dict[str, str]:
     """AccessExclusiveLock is, in the words of LOCK TABLE, ACCESS EXCLUSIVE."""
     words = re.sub("(?<=[a-z])(?=[A-Z])", " ", mode[: -len("Lock")]).upper()
-    return {"table": table, "lock": words, "blocks": BLOCKED_BY[mode]}
+    return {"table": table, "lock": words, "blocks": BLOCKS[mode]}
 
 
 # --- The questions ----------------------------------------------------------------------------

@@ -19,9 +19,8 @@ class Report:
 
     version: str
     action: str = "migrate"
-    applied: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # name and duration_ms; for status, all there are
+    # Name and duration_ms; for status, all there are.
+    applied: list[dict[str, Any]] = field(default_factory=list)
     adopted: list[str] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
     users: dict[str, str] = field(default_factory=dict)  # by login: what was done with it

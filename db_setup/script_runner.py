@@ -18,6 +18,7 @@ import nontransactional
 import outside
 import sql_scanner
 from common import log
+from marks import Marks
 from nontransactional import Step
 from outcomes import (
     COMMITS_ITSELF,
@@ -32,13 +33,12 @@ from outcomes import (
     Outcome,
     Success,
 )
-from progress import Progress
 from rehearsal import Rehearsal
 from sending import Message, as_written, of_ours, send
 from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
-OWN_ROLE_SQL = "RESET SESSION AUTHORIZATION; RESET ROLE"
+RESET_ROLE_SQL = "RESET SESSION AUTHORIZATION; RESET ROLE"
 ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 ISOLATION = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", re.IGNORECASE)
@@ -72,17 +72,17 @@ SECOND_LOOK_S = 1.0  # what took longer is not run again to find the statement t
 class ScriptRunner:
     """Runs one script, and records it with its last transaction.
 
-    `end_sql` writes the record and ends that transaction; asked for when it is needed, since hashes
-    take their time.
+    `final_sql` writes the record and ends that transaction. It is asked for when it is needed:
+    hashes take their time.
     """
 
     def __init__(
-        self, session: Session, script: Script, progress: Progress, end_sql: Callable[[], str]
+        self, session: Session, script: Script, marks: Marks, final_sql: Callable[[], str]
     ) -> None:
         self._session = session
         self._script = script
-        self._progress = progress
-        self._end_sql = end_sql
+        self._marks = marks
+        self._final_sql = final_sql
 
     def run(self, **fields: Any) -> Outcome:
         """Run it until it is recorded, has failed, or has no time left for another attempt.
@@ -104,7 +104,7 @@ class ScriptRunner:
             ):
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
-            if not self._session.waits_to_retry(outcome.sqlstate, attempts, **fields):
+            if not self._session.pause_to_retry(outcome.sqlstate, attempts, **fields):
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
 
@@ -194,7 +194,7 @@ class ScriptRunner:
         yield of_ours(script, closing_sql, at_end=True, fallback=last)
 
     def _closing_sql(self) -> str:
-        return f"{PROOF_SQL}; {self._end_sql()}"
+        return f"{PROOF_SQL}; {self._final_sql()}"
 
     # --- Step by step -------------------------------------------------------------------------
 
@@ -206,8 +206,8 @@ class ScriptRunner:
         """
         session = self._session
         # A first attempt may have left another role and path.
-        session.query(f"{OWN_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
-        marks = self._progress.marks(session)
+        session.query(f"{RESET_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
+        marks = self._marks.read(session)
         session.query("SET search_path TO DEFAULT")
         number = 0
         untried: list[str] = []
@@ -224,14 +224,14 @@ class ScriptRunner:
             return Failure(refusal=RUN_AND_REMOVED, offset=len(self._script.text))
         outcome = send(session, self._script, [self._end_message()])
         if untried and isinstance(outcome, Success):
-            return NotTried(tuple(untried), outcome.holds_lock)
+            return NotTried(tuple(untried), outcome.kept_lock)
         return outcome
 
     def _end_message(self) -> Message:
         begin_sql = self._session.begin_sql("BEGIN READ WRITE")
-        forget_sql = self._progress.forget_sql(self._session)
-        opening = f"{begin_sql}; {OWN_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
-        return of_ours(self._script, f"{opening}; {self._end_sql()}", at_end=True)
+        forget_sql = self._marks.forget_sql(self._session)
+        opening = f"{begin_sql}; {RESET_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
+        return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
 
     def _resume_step(self, step: Step) -> Outcome:
         """Run the step, or of one that is done only what the session needs again."""
@@ -273,7 +273,7 @@ class ScriptRunner:
             return self._rehearse_step(self._session, step)
         if step.mark:  # it began outside a transaction: only what cannot run in one does
             return self._run_outside(step)
-        done_sql = self._progress.done_sql(self._session, step.number, step.checksum)
+        done_sql = self._marks.done_sql(self._session, step.number, step.checksum)
         begin_sql = step.begin or "BEGIN"
         outcome = self._run_in_transaction(step, begin_sql, f"{done_sql}; COMMIT; SELECT true")
         if isinstance(outcome, Success):
@@ -286,7 +286,7 @@ class ScriptRunner:
         return outcome
 
     def _run_outside(self, step: Step) -> Union[Success, Failure]:
-        return nontransactional.run_outside(self._session, self._script, step, self._progress)
+        return nontransactional.run_outside(self._session, self._script, step, self._marks)
 
     def _run_in_transaction(
         self, step: Step, opening_sql: str, closing_sql: str
@@ -333,11 +333,11 @@ class ScriptRunner:
         return ""
 
 
-def end_sql(
+def final_sql(
     session: Session,
     record_sql: str,
     question_sql: str,
-    known_changed: bool,
+    may_have_changed: bool,
     release_if_changed: bool,
 ) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the
@@ -346,9 +346,9 @@ def end_sql(
     Cursors and temporary tables go after the COMMIT, which may still find fault with them. The next
     script finds the session as a new one would be: psql, started for each file, is the model.
     """
-    check_sql = session.session_check_sql(known_changed, release_if_changed)
+    check_sql = session.session_check_sql(may_have_changed, release_if_changed)
     return (
-        f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
+        f"{RESET_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
         f"{session.settings_sql()}"
         f"{record_sql}; {session.commit_sql()}; "
         "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "
@@ -368,7 +368,7 @@ def as_rehearsed(outcome: Outcome, script: Script) -> Outcome:
     reasons = [f"it asks for {modes.group()}" for modes in ISOLATION.finditer(script.begin_sql)]
     if isinstance(outcome, NotTried):
         reasons += outcome.reasons
-    return NotTried(tuple(reasons), outcome.holds_lock) if reasons else outcome
+    return NotTried(tuple(reasons), outcome.kept_lock) if reasons else outcome
 
 
 def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:

@@ -60,9 +60,9 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
                 answer = session.query(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
-    holds_lock = bool(answer[0][0])
+    kept_lock = bool(answer[0][0])
     is_fresh = all(answer[0][:2])
-    return Success(holds_lock, is_fresh, answer=answer[0][-1])
+    return Success(kept_lock, is_fresh, answer=answer[0][-1])
 
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:

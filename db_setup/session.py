@@ -22,10 +22,10 @@ from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
 from watcher import IS_BUILDING_SQL, Activity, Watcher
 
-LOCK_PATIENCE_S = (
-    900  # without a deadline of our own: no Lambda holds the lock for longer than 15 minutes
-)
-GIVE_UP_EARLY_S = 2  # before the watcher cancels, so that the answer names the holder of the lock
+# Without a deadline of our own: no Lambda holds the lock for longer than 15 minutes.
+LOCK_PATIENCE_S = 900
+# Before the watcher cancels, so that the answer names the holder of the lock.
+GIVE_UP_EARLY_S = 2
 RETRIES_WITHOUT_DEADLINE = 10
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
 
@@ -35,9 +35,8 @@ LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 DEADLINE_CLASS = 0x64625F73
 
 Result = TypeVar("Result")
-Attempts = Iterator[
-    tuple[int, float]
-]  # the number of the attempt that failed, and the pause after it in seconds
+# The number of the attempt that failed, and the pause after it in seconds.
+Attempts = Iterator[tuple[int, float]]
 
 
 class StandbyError(ConnectError):
@@ -143,7 +142,7 @@ class Session:
     @property
     def is_out_of_time(self) -> bool:
         """The deadline has passed: the watcher cancelled what was running."""
-        return self._watcher is not None and self._watcher.rang.is_set()
+        return self._watcher is not None and self._watcher.deadline_passed.is_set()
 
     @property
     def still_builds(self) -> Optional[bool]:
@@ -242,9 +241,8 @@ class Session:
         pid = self.connection.info.backend_pid
         first_sql = ""
         if takes_lock:
-            lock_sql = self.try_lock_sql(
-                f"WHERE pg_backend_pid() = {pid}"
-            )  # a pooler's session is not ours
+            # A pooler's session is not ours.
+            lock_sql = self.try_lock_sql(f"WHERE pg_backend_pid() = {pid}")
             first_sql = f"BEGIN; {lock_sql}; COMMIT; "
         set_up = sql.SQL(SET_UP_SQL).format(
             settings=sql.SQL(", ").join(pairs),
@@ -346,10 +344,10 @@ class Session:
             try:
                 return action()
             except psycopg2.Error as exc:
-                if not self.waits_to_retry(exc.pgcode or "", attempts):
+                if not self.pause_to_retry(exc.pgcode or "", attempts):
                     raise
 
-    def waits_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
+    def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
         """Wait a while if other sessions blocked ours, and if there is time for another attempt."""
         if sqlstate not in RETRYABLE or self.is_lost or not self._can_retry():
             return False
@@ -482,13 +480,13 @@ class Session:
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
         return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 
-    def session_check_sql(self, known_changed: bool, release_if_changed: bool) -> str:
+    def session_check_sql(self, may_have_changed: bool, release_if_changed: bool) -> str:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
 
-        It is not where it is `known_changed`. Such a session can release the lock, which a new one
-        takes then. ALTER DATABASE … SET counts only in sessions that begin after it; variables of
-        functions in PL/pgSQL keep the types that they saw first; an advisory lock of a session
-        stays until it ends.
+        Where it `may_have_changed` it counts as changed. Such a session can release the lock, which
+        a new one takes then. ALTER DATABASE … SET counts only in sessions that begin after it;
+        variables of functions in PL/pgSQL keep the types that they saw first; an advisory lock of a
+        session stays until it ends.
         """
         locks_sql = (
             f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
@@ -496,7 +494,8 @@ class Session:
             f"{OUR_LOCKS_SQL}"
         )
         fresh_sql = (
-            f"NOT {known_changed} AND alone AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}' "
+            f"NOT {may_have_changed} AND alone "
+            f"AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}' "
             "AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
             f"OR NOT {HAS_TYPED_VARIABLES_SQL})"
         )

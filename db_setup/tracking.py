@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import boundary
+import marks
 import migration_files
-import progress
 import psycopg2
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
@@ -34,18 +34,18 @@ class State:
     columns: Optional[tuple[str, ...]]
     rows: tuple[Row, ...]
     unfinished: tuple[str, ...] = ()  # the files that ran in part
-    has_progress: bool = False
+    has_marks: bool = False
     excess: tuple[str, ...] = ()  # takes back what others may do with our tables
 
     @property
-    def is_ours(self) -> bool:
+    def is_current(self) -> bool:
         """As this version makes it."""
         has_columns = self.columns is not None and set(OUR_COLUMNS) <= set(self.columns)
-        return has_columns and self.has_progress
+        return has_columns and self.has_marks
 
     def is_complete(self, plan: Plan) -> bool:
         """As this version makes it, and in agreement with the folder."""
-        return self.is_ours and not (
+        return self.is_current and not (
             plan.pending or plan.renumbered or plan.unchecked or self.excess
         )
 
@@ -79,8 +79,12 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
     Another tool's is refused, and what others have made.
     """
     tables = boundary.tables(found.tables)
-    ours, marks = (tables.get(name) for name in config.tables)
-    for table, columns in ((ours, {"id", "migration_name"}), (marks, {"migration_name"})):
+    tracking_table, marks_table = (tables.get(name) for name in config.tables)
+    own_columns = (
+        (tracking_table, {"id", "migration_name"}),
+        (marks_table, {"migration_name"}),
+    )
+    for table, columns in own_columns:
         if table is None:
             continue
         if table.kind != "r" or not columns <= set(table.columns):
@@ -94,10 +98,10 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
         if complaint:
             raise ConfigError(complaint)
     excess = tuple(statement for table in tables.values() for statement in table.excess)
-    if ours is None:
-        return State(None, (), has_progress=marks is not None, excess=excess)
-    marks_can_be_read = marks is not None and marks.is_readable
-    question = _rows_question(config, ours.columns, marks_can_be_read)
+    if tracking_table is None:
+        return State(None, (), has_marks=marks_table is not None, excess=excess)
+    marks_can_be_read = marks_table is not None and marks_table.is_readable
+    question = _rows_question(config, tracking_table.columns, marks_can_be_read)
     recorded: list[Row] = []
     unfinished: list[str] = []
     for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
@@ -107,25 +111,25 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
         else:
             unfinished.append(name)
     return State(
-        tuple(ours.columns),
+        tuple(tracking_table.columns),
         tuple(recorded),
         tuple(unfinished),
-        has_progress=marks is not None,
+        has_marks=marks_table is not None,
         excess=excess,
     )
 
 
-def _rows_question(config: Config, columns: Sequence[str], has_progress: bool) -> sql.Composable:
+def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> sql.Composable:
     added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in OUR_COLUMNS]
     select = sql.SQL("SELECT id, migration_name, {}, {}, {}, true FROM {}").format(
         *added, config.tracking
     )
-    if has_progress:
+    if has_marks:
         marked = (
             " UNION ALL SELECT NULL, migration_name, NULL, NULL, NULL, false FROM {} GROUP BY "
             "migration_name"
         )
-        select += sql.SQL(marked).format(config.progress)
+        select += sql.SQL(marked).format(config.marks)
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
@@ -137,7 +141,7 @@ def unchanged_question(config: Config) -> sql.Composable:
         "SELECT (SELECT coalesce(string_agg(migration_name, '/' ORDER BY id), '') FROM {}), "
         "NOT EXISTS (SELECT FROM {})"
     )
-    return sql.SQL(question).format(config.tracking, config.progress)
+    return sql.SQL(question).format(config.tracking, config.marks)
 
 
 # --- Creating and adopting --------------------------------------------------------------------
@@ -159,7 +163,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     changes: list[sql.Composable] = [
         sql.SQL(ADD_COLUMNS_SQL).format(config.tracking),
         # Made with the other one, so that nobody else can make it.
-        sql.SQL(progress.CREATE_SQL).format(config.progress),
+        sql.SQL(marks.CREATE_SQL).format(config.marks),
     ]
     adoption = Adoption()
     if state.columns is None:
@@ -411,17 +415,17 @@ def move_marks(
     )
     update = sql.SQL("UPDATE {} SET migration_name = %s WHERE migration_name = %s")
     moved = False
-    for name, checksum in session.query(select.format(config.progress), [list(gone)]):
+    for name, checksum in session.query(select.format(config.marks), [list(gone)]):
         if checksum in beginnings:
             new_name = beginnings[checksum]
             with session.transaction():
-                session.query(update.format(config.progress), [new_name, name])
+                session.query(update.format(config.marks), [new_name, name])
             log("a file that has run in part has another name", migration=new_name, was=name)
             moved = True
     return moved
 
 
-def follow_renames(session: Session, config: Config, plan: Plan) -> None:
+def record_renames(session: Session, config: Config, plan: Plan) -> None:
     """Rows follow their renumbered files; rows of the predecessor get their checksums."""
     if not plan.renumbered and not plan.unchecked:
         return

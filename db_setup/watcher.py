@@ -106,7 +106,7 @@ class Activity:
 
 
 class Watcher:
-    """One connection's watcher; `rang` tells that the deadline has passed."""
+    """One connection's watcher; `deadline_passed` tells that the deadline has passed."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class Watcher:
         activity: Activity,
         look_after_s: float,
     ) -> None:
-        self.rang = threading.Event()
+        self.deadline_passed = threading.Event()
         self._activity = activity
         self._deadline = deadline
         self._look_after_s = min(look_after_s, FIRST_LINE_S)
@@ -124,9 +124,8 @@ class Watcher:
         self._version = conn.server_version
         self._socket = conn.fileno()
         self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
-        with socket.socket(
-            fileno=os.dup(self._socket)
-        ) as handle:  # the very same server, and no wait for DNS
+        # The very same server, and no wait for DNS.
+        with socket.socket(fileno=os.dup(self._socket)) as handle:
             if handle.family in (socket.AF_INET, socket.AF_INET6):
                 self._options["hostaddr"] = handle.getpeername()[0]
         share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
@@ -202,7 +201,7 @@ class Watcher:
         libpq's own cancel has no timeout and holds Python's lock: one that hangs would freeze every
         thread.
         """
-        self.rang.set()
+        self.deadline_passed.set()
         for is_building, blocked_by, is_running, _ in self._ask(CANCEL_SQL, ANSWER_S):
             self._activity.still_building = is_building
             if is_running:

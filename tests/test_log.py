@@ -17,7 +17,7 @@ from config import Config, Setup
 from database import Endpoint, Login
 from harness.process import deploy_elsewhere
 from harness.world import ADMIN, ADMIN_PASSWORD, World
-from limited_users import READWRITE, Keeper
+from limited_users import READWRITE, StoredLogin
 from secret_store import Secret
 
 DB_SETUP = Path(initializer.__file__).parent
@@ -284,7 +284,7 @@ def test_objects_that_hold_a_password_do_not_show_it() -> None:
     """A repr() in a stack trace or a debugger's output is a log, too."""
     login = Login(Endpoint("h", 1, "d"), "u", "the password")
     secret = Secret("name", "arn", {"password": "the password"})
-    keeper = Keeper(Credentials({"password": "the password"}), print, print, print)
+    keeper = StoredLogin(Credentials({"password": "the password"}), print, print, print)
     setup = Setup(Config("name"), login, {READWRITE: secret}, (), None)
 
     assert [text for text in map(repr, (login, secret, keeper, setup)) if "the password" in text] == []

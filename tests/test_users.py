@@ -19,7 +19,7 @@ from config import load_setup
 from harness.aws import at as hooked
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError
-from limited_users import Keeper
+from limited_users import StoredLogin
 from secret_store import Secret
 
 LOGINS = {"user": "app_rw", "creator": "app_tc"}  # by secret
@@ -659,7 +659,7 @@ def test_users_passwords_of_logins_that_cannot_be_tried_are_in_no_error(
 def test_users_data_classes_hide_passwords(world: World) -> None:
     """What an error tracker prints of local variables holds no password."""
     login = database.Login(database.Endpoint("host", 5432, "db"), "me", "very secret")
-    keeper = Keeper(Credentials({"password": "very secret"}), print, print, print)
+    keeper = StoredLogin(Credentials({"password": "very secret"}), print, print, print)
     secret = Secret("name", "arn", {"password": "very secret"})
     with mock.patch.dict(os.environ, {**world.environ, "DB_SECRET_NAME": "admin"}):
         setup = load_setup(os.environ, Deadline(), world.folder)

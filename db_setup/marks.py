@@ -15,7 +15,7 @@ from psycopg2 import sql
 from session import Session
 
 # An operator in the script's search path, made by others, would run as the admin.
-OWN_SESSION_SQL = (
+AS_OURSELVES_SQL = (
     "SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; "
     "SET LOCAL search_path = pg_catalog; "
 )
@@ -32,13 +32,13 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Progress:
+class Marks:
     """The table of marks, and the name under which one script has its own."""
 
     table: sql.Composable
     name: str
 
-    def marks(self, session: Session) -> dict[int, Mark]:
+    def read(self, session: Session) -> dict[int, Mark]:
         """The steps that have begun, by number."""
         select = sql.SQL(
             "SELECT step, checksum, done_at IS NOT NULL, objects_before FROM {} WHERE "
@@ -66,13 +66,13 @@ class Progress:
             sql.Literal(list(objects)),
             sql.SQL(done_at_sql),
         )
-        return OWN_SESSION_SQL + insert.as_string(session.connection)
+        return AS_OURSELVES_SQL + insert.as_string(session.connection)
 
     def forget_sql(self, session: Session, step: Optional[int] = None) -> str:
         """Removes the mark of a step, or all of the script's."""
         delete = sql.SQL("DELETE FROM {} WHERE migration_name = {} AND step = coalesce({}, step)")
         filled = delete.format(self.table, literal(self.name), sql.Literal(step))
-        return OWN_SESSION_SQL + filled.as_string(session.connection)
+        return AS_OURSELVES_SQL + filled.as_string(session.connection)
 
 
 CREATE_SQL = (
