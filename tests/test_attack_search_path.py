@@ -323,3 +323,39 @@ def test_search_path_of_the_admin_is_the_one_that_is_looked_at(deployed: World) 
 
     assert 'DROP ROUTINE "Its Own".lower(character varying);' in message
     assert not caught(deployed)
+
+
+# What the table creator makes, and where it is before PostgreSQL's or the admin's own of that name.
+HIDDEN = {
+    "type": ("CREATE TYPE public.money AS (v int)", "DROP TYPE public.money;"),
+    "domain": ('CREATE DOMAIN public."text" AS varchar', "DROP TYPE public.text;"),
+    "table with the name of a type": ('CREATE TABLE public."date" (v int)', "DROP TABLE public.date;"),
+    "view with the name of a catalog": ("CREATE VIEW public.pg_class AS SELECT 1", "DROP VIEW public.pg_class;"),
+    "table of the admin": ("CREATE TABLE public.known (id int)", "DROP TABLE public.known;"),
+    "sequence of the admin": ("CREATE SEQUENCE public.known", "DROP SEQUENCE public.known;"),
+    "type of the admin": ("CREATE TYPE public.known AS (v int)", "DROP TYPE public.known;"),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+@pytest.mark.parametrize("is_hidden", [True, False], ids=["first", "last"])
+def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_is_refused(
+    deployed: World, what: str, is_hidden: bool
+) -> None:
+    """Of types and tables the first one in the path counts; after PostgreSQL's or the admin's own they hide nothing."""
+    as_superuser(deployed, f"CREATE SCHEMA own AUTHORIZATION {ADMIN}; CREATE TABLE own.known (id int)")
+    as_superuser(deployed, f"ALTER TABLE own.known OWNER TO {ADMIN}")
+    path = "public, own, pg_catalog" if is_hidden else "own, public"
+    as_superuser(deployed, f'ALTER DATABASE "{deployed.dbname}" SET search_path = {path}')
+    statement, remedy = HIDDEN[what]
+    with deployed.login("creator") as conn:
+        rows(conn, f"SET search_path = pg_catalog; {statement}")
+
+    if is_hidden:
+        message = refusal(deployed)
+        assert "belongs to app_tc" in message
+        assert re.findall(r"DROP [^;]*;", message) == [remedy]
+        with deployed.login("creator") as conn:
+            rows(conn, f"SET search_path = pg_catalog; {remedy}")
+
+    assert len(deployed.deploy()["applied"]) == 1
