@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from harness.attackers import (
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, rows
 from initializer import InitializerError
-from session import LOCK_KEY
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+from session import LOCK_KEY, Session
 
 # --- Ours -----------------------------------------------------------------------------------------------------------
 
@@ -66,12 +69,71 @@ def lay_traps(world: World) -> None:
         for name in ("now", "format", "coalesce_", "lower"):
             rows(conn, trap(f"public.{name}", "VARIADIC varchar[]", "text", "NULL"))
         rows(conn, trap("traps.checked", "text", "bool", "true"))
+        lay_casts(conn)
         for name in TYPES:
             rows(conn, f'CREATE DOMAIN public."{name}" AS pg_catalog.text CHECK (traps.checked(VALUE))')
 
 
+def lay_casts(conn: Any) -> None:
+    """To and from a type of others, implicitly, with operators and functions that need no further cast then."""
+    rows(conn, "CREATE TYPE public.hostile AS (v pg_catalog.int4)")
+    made = "ROW(1)::public.hostile"
+    for number, kind in enumerate(KINDS):
+        rows(conn, trap(f"traps.into{number}", kind, "public.hostile", made))
+        rows(conn, trap(f"traps.from{number}", "public.hostile", kind, "NULL"))
+        rows(conn, f"CREATE CAST ({kind} AS public.hostile) WITH FUNCTION traps.into{number}({kind}) AS IMPLICIT")
+        rows(
+            conn, f"CREATE CAST (public.hostile AS {kind}) WITH FUNCTION traps.from{number}(public.hostile) AS IMPLICIT"
+        )
+    rows(conn, trap("traps.same", "public.hostile, public.hostile", "boolean", "NULL"))
+    for name in ("=", "<>", "||", "~"):
+        sides = "LEFTARG = public.hostile, RIGHTARG = public.hostile"
+        rows(conn, f"CREATE OPERATOR public.{name} ({sides}, FUNCTION = traps.same)")
+    for name in ("to_regclass", "to_regnamespace", "quote_ident", "current_setting", "octet_length", "lower"):
+        rows(conn, trap(f"public.{name}", "public.hostile", "text", "NULL"))
+
+
+# What is sent in another path than pg_catalog: what names nothing that is looked up there, or sets the path first.
+OWN_PATH = "SET LOCAL search_path = pg_catalog"
+NAMELESS = (
+    r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
+    rf"SAVEPOINT \w+(; {OWN_PATH})?",
+    r"SET CONSTRAINTS ALL DEFERRED;",
+    r"RESET SESSION AUTHORIZATION; RESET ROLE; DEALLOCATE ALL; SET search_path = pg_catalog",
+    r"SHOW \w+",
+    r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
+    r"(SET \w+ = '?\w+'?;)+",
+    r"SELECT pg_catalog\.to_regclass\('\w+'\)::pg_catalog\.oid, "
+    r"pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid",
+    rf"(BEGIN READ WRITE; SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; )?{OWN_PATH}(; .*)?",
+)
+
+
+@pytest.fixture
+def sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What of ours is sent while the path is not pg_catalog, but for a script's own messages; asked before each one."""
+    found: list[str] = []
+    query = Session.query
+
+    def asking(session: Session, statement: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
+        is_of_script = sys._getframe(1).f_code.co_name == "send"
+        state = session.connection.info.transaction_status
+        if not is_of_script and state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
+            ((path,),) = query(session, "SHOW search_path")
+            if path != "pg_catalog":
+                words = args[0] if args else None
+                with session.connection.cursor() as cur:
+                    found.append(" ".join(cur.mogrify(statement, words).decode().split()))
+        return query(session, statement, *args, **options)
+
+    monkeypatch.setattr(Session, "query", asking)
+    yield found
+    assert {text for text in found if not any(re.fullmatch(words, text) for words in NAMELESS)} == set()
+    assert found != []
+
+
 @pytest.fixture(params=["", "public, pg_catalog"], ids=["usual path", "public first"])
-def trapped(world: World, request: pytest.FixtureRequest) -> World:
+def trapped(world: World, sent_elsewhere: list[str], request: pytest.FixtureRequest) -> World:
     """A world whose schema public is full of traps; in the second one scripts see them before PostgreSQL's own."""
     close_public(world)
     as_superuser(world, f'GRANT CREATE ON DATABASE "{world.dbname}" TO {ADMIN}')
