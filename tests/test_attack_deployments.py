@@ -12,7 +12,7 @@ from unittest import mock
 import database
 import pytest
 from harness import server as harness_server
-from harness.attackers import PASSWORD, STRANGER, close_public, make_stranger, open_transaction
+from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import works
 from harness.proxy import Link, Place, proxy_to
@@ -26,11 +26,9 @@ BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
 
 
 @pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    world.deploy()
-    world.write("001_things.sql", "CREATE TABLE things (id int);")
-    return world
+def deployed(deployed: World) -> World:
+    deployed.write("001_things.sql", "CREATE TABLE things (id int);")
+    return deployed
 
 
 def applied(report: dict[str, Any]) -> list[str]:
@@ -126,7 +124,6 @@ def test_deployments_go_on_where_a_login_has_let_a_stranger_in(deployed: World) 
     """The same with a login that is not ours."""
     if deployed.server.version >= 150000:
         return
-    make_stranger(deployed)
     with deployed.login("creator") as conn:
         rows(conn, f"GRANT app_tc TO {STRANGER}")
 
@@ -232,7 +229,6 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
 
 def test_deployments_say_who_holds_the_lock_where_it_cannot_be_taken(deployed: World) -> None:
     """A login of others may be another admin's run: it is waited for, and named."""
-    make_stranger(deployed)
     with deployed.connection(STRANGER, PASSWORD) as conn:
         rows(conn, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
         with pytest.raises(Exception, match=f"user {STRANGER}"):

@@ -73,14 +73,6 @@ def all_forgeries(world: World) -> dict[str, list[str]]:
 NOBODY: dict[str, list[str]] = {"user": [], "creator": [], STRANGER: []}
 
 
-@pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    make_stranger(world)
-    world.deploy()
-    return world
-
-
 @pytest.mark.parametrize("users", ["true", "false"])
 @pytest.mark.parametrize("case", GIVEN)
 def test_rights_on_our_tables_given_by_a_migration_are_taken_back_in_the_same_run(

@@ -19,6 +19,7 @@ from harness.attackers import (
     lay_trap,
     make_stranger,
     open_public,
+    refused,
     stranger,
     trap,
 )
@@ -48,6 +49,7 @@ TYPES = ("oid", "text", "regclass", "regnamespace", "bigint", "int", "name", "bo
 def lay_traps(world: World) -> None:
     """Everywhere in schema public; they belong to the admin, who may do that."""
     lay_trap(world)
+    as_superuser(world, f"ALTER SCHEMA traps OWNER TO {ADMIN}")
     source = " ".join(path.read_text() for path in Path(initializer.__file__).parent.glob("*.py"))
     names = sorted(set(re.findall(r"\b([a-z_]+)\(", source)))
     with world.superuser() as conn:
@@ -137,8 +139,6 @@ def trapped(world: World, sent_elsewhere: list[str], request: pytest.FixtureRequ
     """A world whose schema public is full of traps; in the second one scripts see them before PostgreSQL's own."""
     close_public(world)
     as_superuser(world, f'GRANT CREATE ON DATABASE "{world.dbname}" TO {ADMIN}')
-    lay_trap(world)
-    as_superuser(world, f"DROP SCHEMA traps CASCADE; CREATE SCHEMA traps AUTHORIZATION {ADMIN}")
     lay_traps(world)
     if request.param:
         as_superuser(world, f'ALTER DATABASE "{world.dbname}" SET search_path = {request.param}')
@@ -254,19 +254,9 @@ CALL = "CREATE TABLE things (note varchar);\nINSERT INTO things VALUES ('X');\nU
 
 
 @pytest.fixture
-def deployed(world: World) -> World:
-    """Schema public is the admin's, and both users are made."""
-    close_public(world)
-    lay_trap(world)
-    world.deploy()
-    world.write("001_things.sql", CALL)
-    return world
-
-
-def refusal(world: World, event: Any = None) -> str:
-    with pytest.raises(InitializerError) as error:
-        world.deploy(event)
-    return str(error.value)
+def deployed(deployed: World) -> World:
+    deployed.write("001_things.sql", CALL)
+    return deployed
 
 
 @pytest.mark.parametrize("event", [None, DRY_RUN], ids=["migrate", "dry run"])
@@ -277,7 +267,7 @@ def test_search_path_with_a_function_of_the_table_creator_that_hides_postgresqls
     with deployed.login("creator") as conn:
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
 
-    message = refusal(deployed, event)
+    message = refused(deployed, event)
 
     assert not caught(deployed)
     assert f"{LOWER} belongs to app_tc" in message
@@ -295,7 +285,7 @@ def test_search_path_with_an_operator_of_the_table_creator_that_hides_postgresql
         rows(conn, trap("public.same", "varchar, varchar", "boolean", "true"))
         rows(conn, "CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.same)")
 
-    message = refusal(deployed)
+    message = refused(deployed)
 
     (remedy,) = re.findall(r"DROP OPERATOR [^;]*;", message)
     assert "belongs to app_tc" in message
@@ -330,7 +320,7 @@ def test_search_path_with_a_function_of_any_other_login_is_refused(world: World,
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
     world.write("001_things.sql", CALL)
 
-    message = refusal(world)
+    message = refused(world)
 
     assert not caught(world)
     assert f"belongs to {who}" in message
@@ -381,7 +371,7 @@ def test_search_path_of_the_admin_is_the_one_that_is_looked_at(deployed: World) 
     with deployed.login("creator") as conn:
         rows(conn, trap('"Its Own".lower', "varchar", "varchar", "'y'"))
 
-    message = refusal(deployed)
+    message = refused(deployed)
 
     assert 'DROP ROUTINE "Its Own".lower(character varying);' in message
     assert not caught(deployed)
@@ -414,7 +404,7 @@ def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_i
         rows(conn, f"SET search_path = pg_catalog; {statement}")
 
     if is_hidden:
-        message = refusal(deployed)
+        message = refused(deployed)
         assert "belongs to app_tc" in message
         assert re.findall(r"DROP [^;]*;", message) == [remedy]
         with deployed.login("creator") as conn:
