@@ -130,6 +130,7 @@ def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str
         failure = exc
         raise
     finally:
+        forget_answers(failure)
         report.duration_ms = milliseconds_since(started)
         report.log_end(failure)
     return report.as_json()
@@ -652,6 +653,18 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
     )
 
 
+def forget_answers(error: Optional[BaseException]) -> None:
+    """Take PostgreSQL's answers out of what an error was raised from: they can quote rows."""
+    if error is None:
+        return
+    for name in ("__cause__", "__context__"):
+        link = getattr(error, name)
+        if isinstance(link, psycopg2.Error) and link.pgcode:
+            setattr(error, name, None)
+        else:
+            forget_answers(link)
+
+
 @contextmanager
 def errors_explained(run: Run) -> Iterator[None]:
     """Whatever ends the run is an InitializerError, and says so where the deadline was the
@@ -671,7 +684,7 @@ def errors_explained(run: Run) -> Iterator[None]:
             raise MigrationError(message) from exc
         place = f"{session.current}: " if session.current else ""
         kept = f"{session.what_stays} " if session.applied else ""
-        said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
+        said = failures.said_of_ours(exc)
         code = f" ({exc.pgcode})" if exc.pgcode else ""
         step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
         functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]

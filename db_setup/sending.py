@@ -26,13 +26,13 @@ class Message(NamedTuple):
     fallback: int  # the place to name where PostgreSQL names none
     rows: Optional[tuple[int, int]] = None  # of a COPY, as a place in the script
     at_end: bool = False
+    is_answered: bool = True  # its last rows are ours
 
 
 def as_written(script: Script, statement: Statement) -> Message:
     """A statement of the script."""
-    return Message(
-        statement.start, script.statement_sql(statement), statement.start, statement.data
-    )
+    text = script.statement_sql(statement)
+    return Message(statement.start, text, statement.start, statement.data, is_answered=False)
 
 
 def of_ours(
@@ -56,7 +56,7 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
             if message.rows:
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
             else:
-                answer = session.query(message.text)
+                answer = session.query(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
     if len(answer[0]) == 1:  # SELECT true: this is not the end of a script

@@ -172,14 +172,17 @@ class Session:
             return f"Applied by this run, and kept: {shortened(self.applied)}."
         return database.NOTHING_CHANGED
 
-    def query(self, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
+    def query(
+        self, statement: Any, args: Any = None, fetches: bool = True
+    ) -> list[tuple[Any, ...]]:
         """Send one message and return the rows of its last statement.
 
         Without `args` a % is left alone.
         """
         with self._waiting(), self.connection.cursor() as cur:
-            cur.execute(statement, args)
-            return cur.fetchall() if cur.description else []
+            with database.streamed_notices():
+                cur.execute(statement, args)
+            return cur.fetchall() if fetches and cur.description else []
 
     def copy_in(self, statement: str, rows: Any) -> None:
         """Run COPY … FROM STDIN with the rows of a file-like object."""
@@ -195,7 +198,11 @@ class Session:
         self.current = migration
         self.activity.about = {"migration": migration}
         self.activity.blocked_by = ()
-        yield
+        self._end_notices()
+        try:
+            yield
+        finally:
+            self._end_notices()
         self.current = ""
         self.activity.about = {}
 
@@ -206,7 +213,9 @@ class Session:
             yield
         finally:
             self.activity.busy_since = None
-            self.connection.notices.end()  # type: ignore[attr-defined]  # see open_connection
+
+    def _end_notices(self) -> None:
+        self.connection.notices.end()  # type: ignore[attr-defined]  # see open_connection
 
     def extensions(self) -> dict[str, str]:
         """The extensions of this database, each with its schema. For messages: none if unknown."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import socket
 import threading
 import time
@@ -21,8 +20,7 @@ from typing import Any, Optional
 
 import psycopg2
 from common import Deadline, log
-from database import Connection, Login, options
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+from database import Connection, Login, options, settle
 
 ANSWER_S = 3  # for a look, or for a cancel, connecting included
 CANCELLED_S = 2  # what a cancelled statement may take to end
@@ -221,20 +219,11 @@ class Watcher:
         with suppress(psycopg2.Error, OSError):
             helper = psycopg2.connect(**self._options)
             try:
-                _settle(helper, end)
+                settle(helper, end)
                 with helper.cursor() as cur:
                     cur.execute("SET search_path = pg_catalog; " + statement, {"pid": self._pid})
-                    _settle(helper, end)
+                    settle(helper, end)
                     return list(cur.fetchall())
             finally:
                 helper.close()
         return []
-
-
-def _settle(conn: Any, end: float) -> None:
-    """Wait for what an asynchronous connection does; raises psycopg2.Error at `end`."""
-    while (state := conn.poll()) != POLL_OK:
-        read = [conn] if state == POLL_READ else []
-        write = [conn] if state == POLL_WRITE else []
-        if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
-            raise psycopg2.OperationalError("no answer in time")

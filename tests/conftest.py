@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.attackers import deploy_among_attackers
 from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
@@ -85,3 +86,10 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     finally:
         drop_database(server, dbname)
         drop_roles(server, *ROLE_PATTERNS)
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    """A world that has been deployed, with logins, and those who attack it."""
+    deploy_among_attackers(world)
+    return world

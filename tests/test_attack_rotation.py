@@ -11,20 +11,13 @@ from typing import Any
 import psycopg2
 import pytest
 import secret_store
-from harness.attackers import close_public, open_transaction
+from harness.attackers import open_transaction
 from harness.logins import works
 from harness.world import Context, World, rows
 from initializer import UserError
 
 ROTATE = {"action": "rotate"}
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
-
-
-@pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    world.deploy()
-    return world
 
 
 def is_alive(conn: Any) -> bool:

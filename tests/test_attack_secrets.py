@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from harness.attackers import close_public
+from harness.logins import as_superuser
 from harness.traces import chain
-from harness.world import World
+from harness.world import ADMIN, World
 from initializer import InitializerError, MigrationError
 
 SECRET = "S3cr3tHunter2"
@@ -113,6 +114,41 @@ def test_secrets_in_a_file_or_a_row_are_not_said(
     assert error is not None or event  # what a dry run does not try does not fail
     assert error is None or "002_wrong.sql" in str(error)
     assert error is None or SECRET.lower() not in everything(error).lower()
+    assert SECRET.lower() not in caplog.text.lower()
+
+
+OF_OURS = {  # what the trigger does, and what may be said of it
+    "a row as a number": ("PERFORM v::int FROM public.vault;", 'type integer: "…"'),
+    "a row as a table": ("PERFORM v::regclass FROM public.vault;", 'relation "…" does not exist'),
+    "a row in SQL": ("EXECUTE (SELECT 'SELECT ' || v FROM public.vault);", 'column "…" does not exist'),
+    "a name of its own": ("INSERT INTO nowhere VALUES (1);", 'relation "nowhere" does not exist'),
+}
+
+
+@pytest.mark.parametrize("trigger", ["event trigger", "trigger"])
+@pytest.mark.parametrize("case", OF_OURS)
+def test_secrets_in_an_error_of_our_own_statements_are_not_said(
+    vault: World, case: str, trigger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a trigger that we set off fails with: neither by the message, nor by an error behind it, nor in the log."""
+    body, said = OF_OURS[case]
+    of_events = trigger == "event trigger"
+    returns, end = ("event_trigger", "END") if of_events else ("trigger", "RETURN NULL; END")
+    make = f"CREATE FUNCTION set_off() RETURNS {returns} LANGUAGE plpgsql AS $$ BEGIN {body} {end} $$"
+    as_superuser(vault, make)
+    as_superuser(vault, f"ALTER FUNCTION set_off() OWNER TO {ADMIN}")
+    if of_events:
+        as_superuser(vault, "CREATE EVENT TRIGGER t ON ddl_command_start EXECUTE FUNCTION set_off()")
+        vault.environ.pop("CREATE_USERS")
+    else:
+        as_superuser(vault, "CREATE TRIGGER t AFTER INSERT ON schema_migrations EXECUTE FUNCTION set_off()")
+        vault.write("002_more.sql", "CREATE TABLE more (id int);")
+
+    with pytest.raises(InitializerError) as caught:
+        vault.deploy()
+
+    assert (said if of_events else said.replace("nowhere", "…")) in str(caught.value)  # no name in the file
+    assert SECRET.lower() not in everything(caught.value).lower()
     assert SECRET.lower() not in caplog.text.lower()
 
 

@@ -15,21 +15,13 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 from database import Endpoint, Login, open_connection
-from harness.attackers import PASSWORD, STRANGER, close_public, make_stranger
+from harness.attackers import PASSWORD, STRANGER
 from harness.logins import as_superuser, works
 from harness.second import second_application
 from harness.world import World, rows
 from initializer import ConfigError, UserError
 
 ROTATE = {"action": "rotate"}
-
-
-@pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    make_stranger(world)
-    world.deploy()
-    return world
 
 
 # --- Grants that anybody can make -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """`make versions`: the tests on every supported PostgreSQL, and on every Python that is found, pairwise.
 
 The servers come from npm. Each is tested once; the Pythons take turns, the oldest with the oldest server and the newest
-with the newest one. Arguments go to pytest.
+with the newest one. Arguments go to pytest. MAJORS="13 18" takes these servers only.
 """
 
 from __future__ import annotations
@@ -64,8 +64,14 @@ def pairs(servers: tuple[str, ...], versions: list[str]) -> list[tuple[str, str]
 
 def main() -> int:
     found = pythons()
+    servers = tuple(os.environ.get("MAJORS", "").split()) or SERVERS
+    if unknown := sorted({*servers} - {*SERVERS}):
+        sys.exit(f"MAJORS can name {', '.join(SERVERS)}, not {', '.join(unknown)}")
+    versions = list(found)
+    if servers != SERVERS:  # each once, and no further Python
+        versions = [versions[0], versions[-1]][-len(servers) :]
     results = []
-    for server, version in pairs(SERVERS, list(found)):
+    for server, version in pairs(servers, versions):
         python = environment(version, found[version])
         started = time.monotonic()
         run = subprocess.run(
