@@ -17,8 +17,9 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     common           errors, log, deadline           config           variables, secrets, folder
     database         how to connect                  secret_store     Secrets Manager
     session          the lock, transactions          tracking         the tracking table
-    watcher          stops a session in time         migration_files  names, numbers, checksums
-    rehearsal        the session of a dry run        limited_users    roles and logins
+    watcher          stops a session in time         migration_files  the folder, texts, checksums
+    rehearsal        the session of a dry run        file_names       numbers, versions, order
+    planning         which file is which row         limited_users    roles and logins
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
@@ -53,9 +54,11 @@ from typing import Any, Callable, NamedTuple, Optional
 import boundary
 import custom_resource
 import failures
+import file_names
 import limited_users
 import migration_files
 import outside
+import planning
 import psycopg2
 import script_runner
 import secret_store
@@ -78,8 +81,9 @@ from config import Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
-from migration_files import Migration, Plan
+from migration_files import Migration
 from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
+from planning import Plan
 from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
@@ -207,7 +211,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
     )
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows)
     run.session.pending = [name for name, _ in plan.pending]
     if not state.is_complete(plan):
         return False
@@ -244,7 +248,7 @@ def plan_pending(run: Run) -> list[Pending]:
     ensure_groups(run)
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
-        names[row.id] = migration_files.renamed_to(row, file)
+        names[row.id] = planning.renamed_to(row, file)
     run.recorded = list(names.values())
     run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
     return pending
@@ -290,7 +294,7 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     config = run.setup.config
     found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
     state = tracking.read_state(session, config, found)
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows)
     complaint = boundary.hiding_complaint(found.hiding, session.login.username)
     if complaint and plan.pending:
         raise MigrationError(complaint)
@@ -358,7 +362,7 @@ def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     """
     question = tracking.unchanged_question(run.setup.config)
     has_lock, (recorded, no_marks) = run.session.resume(question)
-    is_same = migration_files.normal(recorded) == "/".join(run.recorded)
+    is_same = file_names.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
     reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
     return has_lock and no_marks and is_same and reads_as_before
@@ -861,7 +865,7 @@ def status(run: Run, found: TablesFound) -> None:
     report = run.report
     session.query("SET default_transaction_read_only = on")
     state = tracking.read_state(session, run.setup.config, found)
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows)
     history = tracking.history(session, run.setup.config, state)
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
@@ -872,7 +876,7 @@ def status(run: Run, found: TablesFound) -> None:
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),
-        "duplicates": migration_files.duplicates(run.setup.files),
+        "duplicates": planning.duplicates(run.setup.files),
         "unfinished": list(state.unfinished),
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),

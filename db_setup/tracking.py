@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import boundary
+import file_names
 import marks
 import migration_files
+import planning
 import psycopg2
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
 from database import literal
-from migration_files import CreatedTable, Migration, Plan, Row
+from migration_files import CreatedTable, Migration
+from planning import Plan, Row
 from psycopg2 import sql
 from session import Session
 
@@ -106,7 +109,7 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
     unfinished: list[str] = []
     for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
         if is_recorded:
-            name_here = migration_files.normal(name)
+            name_here = file_names.normal(name)
             recorded.append(Row(number, name_here, checksum, file_sha256, bool(adopted)))
         else:
             unfinished.append(name)
@@ -169,7 +172,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         adoption = adoptable(session, setup)
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
-    named = list(migration_files.number_files(adoption.files, setup.files, ()))
+    named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
     session.query_in_transaction(sql.SQL("; ").join(changes))
     if state.columns is None:
@@ -207,7 +210,7 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:
-        if migration_files.is_example(file):
+        if planning.is_example(file):
             raise MigrationError(
                 f"{file.path.name} is the example that comes with db_setup, and this database is "
                 "not empty. Nothing has been changed. Put your own schema in its place, or "
@@ -433,13 +436,13 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
     update = sql.SQL(change).format(config.tracking)
     with session.transaction():
         for row, file in plan.renumbered:
-            name = migration_files.renamed_to(row, file)
+            name = planning.renamed_to(row, file)
             session.query(update, [name, row.checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
     for row, file in plan.renumbered:
-        log("renumbered", migration=migration_files.renamed_to(row, file), was=row.name)
+        log("renumbered", migration=planning.renamed_to(row, file), was=row.name)
 
 
 def applied_at(session: Session, config: Config, row: Row) -> str:
