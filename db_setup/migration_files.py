@@ -23,7 +23,7 @@ import failures
 import file_names
 import sql_scanner
 from common import MigrationError, log
-from file_names import Version, version_of
+from file_names import FLYWAY, Version, version_of
 from sql_scanner import Script
 
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
@@ -75,6 +75,7 @@ _DOWN_FILE = re.compile(r"(^|\.)down\.sql$", re.IGNORECASE)
 _UNDOES = re.compile(r"(.+[-_.])(?:down|undo|rollback|revert)((?:[-_.].*)?)", re.IGNORECASE)
 _DOES = ("up", "do", "deploy", "apply", "migrate")
 _FLYWAY_OTHER = re.compile(r"([UB])([0-9]+(?:[._][0-9]+)*__)")
+_FLYWAY_CALLBACK = re.compile(r"(?:before|after)(?:Each)?[A-Z]")
 
 
 def load_migrations(
@@ -213,6 +214,7 @@ def _sql_below(path: Path, deep: bool = True) -> Optional[Path]:
 def _undoing(files: dict[str, Migration]) -> Iterator[str]:
     """The files that undo another one, as some tools' names tell: they would run as well."""
     names = {name.lower() for name in files}
+    has_flyway = any(file.version and file.version.family == FLYWAY for file in files.values())
     for name, file in files.items():
         pair = _UNDOES.fullmatch(name)
         forward = _forward(*pair.groups()) if pair else []
@@ -223,6 +225,8 @@ def _undoing(files: dict[str, Migration]) -> Iterator[str]:
         elif other and any(name.startswith(f"V{other.group(2)}") for name in files):
             what = "undoes V" if other.group(1) == "U" else "repeats V"
             what += other.group(2).removesuffix("__")
+        elif has_flyway and _FLYWAY_CALLBACK.match(name):
+            what = "is a callback of Flyway"
         if what:
             yield f"{file.path.name} {what}, and would run as well: take it out of migrations/"
 

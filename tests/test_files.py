@@ -406,6 +406,8 @@ def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
         (["001_a", "002_rollback"], []),
         (["V1__a", "V2__b", "U2__b"], ["U2__b undoes V2"]),
         (["V1__a", "V1_2__b", "B1_2__all"], ["B1_2__all repeats V1_2"]),
+        (["V1__a", "afterEachMigrate__log"], ["afterEachMigrate__log is a callback of Flyway"]),
+        (["001_a", "beforeSale"], []),
         (["V1__a", "U2__b"], []),
     ],
 )
