@@ -545,6 +545,13 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     scripts = load_scripts(files, config, findings)
     for path in sorted(folder.glob("*.down.sql")):
         findings.notes.append(f"{path.name} is never run")
+    home = folder.resolve().parent
+    for file in files:
+        if not file.path.resolve().is_relative_to(home):
+            findings.notes.append(
+                f"{file.path.name} is a link that leads out of {home.name}/, which is uploaded "
+                "without what it leads to: put the file itself here"
+            )
 
     commit = base_commit(base, findings)
     refused = {file.name for file in files if file not in scripts}
