@@ -57,7 +57,6 @@ import failures
 import file_names
 import limited_users
 import migration_files
-import outside
 import planning
 import psycopg2
 import script_runner
@@ -83,6 +82,7 @@ from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
 from migration_files import Migration
 from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
+from outside import Reach
 from planning import Plan
 from psycopg2 import sql
 from rehearsal import Rehearsal
@@ -785,8 +785,10 @@ def dry_run(run: Run, found: TablesFound) -> None:
     session.acquire_lock()
     try:
         with session.rehearsing(run.setup.config.tables):
-            for one in plan_pending(run):
-                tried.append(rehearse_migration(run, session, one))
+            pending = plan_pending(run)
+            reach = Reach.of(session, counts_setval=session.has_sequences)
+            for one in pending:
+                tried.append(rehearse_migration(run, session, one, reach))
             ensure_users(run)
     except MigrationError as exc:
         untried = [
@@ -802,19 +804,16 @@ def dry_run(run: Run, found: TablesFound) -> None:
         session.pending = [entry["name"] for entry in tried] + session.pending
 
 
-SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
-
-
-def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str, Any]:
+def rehearse_migration(
+    run: Run, session: Rehearsal, light: Pending, reach: Reach
+) -> dict[str, Any]:
     """Try a file; returns what the report says of it.
 
     Raises LockError where the file lost the lock.
     """
     started = time.monotonic()
     one = with_text(session, light)
-    call = outside.call_that_stays(session, one.script.text)
-    if session.has_sequences and SETVAL.search(one.script.text):
-        call = "setval"
+    call = reach.call_in(one.script)
     if call:
         outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
     else:

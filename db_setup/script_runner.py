@@ -142,7 +142,8 @@ class ScriptRunner:
         """There is time, and running the statements once more does nothing that stays."""
         if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
             return False
-        return not outside.can_be_reached(self._session, self._script.text)
+        reach = outside.Reach.of(self._session)
+        return not reach.names and not reach.call_in(self._script)
 
     def _look_again(self, first: Failure) -> Failure:
         """Find the statement that failed: run them one by one, and roll all of them back.
