@@ -20,6 +20,7 @@ from typing import NamedTuple, Optional
 import masking
 import psycopg2
 from outcomes import (
+    CANCELLED,
     COMMITS_ITSELF,
     IN_TRANSACTION,
     NEW_ENUM_VALUE,
@@ -720,8 +721,8 @@ MISTAKES = (
         advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
-        "57014",
-        said="statement timeout",
+        CANCELLED,  # by none of those that state_and_step knows
+        said="",
         advice="The file's own statement_timeout was too short; raise it, or leave it out",
     ),
     Mistake(

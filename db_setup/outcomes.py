@@ -51,6 +51,7 @@ class Failure:
     at_end: bool = False  # all statements went well, and what follows them did not
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False
+    cancelled: bool = False  # by the deadline's watcher, or by an administrator
     builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
     index_dropped: bool = False  # what a build that failed had left INVALID
     still_building: Optional[bool] = None  # after a lost connection, where that could be asked
@@ -64,11 +65,6 @@ class Failure:
         if self.is_temporary:
             return LOCK_TIMEOUT
         return (self.error and self.error.pgcode) or ""
-
-    @property
-    def cancelled(self) -> bool:
-        """By the deadline's watcher, or by an administrator."""
-        return self.sqlstate == CANCELLED and "user request" in str(self.error)
 
 
 Outcome = Union[Success, NotTried, Failure]
