@@ -56,7 +56,9 @@ class Failure:
     index_dropped: bool = False  # what a build that failed had left INVALID
     still_building: Optional[bool] = None  # after a lost connection, where that could be asked
     is_temporary: bool = False  # refused only for as long as another session is at work
-    in_steps: bool = False  # outside one transaction: earlier statements may stay
+    in_steps: bool = False  # outside one transaction
+    earlier_stay: bool = False  # of the file's steps
+    unit_line: int = 0  # where the step begins that is rolled back, if it has several statements
     rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property

@@ -218,7 +218,8 @@ class ScriptRunner:
             session.activity.about = {**session.activity.about, "line": step.first.line}
             outcome = self._resume_step(step)
             if isinstance(outcome, Failure):
-                return outcome
+                unit_line = step.first.line if len(statements) > 1 else 0
+                return replace(outcome, earlier_stay=number > 1, unit_line=unit_line)
             if isinstance(outcome, NotTried):
                 untried += outcome.reasons
         if marks and max(marks) > number:
@@ -226,6 +227,8 @@ class ScriptRunner:
         outcome = send(session, self._script, [self._end_message()])
         if untried and isinstance(outcome, Success):
             return NotTried(tuple(untried), outcome.kept_lock)
+        if isinstance(outcome, Failure):
+            return replace(outcome, earlier_stay=True)
         return outcome
 
     def _end_message(self) -> Message:
