@@ -182,7 +182,7 @@ class Run:
     report: Report
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
-    changes_role: bool = False  # a file of this run makes objects as another role
+    orphans: Sequence[str] = ()  # of these, those without a file
     only_adopted: bool = False  # none of which has run here
 
     @cached_property
@@ -246,6 +246,8 @@ def plan_pending(run: Run) -> list[Pending]:
         run.report.warn(migration_files.oddities(one.name, one.script))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
+    if run.setup.config.create_users and pending:
+        run.users.note_unreadable()
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
         names[row.id] = planning.renamed_to(row, file)
@@ -393,16 +395,10 @@ def ensure_groups(run: Run) -> None:
 
 def ensure_users(run: Run) -> None:
     """After the files: the groups again, since a file may have granted too much, and the logins."""
-    try:
-        ensure_groups(run)
-        if run.changes_role and run.setup.config.create_users:
-            run.report.warn(run.users.unreadable_tables())
-        run.report.users = ensure_logins(run, run.users.ensure_login)
-        run.warn_of_users()
-    except InitializerError as exc:
-        applied = run.session.applied
-        kept = f" Applied before, and kept: {shortened(applied)}." if applied else ""
-        raise type(exc)(f"{exc}{kept}") from exc
+    ensure_groups(run)
+    run.report.warn(run.users.newly_unreadable())
+    run.report.users = ensure_logins(run, run.users.ensure_login)
+    run.warn_of_users()
 
 
 # --- What the run finds before it applies anything --------------------------------------------
@@ -517,13 +513,6 @@ def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
 # --- Applying a file --------------------------------------------------------------------------
 
 
-SETS_ROLE = re.compile(
-    r"\bSET\s+(LOCAL\s+|SESSION\s+)?(ROLE|SESSION\s+AUTHORIZATION)\b|set_config\s*\(\s*'role'"
-    r"|\bOWNER\s+TO\b|\bREASSIGN\s+OWNED\b",
-    re.IGNORECASE,
-)
-
-
 def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     """Apply a file and record it, both or neither; what blocks it for a moment is tried again.
 
@@ -535,7 +524,6 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     if session.deadline.is_near:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
-    run.changes_role = run.changes_role or SETS_ROLE.search(script.text) is not None
     marks = Marks(config.marks, one.migration.name)
     tables_sql = tracking.our_tables_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:

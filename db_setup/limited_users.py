@@ -181,6 +181,7 @@ class LimitedUsers:
         self._session = session
         self._app = app
         self._members: dict[str, Sequence[str]] = {}  # by role, as they were last found
+        self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
@@ -197,17 +198,33 @@ class LimitedUsers:
 
     # --- Groups and their rights --------------------------------------------------------------
 
-    def unreadable_tables(self) -> Iterator[str]:
-        """What to say of tables that another role owns, so that no default privilege was for
-        them.
+    def note_unreadable(self) -> None:
+        """Before the first file: what cannot be read now is not for this run to say."""
+        if self._unreadable is None:
+            self._unreadable = self._read_unreadable()
+
+    def newly_unreadable(self) -> Iterator[str]:
+        """What to say of tables that the files have made as another role, for which there are no
+        default privileges.
         """
+        known = self._unreadable
+        if known is None:
+            return
         group = self._app.group_name(READWRITE)
-        for owner, tables in self._session.query(UNREADABLE_SQL, [group, self._app.roles]):
-            listed = ", ".join(tables[:5])
+        for owner, tables in self._read_unreadable().items():
+            new = [table for table in tables if table not in known.get(owner, ())]
+            if not new:
+                continue
+            listed = ", ".join(new[:5])
             yield (
                 f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
-                f"ON {listed}{' …' if len(tables) > 5 else ''} TO {group};"
+                f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
             )
+
+    def _read_unreadable(self) -> dict[str, list[str]]:
+        """The tables of others that the group cannot read, by owner."""
+        group = self._app.group_name(READWRITE)
+        return dict(self._session.query(UNREADABLE_SQL, [group, self._app.roles]))
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those

@@ -287,6 +287,7 @@ class Session:
         return "".join(f"SET {name} = '{value}'; " for name, value in self.settings().items())
 
     # --- Transactions -------------------------------------------------------------------------
+            "role": "none",  # ALTER ROLE … SET role may have made it another one
 
     def begin_sql(self, words: str = "BEGIN") -> str:
         """What begins a transaction: BEGIN, with the modes that it may name."""

@@ -223,7 +223,10 @@ class Watcher:
             try:
                 _settle(helper, end)
                 with helper.cursor() as cur:
-                    cur.execute("SET search_path = pg_catalog; " + statement, {"pid": self._pid})
+                    cur.execute(
+                        "SET ROLE NONE; SET search_path = pg_catalog; " + statement,
+                        {"pid": self._pid},
+                    )
                     _settle(helper, end)
                     return list(cur.fetchall())
             finally:
