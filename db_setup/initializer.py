@@ -252,6 +252,7 @@ def plan_pending(run: Run) -> list[Pending]:
     for row, file in plan.renumbered:
         names[row.id] = planning.renamed_to(row, file)
     run.recorded = list(names.values())
+    run.orphans = plan.orphans
     run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
     return pending
 
@@ -327,7 +328,10 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
             raise failed(run, one, outcome)
         note_applied(run, one.name, started)
         if isinstance(outcome, Success):
-            undo_changes_of_our_tables(run, one.name, outcome.answer)
+            tables, row_count = outcome.answer
+            undo_changes_of_our_tables(run, one.name, tables)
+            if row_count < len(run.recorded):
+                restore_rows(run, one.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=one.name)
@@ -354,6 +358,16 @@ def undo_changes_of_our_tables(run: Run, name: str, found: Sequence[dict[str, An
         session.query_in_transaction(sql.SQL("; ".join(excess)))
     text = f"{name} changed who may do what with our tables, which was undone"
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
+
+
+def restore_rows(run: Run, name: str) -> None:
+    """Put back what a file has removed from our table: without its row, a file would run again."""
+    still_there = [known for known in run.recorded if known not in run.orphans]
+    lost = tracking.restore_rows(run.session, run.setup.config, still_there)
+    text = f"{name} removed rows of our table, without which files run again; they were put back"
+    if lost:
+        run.report.warn([f"{text}: {shortened(lost)}"])
+    run.recorded = [known for known in still_there if known not in lost] + lost
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
@@ -525,7 +539,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
     marks = Marks(config.marks, one.migration.name)
-    tables_sql = tracking.our_tables_question(config).as_string(session.connection)
+    question_sql = tracking.after_file_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -536,7 +550,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         def final_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
             return script_runner.final_sql(
-                session, record_sql, tables_sql, more_follow and may_set, more_follow
+                session, record_sql, question_sql, more_follow and may_set, more_follow
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)
@@ -854,6 +868,8 @@ def status(run: Run, found: TablesFound) -> None:
     state = tracking.read_state(session, run.setup.config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
     history = tracking.history(session, run.setup.config, state)
+    if state.columns is None:
+        tracking.has_tables(session, run.setup)
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]

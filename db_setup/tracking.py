@@ -136,6 +136,21 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
+def after_file_question(config: Config) -> sql.Composable:
+    """Asked after each file: what is known of our tables, and how many rows say *applied*."""
+    question = "SELECT json_build_array(({}), (SELECT count(*) FROM {}))"
+    return sql.SQL(question).format(our_tables_question(config), config.tracking)
+
+
+def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
+    """Record these names again where they are not; returns those that were not.
+
+    Their checksums come with the next run.
+    """
+    insert = sql.SQL(RESTORE_SQL).format(config.tracking)
+    return [name for (name,) in session.query(insert, [list(names)])]
+
+
 def unchanged_question(config: Config) -> sql.Composable:
     """Asked when a new session takes over: the recorded names, and whether no file can have run
     in part.
@@ -256,14 +271,34 @@ def _adopted(names: list[str]) -> list[str]:
     return names
 
 
-def refuse_moved_table(moved: Optional[str]) -> None:
-    """Without its rows, every file would run again."""
+def has_tables(session: Session, setup: Setup) -> bool:
+    """Whether a database without tracking table has any other.
+
+    Raises ConfigError where ours was moved, or MIGRATIONS_TABLE was changed: without its rows,
+    every file would run again.
+    """
+    config = setup.config
+    name = sql.Literal(config.table)
+    question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
+    has_any, moved, others = session.query(question)[0]
+    contents = {file.sha256 for file in setup.files if others}
+    for schema, table in others:
+        select = sql.SQL("SELECT file_sha256 FROM {}").format(sql.Identifier(schema, table))
+        recorded = {sha256 for (sha256,) in session.query(select)}
+        if recorded and recorded <= contents:
+            raise ConfigError(
+                f"table {schema}.{table} records the files of this folder, which would run again: "
+                "was MIGRATIONS_TABLE changed? Set it back; or edit one of the files, if that "
+                "table belongs to another application that has the same ones. Nothing has been "
+                "touched."
+            )
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
             "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
             "Nothing has been touched."
         )
+    return bool(has_any)
 
 
 def adoptable(session: Session, setup: Setup) -> Adoption:
@@ -275,17 +310,12 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     """
     files = setup.files
     baseline = setup.config.baseline
-    has_tables = False
-    if files:
-        name = sql.Literal(setup.config.table)
-        question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
-        has_tables, moved = session.query(question)[0]
-        refuse_moved_table(moved)
+    has_any = bool(files) and has_tables(session, setup)
     created = migration_files.Creations([], [], True)
-    if has_tables:
+    if has_any:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
-    if has_tables and baseline is None and not (existing and len(existing) == len(created.tables)):
+    if has_any and baseline is None and not (existing and len(existing) == len(created.tables)):
         refuse_example(files)
     if not existing:
         if baseline is None:
@@ -495,6 +525,10 @@ NOT_DROPPED = {
     "2BP01": "are used by others",
     "42501": "are used by others",
 }
+RESTORE_SQL = (
+    "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
+    "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
+)
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
 )
@@ -517,11 +551,17 @@ SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
 )
-# Whether there is any table, and where one of our name is that is not in public.
+# Whether there is any table, where one of our name is that is not in public, and which others are
+# made as ours.
 FIRST_RUN_SQL = """
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
          WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
-           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
+           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1),
+        (SELECT coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]') FROM pg_class c
+         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
+         WHERE c.relname <> {name} AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+           AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
+                AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4)"""
