@@ -661,17 +661,19 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
 
 @contextmanager
 def errors_explained(run: Run) -> Iterator[None]:
-    """Whatever ends the run is an InitializerError, and says so where the deadline was the
-    reason.
+    """Whatever ends the run is an InitializerError, and says what is applied, and where the
+    deadline was the reason.
     """
     session = run.session
     try:
         yield
     except InitializerError as exc:
-        says_so_already = str(exc).startswith("out of time")
-        if not session.is_out_of_time or says_so_already or isinstance(exc, LockError):
-            raise
-        raise type(exc)(f"out of time: {exc}") from exc
+        message = session.with_what_stays(str(exc))
+        says_so_already = message.startswith("out of time") or isinstance(exc, LockError)
+        if session.is_out_of_time and not says_so_already:
+            message = f"out of time: {message}"
+        exc.args = (message,)
+        raise
     except psycopg2.Error as exc:
         if session.is_out_of_time:
             message = out_of_time_message(session, run.report.action)
@@ -866,10 +868,10 @@ def status(run: Run, found: TablesFound) -> None:
     report = run.report
     session.query("SET default_transaction_read_only = on")
     state = tracking.read_state(session, run.setup.config, found)
-    plan = planning.make_plan(run.setup.files, state.rows)
-    history = tracking.history(session, run.setup.config, state)
     if state.columns is None:
         tracking.has_tables(session, run.setup)
+    plan = planning.make_plan(run.setup.files, state.rows)
+    history = tracking.history(session, run.setup.config, state)
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]
