@@ -223,8 +223,9 @@ class LimitedUsers:
 
     def _read_unreadable(self) -> dict[str, list[str]]:
         """The tables of others that the group cannot read, by owner."""
-        group = self._app.group_name(READWRITE)
-        return dict(self._session.query(UNREADABLE_SQL, [group, self._app.roles]))
+        ours = [self._text(self._app.tracking), self._text(self._app.progress)]
+        args = [self._app.group_name(READWRITE), self._app.roles, ours]
+        return dict(self._session.query(UNREADABLE_SQL, args))
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -1016,6 +1017,7 @@ UNREADABLE_SQL = """
     JOIN pg_roles r ON r.rolname = %s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
       AND pg_get_userbyid(c.relowner) <> ALL (%s)
+      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%s) t)
       AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')

@@ -455,3 +455,17 @@ def test_table_that_a_file_makes_in_the_default_role_of_the_admin_is_said_to_be_
     assert third["warnings"] == [said.format("public.theirs_later")]
     assert [entry["name"] for entry in fourth["applied"]] == ["001_a", "002_b", "003_c", "004_d"]
     assert world.tables() == ["ours"]
+
+
+def test_tables_of_ours_that_a_file_gives_to_another_role_are_none_to_be_granted(world: World) -> None:
+    """What is said of unreadable tables is about those of the application."""
+    owner = "tmp_later_owner"
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.write("001_a.sql", "CREATE TABLE a ();")
+    world.write("002_b.sql", f"ALTER TABLE schema_migrations_progress OWNER TO {owner};")
+    try:
+        assert world.deploy()["warnings"] == []
+        assert world.sql("SELECT tableowner FROM pg_tables WHERE tablename ~ 'progress'") == [(owner,)]
+    finally:
+        with world.superuser() as conn:
+            rows(conn, f"DROP OWNED BY {owner}")
