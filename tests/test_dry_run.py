@@ -872,6 +872,64 @@ def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: Worl
 # --- What no ROLLBACK takes back ------------------------------------------------------------------------------------
 
 
+REACHING = """
+    CREATE FUNCTION make_slot() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM {}; END $$;
+    CREATE FUNCTION by_another() RETURNS int LANGUAGE sql AS 'SELECT make_slot(); SELECT 1';
+    CREATE VIEW slots_made AS SELECT by_another();
+    CREATE TABLE with_default (i int DEFAULT by_another());
+    CREATE TABLE with_rule (i int);
+    CREATE RULE r AS ON INSERT TO with_rule DO ALSO SELECT by_another();"""
+FOLLOWED = {
+    "by_another": "SELECT by_another();",
+    "slots_made": "SELECT * FROM slots_made;",
+    "with_default": "INSERT INTO with_default DEFAULT VALUES;",
+    "with_rule": "INSERT INTO with_rule VALUES (1);",
+    "make_slot": "DO $$ BEGIN EXECUTE 'SELECT make_slot()'; END $$;",
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_dry_run_follows_what_a_file_calls(plain: World, name: str) -> None:
+    """Functions, views, defaults and rules are followed to the call that stays."""
+    plain.sql(REACHING.format("pg_create_physical_replication_slot('ours_dry')"))
+    plain.write("001_a.sql", FOLLOWED[name])
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == [f"it calls {name}, which nothing takes back"]
+
+
+def test_dry_run_does_not_call_setval_in_a_function(plain: World) -> None:
+    """A sequence keeps the value whatever is rolled back, whoever sets it."""
+    plain.sql("CREATE SEQUENCE s; CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS $$ SELECT setval('s', 99) $$;")
+    plain.write("001_a.sql", "SELECT f();")
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == ["it calls f, which nothing takes back"]
+    assert plain.sql("SELECT last_value FROM s") == [(1,)]
+
+
+NAMED_ONLY = {
+    "a comment": "-- no dblink('x') here, nor /* */ setval('s', 1)\nSELECT 1; /* SELECT lo_export(1, 'x') */",
+    "a string": "SELECT 'SELECT dblink_connect(1)', $$setval('s', 1)$$, E'\\'pg_reload_conf()';",
+    "a name": "CREATE TABLE dblink_log (setval int, http text);",
+    "rows": "CREATE TABLE n (a text);\nCOPY n FROM STDIN;\nit's dblink('x')\n\\.\nSELECT 1;",
+    "a string in a body": "DO $$ BEGIN RAISE NOTICE 'as dblink(%) did', 1; END $$;",
+}
+
+
+@pytest.mark.parametrize("text", NAMED_ONLY.values(), ids=NAMED_ONLY)
+def test_dry_run_tries_a_file_that_only_names_a_call(plain: World, text: str) -> None:
+    """Comments, strings and rows are not executed, so nothing stays."""
+    plain.sql("CREATE SEQUENCE s")
+    plain.write("001_a.sql", text)
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == []
+
+
 @pytest.mark.parametrize("how", ["in the file", "in a function", "in a trigger"])
 def test_dry_run_does_not_make_a_replication_slot(world: World, how: str) -> None:
     """What stays whatever is rolled back is not tried, wherever it is called, and that is listed."""

@@ -779,3 +779,24 @@ def test_message_of_long_names_and_lines_stays_below_its_limit(there: World) -> 
     assert message.splitlines()[0].endswith("in the same file. Then deploy again. Applied in this run: nothing.")
     assert len(re.sub("(?s).*^DETAIL: |^HINT: .*", "", message, flags=re.MULTILINE)) <= 302
     assert "\nHINT: Use DROP ... CASCADE" in message
+
+
+# --- Stopped, in any language ---------------------------------------------------------------------------------------
+
+STOPPED = "DO $$ BEGIN RAISE USING ERRCODE = '57014', MESSAGE = 'storniere Anfrage'; END $$;"
+
+
+def test_statement_that_was_stopped_is_known_by_its_sqlstate(there: World) -> None:
+    """PostgreSQL's words are in the language of its server: they do not decide."""
+    message = fail_with(there, STOPPED)
+
+    assert message.startswith(
+        "002_b.sql: storniere Anfrage (57014). Rolled back. It was stopped, by the deadline or by "
+    )
+
+
+def test_statement_that_exceeds_the_timeout_of_its_file_is_none_that_was_stopped(there: World) -> None:
+    """The same SQLSTATE: the file sets a limit of its own, and that is named."""
+    message = fail_with(there, f"SET statement_timeout = '1h';\n{STOPPED}")
+
+    assert "(57014). Rolled back. The file's own statement_timeout was too short; raise it" in message

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
+import file_names
 import migration_files
+import planning
 import pytest
 import sql_scanner
 from common import MigrationError
-from migration_files import Row
+from planning import Row
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -85,7 +87,7 @@ def rows(*names: str, checksum: Optional[str] = "1:other", file_sha256: Optional
 )
 def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) -> None:
     """Leading digits are a migration's number, and an integer."""
-    assert migration_files.number_of(name) == number
+    assert file_names.number_of(name) == number
 
 
 @pytest.mark.parametrize(
@@ -104,16 +106,16 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
 )
 def test_bare_name_is_what_stands_behind_the_number(name: str, rest: str) -> None:
     """The name after the number is what remains when a file is renumbered."""
-    assert migration_files.bare(name) == rest
+    assert file_names.bare(name) == rest
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
 def test_bare_name_of_a_given_number_is_the_files_own_name(folder: Path, name: str) -> None:
     """A file that was recorded with the number it was given is found again under its own name."""
     files = migrations(folder, name)
-    recorded = [given for given, _ in migration_files.number_files(files, files, [])]
+    recorded = [given for given, _ in planning.number_files(files, files, [])]
 
-    claimed = migration_files.claim_rows(files, rows(*recorded))
+    claimed = planning.claim_rows(files, rows(*recorded))
 
     assert recorded == [f"001_{name}"]
     assert [row.name for row in claimed.values()] == recorded
@@ -134,7 +136,7 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
     """Names compare naturally, V2__ before V10__, and any two names can be compared."""
     backwards = names[::-1]
 
-    assert sorted(backwards, key=migration_files.natural) == names
+    assert sorted(backwards, key=file_names.natural) == names
 
 
 # --- Which files, in which order ------------------------------------------------------------------------------------
@@ -404,6 +406,8 @@ def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
         (["001_a", "002_rollback"], []),
         (["V1__a", "V2__b", "U2__b"], ["U2__b undoes V2"]),
         (["V1__a", "V1_2__b", "B1_2__all"], ["B1_2__all repeats V1_2"]),
+        (["V1__a", "afterEachMigrate__log"], ["afterEachMigrate__log is a callback of Flyway"]),
+        (["001_a", "beforeSale"], []),
         (["V1__a", "U2__b"], []),
     ],
 )
@@ -571,7 +575,7 @@ def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
     """A file is applied if its own name is recorded, or its name after a recorded number."""
-    claimed = migration_files.claim_rows(migrations(folder, *files), rows(*recorded))
+    claimed = planning.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
 
@@ -600,7 +604,7 @@ def test_number_files_gives_the_next_number(
     """A file without a number gets the next one after every number seen, in name order, with three digits."""
     found = migrations(folder, *files)
 
-    numbered = [name for name, _ in migration_files.number_files(found, found, rows(*recorded))]
+    numbered = [name for name, _ in planning.number_files(found, found, rows(*recorded))]
 
     assert numbered == names
 
@@ -610,7 +614,7 @@ def test_number_files_takes_the_longest_name_that_the_table_can_hold() -> None:
     name = "\u00fc" * 251
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
-    assert [given for given, _ in migration_files.number_files([file], [file], [])] == [f"001_{name}"]
+    assert [given for given, _ in planning.number_files([file], [file], [])] == [f"001_{name}"]
 
 
 def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
@@ -619,7 +623,7 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
     with pytest.raises(MigrationError) as caught:
-        list(migration_files.number_files([file], [file], []))
+        list(planning.number_files([file], [file], []))
 
     assert str(caught.value).startswith(f"001_{name}: ")
     for part in ("255 characters", "Nothing has been applied.", "shorter"):
@@ -654,13 +658,12 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
 )
 def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
     """The next number is written like those in the folder."""
-    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
     now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
-    assert migration_files.next_version(files, now) == following
+    assert file_names.next_version(there, now) == following
     every = [*there, f"{following}new"]
-    versioned = [name for name in every if migration_files.version_of(name)]
-    assert max(versioned, key=migration_files.order) == every[-1]
+    versioned = [name for name in every if file_names.version_of(name)]
+    assert max(versioned, key=file_names.order) == every[-1]
 
 
 # --- The plan -------------------------------------------------------------------------------------------------------
@@ -728,7 +731,7 @@ def test_next_version_follows_all_and_is_written_like_the_highest(there: list[st
             ["20250625_b runs before 20250625093000_a, since it has no time of day: give it one, if that is wrong"],
             id="one day, one time",
         ),
-        pytest.param([], ["001_a"], [migration_files.NO_FILES], id="no file left"),
+        pytest.param([], ["001_a"], [planning.NO_FILES], id="no file left"),
     ],
 )
 def test_make_plan_says_what_may_be_a_slip(
@@ -738,7 +741,7 @@ def test_make_plan_says_what_may_be_a_slip(
     found = migrations(folder, *files)
     checksum = migration_files.tokens_checksum(found[0]) if found else None
 
-    plan = migration_files.make_plan(found, rows(*recorded, checksum=checksum))
+    plan = planning.make_plan(found, rows(*recorded, checksum=checksum))
 
     assert list(plan.warnings) == warnings
 
@@ -749,7 +752,7 @@ def test_make_plan_does_not_call_the_old_number_of_a_renumbered_file_used(folder
     put(folder, "005_ours.sql", content=b"SELECT 'ours'")
     theirs, ours = load(folder)
 
-    plan = migration_files.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
+    plan = planning.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
 
     assert [(row.name, file.name) for row, file in plan.renumbered] == [("004_ours", "005_ours")]
     assert [name for name, _ in plan.pending] == ["004_theirs"]
@@ -761,16 +764,16 @@ def test_make_plan_does_not_scan_files_that_are_as_recorded(folder: Path, monkey
     (file,) = migrations(folder, "001_a")
     monkeypatch.setattr(sql_scanner, "checksum", lambda _: pytest.fail("scanned"))
 
-    plan = migration_files.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
+    plan = planning.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
 
-    assert plan == migration_files.Plan()
+    assert plan == planning.Plan()
 
 
 def test_make_plan_names_rows_without_a_file(folder: Path) -> None:
     """A deleted file, or one of a newer deployment, is an orphan and nothing else."""
     (file,) = migrations(folder, "001_a")
 
-    plan = migration_files.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
+    plan = planning.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
 
     assert (plan.orphans, plan.pending, plan.edited) == (("002_b",), (), ())
 
@@ -827,7 +830,7 @@ def edited_after(before: str, after: str, folder: Path) -> list[str]:
     row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)
     file.path.write_bytes(after.encode())
     again = migration_files.Migration(file.path, file.name)  # as the next run finds it
-    return [migration.name for _, migration in migration_files.make_plan([again], [row]).edited]
+    return [migration.name for _, migration in planning.make_plan([again], [row]).edited]
 
 
 @pytest.mark.parametrize("change", NO_EDITS)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from harness.world import World
@@ -444,11 +444,38 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
     with while_a_file_sleeps(world, lambda: world.write("002_b.sql", after)), pytest.raises(MigrationError) as caught:
         world.deploy()
 
-    assert str(caught.value).startswith("002_b.sql: it was changed while this run read it, so it was not started. ")
+    assert str(caught.value) == (
+        "002_b.sql: it was changed while this run read it, so it was not started. "
+        "Invoke again when nobody writes to it. Applied in this run: 001_slow."
+    )
     assert world.applied() == ["001_slow"]
     assert world.tables() == []
     assert deploy(world, {"001_slow": SLOW, "002_b": before}) == ["002_b"]
     assert world.tables() == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("after", "what"),
+    [(b"\xff", "byte 0xff is not UTF-8"), (None, "cannot be read: No such file or directory")],
+    ids=["no longer text", "gone"],
+)
+def test_file_that_cannot_be_read_any_more_says_what_is_applied(
+    world: World, after: Optional[bytes], what: str
+) -> None:
+    """That nothing has been applied is only said where it is so."""
+    fill(world, {"001_slow": SLOW, "002_b": B})
+    path = world.folder / "002_b.sql"
+
+    def change() -> None:
+        path.write_bytes(after) if after else path.unlink()
+
+    with while_a_file_sleeps(world, change), pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    message = str(caught.value)
+    assert what in message
+    assert message.count("Applied in this run: 001_slow.") == 1
+    assert "Nothing has been" not in message
 
 
 # --- What is in the folder besides ----------------------------------------------------------------------------------

@@ -332,6 +332,31 @@ def test_outside_unnamed_build_beside_a_new_index_of_others_is_not_done(world: W
     assert indexes(world) == {"t_s_idx": True, "theirs": True}
 
 
+OURS_WITHOUT_NAME = {
+    "(s)": "(i)",
+    "(s, i)": "(i, s)",
+    "(lower(s), i)": "(i)",
+    "((s || s))": "(s)",
+    '("s" DESC) WHERE i > 0': "(s)",
+}
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["never built", "built"])
+@pytest.mark.parametrize("ours", OURS_WITHOUT_NAME)
+def test_outside_unnamed_build_whose_answer_is_lost_is_known_by_its_columns(
+    world: World, ours: str, arrives: bool
+) -> None:
+    """An index that somebody else has made meanwhile on the same table is none of ours, however that ended."""
+    world.write("002_x.sql", f"CREATE INDEX CONCURRENTLY ON t {ours};")
+    deploy_cut(world, "CREATE INDEX", arrives=arrives)
+    world.sql(f"CREATE INDEX theirs ON t {OURS_WITHOUT_NAME[ours]}")
+
+    world.deploy()
+
+    assert sorted(indexes(world).values()) == [True, True]
+    assert world.applied()[-1] == "002_x"
+
+
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_outside_build_of_another_session_on_the_table_is_waited_for(world: World, name: str) -> None:
     """An INVALID index may be one that somebody is just building: it is neither dropped nor stopped."""

@@ -628,6 +628,21 @@ def test_check_sees_an_edit_of_the_file_that_a_link_leads_to(branch: Path) -> No
     assert terminal.check("main", False)["problems"] == [f"004_d.sql was edited. {terminal.RESTORE}"]
 
 
+def test_check_says_that_a_link_leads_out_of_the_folder(branch: Path) -> None:
+    """The function is uploaded without what is outside, so that the deployment would be refused."""
+    shared = branch.parent.parent / "shared"
+    shared.mkdir()
+    (shared / "a.sql").write_text("SELECT 4;\n")
+    (branch.parent / "inside").write_text("SELECT 5;\n")
+    (branch / "004_d.sql").symlink_to("../../shared/a.sql")
+    (branch / "005_e.sql").symlink_to("../inside")
+
+    report = terminal.check(None, False)
+
+    said = f"004_d.sql is a link that leads out of {branch.parent.name}/, which is uploaded without what it leads to: "
+    assert [note for note in report["notes"] if "link" in note] == [f"{said}put the file itself here"]
+
+
 def test_check_knows_the_files_of_a_folder_that_git_has_moved(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was applied from the old place counts, and an edit on the way is one."""
     for path in branch.iterdir():
