@@ -188,7 +188,7 @@ HIDING_SQL = """
             WITH ORDINALITY p(entry, at), btrim(entry, ' ') name
         WHERE n.nspname IN (lower(name), replace(btrim(name, '"'), '""', '"'))
             OR (btrim(name, '"') = '$user' AND n.nspname = current_user)
-        GROUP BY n.oid),
+        GROUP BY n.oid, n.nspname),
     named(kind, class, oid, name, owner, at, is_ruled) AS NOT MATERIALIZED (
         SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM rulers) FROM (
             SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner
@@ -213,7 +213,9 @@ HIDING_SQL = """
                 WHEN 'TYPE' THEN oid::regtype::text ELSE oid::regclass::text END,
         'owner', pg_get_userbyid(owner))), '[]')
     FROM (SELECT * FROM named f
-          WHERE NOT is_ruled AND EXISTS (
+          WHERE NOT is_ruled
+          AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
+          AND EXISTS (
             SELECT FROM named o WHERE o.name = f.name AND o.is_ruled
               AND CASE WHEN f.kind IN ('ROUTINE', 'OPERATOR') THEN o.kind = f.kind
                   ELSE o.kind NOT IN ('ROUTINE', 'OPERATOR') AND o.at > f.at END OFFSET 0)
