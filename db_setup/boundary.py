@@ -176,7 +176,8 @@ OUR_TABLES_SQL = """
 # What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
 # where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks
 # into pg_catalog first, unless the path names it.) What belongs to superusers, to those whom the
-# admin trusts, or to extensions of these does not count.
+# admin trusts, or to extensions of these does not count. (OFFSET 0: each name of others is looked
+# up in the catalogs' indexes. They are few, and no temporary file is needed.)
 HIDING_SQL = """
     WITH {trusted},
     rulers(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
@@ -187,8 +188,8 @@ HIDING_SQL = """
             WITH ORDINALITY p(entry, at), btrim(entry, ' ') name
         WHERE n.nspname IN (lower(name), replace(btrim(name, '"'), '""', '"'))
             OR (btrim(name, '"') = '$user' AND n.nspname = current_user)
-        GROUP BY n.oid),
-    named(kind, class, oid, name, owner, at, is_ruled) AS (
+        GROUP BY n.oid, n.nspname),
+    named(kind, class, oid, name, owner, at, is_ruled) AS NOT MATERIALIZED (
         SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM rulers) FROM (
             SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner
             FROM pg_proc
@@ -212,10 +213,12 @@ HIDING_SQL = """
                 WHEN 'TYPE' THEN oid::regtype::text ELSE oid::regclass::text END,
         'owner', pg_get_userbyid(owner))), '[]')
     FROM (SELECT * FROM named f
-          WHERE NOT is_ruled AND EXISTS (
+          WHERE NOT is_ruled
+          AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
+          AND EXISTS (
             SELECT FROM named o WHERE o.name = f.name AND o.is_ruled
               AND CASE WHEN f.kind IN ('ROUTINE', 'OPERATOR') THEN o.kind = f.kind
-                  ELSE o.kind NOT IN ('ROUTINE', 'OPERATOR') AND o.at > f.at END)
+                  ELSE o.kind NOT IN ('ROUTINE', 'OPERATOR') AND o.at > f.at END OFFSET 0)
           AND NOT EXISTS (  -- a table's row type goes with it
             SELECT FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid AND c.relkind <> 'c'
             WHERE f.kind = 'TYPE' AND t.oid = f.oid)

@@ -661,14 +661,14 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
 
 def forget_answers(error: Optional[BaseException]) -> None:
     """Take PostgreSQL's answers out of what an error was raised from: they can quote rows."""
-    if error is None:
-        return
-    for name in ("__cause__", "__context__"):
-        link = getattr(error, name)
-        if isinstance(link, psycopg2.Error) and link.pgcode:
-            setattr(error, name, None)
-        else:
-            forget_answers(link)
+    links = [error]
+    for link in links:
+        for name in ("__cause__", "__context__"):
+            behind = getattr(link, name, None)
+            if isinstance(behind, psycopg2.Error) and behind.pgcode:
+                setattr(link, name, None)
+            elif behind not in links:  # they can form a circle
+                links.append(behind)
 
 
 @contextmanager
