@@ -183,7 +183,7 @@ def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: 
 
 
 def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_set_up(world: World) -> None:
-    """Also where the tracking table was dropped by hand."""
+    """The same holds if the tracking table was dropped by hand."""
     deploy_among_attackers(world)
     with world.login("creator") as conn:
         rows(conn, "CREATE TABLE things (id int)")
@@ -194,7 +194,7 @@ def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_
 
 
 def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
-    """Whoever owns the tracking table says what is applied: given to the table creator, it says nothing any more."""
+    """The owner of the tracking table decides what counts as applied. A table creator's table is not trusted."""
     deploy_among_attackers(world)
     as_superuser(world, "ALTER TABLE schema_migrations OWNER TO app_tc")
     world.write("001_things.sql", STEPS)
