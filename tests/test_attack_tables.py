@@ -168,7 +168,7 @@ def test_tables_of_the_predecessor_are_taken_over(world: World) -> None:
 
 
 @pytest.mark.parametrize("baseline", [None, "001_things"])
-def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: World, baseline: Any) -> None:
+def test_tables_of_a_stranger_do_not_show_that_a_database_was_set_up(world: World, baseline: Any) -> None:
     """A table that adoption looks for, made by another login, adopts nothing: the run names its owner."""
     open_public(world)
     make_stranger(world)
@@ -182,7 +182,7 @@ def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: 
     assert world.sql("SELECT to_regclass('schema_migrations')::text") == [(None,)]
 
 
-def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_set_up(world: World) -> None:
+def test_tables_that_the_table_creator_made_do_not_show_that_a_database_was_set_up(world: World) -> None:
     """The same holds if the tracking table was dropped by hand."""
     deploy_among_attackers(world)
     with world.login("creator") as conn:
