@@ -663,7 +663,7 @@ def test_advice_is_not_given_where_it_is_wrong(there: World, case: str) -> None:
     assert wrong not in fail_with(there, text)
 
 
-def test_mistake_behind_a_prepared_statement_is_named_as_such(there: World) -> None:
+def test_mistake_after_a_prepared_statement_is_named_as_such(there: World) -> None:
     """The second attempt, which looks for the place, does not stumble over what the first has left in the session."""
     message = fail_with(there, "PREPARE p AS INSERT INTO c VALUES (9);\nEXECUTE p;\nSELECT 1 / 0;")
 
@@ -715,7 +715,7 @@ CARETS = {
 }
 
 
-def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
+def test_caret_is_under_the_character_that_postgresql_names(there: World) -> None:
     """Whatever precedes it in the line, and however long that is; at most 100 characters are shown."""
     for case, (text, following) in CARETS.items():
         _, line, caret, *_ = fail_with(there, text).splitlines()

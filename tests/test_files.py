@@ -104,7 +104,7 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
         ("1_2_b", "2_b"),
     ],
 )
-def test_bare_name_is_what_stands_behind_the_number(name: str, rest: str) -> None:
+def test_bare_name_is_what_follows_the_number(name: str, rest: str) -> None:
     """The name after the number is what remains when a file is renumbered."""
     assert file_names.bare(name) == rest
 
@@ -188,7 +188,7 @@ def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path,
         "sql",
     ],
 )
-def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_leaves_out_what_is_not_a_migration(folder: Path, name: str) -> None:
     """`*.down.sql` is never run; hidden files and files that are not `.sql` are ignored."""
     put(folder, "001_a.sql", name)
 
@@ -254,7 +254,7 @@ def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(fo
     )
 
 
-def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_without(folder: Path) -> None:
+def test_load_migrations_refuses_numbered_files_in_a_sub_folder_next_to_files_without(folder: Path) -> None:
     """As Graphile Migrate has them: what the folder itself holds is not what should run."""
     (folder / "committed").mkdir()
     put(folder, "current.sql", "committed/000001.sql")
@@ -331,7 +331,7 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
         *("001_a.down.sql", "001_countries.csv", "001_why.md", "data.sqlite", "sql"),
     ],
 )
-def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_says_nothing_of_what_is_not_a_migration(folder: Path, name: str) -> None:
     """A file that nobody expects to run is fine."""
     put(folder, "001_a.sql", name)
 
@@ -357,7 +357,7 @@ def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None
     ]
 
 
-def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
+def test_load_migrations_refuses_what_is_not_a_regular_file(folder: Path) -> None:
     """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
@@ -375,7 +375,7 @@ def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) ->
     ]
 
 
-def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
+def test_load_migrations_finds_sql_next_to_the_folder(tmp_path: Path) -> None:
     """A file that was put next to migrations/ instead of into it is said: refused where it has a number."""
     folder = tmp_path / "migrations"
     folder.mkdir()
@@ -498,7 +498,7 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
         pytest.param("SELECT 1;".encode("utf-16-le"), f"001_a.sql:1:2: {NUL}", id="UTF-16 without BOM"),
     ],
 )
-def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
+def test_read_text_of_what_is_not_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
     """What is not UTF-8 or holds a NUL is refused with its place and the way out."""
     put(folder, "001_a.sql", content=content)
     file = load(folder)[0]
@@ -571,7 +571,7 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["004"], ["004"], {"004": "004"}, id="number alone"),
     ],
 )
-def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
+def test_claim_rows_goes_by_the_name_and_the_name_after_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
     """A file is applied if its own name is recorded, or its name after a recorded number."""
@@ -834,7 +834,7 @@ def edited_after(before: str, after: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("change", NO_EDITS)
-def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> None:
+def test_change_outside_the_tokens_is_not_an_edit(tmp_path: Path, change: Any) -> None:
     """Comments, white space, line ends (in literals and bodies as well) and a BOM do not count."""
     assert edited_after(RICH, change(RICH), tmp_path) == []
 
@@ -886,7 +886,7 @@ def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int
         "SELECT '\n-- up\n';\nSELECT 2;",
     ],
 )
-def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
+def test_comment_that_is_not_a_mark_is_a_comment(tmp_path: Path, text: str) -> None:
     """A comment that only contains such words does not divide a file into two halves."""
     path = tmp_path / "001_t.sql"
     path.write_text(text)
@@ -894,7 +894,7 @@ def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None
     assert migration_files.load_script(migration_files.Migration(path, "001_t"), ours=()).statement_count > 0
 
 
-def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:
+def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Path) -> None:
     """Only what would run is refused: a file whose lower half is empty, or commented out, is taken as it is."""
     for text in ("SELECT 1;\n-- migrate:down\n", "SELECT 1;\n-- Down Migration\n-- DROP TABLE t;\n"):
         path = tmp_path / "001_t.sql"

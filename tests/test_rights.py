@@ -207,7 +207,7 @@ def make_notes(world: World, creator: str) -> None:
             rows(conn, f"{'SET ROLE tablecreator;' if creator == 'app_tc, SET ROLE' else ''} {NOTES}")
 
 
-def test_rights_on_a_later_table_are_there_at_once(world: World) -> None:
+def test_rights_on_a_later_table_exist_immediately(world: World) -> None:
     """Both logins read and write what anybody of ours creates, without another run."""
     world.deploy()
     for creator in ("migration", "migration, SET ROLE", "admin by hand", "app_tc", "app_tc, SET ROLE"):

@@ -211,7 +211,7 @@ def test_session_settings_are_in_force_for_the_file_that_made_them(world: World)
     assert world.sql("SELECT zone FROM s.zones, s.t RIGHT JOIN (VALUES (1)) v(x) ON true") == [("Asia/Tokyo",)]
 
 
-def test_session_users_are_made_behind_any_file(world: World) -> None:
+def test_session_users_are_made_after_any_file(world: World) -> None:
     """What the last file leaves in the session does not reach the users either."""
     world.write(
         "001_a.sql", "CREATE SCHEMA s; SET search_path = s; SET ROLE readwrite; SET client_encoding = 'LATIN1';"
@@ -301,7 +301,7 @@ def test_statement_of_ours_says_the_same_however_the_database_reads_backslashes(
     assert [text for text in texts if "\\" in re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)] == []
 
 
-def test_session_beside_a_database_in_another_encoding(world: World) -> None:
+def test_session_on_a_server_with_a_database_in_another_encoding(world: World) -> None:
     """What ALTER ROLE has set there is in a catalog of the whole server, and not in our letters."""
     other = f"{world.dbname}_latin1"
     with world.superuser() as superuser:

@@ -47,7 +47,7 @@ def test_row_that_is_swallowed_fails_the_file(world: World, how: str, text: str)
     assert world.tables() == ["a", "b"]
 
 
-def test_sequence_that_is_behind_its_rows_is_named_with_its_remedy(world: World) -> None:
+def test_sequence_with_too_low_a_number_is_named_with_its_remedy(world: World) -> None:
     """As a logical replication leaves it: the file is not to blame, and the statement that helps does."""
     world.write("001_a.sql", A)
     world.deploy()
