@@ -15,11 +15,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import masking
 import psycopg2
 from outcomes import (
+    CANCELLED,
     COMMITS_ITSELF,
     IN_TRANSACTION,
     NEW_ENUM_VALUE,
@@ -32,6 +33,10 @@ from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
 NO_SUCH_CHARACTER = "22P05"
+NAMES_NO_VALUE = (NO_SUCH_CHARACTER, "53")  # but encodings, and the settings that limit a server
+OWN_SQL_OF_FUNCTION = re.compile(
+    r"PL/pgSQL function .* at (?:SQL statement|assignment|PERFORM|IF|RETURN)$", re.MULTILINE
+)
 NAMES_NOTHING = ("42883", "42704")  # a function, or a type and other objects, that do not exist
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
@@ -98,10 +103,7 @@ def describe(script: Script, failure: Failure) -> str:
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
-        # What a character set lacks is said with the names of encodings, not with values.
-        if failure.sqlstate != NO_SUCH_CHARACTER:
-            said = _words(script, failure).mask(said)
-        said = said[:400]
+        said = _mask(script, failure)(said)[:400]
     if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
@@ -109,13 +111,33 @@ def describe(script: Script, failure: Failure) -> str:
     return f"{said} ({sqlstate}){when}"
 
 
-def _words(script: Script, failure: Failure) -> masking.Words:
+def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
+    """What masks PostgreSQL's words."""
+    if failure.error is None or failure.sqlstate.startswith(NAMES_NO_VALUE):
+        return str
+    return _words(script.text, script.backslash_escapes, failure.error).mask
+
+
+def _words(text: str, backslash_escapes: bool, error: psycopg2.Error) -> masking.Words:
     """What of PostgreSQL's words may be repeated."""
-    if failure.error is None:
-        return masking.Words(script)
-    diag = failure.error.diag
+    diag = error.diag
     known = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
-    return masking.Words(script, (*known, diag.datatype_name))
+    return masking.Words(text, backslash_escapes, (*known, diag.datatype_name))
+
+
+def said_of_ours(error: psycopg2.Error) -> str:
+    """What PostgreSQL said of a statement of ours, in one line.
+
+    A trigger of others can fail in it, and quote anything. What it names is in the SQL that it
+    has, but not in SQL that it makes (EXECUTE).
+    """
+    said = " ".join((error.diag.message_primary or str(error)).split())
+    context = error.diag.context or ""
+    if context or (error.pgcode or "").startswith(ABOUT_ROWS):
+        is_static = OWN_SQL_OF_FUNCTION.match(context)
+        text = (error.diag.internal_query or "") if is_static else ""
+        said = _words(text, False, error).mask(said)
+    return said[:300]
 
 
 def _sets_secret(script: Script, failure: Failure) -> bool:
@@ -160,15 +182,9 @@ def state_and_step(
     if failure.connection_lost:
         return _state_and_step_of_lost(failure)
     if failure.sqlstate in RETRYABLE or (failure.cancelled and blocked_by):
-        return _state_and_step_of_blocked(script, failure, blocked_by)
+        return _state_and_step_of_blocked(failure, blocked_by)
     if failure.cancelled:
-        to_go_on = "" if failure.rehearsed else " to go on"
-        said = f"{_state(script, failure)} {_who_stopped(failure)}. Invoke again{to_go_on}"
-        if not failure.out_of_time:
-            return f"{said}."
-        return (
-            f"{said}; if it needs longer than the function's timeout, raise that or split the file."
-        )
+        return _state_and_step_of_cancelled(failure)
     if failure.in_steps and script.statement_count > 1:
         return _state_and_step_of_marked(script, failure, extensions)
     return _state_and_step_of_transaction(script, failure, extensions)
@@ -197,18 +213,24 @@ def _state_and_step_of_lost(failure: Failure) -> str:
             "again."
         )
     unit = "this statement" if failure.in_steps else "the file"
+    if failure.unit_line:
+        unit = "this transaction"
     return (
         f"The connection was lost; the server rolls {unit} back unless it had just finished; "
         "the tracking table shows which. Invoke again."
     )
 
 
-def _state(script: Script, failure: Failure) -> str:
-    has_earlier_steps = failure.in_steps and script.statement_count > 1
-    if has_earlier_steps and not failure.rehearsed:
-        stays = "The statements before this one have run and stay applied: do not edit them."
-        return f"{stays}{_index_that_failed(failure)}"
-    return f"Rolled back.{_index_that_failed(failure)}"
+def _state(failure: Failure) -> str:
+    if not failure.earlier_stay or failure.rehearsed:
+        return f"Rolled back.{_index_that_failed(failure)}"
+    if failure.unit_line:
+        return (
+            f"The transaction that begins in line {failure.unit_line} is rolled back. The "
+            "statements before it have run and stay applied: do not edit them."
+        )
+    stays = "The statements before this one have run and stay applied: do not edit them."
+    return f"{stays}{_index_that_failed(failure)}"
 
 
 def _index_that_failed(failure: Failure) -> str:
@@ -220,13 +242,21 @@ def _index_that_failed(failure: Failure) -> str:
     return ""
 
 
-def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Sequence[str]) -> str:
+def _state_and_step_of_blocked(failure: Failure, blocked_by: Sequence[str]) -> str:
     who, step = _by_whom(blocked_by)
     if failure.cancelled:
         how = f"{_who_stopped(failure)} while others blocked it"
-        return f"{_state(script, failure)} {how}{who}. I{step}."
+        return f"{_state(failure)} {how}{who}. I{step}."
     how = "It conflicted with other sessions each time"
-    return f"{_state(script, failure)} {how}{who}: i{step}."
+    return f"{_state(failure)} {how}{who}: i{step}."
+
+
+def _state_and_step_of_cancelled(failure: Failure) -> str:
+    to_go_on = "" if failure.rehearsed else " to go on"
+    said = f"{_state(failure)} {_who_stopped(failure)}. Invoke again{to_go_on}"
+    if not failure.out_of_time:
+        return f"{said}."
+    return f"{said}; if it needs longer than the function's timeout, raise that or split the file."
 
 
 def _who_stopped(failure: Failure) -> str:
@@ -236,7 +266,7 @@ def _who_stopped(failure: Failure) -> str:
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
-    """Who was in the way; and how to go on, without its first letter."""
+    """Who blocked it; and the next step, without its first letter."""
     step = "nvoke again when they are done"
     if not blocked_by:
         return "", step
@@ -253,9 +283,11 @@ def _state_and_step_of_marked(
 ) -> str:
     """Of a file marked -- no-transaction."""
     step = _step(advice(script, failure, extensions))
-    if failure.rehearsed:
-        return f"{_state(script, failure)} {step}."
-    return f"{_state(script, failure)} {step}: the run continues here."
+    if failure.rehearsed or not failure.earlier_stay:
+        return f"{_state(failure)} {step}."
+    if failure.unit_line:
+        return f"{_state(failure)} {step}: the run continues in line {failure.unit_line}."
+    return f"{_state(failure)} {step}: the run continues here."
 
 
 def _state_and_step_of_transaction(
@@ -282,7 +314,7 @@ def _state_and_step_of_transaction(
             "committed, but the file is not recorded. Check what it has done, make the "
             "file repeatable, and deploy again."
         )
-    return f"{_state(script, failure)} {_step(instead)}."
+    return f"{_state(failure)} {_step(instead)}."
 
 
 def _step(instead: str) -> str:
@@ -302,8 +334,7 @@ def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> s
     if breaks_constraint and _is_about_new_rows(script, failure):
         return ""  # our sentences are about the rows that are in the table already
     said = failure.error.diag.message_primary or ""
-    if failure.sqlstate != NO_SUCH_CHARACTER:
-        said = _words(script, failure).mask(said)
+    said = _mask(script, failure)(said)
     extension = _missing_extension(failure.sqlstate, said)
     schema = extensions.get(extension.strip('"'))
     if schema:
@@ -426,7 +457,7 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
     if failure.error and not _sets_secret(script, failure):
         is_about_rows = failure.sqlstate[:2] in ABOUT_ROWS
-        yield from _fields(failure.error.diag, is_about_rows, _words(script, failure))
+        yield from _fields(failure.error.diag, is_about_rows, _mask(script, failure))
 
 
 def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
@@ -472,7 +503,7 @@ def _start_of_statement(script: Script, failure: Failure) -> int:
 
 
 def _fields(
-    diag: psycopg2.extensions.Diagnostics, is_about_rows: bool, words: masking.Words
+    diag: psycopg2.extensions.Diagnostics, is_about_rows: bool, mask: Callable[[str], str]
 ) -> Iterator[str]:
     """What PostgreSQL says besides its message. If it is about rows, only the names of objects."""
     names = []
@@ -485,11 +516,11 @@ def _fields(
     if is_about_rows and names:
         yield "ON: " + ", ".join(names)
     if diag.message_detail and not is_about_rows:
-        yield f"DETAIL: {words.mask(diag.message_detail)[:300]}"
+        yield f"DETAIL: {mask(diag.message_detail)[:300]}"
     if diag.message_hint:
         hint = diag.message_hint
         if not hint.startswith("Perhaps you meant"):  # a name of PostgreSQL's catalogs
-            hint = words.mask(hint)
+            hint = mask(hint)
         yield f"HINT: {hint[:300]}"
 
 
@@ -544,7 +575,7 @@ DISK_FULL = (
 )
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
-    "instance, or change fewer rows at once"
+    "instance, or change fewer rows at a time"
 )
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
@@ -590,13 +621,13 @@ MISTAKES = (
     Mistake(
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
-        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",
         said="already exists",
-        advice="It was made by hand, by another file, further up in this one, or by a run whose row "
-        "is gone; leave it out, or write IF NOT EXISTS or OR REPLACE where that exists",
+        advice="It was made by hand, by another file, further up in this one, or by a run whose "
+        "row is gone; leave it out, or write IF NOT EXISTS or OR REPLACE where that exists",
     ),
     Mistake(
         "42804",
@@ -740,8 +771,8 @@ MISTAKES = (
         advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
-        "57014",
-        said="statement timeout",
+        CANCELLED,  # by none of those that state_and_step knows
+        said="",
         advice="The file's own statement_timeout was too short; raise it, or leave it out",
     ),
     Mistake(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 import database
 import psycopg2
-from outcomes import Failure, Success
+from outcomes import CANCELLED, Failure, Success
 from session import Session
 from sql_scanner import ONE_MESSAGE, Script, Statement
 
@@ -28,6 +28,7 @@ class Message(NamedTuple):
     fallback: int  # the place to name where PostgreSQL names none
     rows: Optional[tuple[int, int]] = None  # of a COPY, as a place in the script
     at_end: bool = False
+    is_answered: bool = True  # its last rows are ours
 
 
 def as_written(script: Script, statement: Statement) -> Message:
@@ -41,7 +42,7 @@ def part_of(
     """A part of the script; in UTF-8, since psycopg2 would hold a text as well."""
     part = _Rows(script.text, start, end)
     encoded = b"".join(iter(partial(part.read, ONE_MESSAGE), b""))
-    return Message(start, encoded, start, rows)
+    return Message(start, encoded, start, rows, is_answered=False)
 
 
 def of_ours(
@@ -55,8 +56,7 @@ def of_ours(
 def send(session: Session, script: Script, messages: Iterable[Message]) -> Union[Success, Failure]:
     """Send the messages one after the other.
 
-    The answer to the last one says what became of the session.
-
+    The answer to the last one says what became of the session, see `Session.session_check_sql`.
     On a failure the transaction is rolled back.
     """
     answer: list[tuple[Any, ...]] = []
@@ -67,14 +67,16 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
             elif len(message.text) > ONE_MESSAGE:
                 with database.brief_errors(session.connection):
-                    session.query(message.text)
+                    session.query(message.text, fetches=message.is_answered)
             else:
-                answer = session.query(message.text)
+                answer = session.query(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
-    kept_lock = bool(answer[0][0])
-    is_fresh = all(answer[0][:2])
-    return Success(kept_lock, is_fresh, answer=answer[0][-1])
+    if len(answer[0]) == 1:  # SELECT true: this is not the end of a script
+        return Success()
+    kept_lock, is_fresh, keep_types, seen_to, _, found = answer[0]
+    session.note_functions(keep_types, seen_to)
+    return Success(kept_lock, is_fresh=kept_lock and is_fresh, answer=found)
 
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:
@@ -93,7 +95,19 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         in_rows=message.rows is not None and offset >= message.rows[0],
         connection_lost=connection_lost,
         out_of_time=session.is_out_of_time,
+        cancelled=was_cancelled(session, script, exc),
     )
+
+
+def was_cancelled(session: Session, script: Script, exc: psycopg2.Error) -> bool:
+    """By the deadline's watcher or an administrator; not by a timeout, which only a file can set.
+
+    PostgreSQL's words, which tell as well, may be in any language.
+    """
+    if exc.pgcode != CANCELLED:
+        return False
+    has_timeout = re.search("statement_timeout", script.text, re.IGNORECASE) is not None
+    return session.is_out_of_time or not has_timeout or "user request" in str(exc)
 
 
 class _Rows:

@@ -11,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
+import file_names
 import migration_files
+import planning
 import pytest
 import sql_scanner
 from common import MigrationError
-from migration_files import Row
+from planning import Row
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -85,11 +87,11 @@ def rows(*names: str, checksum: Optional[str] = "1:other", file_sha256: Optional
 )
 def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) -> None:
     """Leading digits are a migration's number, and an integer."""
-    assert migration_files.number_of(name) == number
+    assert file_names.number_of(name) == number
 
 
 @pytest.mark.parametrize(
-    ("name", "behind"),
+    ("name", "rest"),
     [
         ("012_b", "b"),
         ("00010-b", "b"),
@@ -102,18 +104,18 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
         ("1_2_b", "2_b"),
     ],
 )
-def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
-    """The name behind the number is what remains when a file is renumbered."""
-    assert migration_files.bare(name) == behind
+def test_bare_name_is_what_follows_the_number(name: str, rest: str) -> None:
+    """The name after the number is what remains when a file is renumbered."""
+    assert file_names.bare(name) == rest
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
 def test_bare_name_of_a_given_number_is_the_files_own_name(folder: Path, name: str) -> None:
     """A file that was recorded with the number it was given is found again under its own name."""
     files = migrations(folder, name)
-    recorded = [given for given, _ in migration_files.number_files(files, files, [])]
+    recorded = [given for given, _ in planning.number_files(files, files, [])]
 
-    claimed = migration_files.claim_rows(files, rows(*recorded))
+    claimed = planning.claim_rows(files, rows(*recorded))
 
     assert recorded == [f"001_{name}"]
     assert [row.name for row in claimed.values()] == recorded
@@ -134,7 +136,7 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
     """Names compare naturally, V2__ before V10__, and any two names can be compared."""
     backwards = names[::-1]
 
-    assert sorted(backwards, key=migration_files.natural) == names
+    assert sorted(backwards, key=file_names.natural) == names
 
 
 # --- Which files, in which order ------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path,
         "sql",
     ],
 )
-def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_leaves_out_what_is_not_a_migration(folder: Path, name: str) -> None:
     """`*.down.sql` is never run; hidden files and files that are not `.sql` are ignored."""
     put(folder, "001_a.sql", name)
 
@@ -197,7 +199,7 @@ def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str
 
 @pytest.mark.parametrize("ending", [".sql", ".SQL", ".Sql"])
 def test_load_migrations_takes_sql_in_any_case(folder: Path, ending: str) -> None:
-    """`.SQL` counts, and is no part of the name."""
+    """`.SQL` counts, and is not part of the name."""
     put(folder, f"001_a{ending}")
 
     files = load(folder)
@@ -231,7 +233,7 @@ def test_load_migrations_names_a_sub_folder_in_a_warning(folder: Path, name: str
     ],
 )
 def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Path, name: str, instead: str) -> None:
-    """A deployment that applies nothing, because every file is one folder too deep, is no success."""
+    """A deployment that applies nothing, because every file is one folder too deep, is not a success."""
     (folder / name).parent.mkdir(parents=True)
     put(folder, name)
 
@@ -241,7 +243,7 @@ def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Pa
 
 
 def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(folder: Path) -> None:
-    """Beside files that do run, a folder with a version of its own is one that should have."""
+    """Next to files that run, a folder with a version in its name should have run too."""
     (folder / "002_b").mkdir()
     put(folder, "001_a.sql", "002_b/up.sql", "002_b/down.sql")
 
@@ -252,7 +254,7 @@ def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(fo
     )
 
 
-def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_without(folder: Path) -> None:
+def test_load_migrations_refuses_numbered_files_in_a_sub_folder_next_to_files_without(folder: Path) -> None:
     """As Graphile Migrate has them: what the folder itself holds is not what should run."""
     (folder / "committed").mkdir()
     put(folder, "current.sql", "committed/000001.sql")
@@ -263,7 +265,7 @@ def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_wit
 
 
 def test_load_migrations_refuses_a_folder_of_numbered_json_alone(folder: Path) -> None:
-    """Another tool's migrations are no data that lies beside ours."""
+    """Another tool's migrations are not data that is next to ours."""
     put(folder, "01_a.json")
 
     assert problems_of(folder) == [f"01_a.json {LIKE_A_MIGRATION}"]
@@ -300,7 +302,7 @@ LIKE_A_MIGRATION = "looks like a migration, but only *.sql is run: rename it, or
     ],
 )
 def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(folder: Path, name: str) -> None:
-    """Whoever named it so expects it to run."""
+    """The author of such a name expects the file to run."""
     put(folder, "001_a.sql", name)
 
     assert problems_of(folder) == [f"{name} {LIKE_A_MIGRATION}"]
@@ -308,7 +310,7 @@ def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(fo
 
 @pytest.mark.parametrize("name", ["002_b.sql ", "002_b.sql\t"])
 def test_load_migrations_refuses_a_name_that_ends_in_a_blank(folder: Path, name: str) -> None:
-    """Nobody sees it."""
+    """The blank cannot be seen, so the message names it."""
     put(folder, name)
 
     assert problems_of(folder) == [f"{name!r} does not end in .sql, but in a blank: rename it"]
@@ -329,22 +331,22 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
         *("001_a.down.sql", "001_countries.csv", "001_why.md", "data.sqlite", "sql"),
     ],
 )
-def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
-    """What nobody expects to run is no matter."""
+def test_load_migrations_says_nothing_of_what_is_not_a_migration(folder: Path, name: str) -> None:
+    """A file that nobody expects to run is fine."""
     put(folder, "001_a.sql", name)
 
     assert warnings_of(folder) == []
 
 
 def test_load_migrations_warns_of_a_hidden_migration(folder: Path) -> None:
-    """It may be meant; an editor's backup is not mistaken for one."""
+    """A hidden file can be meant as a migration; an editor's backup gets no warning."""
     put(folder, "001_a.sql", ".002_b.sql")
 
     assert warnings_of(folder) == [".002_b.sql is hidden, and not run"]
 
 
 def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None:
-    """The file that it stands for was not deployed."""
+    """The file that the link leads to was not deployed."""
     put(folder, "001_a.sql")
     (folder / "006_money.sql").symlink_to("../../shared/006_money.sql")
     (folder / "007_round.sql").symlink_to("007_round.sql")
@@ -355,11 +357,11 @@ def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None
     ]
 
 
-def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
-    """A pipe would be read for ever, or once."""
+def test_load_migrations_refuses_what_is_not_a_regular_file(folder: Path) -> None:
+    """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
-    assert problems_of(folder) == ["001_a.sql is no regular file: put the file itself here"]
+    assert problems_of(folder) == ["001_a.sql is not a regular file: put the file itself here"]
 
 
 def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) -> None:
@@ -373,19 +375,19 @@ def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) ->
     ]
 
 
-def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
+def test_load_migrations_finds_sql_next_to_the_folder(tmp_path: Path) -> None:
     """A file that was put next to migrations/ instead of into it is said: refused where it has a number."""
     folder = tmp_path / "migrations"
     folder.mkdir()
     put(tmp_path, "initializer.py", "002_b.sql", "dump.sql")
     put(folder, "001_a.sql")
 
-    assert warnings_of(folder, others=1) == ["dump.sql is beside migrations/, not in it, and is not run: move it"]
-    assert problems_of(folder) == ["002_b.sql is beside migrations/, not in it, and is not run: move it"]
+    assert warnings_of(folder, others=1) == ["dump.sql is next to migrations/, not in it, and is not run: move it"]
+    assert problems_of(folder) == ["002_b.sql is next to migrations/, not in it, and is not run: move it"]
 
 
 def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
-    """An empty migrations/ next to a folder that has the files is no success."""
+    """An empty migrations/ next to a folder that has the files is not a success."""
     for name in ("migrations", "migration"):
         (tmp_path / name).mkdir()
     put(tmp_path, "initializer.py", "migration/001_a.sql")
@@ -404,6 +406,8 @@ def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
         (["001_a", "002_rollback"], []),
         (["V1__a", "V2__b", "U2__b"], ["U2__b undoes V2"]),
         (["V1__a", "V1_2__b", "B1_2__all"], ["B1_2__all repeats V1_2"]),
+        (["V1__a", "afterEachMigrate__log"], ["afterEachMigrate__log is a callback of Flyway"]),
+        (["001_a", "beforeSale"], []),
         (["V1__a", "U2__b"], []),
     ],
 )
@@ -468,7 +472,7 @@ LONG = "INSERT INTO t VALUES ('\u00fc', 1, 2);\n" * 50_000  # long enough to be 
     ],
 )
 def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, text: str) -> None:
-    """A file's text is what stands in it, but for the BOM."""
+    """A file's text is its content without the BOM."""
     put(folder, "001_a.sql", content=content)
 
     assert migration_files.read_text(load(folder)[0]) == text
@@ -494,7 +498,7 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
         pytest.param("SELECT 1;".encode("utf-16-le"), f"001_a.sql:1:2: {NUL}", id="UTF-16 without BOM"),
     ],
 )
-def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
+def test_read_text_of_what_is_not_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
     """What is not UTF-8 or holds a NUL is refused with its place and the way out."""
     put(folder, "001_a.sql", content=content)
     file = load(folder)[0]
@@ -536,7 +540,7 @@ def test_read_text_of_a_file_whose_bytes_were_compared_is_of_these_bytes(folder:
 
 
 def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
-    """It is our error, with the reason, and not Python's."""
+    """The error is a MigrationError with the reason, not Python's own."""
     put(folder, "001_a.sql")
     (file,) = load(folder)
     file.path.unlink()
@@ -556,8 +560,8 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["001_a"], ["001_a"], {"001_a": "001_a"}, id="own name"),
         pytest.param(["001_a", "002_b"], ["001_a"], {"001_a": "001_a"}, id="new file"),
         pytest.param(["a"], ["a"], {"a": "a"}, id="recorded raw"),
-        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="behind a number"),
-        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="behind another kind of number"),
+        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="after a number"),
+        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="after another kind of number"),
         pytest.param(["a"], ["a", "003_a"], {"a": "a"}, id="own name before number"),
         pytest.param(["a"], ["013_a", "016_a"], {"a": "013_a"}, id="recorded twice"),
         pytest.param(["a", "003_a"], ["003_a"], {"003_a": "003_a"}, id="the numbered file has it"),
@@ -567,11 +571,11 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["004"], ["004"], {"004": "004"}, id="number alone"),
     ],
 )
-def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
+def test_claim_rows_goes_by_the_name_and_the_name_after_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
-    """A file is applied if its own name is recorded, or its name behind a recorded number."""
-    claimed = migration_files.claim_rows(migrations(folder, *files), rows(*recorded))
+    """A file is applied if its own name is recorded, or its name after a recorded number."""
+    claimed = planning.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
 
@@ -600,7 +604,7 @@ def test_number_files_gives_the_next_number(
     """A file without a number gets the next one after every number seen, in name order, with three digits."""
     found = migrations(folder, *files)
 
-    numbered = [name for name, _ in migration_files.number_files(found, found, rows(*recorded))]
+    numbered = [name for name, _ in planning.number_files(found, found, rows(*recorded))]
 
     assert numbered == names
 
@@ -610,7 +614,7 @@ def test_number_files_takes_the_longest_name_that_the_table_can_hold() -> None:
     name = "\u00fc" * 251
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
-    assert [given for given, _ in migration_files.number_files([file], [file], [])] == [f"001_{name}"]
+    assert [given for given, _ in planning.number_files([file], [file], [])] == [f"001_{name}"]
 
 
 def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
@@ -619,7 +623,7 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
     with pytest.raises(MigrationError) as caught:
-        list(migration_files.number_files([file], [file], []))
+        list(planning.number_files([file], [file], []))
 
     assert str(caught.value).startswith(f"001_{name}: ")
     for part in ("255 characters", "Nothing has been applied.", "shorter"):
@@ -653,14 +657,13 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     ],
 )
 def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
-    """The folder's own way of counting goes on."""
-    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
+    """The next number is written like those in the folder."""
     now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
-    assert migration_files.next_version(files, now) == following
+    assert file_names.next_version(there, now) == following
     every = [*there, f"{following}new"]
-    versioned = [name for name in every if migration_files.version_of(name)]
-    assert max(versioned, key=migration_files.order) == every[-1]
+    versioned = [name for name in every if file_names.version_of(name)]
+    assert max(versioned, key=file_names.order) == every[-1]
 
 
 # --- The plan -------------------------------------------------------------------------------------------------------
@@ -728,7 +731,7 @@ def test_next_version_follows_all_and_is_written_like_the_highest(there: list[st
             ["20250625_b runs before 20250625093000_a, since it has no time of day: give it one, if that is wrong"],
             id="one day, one time",
         ),
-        pytest.param([], ["001_a"], [migration_files.NO_FILES], id="no file left"),
+        pytest.param([], ["001_a"], [planning.NO_FILES], id="no file left"),
     ],
 )
 def test_make_plan_says_what_may_be_a_slip(
@@ -738,7 +741,7 @@ def test_make_plan_says_what_may_be_a_slip(
     found = migrations(folder, *files)
     checksum = migration_files.tokens_checksum(found[0]) if found else None
 
-    plan = migration_files.make_plan(found, rows(*recorded, checksum=checksum))
+    plan = planning.make_plan(found, rows(*recorded, checksum=checksum))
 
     assert list(plan.warnings) == warnings
 
@@ -749,7 +752,7 @@ def test_make_plan_does_not_call_the_old_number_of_a_renumbered_file_used(folder
     put(folder, "005_ours.sql", content=b"SELECT 'ours'")
     theirs, ours = load(folder)
 
-    plan = migration_files.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
+    plan = planning.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
 
     assert [(row.name, file.name) for row, file in plan.renumbered] == [("004_ours", "005_ours")]
     assert [name for name, _ in plan.pending] == ["004_theirs"]
@@ -761,16 +764,16 @@ def test_make_plan_does_not_scan_files_that_are_as_recorded(folder: Path, monkey
     (file,) = migrations(folder, "001_a")
     monkeypatch.setattr(sql_scanner, "checksum", lambda _: pytest.fail("scanned"))
 
-    plan = migration_files.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
+    plan = planning.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
 
-    assert plan == migration_files.Plan()
+    assert plan == planning.Plan()
 
 
 def test_make_plan_names_rows_without_a_file(folder: Path) -> None:
     """A deleted file, or one of a newer deployment, is an orphan and nothing else."""
     (file,) = migrations(folder, "001_a")
 
-    plan = migration_files.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
+    plan = planning.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
 
     assert (plan.orphans, plan.pending, plan.edited) == (("002_b",), (), ())
 
@@ -791,7 +794,7 @@ NO_EDITS = [
     pytest.param(lambda text: "\ufeff" + text, id="BOM"),
     pytest.param(lambda text: text.replace("\n", "\r\n"), id="CRLF everywhere"),
     pytest.param(lambda text: "-- why\n" + text, id="comment before"),
-    pytest.param(lambda text: text + "-- why", id="comment behind"),
+    pytest.param(lambda text: text + "-- why", id="comment at the end"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE /* a /* nested */ one */ t"), id="comment inside"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE--why\nt"), id="line comment inside"),
     pytest.param(lambda text: text.replace("(x int", "(\n\t x\f  int"), id="white space"),
@@ -821,24 +824,24 @@ EDITS = [
 
 
 def edited_after(before: str, after: str, folder: Path) -> list[str]:
-    """What the plan takes for edited, where `before` was applied and `after` stands in the folder."""
+    """What the plan takes for edited, where `before` was applied and `after` is in the folder."""
     file = migration_files.Migration(folder / "001_t.sql", "001_t")
     file.path.write_bytes(before.encode())
     row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)
     file.path.write_bytes(after.encode())
     again = migration_files.Migration(file.path, file.name)  # as the next run finds it
-    return [migration.name for _, migration in migration_files.make_plan([again], [row]).edited]
+    return [migration.name for _, migration in planning.make_plan([again], [row]).edited]
 
 
 @pytest.mark.parametrize("change", NO_EDITS)
-def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> None:
+def test_change_outside_the_tokens_is_not_an_edit(tmp_path: Path, change: Any) -> None:
     """Comments, white space, line ends (in literals and bodies as well) and a BOM do not count."""
     assert edited_after(RICH, change(RICH), tmp_path) == []
 
 
 @pytest.mark.parametrize("change", EDITS)
 def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
-    """Any other change of a token counts."""
+    """Every other change of a token counts."""
     assert change(RICH) != RICH
     assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]
 
@@ -883,15 +886,15 @@ def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int
         "SELECT '\n-- up\n';\nSELECT 2;",
     ],
 )
-def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
-    """Words alone do not make two halves of a file."""
+def test_comment_that_is_not_a_mark_is_a_comment(tmp_path: Path, text: str) -> None:
+    """A comment that only contains such words does not divide a file into two halves."""
     path = tmp_path / "001_t.sql"
     path.write_text(text)
 
     assert migration_files.load_script(migration_files.Migration(path, "001_t"), ours=()).statement_count > 0
 
 
-def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:
+def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Path) -> None:
     """Only what would run is refused: a file whose lower half is empty, or commented out, is taken as it is."""
     for text in ("SELECT 1;\n-- migrate:down\n", "SELECT 1;\n-- Down Migration\n-- DROP TABLE t;\n"):
         path = tmp_path / "001_t.sql"

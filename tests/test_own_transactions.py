@@ -21,7 +21,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -37,7 +37,7 @@ def failure(world: World) -> str:
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
 def test_file_that_commits_by_itself_runs_once_and_is_said(world: World, text: str) -> None:
-    """It is applied as a whole, recorded, and the report names the line where it first commits."""
+    """The file is applied as a whole and recorded; the report names the line where it first commits."""
     world.write("001_x.sql", text)
     line = next(n for n, words in enumerate(text.splitlines(), 1) if words.startswith(("COMMIT", "END")))
 
@@ -57,7 +57,7 @@ def test_file_that_commits_by_itself_runs_once_and_is_said(world: World, text: s
     ids=["COMMIT at the end", "BEGIN at the beginning", "BEGIN inside"],
 )
 def test_file_whose_transaction_is_the_runs_own_is_whole_or_not_at_all(world: World, text: str) -> None:
-    """Such a BEGIN or COMMIT changes nothing, and nothing is said."""
+    """A BEGIN first and a COMMIT last change nothing, and cause no warning."""
     world.write("001_x.sql", text.replace(C, "CREATE TABLE c (i oops);"))
     failure(world)
     assert world.tables() == []
@@ -77,13 +77,28 @@ def test_file_that_commits_by_itself_goes_on_where_it_failed(world: World) -> No
     message = failure(world)
 
     assert message.startswith('001_x.sql:7:8: column "oops" does not exist (42703).')
-    assert "have run and stay applied" in message
+    state = "The transaction that begins in line 6 is rolled back. The statements before it have run and stay applied: "
+    assert f"{state}do not edit them. Fix the file and deploy again: the run continues in line 6." in message
     assert (world.tables(), world.applied()) == (["n"], [])
     assert world.sql("SELECT i FROM n ORDER BY 1") == [(1,), (2,)]
     world.write("001_x.sql", text.format("SELECT 1;"))
     assert applied(world.deploy()) == ["001_x"]
     assert world.sql("SELECT i FROM n ORDER BY 1") == [(1,), (2,)]
     assert world.tables() == ["a", "n"]
+
+
+def test_file_that_commits_by_itself_and_fails_in_its_first_unit_has_left_nothing(world: World) -> None:
+    """Then nothing stays, the message says only that, and the file can be edited at will."""
+    world.write("001_x.sql", f"{A}\nSELECT oops;\nCOMMIT;\n{B}")
+
+    message = failure(world)
+
+    said = '001_x.sql:2:8: column "oops" does not exist (42703). Rolled back. Fix the file and deploy again. '
+    assert message.startswith(said)
+    assert world.tables() == []
+    world.write("001_x.sql", f"{C}\nCOMMIT;\n{B}")
+    assert applied(world.deploy()) == ["001_x"]
+    assert world.tables() == ["b", "c"]
 
 
 def test_file_that_commits_by_itself_does_not_go_on_without_its_temporary_table(world: World) -> None:
@@ -114,7 +129,7 @@ def test_file_that_commits_by_itself_is_tried_in_a_dry_run(world: World) -> None
 
 @pytest.mark.parametrize("end", ["ROLLBACK", "ABORT"])
 def test_file_that_rolls_back_is_refused(world: World, end: str) -> None:
-    """It would be recorded, and nothing of it be there."""
+    """Otherwise the file would be recorded although nothing of it exists."""
     world.write("001_x.sql", f"BEGIN;\n{A}\n{end};\n")
 
     assert failure(world).startswith(f"001_x.sql:3:1: {end} would undo what precedes it in the file")

@@ -117,6 +117,6 @@ def test_statement_that_the_deadline_stopped_was_cancelled_by_nobody_else(world:
 
     assert message(world, Context(9)) == (
         "out of time: 001_a.sql: canceling statement due to user request (57014). Rolled back. The deadline stopped "
-        "it. Invoke again to go on; if it needs longer than the function's timeout, raise that or split the file. Applied "
-        "in this run: nothing."
+        "it. Invoke again to go on; if it needs longer than the function's timeout, raise that or split the file. "
+        "Applied in this run: nothing."
     )

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 HERE = Path(__file__).resolve()
 if __name__ == "__main__":
@@ -18,13 +17,14 @@ if __name__ == "__main__":
 
 import initializer  # noqa: E402
 import migration_files  # noqa: E402
+import planning  # noqa: E402
 import sql_scanner  # noqa: E402
-from moto import mock_aws  # noqa: E402
 
 from harness import clients  # noqa: E402
+from harness.aws import played  # noqa: E402
 from harness.database import create_admin, create_database, drop_database  # noqa: E402
 from harness.server import Server, running_server  # noqa: E402
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World  # noqa: E402
+from harness.world import ADMIN, ADMIN_PASSWORD, World  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Side:
 
 def run_side_by_side(server: Server, folder: Path) -> tuple[Side, Side]:
     """Handler and psql, each in a new database, one file after the other until one fails."""
-    aws = mock.patch.dict(os.environ, AWS_ENVIRONMENT)
-    with _database(server, "by_handler") as one, _database(server, "by_psql") as other, aws, mock_aws():
+    with _database(server, "by_handler") as one, _database(server, "by_psql") as other, played():
         world = World(server, one, folder)
         failed = reason = ""
         try:
@@ -79,7 +78,7 @@ def _run_psql(server: Server, dbname: str, folder: Path) -> tuple[list[str], str
     problems: list[str] = []
     files = migration_files.load_migrations(folder, problems)
     applied = []
-    for name, file in migration_files.number_files(files, files, []):
+    for name, file in planning.number_files(files, files, []):
         command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", file.path]
         done = subprocess.run(
             command if _marked(file.path) else [*command, "-1"], env=env, capture_output=True, text=True, check=False
