@@ -29,7 +29,7 @@ class Table:
     is_readable: bool
     columns: Sequence[str]
     oddities: Sequence[Sequence[str]]  # what would change what we read or write, and its remedy
-    excess: Sequence[str]  # statements that take back what others may do with it
+    excess: Sequence[str]  # statements that revoke the rights of others on it
 
     def complaint(self, admin: str) -> Optional[str]:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""

@@ -326,7 +326,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
         r"invalid response to SSL negotiation",
         False,
-        "what answers there is no PostgreSQL: check host and port",
+        "what answers there is not PostgreSQL: check host and port",
     ),
     Problem(
         r"refused",

@@ -246,7 +246,7 @@ def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Seq
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
-    """Who was in the way; and how to go on, without its first letter."""
+    """Who blocked it; and the next step, without its first letter."""
     step = "nvoke again when they are done"
     if not blocked_by:
         return "", step
@@ -549,7 +549,7 @@ DISK_FULL = (
 )
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
-    "instance, or change fewer rows at once"
+    "instance, or change fewer rows at a time"
 )
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
@@ -595,7 +595,7 @@ MISTAKES = (
     Mistake(
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
-        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",

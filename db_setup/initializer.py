@@ -299,7 +299,7 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
 
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
-    """Take back what others may do with our tables."""
+    """Revoke the rights of others on our tables."""
     if not statements:
         return
     closing = sql.SQL("; ".join(statements))
@@ -483,7 +483,7 @@ def refuse_edited(run: Run, plan: Plan) -> None:
 
 
 def edited_files(plan: Plan) -> tuple[str, str]:
-    """Their names, and what is the matter with them."""
+    """Their names, and what is wrong with each."""
     names = shortened([file.path.name for _, file in plan.edited])
     if len(plan.edited) > 1:
         return names, "edited after they were applied"
@@ -491,7 +491,7 @@ def edited_files(plan: Plan) -> tuple[str, str]:
 
 
 def warn_of_oddities(run: Run, state: State, plan: Plan) -> None:
-    """Report what is odd about the rows and the files, but hinders nothing."""
+    """Warn of what is odd about rows and files, but does not stop a run."""
     warnings = list(plan.warnings)
     for name in gone_files_that_ran_in_part(state, plan):
         remedy = "put it back, or undo in a new file what it did"
@@ -599,10 +599,9 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
-            f" No file has run on this database yet, and {run.recorded[0]} was taken to be behind "
-            "it. "
-            f'If {one.name} is as well, set BASELINE="{one.name}", or a later file that it has '
-            "behind it, and deploy again."
+            f" No file has run on this database yet: {run.recorded[0]} was recorded without running, "
+            f"because its tables existed. If {one.name} was applied as well, set "
+            f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
         )
     if not_recorded:  # for which the file is not to blame
         place = one.migration.path.name

@@ -660,7 +660,7 @@ class LimitedUsers:
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
-        At once, or else piece by piece: many tables need more locks than a transaction can have.
+        In one statement, or else table by table: many tables need more locks than a transaction can have.
         """
         query = self._session.query
         roles = sql.Identifier(creator), sql.Identifier(group)

@@ -68,7 +68,7 @@ WAITS_FOR_SQL = (
 )
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
 # have to begin again, and might never come to an end.
-IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
+IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* $$^\s*(create|reindex)\M.*\mconcurrently\M$$"
 CANCEL_SQL = (
     "SELECT is_building, blocked_by, is_running, "
     "CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "
@@ -172,7 +172,7 @@ class Watcher:
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
-        if blocked_by or is_running:  # a look after the end of the wait is no news
+        if blocked_by or is_running:  # a look after the end of the wait tells nothing new
             self._activity.blocked_by = blocked_by
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}

@@ -1,4 +1,4 @@
-"""Many runs at once, in processes of their own: everyone succeeds, nothing happens twice, no holder is wronged."""
+"""Many runs at the same time, in processes of their own: all succeed, and nothing happens twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def index_is_valid(world: World) -> bool:
     return world.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('a_i')") == [(True,)]
 
 
-# --- Several at once ------------------------------------------------------------------------------------------------
+# --- Several at the same time ---------------------------------------------------------------------------------------
 
 
 def test_concurrency_processes_with_pending_files_apply_each_once(world: World) -> None:

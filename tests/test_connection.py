@@ -1,4 +1,4 @@
-"""The way to the server: tried again while it is worth it, bounded, encrypted, and closed behind every run."""
+"""The way to the server: retried while that can help, bounded, encrypted, and closed after every run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Reception = Callable[[socket.socket, Server], None]
 
 
 class Gate:
-    """Stands before the server on a port of its own. Each new connection meets the next reception; the last stays."""
+    """A proxy for the server on a port of its own. Each new connection meets the next reception; the last stays."""
 
     def __init__(self, server: Server, receptions: Sequence[Reception], port: int = 0) -> None:
         self.server, self.receptions, self.connections, self.closing = server, list(receptions), 0, False
@@ -98,7 +98,7 @@ def stay_silent(client: socket.socket, server: Server) -> None:
 
 
 def hang_up(client: socket.socket, server: Server) -> None:
-    """Close at once, as a server that is just going down."""
+    """Close immediately, as a server that is just shutting down."""
     client.recv(4096)
 
 
@@ -167,7 +167,7 @@ def nobody_listening() -> Iterator[int]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One attempt is all."""
+    """Allow only one attempt."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
 
 
@@ -242,7 +242,7 @@ MISTAKES_FOR_LIBPQ = {
 
 
 def test_mistake_in_a_variable_of_libpq_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a mistake does not go away, and is no matter of security groups."""
+    """A retry would not help, and the message does not blame security groups."""
     for named, environ in MISTAKES_FOR_LIBPQ.items():
         message, seconds = failure(world, initializer.ConnectError, Context(6), **environ)
 
@@ -292,7 +292,7 @@ NOT_READY = {
 
 @pytest.mark.usefixtures("short_pauses")
 def test_server_that_is_not_ready_is_tried_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a server says while it starts, restarts or is full is no final answer."""
+    """What a server says while it starts, restarts or is full is not a final answer."""
     waited = {}
     for what, reception in NOT_READY.items():
         caplog.clear()
@@ -547,7 +547,7 @@ VERIFIED: dict[str, tuple[str, dict[str, str], Optional[str]]] = {
 def test_certificate_is_verified_where_an_authority_is_given(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: Gate
 ) -> None:
-    """global-bundle.pem beside the handler, or PGSSLROOTCERT, means verify-full: who it is has to be right, at once."""
+    """global-bundle.pem next to the handler, or PGSSLROOTCERT, means verify-full: a wrong server is not retried."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 2)
     world.deploy()
     seen = {}

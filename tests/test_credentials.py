@@ -46,7 +46,7 @@ def second(world: World) -> Iterator[World]:
 
 
 def test_credentials_that_work_cost_three_reads_and_no_write(world: World) -> None:
-    """What is asked of Secrets Manager is known exactly: nothing is written where nothing is to be mended."""
+    """What is asked of Secrets Manager is known exactly: nothing is written where nothing has to be repaired."""
     seen = {}
 
     def deploy(case: str, event: Any = None, **environ: Optional[str]) -> None:
@@ -130,7 +130,7 @@ def test_credentials_with_a_host_of_their_own_are_kept(world: World) -> None:
 
 
 def test_credentials_that_name_no_database_are_kept(world: World) -> None:
-    """The predecessor's applications take the place from elsewhere: username and password alone are enough."""
+    """The predecessor's applications have host and port from elsewhere: username and password alone are enough."""
     world.deploy()
     world.put_secret("user", {key: world.secret("user")[key] for key in ("username", "password")})
     before = standing(world)
@@ -255,7 +255,7 @@ def test_credentials_rotated_by_aws_meanwhile_are_kept(world: World, number: int
 
 
 def test_credentials_rotated_by_aws_while_ours_waits_for_the_role_are_kept(world: World) -> None:
-    """A secret that was mended by another while this run was about to is read again before it is overwritten."""
+    """A secret that was repaired by another run while this run was about to is read again before it is overwritten."""
     world.deploy()
     world.sql("ALTER ROLE app_rw PASSWORD 'lost'")
     change, done = LimitedUsers._change_login, []
@@ -325,7 +325,7 @@ def test_credentials_whose_secret_vanishes_meanwhile_stay_as_they_are(world: Wor
 
 
 class ProcessDied(BaseException):
-    """Stands for the end of the process: nothing that catches exceptions catches this one."""
+    """Represents the end of the process: nothing that catches exceptions catches this one."""
 
 
 class Steps:

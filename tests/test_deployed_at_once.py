@@ -21,7 +21,7 @@ TIMES = 10
 
 @pytest.fixture
 def second(world: World) -> Iterator[World]:
-    """Both with the same folder of migrations; libpq's variables stand still, since runs in threads read them."""
+    """Both with the same folder of migrations; libpq's variables do not change, since runs in threads read them."""
     world.write("001_things.sql", "CREATE TABLE IF NOT EXISTS things (id serial); GRANT TRUNCATE ON things TO PUBLIC;")
     folder = mock.patch.object(initializer, "MIGRATIONS_DIR", world.folder)
     with second_application(world) as second, folder, mock.patch.dict(os.environ, world.environ):

@@ -66,7 +66,7 @@ def odd(world: World, request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 def test_hostile_admin_and_database_are_served_like_any_other(odd: World) -> None:
-    """Logins are made, kept, mended and rotated, and can use the tables, whatever admin and database are called."""
+    """Logins are made, kept, repaired and rotated, and can use the tables, whatever admin and database are called."""
     reports = [odd.deploy()["users"], odd.deploy()["users"]]
     as_superuser(odd, "ALTER ROLE app_rw NOLOGIN")
     reports += [odd.deploy()["users"], odd.deploy({"action": "rotate"})["users"]]
@@ -253,7 +253,7 @@ def test_hostile_variable_is_refused(world: World, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("key", ["dbname", "username"])
 def test_hostile_name_cut_off_within_a_letter_is_refused(world: World, key: str) -> None:
-    """PostgreSQL cuts a name off after 63 bytes, and its refusal is no UTF-8 where that is in the middle of a letter:
+    """PostgreSQL cuts a name off after 63 bytes, and its refusal is not UTF-8 where that is in the middle of a letter:
     the answer is one of our errors all the same."""
     world.put_secret("admin", {**world.secret("admin"), key: "ü" * 200})
 

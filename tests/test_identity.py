@@ -19,7 +19,7 @@ A, B, C, LIMIT = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE T
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -61,7 +61,7 @@ def messages(caplog: pytest.LogCaptureFixture, phrase: str) -> list[str]:
 
 
 def test_unnumbered_file_with_later_numbered_files_runs_once(world: World) -> None:
-    """`add_limit` beside 012_x is recorded as 013_add_limit and keeps that when 015_y comes."""
+    """`add_limit` next to 012_x is recorded as 013_add_limit and keeps that when 015_y comes."""
     first = deploy(world, {"012_x": A, "add_limit": LIMIT})
     second = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
     third = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
@@ -71,7 +71,7 @@ def test_unnumbered_file_with_later_numbered_files_runs_once(world: World) -> No
 
 
 def test_unnumbered_file_that_sorts_before_an_applied_one_runs_after_it(world: World) -> None:
-    """A new `aaa` beside an applied `bbb` is the next migration; what is recorded stays."""
+    """A new `aaa` next to an applied `bbb` is the next migration; what is recorded stays."""
     deploy(world, {"bbb": B})
 
     applied = deploy(world, {"aaa": A, "bbb": B})
@@ -140,7 +140,7 @@ def test_name_in_another_unicode_spelling_is_the_same_name(world: World) -> None
 
 
 def test_renumbered_file_does_not_run_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The same name behind another number with the same content is the same migration: the row follows the file."""
+    """The same name after another number with the same content is the same migration: its row is renamed."""
     deploy(world, {"001_a": A, "002_b": B, "003_c": f"{C}\nSELECT 1;\n", "004_l": LIMIT})
     ids = world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id")
 
@@ -160,7 +160,7 @@ def test_renumbered_file_does_not_run_again(world: World, caplog: pytest.LogCapt
 
 
 def test_renumbered_file_is_known_at_the_next_deployment(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Following a file is done once."""
+    """A row is renamed once."""
     deploy(world, {"004_b": B})
     deploy(world, {"005_b": B})
     caplog.clear()
@@ -183,7 +183,7 @@ def test_renumbered_file_makes_room_for_another_of_its_number(world: World) -> N
 
 
 def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World) -> None:
-    """A number that a file gets by hand, the one that it was given or another, is as good."""
+    """A file can be given its number, or another one, by hand."""
     deploy(world, {"001_a": A, "add_limit": LIMIT})
     for name in ("002_add_limit", "007_add_limit"):
         assert deploy(world, {"001_a": A, name: LIMIT}) == []
@@ -191,7 +191,7 @@ def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World
 
 
 def test_numbered_file_that_loses_its_number_does_not_run_again(world: World) -> None:
-    """A file that has the name behind a recorded number is that migration."""
+    """A file whose name is the one after a recorded number is that migration."""
     deploy(world, {"001_a": A, "004_b": B})
 
     assert deploy(world, {"001_a": A, "b": B}) == []
@@ -419,8 +419,8 @@ def while_a_file_sleeps(world: World, change: Callable[[], None]) -> Iterator[No
             time.sleep(0.05)
         change()
 
-    with ThreadPoolExecutor(1) as beside:
-        changed = beside.submit(wait_and_change)
+    with ThreadPoolExecutor(1) as pool:
+        changed = pool.submit(wait_and_change)
         yield
         changed.result()
 
@@ -471,7 +471,7 @@ def test_folder_beside_the_files_is_said_by_every_action(world: World) -> None:
 
 
 def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
-    """An exclude pattern that fits too much is no silent success; nor an error, since a rolled-back stack may be so."""
+    """An exclude pattern that matches too much gets a warning; not an error, since a rolled-back stack can be so."""
     deploy(world, {"001_a": A})
     fill(world, {})
 
@@ -483,7 +483,7 @@ def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["002_b.sql.txt", "002_b.psql", "002_b.sql ", "002_b/migration.sql"])
 def test_file_that_looks_like_a_migration_stops_every_action(world: World, name: str) -> None:
-    """Nothing runs while something that should run does not."""
+    """If a file that should run does not, no file runs."""
     fill(world, {"001_a": A})
     (world.folder / name).parent.mkdir(exist_ok=True)
     (world.folder / name).write_text(B)

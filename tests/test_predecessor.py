@@ -1,6 +1,6 @@
 """What went wrong in the predecessor, on databases as it left them.
 
-Faults that need no such database have their tests where the rule stands: import and Lambda (test_layout), optional
+Faults that need no such database have their tests with the rule: import and Lambda (test_layout), optional
 variables and CREATE_USERS (test_config), connect timeout and TLS (test_connection), order and `.SQL` (test_files),
 `aaa` before `bbb` (test_identity), adoption, stray tables and BASELINE (test_adoption).
 """
@@ -109,7 +109,7 @@ def test_field_database_deploys_without_a_change(field: World) -> None:
 
 
 def test_field_database_takes_new_migrations(field: World) -> None:
-    """Numbered and unnumbered files go on behind what the predecessor recorded, and the application can use them."""
+    """Numbered and unnumbered files go on after what the predecessor recorded, and the application can use them."""
     field.deploy()
     write(field, **{"004_items": "CREATE TABLE items (id serial, name text);", "add_price": "CREATE TABLE prices ();"})
 
@@ -463,7 +463,7 @@ def test_fault_rotation_broke_since_keys_of_the_secret_were_lost(world: World) -
 
 
 def test_fault_rotated_password_is_kept(world: World) -> None:
-    """What AWS's rotation has made of a login and its secret stands at the next deployment."""
+    """What AWS's rotation has made of a login and its secret stays as it is at the next deployment."""
     write(world, **{"001_users": USERS})
     world.deploy()
     world.sql("ALTER ROLE app_rw PASSWORD 'rotated'")

@@ -151,7 +151,7 @@ def test_shared_server_where_the_predecessor_left_something_in_postgres_is_no_ot
 def test_shared_server_where_both_databases_have_the_roles_no_working_login_is_broken(
     world: World, second: World
 ) -> None:
-    """Where the same roles have rights in both, mending one database's login does not break the other's."""
+    """Where the same roles have rights in both, repairing one database's login does not break the other's."""
     world.deploy()
     second.sql("CREATE TABLE things (id int); GRANT SELECT ON things TO readwrite, tablecreator")
     before = verifiers(world)
@@ -209,7 +209,7 @@ def test_shared_server_with_a_prefix_no_login_reads_the_other_database(world: Wo
 
 
 def test_shared_server_prefix_that_is_proposed_works(world: World) -> None:
-    """The ROLE_PREFIX in the message can be taken as it stands, whatever the database is called."""
+    """The ROLE_PREFIX in the message can be used as it is, whatever the database is called."""
     world.deploy()
     for number, name in enumerate(("2nd Shop", "Bücher-{0}", "x" * 50 + "{0}")):
         dbname = name.format(os.getpid())

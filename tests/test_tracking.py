@@ -24,7 +24,7 @@ RAILS = "CREATE TABLE schema_migrations (version character varying NOT NULL PRIM
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 

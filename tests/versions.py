@@ -35,7 +35,7 @@ def pythons() -> dict[str, str]:
 
 
 def makes_environments(interpreter: str) -> bool:
-    """It is no shim of a Python that is not there, and has what Debian packs separately."""
+    """It is not a shim of a missing Python, and has what Debian packs separately."""
     words = [interpreter, "-c", "import ensurepip, venv"]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
@@ -47,7 +47,7 @@ def environment(version: str, interpreter: str) -> str:
     if not ready.exists() or ready.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [folder / "bin" / "python", "-m", "pip"]
-        # The lock is complete: what it says is installed as it stands, and nothing is resolved.
+        # The lock is complete: what it lists is installed as it is, and nothing is resolved.
         install = ["install", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(lock)]
         subprocess.run([*pip, *install], check=True)
         subprocess.run([*pip, "check"], check=True, stdout=subprocess.DEVNULL)

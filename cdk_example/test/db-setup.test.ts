@@ -106,7 +106,7 @@ for (const [name, database] of Object.entries(databases)) {
       assert.deepEqual(rights(resources, setUp), expected.sort());
     });
 
-    test("has no other right than to log and to stand in a VPC", () => {
+    test("has no other right than to log and to be in a VPC", () => {
       const role = resources[setUp.Properties.Role["Fn::GetAtt"][0]]!;
       const names = role.Properties.ManagedPolicyArns.map((arn: any) => arn["Fn::Join"][1].at(-1).split("/").at(-1));
 

@@ -18,7 +18,8 @@ import { FirstRelease } from "./snippets/first-release";
 import { DB_SETUP, filesIn, idOf, newApp, ofType, onlyOf, resourcesOf, ROOT, temporaryFolder } from "./support";
 
 const README = readFileSync(path.join(ROOT, "..", "README.md"), "utf8");
-const shown = [...README.matchAll(/^```typescript\n(.*?)^```$/gms)].map((match) => match[1]!);
+const BY_HAND = readFileSync(path.join(ROOT, "..", "docs", "frameworks", "cdk-by-hand.md"), "utf8");
+const shown = [...`${README}${BY_HAND}`.matchAll(/^```typescript\n(.*?)^```$/gms)].map((match) => match[1]!);
 
 /** A file of snippets: all of it, or what is between its lines `// <<<` and `// >>>`. */
 function snippetOf(file: string): string {
@@ -54,8 +55,8 @@ function application(stack: Stack, vpc: ec2.Vpc): lambda.Function {
   });
 }
 
-test("the snippets that are tested here are those that the README shows", () => {
-  assert.deepEqual(shown, [snippetOf("construct.ts"), snippetOf("add-db-setup.ts"), snippetOf("first-release.ts")]);
+test("the snippets that are tested here are those that the README and its page by hand show", () => {
+  assert.deepEqual(shown, [snippetOf("construct.ts"), snippetOf("first-release.ts"), snippetOf("add-db-setup.ts")]);
   // What is out in the field does not change.
   const published = createHash("sha256").update(snippetOf("first-release.ts")).digest("hex");
   assert.equal(published, "f441e389e37bfde3a032a40469c65e55e9a4ce21894df1b045dbfbe7a1be81ff");

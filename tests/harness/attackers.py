@@ -1,4 +1,4 @@
-"""Those who attack a world: a login that belongs to nothing, another application's admin, and traps that they leave.
+"""Attackers of a world: a login that belongs to nothing, another application's admin, and the traps that they leave.
 
 A trap is a function whose call by the admin is noticed: a sequence counts it, which no rollback takes back. In a
 read-only transaction it fails, and so does the run.
