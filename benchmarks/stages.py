@@ -85,6 +85,7 @@ import botocore.loaders  # noqa: E402
 import database  # noqa: E402
 import initializer  # noqa: E402
 import migration_files  # noqa: E402
+import planning  # noqa: E402
 import secret_store  # noqa: E402
 import tracking  # noqa: E402
 from common import Deadline  # noqa: E402
@@ -139,7 +140,7 @@ with stage("connecting again, and the session set up"):
 with stage("tracking table"):
     state = tracking.read_state(session, config, tables)
 with stage("plan (100 files read and hashed)"):
-    plan = migration_files.make_plan(files, state.rows)
+    plan = planning.make_plan(files, state.rows)
 setup = Setup(config, login, targets, files, client)
 with stage("users (3 queries, 2 logins)"):
     users = initializer.Run(setup, session, Report("")).users.working_logins(kept_credentials(setup))

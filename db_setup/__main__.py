@@ -39,14 +39,17 @@ try:
 except ImportError:
     pglast = None  # type: ignore[assignment]
 
+import file_names
 import initializer
 import migration_files
+import planning
 import secret_store
 import sql_scanner
 from common import ConfigError, InitializerError, MigrationError
 from config import ADMIN_VARIABLE, PORT, Config
 from database import Endpoint, Login
-from migration_files import Migration, Row
+from migration_files import Migration
+from planning import Row
 from sql_scanner import Script
 
 ABOUT = {
@@ -480,7 +483,7 @@ def write_new(name: str) -> Path:
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     if problems:
         raise MigrationError("; ".join(problems))
-    version = migration_files.next_version(files, datetime.now(timezone.utc))
+    version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
     path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
@@ -492,7 +495,7 @@ def write_new(name: str) -> Path:
 
 def slug(title: str) -> str:
     """The title as part of a file's name: letters and digits of any language, and _."""
-    text = migration_files.normal(title).lower()
+    text = file_names.normal(title).lower()
     text = re.sub(r"\.sql$", "", text)
     name = re.sub(r"\W+", "_", text).strip("_")
     if not name or len(name.encode()) > 200:
@@ -542,6 +545,13 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     scripts = load_scripts(files, config, findings)
     for path in sorted(folder.glob("*.down.sql")):
         findings.notes.append(f"{path.name} is never run")
+    home = folder.resolve().parent
+    for file in files:
+        if not file.path.resolve().is_relative_to(home):
+            findings.notes.append(
+                f"{file.path.name} is a link that leads out of {home.name}/, which is uploaded "
+                "without what it leads to: put the file itself here"
+            )
 
     commit = base_commit(base, findings)
     refused = {file.name for file in files if file not in scripts}
@@ -664,7 +674,7 @@ def compare(
 ) -> list[Migration]:
     """The new files. What a run would refuse is a problem; what it would warn of, a note."""
     try:
-        plan = migration_files.make_plan(files, applied)
+        plan = planning.make_plan(files, applied)
     except MigrationError as exc:
         findings.problems.append(str(exc))
         return list(files)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import file_names
 import limited_users
 import migration_files
 import secret_store
@@ -143,7 +144,7 @@ class Config:
             host=variables.text("DB_HOST"),
             port=variables.port("DB_PORT"),
             dbname=variables.text("DB_NAME"),
-            baseline=migration_files.normal(baseline) if baseline else None,
+            baseline=file_names.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
             table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
             or "schema_migrations",

@@ -20,6 +20,7 @@ from typing import Callable, NamedTuple, Optional
 import masking
 import psycopg2
 from outcomes import (
+    CANCELLED,
     COMMITS_ITSELF,
     IN_TRANSACTION,
     NEW_ENUM_VALUE,
@@ -177,11 +178,11 @@ def state_and_step(
     if failure.connection_lost:
         return _state_and_step_of_lost(failure)
     if failure.sqlstate in RETRYABLE or (failure.cancelled and blocked_by):
-        return _state_and_step_of_blocked(script, failure, blocked_by)
+        return _state_and_step_of_blocked(failure, blocked_by)
     if failure.cancelled:
         to_go_on = "" if failure.rehearsed else " to go on"
         return (
-            f"{_state(script, failure)} It was stopped, by the deadline or by an administrator. "
+            f"{_state(failure)} It was stopped, by the deadline or by an administrator. "
             f"Invoke again{to_go_on}; if it needs longer than the function's timeout, raise that "
             "or split the file."
         )
@@ -213,18 +214,24 @@ def _state_and_step_of_lost(failure: Failure) -> str:
             "again."
         )
     unit = "this statement" if failure.in_steps else "the file"
+    if failure.unit_line:
+        unit = "this transaction"
     return (
         f"The connection was lost; the server rolls {unit} back unless it had just finished; "
         "the tracking table shows which. Invoke again."
     )
 
 
-def _state(script: Script, failure: Failure) -> str:
-    has_earlier_steps = failure.in_steps and script.statement_count > 1
-    if has_earlier_steps and not failure.rehearsed:
-        stays = "The statements before this one have run and stay applied: do not edit them."
-        return f"{stays}{_index_that_failed(failure)}"
-    return f"Rolled back.{_index_that_failed(failure)}"
+def _state(failure: Failure) -> str:
+    if not failure.earlier_stay or failure.rehearsed:
+        return f"Rolled back.{_index_that_failed(failure)}"
+    if failure.unit_line:
+        return (
+            f"The transaction that begins in line {failure.unit_line} is rolled back. The "
+            "statements before it have run and stay applied: do not edit them."
+        )
+    stays = "The statements before this one have run and stay applied: do not edit them."
+    return f"{stays}{_index_that_failed(failure)}"
 
 
 def _index_that_failed(failure: Failure) -> str:
@@ -236,13 +243,13 @@ def _index_that_failed(failure: Failure) -> str:
     return ""
 
 
-def _state_and_step_of_blocked(script: Script, failure: Failure, blocked_by: Sequence[str]) -> str:
+def _state_and_step_of_blocked(failure: Failure, blocked_by: Sequence[str]) -> str:
     who, step = _by_whom(blocked_by)
     if failure.cancelled:
         how = "It was stopped, by the deadline or by an administrator, while others blocked it"
-        return f"{_state(script, failure)} {how}{who}. I{step}."
+        return f"{_state(failure)} {how}{who}. I{step}."
     how = "It conflicted with other sessions each time"
-    return f"{_state(script, failure)} {how}{who}: i{step}."
+    return f"{_state(failure)} {how}{who}: i{step}."
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
@@ -263,9 +270,11 @@ def _state_and_step_of_marked(
 ) -> str:
     """Of a file marked -- no-transaction."""
     step = _step(advice(script, failure, extensions))
-    if failure.rehearsed:
-        return f"{_state(script, failure)} {step}."
-    return f"{_state(script, failure)} {step}: the run continues here."
+    if failure.rehearsed or not failure.earlier_stay:
+        return f"{_state(failure)} {step}."
+    if failure.unit_line:
+        return f"{_state(failure)} {step}: the run continues in line {failure.unit_line}."
+    return f"{_state(failure)} {step}: the run continues here."
 
 
 def _state_and_step_of_transaction(
@@ -292,7 +301,7 @@ def _state_and_step_of_transaction(
             "committed, but the file is not recorded. Check what it has done, make the "
             "file repeatable, and deploy again."
         )
-    return f"{_state(script, failure)} {_step(instead)}."
+    return f"{_state(failure)} {_step(instead)}."
 
 
 def _step(instead: str) -> str:
@@ -740,8 +749,8 @@ MISTAKES = (
         advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
-        "57014",
-        said="statement timeout",
+        CANCELLED,  # by none of those that state_and_step knows
+        said="",
         advice="The file's own statement_timeout was too short; raise it, or leave it out",
     ),
     Mistake(

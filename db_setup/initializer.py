@@ -17,8 +17,9 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     common           errors, log, deadline           config           variables, secrets, folder
     database         how to connect                  secret_store     Secrets Manager
     session          the lock, transactions          tracking         the tracking table
-    watcher          stops a session in time         migration_files  names, numbers, checksums
-    rehearsal        the session of a dry run        limited_users    roles and logins
+    watcher          stops a session in time         migration_files  the folder, texts, checksums
+    rehearsal        the session of a dry run        file_names       numbers, versions, order
+    planning         which file is which row         limited_users    roles and logins
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
@@ -53,9 +54,10 @@ from typing import Any, Callable, NamedTuple, Optional
 import boundary
 import custom_resource
 import failures
+import file_names
 import limited_users
 import migration_files
-import outside
+import planning
 import psycopg2
 import script_runner
 import secret_store
@@ -78,8 +80,10 @@ from config import Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
-from migration_files import Migration, Plan
+from migration_files import Migration
 from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
+from outside import Reach
+from planning import Plan
 from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
@@ -179,7 +183,7 @@ class Run:
     report: Report
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
-    changes_role: bool = False  # a file of this run makes objects as another role
+    orphans: Sequence[str] = ()  # of these, those without a file
     only_adopted: bool = False  # none of which has run here
 
     @cached_property
@@ -208,7 +212,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
     )
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows)
     run.session.pending = [name for name, _ in plan.pending]
     if not state.is_complete(plan):
         return False
@@ -243,10 +247,13 @@ def plan_pending(run: Run) -> list[Pending]:
         run.report.warn(migration_files.oddities(one.name, one.script))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
+    if run.setup.config.create_users and pending:
+        run.users.note_unreadable()
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
-        names[row.id] = migration_files.renamed_to(row, file)
+        names[row.id] = planning.renamed_to(row, file)
     run.recorded = list(names.values())
+    run.orphans = plan.orphans
     run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
     return pending
 
@@ -291,7 +298,7 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     config = run.setup.config
     found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
     state = tracking.read_state(session, config, found)
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows)
     complaint = boundary.hiding_complaint(found.hiding, session.login.username)
     if complaint and plan.pending:
         raise MigrationError(complaint)
@@ -322,7 +329,10 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
             raise failed(run, one, outcome)
         note_applied(run, one.name, started)
         if isinstance(outcome, Success):
-            undo_changes_of_our_tables(run, one.name, outcome.answer)
+            tables, row_count = outcome.answer
+            undo_changes_of_our_tables(run, one.name, tables)
+            if row_count < len(run.recorded):
+                restore_rows(run, one.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=one.name)
@@ -351,6 +361,16 @@ def undo_changes_of_our_tables(run: Run, name: str, found: Sequence[dict[str, An
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
 
+def restore_rows(run: Run, name: str) -> None:
+    """Put back what a file has removed from our table: without its row, a file would run again."""
+    still_there = [known for known in run.recorded if known not in run.orphans]
+    lost = tracking.restore_rows(run.session, run.setup.config, still_there)
+    text = f"{name} removed rows of our table, without which files run again; they were put back"
+    if lost:
+        run.report.warn([f"{text}: {shortened(lost)}"])
+    run.recorded = [known for known in still_there if known not in lost] + lost
+
+
 def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     """Go on in a new session, if that has the lock and the plan still holds.
 
@@ -359,7 +379,7 @@ def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     """
     question = tracking.unchanged_question(run.setup.config)
     has_lock, (recorded, no_marks) = run.session.resume(question)
-    is_same = migration_files.normal(recorded) == "/".join(run.recorded)
+    is_same = file_names.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
     reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
     return has_lock and no_marks and is_same and reads_as_before
@@ -390,16 +410,10 @@ def ensure_groups(run: Run) -> None:
 
 def ensure_users(run: Run) -> None:
     """After the files: the groups again, since a file may have granted too much, and the logins."""
-    try:
-        ensure_groups(run)
-        if run.changes_role and run.setup.config.create_users:
-            run.report.warn(run.users.unreadable_tables())
-        run.report.users = ensure_logins(run, run.users.ensure_login)
-        run.warn_of_users()
-    except InitializerError as exc:
-        applied = run.session.applied
-        kept = f" Applied before, and kept: {shortened(applied)}." if applied else ""
-        raise type(exc)(f"{exc}{kept}") from exc
+    ensure_groups(run)
+    run.report.warn(run.users.newly_unreadable())
+    run.report.users = ensure_logins(run, run.users.ensure_login)
+    run.warn_of_users()
 
 
 # --- What the run finds before it applies anything --------------------------------------------
@@ -514,13 +528,6 @@ def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
 # --- Applying a file --------------------------------------------------------------------------
 
 
-SETS_ROLE = re.compile(
-    r"\bSET\s+(LOCAL\s+|SESSION\s+)?(ROLE|SESSION\s+AUTHORIZATION)\b|set_config\s*\(\s*'role'"
-    r"|\bOWNER\s+TO\b|\bREASSIGN\s+OWNED\b",
-    re.IGNORECASE,
-)
-
-
 def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     """Apply a file and record it, both or neither; what blocks it for a moment is tried again.
 
@@ -532,9 +539,8 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     if session.deadline.is_near:
         raise MigrationError(out_of_time_message(session, run.report.action))
     script = one.script
-    run.changes_role = run.changes_role or SETS_ROLE.search(script.text) is not None
     marks = Marks(config.marks, one.migration.name)
-    tables_sql = tracking.our_tables_question(config).as_string(session.connection)
+    question_sql = tracking.after_file_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -545,7 +551,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         def final_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
             return script_runner.final_sql(
-                session, record_sql, tables_sql, more_follow and may_set, more_follow
+                session, record_sql, question_sql, more_follow and may_set, more_follow
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)
@@ -599,8 +605,8 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
-            f" No file has run on this database yet: {run.recorded[0]} was recorded without running, "
-            f"because its tables existed. If {one.name} was applied as well, set "
+            f" No file has run on this database yet: {run.recorded[0]} was recorded without "
+            f"running, because its tables existed. If {one.name} was applied as well, set "
             f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
         )
     if not_recorded:  # for which the file is not to blame
@@ -667,17 +673,19 @@ def forget_answers(error: Optional[BaseException]) -> None:
 
 @contextmanager
 def errors_explained(run: Run) -> Iterator[None]:
-    """Whatever ends the run is an InitializerError, and says so where the deadline was the
-    reason.
+    """Whatever ends the run is an InitializerError, and says what is applied, and where the
+    deadline was the reason.
     """
     session = run.session
     try:
         yield
     except InitializerError as exc:
-        says_so_already = str(exc).startswith("out of time")
-        if not session.is_out_of_time or says_so_already or isinstance(exc, LockError):
-            raise
-        raise type(exc)(f"out of time: {exc}") from exc
+        message = session.with_what_stays(str(exc))
+        says_so_already = message.startswith("out of time") or isinstance(exc, LockError)
+        if session.is_out_of_time and not says_so_already:
+            message = f"out of time: {message}"
+        exc.args = (message,)
+        raise
     except psycopg2.Error as exc:
         if session.is_out_of_time:
             message = out_of_time_message(session, run.report.action)
@@ -793,8 +801,10 @@ def dry_run(run: Run, found: TablesFound) -> None:
     session.acquire_lock()
     try:
         with session.rehearsing(run.setup.config.tables):
-            for one in plan_pending(run):
-                tried.append(rehearse_migration(run, session, one))
+            pending = plan_pending(run)
+            reach = Reach.of(session, counts_setval=session.has_sequences)
+            for one in pending:
+                tried.append(rehearse_migration(run, session, one, reach))
             ensure_users(run)
     except MigrationError as exc:
         untried = [
@@ -810,19 +820,16 @@ def dry_run(run: Run, found: TablesFound) -> None:
         session.pending = [entry["name"] for entry in tried] + session.pending
 
 
-SETVAL = re.compile(r"\bsetval\s*\(", re.IGNORECASE)
-
-
-def rehearse_migration(run: Run, session: Rehearsal, light: Pending) -> dict[str, Any]:
+def rehearse_migration(
+    run: Run, session: Rehearsal, light: Pending, reach: Reach
+) -> dict[str, Any]:
     """Try a file; returns what the report says of it.
 
     Raises LockError where the file lost the lock.
     """
     started = time.monotonic()
     one = with_text(session, light)
-    call = outside.call_that_stays(session, one.script.text)
-    if session.has_sequences and SETVAL.search(one.script.text):
-        call = "setval"
+    call = reach.call_in(one.script)
     if call:
         outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
     else:
@@ -873,7 +880,9 @@ def status(run: Run, found: TablesFound) -> None:
     report = run.report
     session.query("SET default_transaction_read_only = on")
     state = tracking.read_state(session, run.setup.config, found)
-    plan = migration_files.make_plan(run.setup.files, state.rows)
+    if state.columns is None:
+        tracking.has_tables(session, run.setup)
+    plan = planning.make_plan(run.setup.files, state.rows)
     history = tracking.history(session, run.setup.config, state)
     report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
     report.adopted = [name for name, _, was_adopted in history if was_adopted]
@@ -884,7 +893,7 @@ def status(run: Run, found: TablesFound) -> None:
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),
-        "duplicates": migration_files.duplicates(run.setup.files),
+        "duplicates": planning.duplicates(run.setup.files),
         "unfinished": list(state.unfinished),
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),

@@ -182,6 +182,7 @@ class LimitedUsers:
         self._session = session
         self._app = app
         self._members: dict[str, Members] = {}  # by role, as they were last found
+        self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
@@ -198,17 +199,34 @@ class LimitedUsers:
 
     # --- Groups and their rights --------------------------------------------------------------
 
-    def unreadable_tables(self) -> Iterator[str]:
-        """What to say of tables that another role owns, so that no default privilege was for
-        them.
+    def note_unreadable(self) -> None:
+        """Before the first file: what cannot be read now is not for this run to say."""
+        if self._unreadable is None:
+            self._unreadable = self._read_unreadable()
+
+    def newly_unreadable(self) -> Iterator[str]:
+        """What to say of tables that the files have made as another role, for which there are no
+        default privileges.
         """
+        known = self._unreadable
+        if known is None:
+            return
         group = self._app.group_name(READWRITE)
-        for owner, tables in self._session.query(UNREADABLE_SQL, [group, self._app.roles]):
-            listed = ", ".join(tables[:5])
+        for owner, tables in self._read_unreadable().items():
+            new = [table for table in tables if table not in known.get(owner, ())]
+            if not new:
+                continue
+            listed = ", ".join(new[:5])
             yield (
                 f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
-                f"ON {listed}{' …' if len(tables) > 5 else ''} TO {group};"
+                f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
             )
+
+    def _read_unreadable(self) -> dict[str, list[str]]:
+        """The tables of others that the group cannot read, by owner."""
+        ours = [self._text(self._app.tracking), self._text(self._app.progress)]
+        args = [self._app.group_name(READWRITE), self._app.roles, ours]
+        return dict(self._session.query(UNREADABLE_SQL, args))
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -660,7 +678,8 @@ class LimitedUsers:
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
-        In one statement, or else table by table: many tables need more locks than a transaction can have.
+        In one statement, or else table by table: many tables need more locks than a transaction
+        can have.
         """
         query = self._session.query
         roles = sql.Identifier(creator), sql.Identifier(group)
@@ -914,13 +933,13 @@ FOREIGN_DATABASES_SQL = """
 # Before 16 the grantor may have been dropped.
 REVOKE_SQL = """format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
                || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '')"""
-MEMBERSHIPS_SQL = """pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+FROM_MEMBERSHIPS_SQL = """FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
                JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
 # Since PostgreSQL 16 the admin who made a role is a member who can neither use it nor become it.
 MEMBERS_SQL = f"""(
                SELECT coalesce(json_agg(json_build_array(m.rolname, {REVOKE_SQL})
                                         ORDER BY m.rolname, l.rolname), '[]')
-               FROM {MEMBERSHIPS_SQL}
+               {FROM_MEMBERSHIPS_SQL}
                WHERE a.roleid = r.oid AND m.rolname <> ALL (%(limited)s)
                  AND m.rolname <> current_user AND NOT m.rolsuper
                  AND coalesce((to_jsonb(a) ->> 'inherit_option')::bool
@@ -940,7 +959,7 @@ GROUP_STATE_SQL = f"""
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
            {MEMBERS_SQL},
            (SELECT coalesce(json_agg(json_build_array(l.rolname, {REVOKE_SQL} || ' CASCADE')), '[]')
-            FROM {MEMBERSHIPS_SQL} WHERE l.rolname = ANY (%(limited)s))
+            {FROM_MEMBERSHIPS_SQL} WHERE l.rolname = ANY (%(limited)s))
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """
@@ -1001,6 +1020,7 @@ UNREADABLE_SQL = """
     JOIN pg_roles r ON r.rolname = %s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
       AND pg_get_userbyid(c.relowner) <> ALL (%s)
+      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%s) t)
       AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')

@@ -18,7 +18,7 @@ from common import log
 from marks import Mark, Marks
 from outcomes import Failure, Success
 from psycopg2 import sql
-from sending import Message, as_written, of_ours, send
+from sending import Message, as_written, of_ours, send, was_cancelled
 from session import Session
 from sql_scanner import Script, Statement, Target
 
@@ -69,7 +69,9 @@ def run_outside(
     except psycopg2.Error as exc:
         lost = session.is_lost
         session.roll_back()
-        return Failure(error=exc, offset=step.first.start, connection_lost=lost)
+        cancelled = was_cancelled(session, script, exc)
+        offset = step.first.start
+        return Failure(error=exc, offset=offset, connection_lost=lost, cancelled=cancelled)
 
 
 def _run_outside(
@@ -139,7 +141,15 @@ def look_up(session: Session, target: Target, question: str) -> list[tuple[Any, 
     there: an operator that others have put into it would run as the admin.
     """
     ((on, part),) = session.query(RESOLVE_SQL, [target.on or None, target.part or None])
-    values = {"on": on, "part": part, "name": target.name, "left": LEFT_BY_REINDEX}
+    values = {
+        "on": on,
+        "part": part,
+        "name": target.name,
+        "left": LEFT_BY_REINDEX,
+        "columns": list(target.columns),
+        "is_unique": target.is_unique,
+        "is_partial": target.is_partial,
+    }
     with session.transaction():
         session.query("SET LOCAL search_path = pg_catalog")
         return session.query(question, values)
@@ -223,9 +233,15 @@ INDEX_SQL = (
 # What REINDEX CONCURRENTLY leaves where it is stopped; of a TOAST table it cannot be dropped
 # everywhere.
 LEFT_BY_REINDEX = "_cc(new|old)[0-9]*$"
+COLUMNS_SQL = """ARRAY(
+    SELECT coalesce(attname, '')::text FROM unnest(indkey::int2[]) WITH ORDINALITY k(attnum, place)
+    LEFT JOIN pg_attribute a ON attrelid = i.indrelid AND a.attnum = k.attnum AND k.attnum <> 0
+    WHERE place <= indnkeyatts ORDER BY place)"""
 TRACES_SQL = {
-    "CREATE INDEX": INDEX_SQL
-    + "WHERE i.indrelid = %(on)s AND (%(name)s IS NULL OR c.relname = %(name)s::name)",
+    # One without a name is known by its columns: others may build another on the same table.
+    "CREATE INDEX": INDEX_SQL + "WHERE i.indrelid = %(on)s AND CASE WHEN %(name)s IS NOT NULL "
+    "THEN c.relname = %(name)s::name ELSE indisunique = %(is_unique)s AND (indpred IS NOT NULL) = "
+    f"%(is_partial)s AND %(columns)s::text[] = {COLUMNS_SQL} END",
     "DROP INDEX": INDEX_SQL + "WHERE i.indexrelid = %(on)s",
     "REINDEX": INDEX_SQL
     + """WHERE %(on)s IN (i.indexrelid, i.indrelid) OR

@@ -51,11 +51,14 @@ class Failure:
     at_end: bool = False  # all statements went well, and what follows them did not
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False
+    cancelled: bool = False  # by the deadline's watcher, or by an administrator
     builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
     index_dropped: bool = False  # what a build that failed had left INVALID
     still_building: Optional[bool] = None  # after a lost connection, where that could be asked
     is_temporary: bool = False  # refused only for as long as another session is at work
-    in_steps: bool = False  # outside one transaction: earlier statements may stay
+    in_steps: bool = False  # outside one transaction
+    earlier_stay: bool = False  # of the file's steps
+    unit_line: int = 0  # where the step begins that is rolled back, if it has several statements
     rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property
@@ -64,11 +67,6 @@ class Failure:
         if self.is_temporary:
             return LOCK_TIMEOUT
         return (self.error and self.error.pgcode) or ""
-
-    @property
-    def cancelled(self) -> bool:
-        """By the deadline's watcher, or by an administrator."""
-        return self.sqlstate == CANCELLED and "user request" in str(self.error)
 
 
 Outcome = Union[Success, NotTried, Failure]

@@ -1,77 +1,141 @@
 """What no ROLLBACK takes back: calls that reach beyond their transaction.
 
-Knows PostgreSQL, nothing of migrations or AWS.
+Knows PostgreSQL and scripts, nothing of migrations or AWS. Tells what can be told from tokens: not
+what a string means that only becomes SQL where it is executed.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from psycopg2 import sql
+import sql_scanner
 from session import Session
+from sql_scanner import Script
 
-# As names in a text, in the words of Python's and PostgreSQL's regular expressions.
-_CALLS = "|".join(
+CALLS = "|".join(
     [
-        r"dblink\w*",
-        r"aws_lambda|aws_s3|lambda_async",
-        r"http_(get|post|put|patch|delete|head)|http\s*\(",
-        r"pg_(create|drop|copy)_\w*replication_slot|pg_replication_slot_advance",
+        r"dblink(?:_(?:connect|exec|open|fetch|send_query|get_result)\w*)?",
+        r"(?:aws_lambda|aws_s3|lambda_async)[\w.]*",
+        r"http(?:_(?:get|post|put|patch|delete|head))?",
+        r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_slot_advance",
         r"pg_replication_origin_\w+|pg_logical_slot_get_\w+|pg_logical_emit_message",
         r"pg_switch_wal|pg_create_restore_point|pg_reload_conf|pg_rotate_logfile|pg_promote",
         r"pg_background_launch|pg_stat_\w*reset\w*",
-        r"pg_file_(write|rename|unlink|sync)|lo_export|PROGRAM\s+'",
+        r"pg_file_(?:write|rename|unlink|sync)|lo_export",
     ]
 )
-CALL = re.compile(rf"\b(?:{_CALLS})", re.IGNORECASE)
+PROGRAM = r"\b(?:TO|FROM)\s+PROGRAM\b"  # COPY
+BODY_OF = re.compile(r"DO\b|CREATE\s+(?:OR\s+REPLACE\s+)?(?:FUNCTION|PROCEDURE)\b", re.IGNORECASE)
+STRINGS = ("string", "escape_string", "bit_or_unicode_string", "dollar_string")
+WORD = re.compile(r"\w+")
 
-# Functions that make such a call, or are in a language that can do anything.
-REACHING_FUNCTIONS_SQL = """
-    SELECT p.oid, p.proname::text AS name FROM pg_catalog.pg_proc p
-    JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-    JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+
+@dataclass(frozen=True)
+class Reach:
+    """The calls that stay, and the functions and relations of a database that make one."""
+
+    call: re.Pattern[str]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, session: Session, counts_setval: bool = False) -> Reach:
+        """`counts_setval`: there are sequences, which keep what setval gives them."""
+        calls = rf"{CALLS}|setval" if counts_setval else CALLS
+        call = re.compile(rf'\b(?:{calls})"?\s*\(|{PROGRAM}', re.IGNORECASE)
+        used: list[tuple[str, set[str]]] = []
+        names = set()
+        for name, definition, is_opaque in session.query(DEFINITIONS_SQL):
+            if is_opaque or (call.search(definition) and call.search(executed(definition))):
+                names.add(name.lower())
+            used.append((name.lower(), set(WORD.findall(definition.lower()))))
+        grown = names
+        while grown:
+            grown = {name for name, words in used if not words.isdisjoint(grown)} - names
+            names |= grown
+        return cls(call, frozenset(names))
+
+    def call_in(self, script: Script) -> str:
+        """What a script calls, itself or by what the database has; empty: nothing known."""
+        code = script.text
+        if len(code) <= sql_scanner.ONE_MESSAGE:  # each token of a longer one would take its time
+            each = map(script.statement_sql, script.statements())
+            code = ";".join(executed(one, script.backslash_escapes) for one in each)
+        call = self.call.search(code)
+        if call:
+            return call.group().rstrip(' ("')
+        if not self.names:
+            return ""
+        words = (found.group() for found in WORD.finditer(code))
+        return next((word for word in words if word.lower() in self.names), "")
+
+
+def executed(text: str, backslash_escapes: bool = False) -> str:
+    """The text without comments and strings; but with bodies, and in those with EXECUTE the
+    strings, which may be SQL.
+    """
+    try:
+        return " ".join(_executed(text, backslash_escapes))
+    except sql_scanner.ScanError:  # the body of another language
+        return text
+
+
+def _executed(text: str, backslash_escapes: bool) -> Iterator[str]:
+    offset = 0
+    has_body = False
+    begins = True
+    while offset < len(text):
+        kind, end = sql_scanner.read_token(text, offset, backslash_escapes)
+        if begins and kind != "space":
+            has_body = BODY_OF.match(text, offset) is not None
+            begins = False
+        if kind == "semicolon":
+            begins = True
+        elif kind in STRINGS and has_body:
+            body = _content(text[offset:end])
+            code = executed(body)
+            yield body if re.search(r"\bEXECUTE\b", code, re.IGNORECASE) else code
+        if kind not in (*STRINGS, "space"):
+            yield text[offset:end]
+        offset = end
+
+
+def _content(literal: str) -> str:
+    if literal.startswith("$"):
+        tag = literal[: literal.index("$", 1) + 1]
+        return literal[len(tag) : -len(tag)]
+    return literal[literal.index("'") + 1 : -1].replace("''", "'")
+
+
+# Of what the admin's scripts can call by name: functions in a language that can do anything (true),
+# and what PostgreSQL executes with a relation.
+DEFINITIONS_SQL = """
+    WITH own AS (
+        SELECT c.oid, c.relname, c.relkind FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+                            AND d.objid = c.oid AND d.deptype = 'e'))
+    SELECT p.proname::text,
+           CASE WHEN p.prokind = 'a' THEN '' ELSE pg_catalog.pg_get_functiondef(p.oid) END,
+           l.lanname NOT IN ('sql', 'plpgsql')
+    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')
     WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
                       WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                      AND d.objid = p.oid AND d.deptype = 'e')
-      AND (l.lanname NOT IN ('internal', 'c', 'sql', 'plpgsql') OR p.prosrc ~* {pattern}
-           OR EXISTS (SELECT FROM pg_catalog.pg_depend d
-                      JOIN pg_catalog.pg_proc q ON q.oid = d.refobjid
-                      WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                        AND d.objid = p.oid
-                        AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                        AND q.proname ~* {pattern}))"""
-
-
-# The same, and the tables whose triggers are such functions.
-REACHING_NAMES_SQL = """
-    WITH reaching AS ({functions})
-    SELECT name FROM reaching UNION SELECT c.relname::text FROM pg_catalog.pg_trigger t
-    JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN reaching r ON r.oid = t.tgfoid"""
-
-
-def call_that_stays(session: Session, text: str) -> str:
-    """What this text calls, itself or by a function or a trigger of this database; empty:
-    nothing known.
-    """
-    call = CALL.search(text)
-    if call:
-        return call.group().rstrip(" ('")
-    names = sql.SQL(REACHING_NAMES_SQL).format(functions=reaching_functions_sql())
-    for (name,) in session.query(names):
-        if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
-            return str(name)
-    return ""
-
-
-def reaching_functions_sql() -> sql.Composable:
-    pattern = sql.Literal(rf"\m({_CALLS})")
-    return sql.SQL(REACHING_FUNCTIONS_SQL).format(pattern=pattern)
-
-
-def can_be_reached(session: Session, text: str) -> bool:
-    """Running this text may do what stays, if only by a function of this database."""
-    if CALL.search(text):
-        return True
-    any_function = sql.SQL("SELECT EXISTS ({})").format(reaching_functions_sql())
-    return bool(session.query(any_function)[0][0])
+                        AND d.objid = p.oid AND d.deptype = 'e')
+    UNION ALL
+    SELECT relname::text, pg_catalog.pg_get_viewdef(oid), false FROM own
+    WHERE relkind IN ('v', 'm')
+    UNION ALL
+    SELECT relname::text, pg_catalog.pg_get_triggerdef(t.oid), false
+    FROM own JOIN pg_catalog.pg_trigger t ON t.tgrelid = own.oid AND NOT tgisinternal
+    UNION ALL
+    SELECT relname::text, pg_catalog.pg_get_ruledef(r.oid), false
+    FROM own JOIN pg_catalog.pg_rewrite r ON r.ev_class = own.oid AND rulename <> '_RETURN'
+    UNION ALL
+    SELECT relname::text, pg_catalog.pg_get_expr(adbin, adrelid), false
+    FROM own JOIN pg_catalog.pg_attrdef ON adrelid = own.oid"""

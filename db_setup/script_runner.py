@@ -38,7 +38,9 @@ from sending import Message, as_written, of_ours, send
 from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
-RESET_ROLE_SQL = "RESET SESSION AUTHORIZATION; RESET ROLE"
+OWN_ROLE_SQL = "SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE"
+# What ours differ in from those of a new session, which a script expects.
+SCRIPT_SETTINGS_SQL = "RESET ROLE; SET search_path TO DEFAULT; SET DateStyle TO DEFAULT"
 ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 ISOLATION = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", re.IGNORECASE)
@@ -142,7 +144,8 @@ class ScriptRunner:
         """There is time, and running the statements once more does nothing that stays."""
         if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
             return False
-        return not outside.can_be_reached(self._session, self._script.text)
+        reach = outside.Reach.of(self._session)
+        return not reach.names and not reach.call_in(self._script)
 
     def _look_again(self, first: Failure) -> Failure:
         """Find the statement that failed: run them one by one, and roll all of them back.
@@ -178,7 +181,7 @@ class ScriptRunner:
     def _opening_sql(self) -> str:
         begin_sql = self._session.begin_sql(self._script.begin_sql)
         # What is prepared in a session outlives the transaction of a first attempt.
-        return f"{begin_sql}; DEALLOCATE ALL; SET search_path TO DEFAULT; SAVEPOINT {SAVEPOINT};\n"
+        return f"{begin_sql}; DEALLOCATE ALL; {SCRIPT_SETTINGS_SQL}; SAVEPOINT {SAVEPOINT};\n"
 
     def _messages(
         self, opening: str, by_statement: bool, closing_sql: str = ""
@@ -206,9 +209,9 @@ class ScriptRunner:
         """
         session = self._session
         # A first attempt may have left another role and path.
-        session.query(f"{RESET_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
+        session.query(f"{OWN_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
         marks = self._marks.read(session)
-        session.query("SET search_path TO DEFAULT")
+        session.query(SCRIPT_SETTINGS_SQL)
         number = 0
         untried: list[str] = []
         for number, (begin, statements) in enumerate(units(self._script), 1):
@@ -217,12 +220,15 @@ class ScriptRunner:
             session.activity.about = {**session.activity.about, "line": step.first.line}
             outcome = self._resume_step(step)
             if isinstance(outcome, Failure):
-                return outcome
+                unit_line = step.first.line if len(statements) > 1 else 0
+                return replace(outcome, earlier_stay=number > 1, unit_line=unit_line)
             if isinstance(outcome, NotTried):
                 untried += outcome.reasons
         if marks and max(marks) > number:
             return Failure(refusal=RUN_AND_REMOVED, offset=len(self._script.text))
         outcome = send(session, self._script, [self._end_message()])
+        if isinstance(outcome, Failure):
+            return replace(outcome, earlier_stay=True)
         if untried and isinstance(outcome, Success):
             return NotTried(tuple(untried), outcome.kept_lock)
         return outcome
@@ -230,7 +236,7 @@ class ScriptRunner:
     def _end_message(self) -> Message:
         begin_sql = self._session.begin_sql("BEGIN READ WRITE")
         forget_sql = self._marks.forget_sql(self._session)
-        opening = f"{begin_sql}; {RESET_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
+        opening = f"{begin_sql}; {OWN_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
         return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
 
     def _resume_step(self, step: Step) -> Outcome:
@@ -348,7 +354,7 @@ def final_sql(
     """
     check_sql = session.session_check_sql(may_have_changed, release_if_changed)
     return (
-        f"{RESET_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
+        f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
         f"{session.settings_sql()}"
         f"{record_sql}; {session.commit_sql()}; "
         "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Optional, Union
 
 import psycopg2
-from outcomes import Failure, Success
+from outcomes import CANCELLED, Failure, Success
 from session import Session
 from sql_scanner import Script, Statement
 
@@ -81,7 +81,19 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         at_end=message.at_end,
         in_rows=message.rows is not None and offset >= message.rows[0],
         connection_lost=connection_lost,
+        cancelled=was_cancelled(session, script, exc),
     )
+
+
+def was_cancelled(session: Session, script: Script, exc: psycopg2.Error) -> bool:
+    """By the deadline's watcher or an administrator; not by a timeout, which only a file can set.
+
+    PostgreSQL's words, which tell as well, may be in any language.
+    """
+    if exc.pgcode != CANCELLED:
+        return False
+    has_timeout = re.search("statement_timeout", script.text, re.IGNORECASE) is not None
+    return session.is_out_of_time or not has_timeout or "user request" in str(exc)
 
 
 class _Rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,9 @@ RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 # Its first half; the second key of this lock is the holder's deadline, in epoch seconds.
 DEADLINE_CLASS = 0x64625F73
+
+# What is said where nothing has run yet; a file can also be read after others have run.
+NOTHING_DONE = re.compile(r"Nothing has been (?:applied|changed|touched)\.")
 
 Result = TypeVar("Result")
 # The number of the attempt that failed, and the pause after it in seconds.
@@ -169,8 +173,18 @@ class Session:
     def what_stays(self) -> str:
         """A sentence for messages."""
         if self.applied:
-            return f"Applied by this run, and kept: {shortened(self.applied)}."
+            return f"Applied in this run: {shortened(self.applied)}."
         return database.NOTHING_CHANGED
+
+    def with_what_stays(self, message: str) -> str:
+        """The message with what this run has applied, of which those who wrote it may not know."""
+        if not self.applied or self.what_stays in message:
+            return message
+        message, corrected = NOTHING_DONE.subn(self.what_stays, message)
+        if corrected:
+            return message
+        verdict, *details = message.split("\n")
+        return "\n".join([f"{verdict} {self.what_stays}", *details])
 
     def query(
         self, statement: Any, args: Any = None, fetches: bool = True
@@ -284,6 +298,7 @@ class Session:
             # A function in schema public that fits better than PostgreSQL's own would run as the
             # admin.
             "search_path": "pg_catalog",
+            "role": "none",  # ALTER ROLE … SET role may have made it another one
             "DateStyle": "ISO",  # psycopg2 reads dates only in this style
         }
         if self.server_version >= 140000:

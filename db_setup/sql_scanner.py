@@ -426,7 +426,7 @@ class Target:
     """The object of a statement that PostgreSQL refuses in a transaction.
 
     `on` (a table or an index) and `part` (a partition) are names as they are written; `name` is one
-    as PostgreSQL stores it.
+    as PostgreSQL stores it. `columns` are those of an index, with "" for an expression.
     """
 
     kind: str
@@ -435,6 +435,9 @@ class Target:
     name: Optional[str] = None
     creates: bool = False
     is_concurrent: bool = False
+    columns: tuple[str, ...] = ()
+    is_unique: bool = False
+    is_partial: bool = False
 
     @property
     def is_build(self) -> bool:
@@ -470,7 +473,34 @@ def _new_index_target(statement: Statement) -> Target:
     if words[on - 1] != "CONCURRENTLY":
         name = _identifier(statement.tokens[on - 1])
     table = _name_as_written(statement.tokens[_skip_options(words, on + 1) :])
-    return Target("CREATE INDEX", table, name=name, creates=True, is_concurrent=True)
+    columns, rest = _index_columns(statement.tokens[on:])
+    return Target(
+        "CREATE INDEX",
+        table,
+        name=name,
+        creates=True,
+        is_concurrent=True,
+        columns=columns,
+        is_unique=words[1] == "UNIQUE",
+        is_partial="WHERE" in [token.upper() for token in rest],
+    )
+
+
+def _index_columns(tokens: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str]]:
+    """The columns in the first parentheses, and the tokens after these."""
+    columns: list[str] = []
+    open_parens = 0
+    for at, part in enumerate(tokens):
+        if open_parens == 1 and tokens[at - 1] in ("(", ","):
+            is_expression = part == "(" or tokens[at + 1 : at + 2] in (("(",), (".",))
+            columns.append("" if is_expression else _identifier(part))
+        if part == "(":
+            open_parens += 1
+        elif part == ")":
+            open_parens -= 1
+            if open_parens == 0:
+                return tuple(columns), tokens[at + 1 :]
+    return tuple(columns), ()
 
 
 def _reindex_target(statement: Statement) -> Target:

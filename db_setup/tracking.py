@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import boundary
+import file_names
 import marks
 import migration_files
+import planning
 import psycopg2
 from common import ConfigError, MigrationError, log
 from config import Config, Setup
 from database import literal
-from migration_files import CreatedTable, Migration, Plan, Row
+from migration_files import CreatedTable, Migration
+from planning import Plan, Row
 from psycopg2 import sql
 from session import Session
 
@@ -106,7 +109,7 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
     unfinished: list[str] = []
     for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
         if is_recorded:
-            name_here = migration_files.normal(name)
+            name_here = file_names.normal(name)
             recorded.append(Row(number, name_here, checksum, file_sha256, bool(adopted)))
         else:
             unfinished.append(name)
@@ -131,6 +134,21 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
         )
         select += sql.SQL(marked).format(config.marks)
     return select + sql.SQL(" ORDER BY 1, 2")
+
+
+def after_file_question(config: Config) -> sql.Composable:
+    """Asked after each file: what is known of our tables, and how many rows say *applied*."""
+    question = "SELECT json_build_array(({}), (SELECT count(*) FROM {}))"
+    return sql.SQL(question).format(our_tables_question(config), config.tracking)
+
+
+def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
+    """Record these names again where they are not; returns those that were not.
+
+    Their checksums come with the next run.
+    """
+    insert = sql.SQL(RESTORE_SQL).format(config.tracking)
+    return [name for (name,) in session.query(insert, [list(names)])]
 
 
 def unchanged_question(config: Config) -> sql.Composable:
@@ -169,7 +187,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         adoption = adoptable(session, setup)
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
-    named = list(migration_files.number_files(adoption.files, setup.files, ()))
+    named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
     session.query_in_transaction(sql.SQL("; ").join(changes))
     if state.columns is None:
@@ -207,7 +225,7 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:
-        if migration_files.is_example(file):
+        if planning.is_example(file):
             raise MigrationError(
                 f"{file.path.name} is the example that comes with db_setup, and this database is "
                 "not empty. Nothing has been changed. Put your own schema in its place, or "
@@ -253,14 +271,34 @@ def _adopted(names: list[str]) -> list[str]:
     return names
 
 
-def refuse_moved_table(moved: Optional[str]) -> None:
-    """Without its rows, every file would run again."""
+def has_tables(session: Session, setup: Setup) -> bool:
+    """Whether a database without tracking table has any other.
+
+    Raises ConfigError where ours was moved, or MIGRATIONS_TABLE was changed: without its rows,
+    every file would run again.
+    """
+    config = setup.config
+    name = sql.Literal(config.table)
+    question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
+    has_any, moved, others = session.query(question)[0]
+    contents = {file.sha256 for file in setup.files if others}
+    for schema, table in others:
+        select = sql.SQL("SELECT file_sha256 FROM {}").format(sql.Identifier(schema, table))
+        recorded = {sha256 for (sha256,) in session.query(select)}
+        if recorded and recorded <= contents:
+            raise ConfigError(
+                f"table {schema}.{table} records the files of this folder, which would run again: "
+                "was MIGRATIONS_TABLE changed? Set it back; or edit one of the files, if that "
+                "table belongs to another application that has the same ones. Nothing has been "
+                "touched."
+            )
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
             "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
             "Nothing has been touched."
         )
+    return bool(has_any)
 
 
 def adoptable(session: Session, setup: Setup) -> Adoption:
@@ -272,17 +310,12 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     """
     files = setup.files
     baseline = setup.config.baseline
-    has_tables = False
-    if files:
-        name = sql.Literal(setup.config.table)
-        question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
-        has_tables, moved = session.query(question)[0]
-        refuse_moved_table(moved)
+    has_any = bool(files) and has_tables(session, setup)
     created = migration_files.Creations([], [], True)
-    if has_tables:
+    if has_any:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
-    if has_tables and baseline is None and not (existing and len(existing) == len(created.tables)):
+    if has_any and baseline is None and not (existing and len(existing) == len(created.tables)):
         refuse_example(files)
     if not existing:
         if baseline is None:
@@ -433,13 +466,13 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
     update = sql.SQL(change).format(config.tracking)
     with session.transaction():
         for row, file in plan.renumbered:
-            name = migration_files.renamed_to(row, file)
+            name = planning.renamed_to(row, file)
             session.query(update, [name, row.checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
     for row, file in plan.renumbered:
-        log("renumbered", migration=migration_files.renamed_to(row, file), was=row.name)
+        log("renumbered", migration=planning.renamed_to(row, file), was=row.name)
 
 
 def applied_at(session: Session, config: Config, row: Row) -> str:
@@ -492,6 +525,10 @@ NOT_DROPPED = {
     "2BP01": "are used by others",
     "42501": "are used by others",
 }
+RESTORE_SQL = (
+    "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
+    "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
+)
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
 )
@@ -514,11 +551,17 @@ SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
 )
-# Whether there is any table, and where one of our name is that is not in public.
+# Whether there is any table, where one of our name is that is not in public, and which others are
+# made as ours.
 FIRST_RUN_SQL = """
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
          WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
-           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
+           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1),
+        (SELECT coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]') FROM pg_class c
+         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
+         WHERE c.relname <> {name} AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+           AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
+                AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4)"""

@@ -221,7 +221,10 @@ class Watcher:
             try:
                 settle(helper, end)
                 with helper.cursor() as cur:
-                    cur.execute("SET search_path = pg_catalog; " + statement, {"pid": self._pid})
+                    cur.execute(
+                        "SET ROLE NONE; SET search_path = pg_catalog; " + statement,
+                        {"pid": self._pid},
+                    )
                     settle(helper, end)
                     return list(cur.fetchall())
             finally:

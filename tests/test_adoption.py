@@ -253,7 +253,7 @@ def test_temporary_table_of_the_first_migration_does_not_count(world: World) -> 
     assert report["adopted"] == ["001_first"]
 
 
-def test_view_of_that_name_is_no_table(world: World) -> None:
+def test_view_of_that_name_is_not_a_table(world: World) -> None:
     """Only tables count: with a view in their place the file runs, and PostgreSQL says what is wrong."""
     world.sql("CREATE VIEW users AS SELECT 1 AS id")
     fill(world, _001_first=USERS)
@@ -331,7 +331,7 @@ def test_baseline_on_an_empty_database_is_not_used(world: World, caplog: pytest.
     ]
 
 
-def test_baseline_beside_a_tracking_table_is_not_used(world: World) -> None:
+def test_baseline_with_a_tracking_table_is_not_used(world: World) -> None:
     """Where a tracking table says what has run, a baseline says nothing."""
     fill(world, _001_first=FIRST)
     world.deploy()
@@ -354,7 +354,7 @@ def test_baseline_that_stays_set_does_nothing_at_later_deployments(world: World)
     assert (report["adopted"], applied(report)) == ([], ["002_second"])
 
 
-def test_baseline_beside_some_tables_of_the_first_migration_counts(world: World) -> None:
+def test_baseline_with_some_tables_of_the_first_migration_counts(world: World) -> None:
     """One table of the first migration is enough to tell an existing database from a new one."""
     world.sql(USERS + SECOND)
     fill(world, _001_first=GUARDED, _002_second=SECOND, _003_third=THIRD)
@@ -365,7 +365,7 @@ def test_baseline_beside_some_tables_of_the_first_migration_counts(world: World)
     assert world.tables() == ["users"]
 
 
-def test_baseline_beside_a_first_migration_without_a_table_is_not_used(
+def test_baseline_with_a_first_migration_without_a_table_is_not_used(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be told apart from a new database runs everything, and that is said."""
@@ -447,7 +447,7 @@ def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> N
 # --- The way back ---------------------------------------------------------------------------------------------------
 
 
-def test_adopted_database_with_more_behind_it_names_baseline_and_goes_on(world: World) -> None:
+def test_adopted_database_that_had_more_files_names_baseline_and_goes_on(world: World) -> None:
     """The second file fails, since the database had it, too: the message says how to go on, and that works."""
     world.sql(USERS + ITEMS)
     fill(world, _001_first=USERS, _002_items=ITEMS, _003_second=SECOND)

@@ -522,7 +522,7 @@ REFUSED_BYTES = {
 }
 
 
-def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(world: World) -> None:
+def test_apply_file_that_is_not_utf_8_is_refused_before_anything_ran(world: World) -> None:
     """A file that is not UTF-8, or holds a NUL, is refused with the place; nothing has run, not even earlier files."""
     world.write("000_first.sql", "CREATE TABLE first (i int);")
     for case, (data, beginning) in REFUSED_BYTES.items():
@@ -596,7 +596,7 @@ def test_apply_transaction_modes_of_the_file_are_honoured(world: World) -> None:
     assert [level for (level,) in world.sql("SELECT level FROM seen ORDER BY i")] == list(MODES.values())
 
 
-def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apply_transaction_ended_by_the_file_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the scanner ever overlooks a COMMIT, the missing savepoint shows it, and no row says *applied*."""
     monkeypatch.setattr(sql_scanner.Statement, "transaction_control", None)
 
@@ -722,7 +722,7 @@ def progress(world: World) -> list[tuple[Any, ...]]:
     return world.sql("SELECT migration_name, step FROM schema_migrations_progress ORDER BY step")
 
 
-def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
+def test_apply_marked_file_continues_after_the_failure(world: World) -> None:
     """A marked file runs step by step; what is done stays done, once, and the next run goes on with what failed."""
     world.write("001_a.sql", TABLE)
     marked = (
@@ -843,7 +843,7 @@ def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> 
     assert world.sql("SELECT * FROM s.a") == [(1,)]
 
 
-def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(world: World) -> None:
+def test_apply_marked_file_waits_no_longer_for_locks_after_a_concurrent_build(world: World) -> None:
     """Only the concurrent build itself is allowed to wait for as long as it takes; what follows it is not."""
     world.write("001_a.sql", TABLE + "CREATE TABLE seen (t text);")
     world.write(
@@ -881,7 +881,7 @@ def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
     )
 
 
-def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) -> None:
+def test_apply_concurrent_build_that_fails_leaves_no_index(world: World) -> None:
     """What PostgreSQL leaves of a failed concurrent build is dropped immediately."""
     world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
     world.deploy()
@@ -926,7 +926,7 @@ def blocker(world: World, until: Callable[[], bool] = lambda: False) -> Iterator
             holder.join()
 
 
-def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_apply_lock_timeout_rolls_back_and_retries(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A file that waits too long for a lock is rolled back and tried again, until the other session is done."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()

@@ -97,7 +97,7 @@ def test_deployments_go_on_where_a_login_has_used_up_its_connections(
 def test_deployments_go_on_where_a_login_that_is_refused_for_its_limit_has_a_wrong_password(
     deployed: World, secret: str
 ) -> None:
-    """What the server answers before it has looked at the password proves nothing, and a wrong one is still mended."""
+    """An answer before the password was checked proves nothing, and a wrong one is still replaced."""
     deployed.put_secret(secret, {**deployed.secret(secret), "password": "wrong"})
     deployed.sql(f"ALTER ROLE {deployed.secret(secret)['username']} CONNECTION LIMIT 0")
 
@@ -121,7 +121,7 @@ def test_deployments_go_on_where_logins_have_joined_each_other(deployed: World) 
 
 
 def test_deployments_go_on_where_a_login_has_let_a_stranger_in(deployed: World) -> None:
-    """The same with a login that is not ours."""
+    """The same holds for a login that is not ours."""
     if deployed.server.version >= 150000:
         return
     with deployed.login("creator") as conn:
@@ -176,7 +176,7 @@ def test_deployments_go_on_where_a_login_holds_our_lock(deployed: World, how: st
 
 @BOTH
 def test_deployments_go_on_where_many_sessions_wait_for_our_lock(deployed: World, secret: str) -> None:
-    """Those that queue behind the first one would get it, one after the other."""
+    """Those that wait after the first one would get it, one after the other."""
     with ExitStack() as stack:
         for _ in range(5):
             conn = stack.enter_context(deployed.login(secret))
@@ -209,7 +209,7 @@ def prepares() -> Iterator[Any]:
 def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
     prepares: Any, secret: str, tmp_path: Any
 ) -> None:
-    """It has no session that could be ended: it is rolled back."""
+    """A prepared transaction has no session that could be ended, so db_setup rolls it back."""
     prepare(prepares)
     create_database(prepares, "prepared", ADMIN)
     try:
@@ -281,7 +281,7 @@ def test_deployments_go_on_where_the_table_creator_leaves_something_open(world: 
 
 
 def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> None:
-    """Whether a session can go on behind a file is not found out by reading megabytes."""
+    """To find out whether a session can go on after a file, db_setup does not read megabytes."""
     with deployed.login("creator") as conn:
         rows(
             conn,

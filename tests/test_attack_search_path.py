@@ -44,7 +44,7 @@ TYPES = ("oid", "text", "regclass", "regnamespace", "bigint", "int", "name", "bo
 
 
 def lay_traps(world: World) -> None:
-    """Everywhere in schema public; they belong to the admin, who may do that."""
+    """Traps everywhere in schema public; they belong to the admin, who is allowed to make them."""
     lay_trap(world)
     as_superuser(world, f"ALTER SCHEMA traps OWNER TO {ADMIN}")
     source = " ".join(path.read_text() for path in Path(initializer.__file__).parent.glob("*.py"))
@@ -180,7 +180,7 @@ def test_search_path_of_ours_sees_no_trap_where_statements_run_alone(trapped: Wo
 
 
 def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None:
-    """For the lock, or for a table, with the second connection's questions."""
+    """The watcher's questions meet no trap while a run waits for the lock or for a table."""
     world = trapped
     world.write("001_things.sql", "CREATE TABLE things (id pg_catalog.int4);")
     run(world)
@@ -196,7 +196,7 @@ def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None
 
 
 def test_search_path_of_ours_sees_no_trap_when_a_database_is_adopted(trapped: World) -> None:
-    """Nor where the columns of the predecessor's table are completed."""
+    """The same holds when the columns of the predecessor's table are completed."""
     world = trapped
     as_superuser(world, f"SET ROLE {ADMIN}; CREATE TABLE public.things (id pg_catalog.int4)")
     world.write("001_things.sql", "CREATE TABLE things (id pg_catalog.int4);")
@@ -286,7 +286,7 @@ def test_search_path_with_a_function_of_any_other_login_is_refused(world: World,
 
 
 def test_search_path_with_functions_of_the_admin_superusers_and_extensions_is_fine(deployed: World) -> None:
-    """Those who rule the database anyway, or what they have installed, are not in the way."""
+    """Those who rule the database anyway, or what they have installed, do not stop a run."""
     body = "RETURNS varchar LANGUAGE sql AS $$ SELECT 'z'::varchar $$"
     as_superuser(deployed, f"CREATE FUNCTION public.upper(varchar) {body}; CREATE EXTENSION citext SCHEMA public")
     deployed.sql(f"CREATE FUNCTION public.lower(varchar) {body}")
@@ -299,7 +299,7 @@ def test_search_path_with_functions_of_the_admin_superusers_and_extensions_is_fi
 
 
 def test_search_path_with_functions_of_the_table_creator_that_hide_nothing_is_fine(deployed: World) -> None:
-    """It may make functions; and in a schema that is in nobody's path it may call them as it likes."""
+    """A table creator is allowed to make functions; in a schema outside every search path they can have any name."""
     as_superuser(deployed, "CREATE SCHEMA aside; GRANT ALL ON SCHEMA aside TO app_tc")
     with deployed.login("creator") as conn:
         rows(conn, trap("public.own_lower", "varchar", "varchar", "'y'"))
@@ -309,7 +309,7 @@ def test_search_path_with_functions_of_the_table_creator_that_hide_nothing_is_fi
 
 
 def test_search_path_with_a_hiding_function_does_not_stop_a_run_without_files(deployed: World) -> None:
-    """No file is run, so none can call it."""
+    """Where no file is pending, none can call it, so the run succeeds."""
     deployed.deploy()
     with deployed.login("creator") as conn:
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))

@@ -168,7 +168,7 @@ def test_tables_of_the_predecessor_are_taken_over(world: World) -> None:
 
 
 @pytest.mark.parametrize("baseline", [None, "001_things"])
-def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: World, baseline: Any) -> None:
+def test_tables_of_a_stranger_do_not_show_that_a_database_was_set_up(world: World, baseline: Any) -> None:
     """A table that adoption looks for, made by another login, adopts nothing: the run names its owner."""
     open_public(world)
     make_stranger(world)
@@ -182,8 +182,8 @@ def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: 
     assert world.sql("SELECT to_regclass('schema_migrations')::text") == [(None,)]
 
 
-def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_set_up(world: World) -> None:
-    """Also where the tracking table was dropped by hand."""
+def test_tables_that_the_table_creator_made_do_not_show_that_a_database_was_set_up(world: World) -> None:
+    """The same holds if the tracking table was dropped by hand."""
     deploy_among_attackers(world)
     with world.login("creator") as conn:
         rows(conn, "CREATE TABLE things (id int)")
@@ -194,7 +194,7 @@ def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_
 
 
 def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
-    """Whoever owns the tracking table says what is applied: given to the table creator, it says nothing any more."""
+    """The owner of the tracking table decides what counts as applied. A table creator's table is not trusted."""
     deploy_among_attackers(world)
     as_superuser(world, "ALTER TABLE schema_migrations OWNER TO app_tc")
     world.write("001_things.sql", STEPS)

@@ -61,7 +61,7 @@ def test_concurrency_processes_with_pending_files_apply_each_once(world: World) 
     assert deadlocks(world) == 0
 
 
-def test_concurrency_processes_during_a_concurrent_build_do_not_stand_in_its_way(world: World) -> None:
+def test_concurrency_processes_during_a_concurrent_build_do_not_block_it(world: World) -> None:
     """While one builds an index concurrently, the others wait for it and it does not wait for them."""
     world.write("001_a.sql", TABLE)
     world.deploy(CREATE_USERS="false")

@@ -197,7 +197,7 @@ def test_role_prefix_not_a_plain_identifier_is_refused(world: World) -> None:
     assert said == {value: f"ROLE_PREFIX is {value!r}, but must be {form}{UNTOUCHED}" for value in values}
 
 
-def test_role_prefix_stands_before_all_four_names(world: World) -> None:
+def test_role_prefix_precedes_all_four_names(world: World) -> None:
     """The prefix, however long, is put literally before both groups and both logins."""
     for prefix in ("shop_", "a" * 41):
         report = world.deploy(ROLE_PREFIX=prefix)

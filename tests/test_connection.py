@@ -208,7 +208,7 @@ def backends(world: World) -> int:
 # --- Not worth another try ------------------------------------------------------------------------------------------
 
 
-def test_wrong_password_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_password_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A refused password is not tried again: that would lock accounts and waste the deployment's time."""
     world.put_secret("admin", {**world.secret("admin"), "password": "not the password"})
 
@@ -222,7 +222,7 @@ def test_wrong_password_fails_at_once(world: World, caplog: pytest.LogCaptureFix
     assert logged(caplog, "waiting for the database") == []
 
 
-def test_unknown_database_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_database_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A name that is not there will not be there in a minute."""
     message, seconds = failure(world, initializer.ConnectError, DB_NAME="not_there")
 
@@ -241,7 +241,7 @@ MISTAKES_FOR_LIBPQ = {
 }
 
 
-def test_mistake_in_a_variable_of_libpq_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_mistake_in_a_variable_of_libpq_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A retry would not help, and the message does not blame security groups."""
     for named, environ in MISTAKES_FOR_LIBPQ.items():
         message, seconds = failure(world, initializer.ConnectError, Context(6), **environ)
@@ -618,7 +618,7 @@ def test_connection_is_closed_when_the_database_is_not_ours(world: World) -> Non
     assert "MIGRATIONS_TABLE" in str(kept.value)
 
 
-def test_warm_invocation_reads_variables_and_secrets_anew(world: World) -> None:
+def test_warm_invocation_reads_variables_and_secrets_again(world: World) -> None:
     """Nothing is remembered: a password that was rotated meanwhile and a changed variable are seen."""
     world.deploy(CREATE_USERS="false")
     rotated = "rotated meanwhile"
@@ -676,7 +676,7 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     assert (world.applied() == ["001_stubborn"]) == (world.tables() == ["stubborn"])
 
 
-def test_deadline_passed_leaves_nothing_behind_for_the_next_run(world: World) -> None:
+def test_deadline_passed_leaves_nothing_for_the_next_run(world: World) -> None:
     """The next invocation goes on where the stopped one was."""
     world.write("001_slow.sql", "SELECT pg_sleep(60)")
     failure(world, initializer.MigrationError, Context(1.5))

@@ -91,7 +91,7 @@ def test_credentials_are_not_asked_for_again_where_a_migration_fails(world: Worl
 # --- What the secret holds ------------------------------------------------------------------------------------------
 
 
-def test_credentials_whose_secret_was_made_anew_are_mended(world: World) -> None:
+def test_credentials_whose_secret_was_made_again_are_repaired(world: World) -> None:
     """A secret that has lost its value with all its versions gets a login again; the other one is left alone."""
     world.deploy()
     before = world.secret("creator")
@@ -139,7 +139,7 @@ def test_credentials_that_name_no_database_are_kept(world: World) -> None:
     assert standing(world) == before
 
 
-def test_credentials_mended_and_rotated_keep_keys_that_we_do_not_know(world: World) -> None:
+def test_credentials_repaired_and_rotated_keep_keys_that_we_do_not_know(world: World) -> None:
     """Whatever else a secret holds stays in it, in its type, whichever way its login is changed."""
     others = {"masterarn": "arn:of:the:admin", "dbClusterIdentifier": "shop", "tags": ["a", 1, None], "": {"x": "%s"}}
     world.put_secret("user", {**others, "username": "nobody", "password": "x"})
@@ -387,7 +387,7 @@ MADE = {"BEGIN", "CREATE ROLE", 'GRANT "tablecreator"', "ALTER DEFAULT", "COMMIT
         pytest.param("app_tc", ROTATE, "SELECT", {"BEGIN", "ALTER ROLE", "REASSIGN OWNED", "COMMIT"}, id="rotated"),
     ],
 )
-def test_credentials_after_a_crash_at_any_step_are_mended_by_the_next_run(
+def test_credentials_after_a_crash_at_any_step_are_repaired_by_the_next_run(
     world: World, login: str, event: Any, damage: str, expected: set[str]
 ) -> None:
     """Wherever the process dies the next run ends with a login that works; what worked before never stops."""

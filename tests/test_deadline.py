@@ -286,7 +286,7 @@ def test_deadline_is_kept_when_a_new_login_gets_no_answer(limited: World) -> Non
 # --- A warm sandbox -------------------------------------------------------------------------------------------------
 
 
-def test_deadline_leaves_no_thread_behind_in_a_warm_sandbox(world: World) -> None:
+def test_deadline_leaves_no_thread_in_a_warm_sandbox(world: World) -> None:
     """However an invocation with a deadline ends, its watchdog ends with it."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     before = set(threading.enumerate())

@@ -466,7 +466,7 @@ def test_dry_run_says_that_the_modes_of_a_transaction_are_not_tried(plain: World
     assert names(plain.deploy()["applied"]) == ["001_a", "002_b"]
 
 
-def test_dry_run_that_fails_behind_what_it_did_not_try_says_so(plain: World) -> None:
+def test_dry_run_that_fails_after_what_it_did_not_try_says_so(plain: World) -> None:
     """The failure may only be that of the dry run: the last line names what it may need."""
     plain.sql("CREATE TABLE a (i int)")
     plain.write("001_a.sql", "CREATE UNIQUE INDEX CONCURRENTLY u ON a (i)")
@@ -505,7 +505,7 @@ def test_dry_run_finds_a_violated_deferred_constraint_in_its_own_file(plain: Wor
     assert failure(plain).startswith(message.split(" (23503)")[0])
 
 
-def test_dry_run_defers_constraints_anew_in_each_file_as_their_tables_say(plain: World) -> None:
+def test_dry_run_defers_constraints_again_in_each_file_as_their_tables_say(plain: World) -> None:
     """Those INITIALLY DEFERRED are deferred again after a file; INITIALLY IMMEDIATE ones are immediate again."""
     plain.write("001_a.sql", f"{DEFERRED} CREATE TABLE u (i int UNIQUE DEFERRABLE);")
     plain.write("002_b.sql", "INSERT INTO p VALUES (1, 2), (3, 1); INSERT INTO p VALUES (2, 1); SELECT 1;")
@@ -530,7 +530,7 @@ def test_dry_run_of_steps_with_pending_trigger_events_succeeds_as_a_run_does(pla
     assert names(dry(plain)["tried"]) == names(plain.deploy()["applied"])
 
 
-def test_dry_run_beside_a_deferrable_constraint_that_is_none_of_ours_succeeds(plain: World) -> None:
+def test_dry_run_with_a_deferrable_constraint_of_another_schema_succeeds(plain: World) -> None:
     """A schema that the admin may not use, and another session's temporary table, do not stop it."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     as_superuser(plain, "CREATE SCHEMA hidden; CREATE TABLE hidden.t (i int UNIQUE DEFERRABLE)")
@@ -630,7 +630,7 @@ def test_dry_run_of_users_that_are_fine_keeps_them(world: World) -> None:
     world.deploy()
 
 
-def test_dry_run_of_a_broken_user_would_mend_it_and_changes_neither_role_nor_secret(world: World) -> None:
+def test_dry_run_of_a_broken_user_would_repair_it_and_changes_neither_role_nor_secret(world: World) -> None:
     """One login whose password is lost and one that was dropped stay so, until a migration repairs them."""
     world.deploy()
     lost = {**world.secret("user"), "password": "lost"}
@@ -800,7 +800,7 @@ def test_dry_run_keeps_another_run_waiting(plain: World, monkeypatch: pytest.Mon
         run.result(20)
 
 
-def test_dry_run_behind_a_lock_tries_again(
+def test_dry_run_blocked_by_a_lock_retries(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file that waits longer than LOCK_TIMEOUT rolls back and is retried; what it did before is not done twice."""
@@ -854,7 +854,7 @@ def test_dry_run_ends_every_thread(plain: World) -> None:
     assert set(threading.enumerate()) <= threads
 
 
-def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: World) -> None:
+def test_dry_run_retries_where_the_tracking_table_is_locked(world: World) -> None:
     """The predecessor's table lacks columns, and somebody reads it."""
     columns = "id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, applied_at TIMESTAMP"
     world.sql(f"CREATE TABLE schema_migrations ({columns})")
@@ -870,6 +870,64 @@ def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: Worl
 
 
 # --- What no ROLLBACK takes back ------------------------------------------------------------------------------------
+
+
+REACHING = """
+    CREATE FUNCTION make_slot() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM {}; END $$;
+    CREATE FUNCTION by_another() RETURNS int LANGUAGE sql AS 'SELECT make_slot(); SELECT 1';
+    CREATE VIEW slots_made AS SELECT by_another();
+    CREATE TABLE with_default (i int DEFAULT by_another());
+    CREATE TABLE with_rule (i int);
+    CREATE RULE r AS ON INSERT TO with_rule DO ALSO SELECT by_another();"""
+FOLLOWED = {
+    "by_another": "SELECT by_another();",
+    "slots_made": "SELECT * FROM slots_made;",
+    "with_default": "INSERT INTO with_default DEFAULT VALUES;",
+    "with_rule": "INSERT INTO with_rule VALUES (1);",
+    "make_slot": "DO $$ BEGIN EXECUTE 'SELECT make_slot()'; END $$;",
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_dry_run_follows_what_a_file_calls(plain: World, name: str) -> None:
+    """Functions, views, defaults and rules are followed to the call that stays."""
+    plain.sql(REACHING.format("pg_create_physical_replication_slot('ours_dry')"))
+    plain.write("001_a.sql", FOLLOWED[name])
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == [f"it calls {name}, which nothing takes back"]
+
+
+def test_dry_run_does_not_call_setval_in_a_function(plain: World) -> None:
+    """A sequence keeps the value whatever is rolled back, whoever sets it."""
+    plain.sql("CREATE SEQUENCE s; CREATE FUNCTION f() RETURNS bigint LANGUAGE sql AS $$ SELECT setval('s', 99) $$;")
+    plain.write("001_a.sql", "SELECT f();")
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == ["it calls f, which nothing takes back"]
+    assert plain.sql("SELECT last_value FROM s") == [(1,)]
+
+
+NAMED_ONLY = {
+    "a comment": "-- no dblink('x') here, nor /* */ setval('s', 1)\nSELECT 1; /* SELECT lo_export(1, 'x') */",
+    "a string": "SELECT 'SELECT dblink_connect(1)', $$setval('s', 1)$$, E'\\'pg_reload_conf()';",
+    "a name": "CREATE TABLE dblink_log (setval int, http text);",
+    "rows": "CREATE TABLE n (a text);\nCOPY n FROM STDIN;\nit's dblink('x')\n\\.\nSELECT 1;",
+    "a string in a body": "DO $$ BEGIN RAISE NOTICE 'as dblink(%) did', 1; END $$;",
+}
+
+
+@pytest.mark.parametrize("text", NAMED_ONLY.values(), ids=NAMED_ONLY)
+def test_dry_run_tries_a_file_that_only_names_a_call(plain: World, text: str) -> None:
+    """Comments, strings and rows are not executed, so nothing stays."""
+    plain.sql("CREATE SEQUENCE s")
+    plain.write("001_a.sql", text)
+
+    report = plain.deploy({"action": "dry_run"})
+
+    assert report["tried"][0]["untried"] == []
 
 
 @pytest.mark.parametrize("how", ["in the file", "in a function", "in a trigger"])

@@ -663,7 +663,7 @@ def test_advice_is_not_given_where_it_is_wrong(there: World, case: str) -> None:
     assert wrong not in fail_with(there, text)
 
 
-def test_mistake_behind_a_prepared_statement_is_named_as_such(there: World) -> None:
+def test_mistake_after_a_prepared_statement_is_named_as_such(there: World) -> None:
     """The second attempt, which looks for the place, does not stumble over what the first has left in the session."""
     message = fail_with(there, "PREPARE p AS INSERT INTO c VALUES (9);\nEXECUTE p;\nSELECT 1 / 0;")
 
@@ -715,7 +715,7 @@ CARETS = {
 }
 
 
-def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
+def test_caret_is_under_the_character_that_postgresql_names(there: World) -> None:
     """Whatever precedes it in the line, and however long that is; at most 100 characters are shown."""
     for case, (text, following) in CARETS.items():
         _, line, caret, *_ = fail_with(there, text).splitlines()
@@ -781,3 +781,24 @@ def test_message_of_long_names_and_lines_stays_below_its_limit(there: World) -> 
     assert message.splitlines()[0].endswith("in the same file. Then deploy again. Applied in this run: nothing.")
     assert len(re.sub("(?s).*^DETAIL: |^HINT: .*", "", message, flags=re.MULTILINE)) <= 302
     assert "\nHINT: Use DROP ... CASCADE" in message
+
+
+# --- Stopped, in any language ---------------------------------------------------------------------------------------
+
+STOPPED = "DO $$ BEGIN RAISE USING ERRCODE = '57014', MESSAGE = 'storniere Anfrage'; END $$;"
+
+
+def test_statement_that_was_stopped_is_known_by_its_sqlstate(there: World) -> None:
+    """PostgreSQL's words are in the language of its server: they do not decide."""
+    message = fail_with(there, STOPPED)
+
+    assert message.startswith(
+        "002_b.sql: storniere Anfrage (57014). Rolled back. It was stopped, by the deadline or by "
+    )
+
+
+def test_statement_that_exceeds_the_timeout_of_its_file_is_none_that_was_stopped(there: World) -> None:
+    """The same SQLSTATE: the file sets a limit of its own, and that is named."""
+    message = fail_with(there, f"SET statement_timeout = '1h';\n{STOPPED}")
+
+    assert "(57014). Rolled back. The file's own statement_timeout was too short; raise it" in message

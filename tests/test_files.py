@@ -11,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Optional
 
+import file_names
 import migration_files
+import planning
 import pytest
 import sql_scanner
 from common import MigrationError
-from migration_files import Row
+from planning import Row
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 
@@ -85,7 +87,7 @@ def rows(*names: str, checksum: Optional[str] = "1:other", file_sha256: Optional
 )
 def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) -> None:
     """Leading digits are a migration's number, and an integer."""
-    assert migration_files.number_of(name) == number
+    assert file_names.number_of(name) == number
 
 
 @pytest.mark.parametrize(
@@ -102,18 +104,18 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
         ("1_2_b", "2_b"),
     ],
 )
-def test_bare_name_is_what_stands_behind_the_number(name: str, rest: str) -> None:
+def test_bare_name_is_what_follows_the_number(name: str, rest: str) -> None:
     """The name after the number is what remains when a file is renumbered."""
-    assert migration_files.bare(name) == rest
+    assert file_names.bare(name) == rest
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
 def test_bare_name_of_a_given_number_is_the_files_own_name(folder: Path, name: str) -> None:
     """A file that was recorded with the number it was given is found again under its own name."""
     files = migrations(folder, name)
-    recorded = [given for given, _ in migration_files.number_files(files, files, [])]
+    recorded = [given for given, _ in planning.number_files(files, files, [])]
 
-    claimed = migration_files.claim_rows(files, rows(*recorded))
+    claimed = planning.claim_rows(files, rows(*recorded))
 
     assert recorded == [f"001_{name}"]
     assert [row.name for row in claimed.values()] == recorded
@@ -134,7 +136,7 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
     """Names compare naturally, V2__ before V10__, and any two names can be compared."""
     backwards = names[::-1]
 
-    assert sorted(backwards, key=migration_files.natural) == names
+    assert sorted(backwards, key=file_names.natural) == names
 
 
 # --- Which files, in which order ------------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path,
         "sql",
     ],
 )
-def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_leaves_out_what_is_not_a_migration(folder: Path, name: str) -> None:
     """`*.down.sql` is never run; hidden files and files that are not `.sql` are ignored."""
     put(folder, "001_a.sql", name)
 
@@ -252,7 +254,7 @@ def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(fo
     )
 
 
-def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_without(folder: Path) -> None:
+def test_load_migrations_refuses_numbered_files_in_a_sub_folder_next_to_files_without(folder: Path) -> None:
     """As Graphile Migrate has them: what the folder itself holds is not what should run."""
     (folder / "committed").mkdir()
     put(folder, "current.sql", "committed/000001.sql")
@@ -329,7 +331,7 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
         *("001_a.down.sql", "001_countries.csv", "001_why.md", "data.sqlite", "sql"),
     ],
 )
-def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_says_nothing_of_what_is_not_a_migration(folder: Path, name: str) -> None:
     """A file that nobody expects to run is fine."""
     put(folder, "001_a.sql", name)
 
@@ -355,7 +357,7 @@ def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None
     ]
 
 
-def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
+def test_load_migrations_refuses_what_is_not_a_regular_file(folder: Path) -> None:
     """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
@@ -373,7 +375,7 @@ def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) ->
     ]
 
 
-def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
+def test_load_migrations_finds_sql_next_to_the_folder(tmp_path: Path) -> None:
     """A file that was put next to migrations/ instead of into it is said: refused where it has a number."""
     folder = tmp_path / "migrations"
     folder.mkdir()
@@ -404,6 +406,8 @@ def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
         (["001_a", "002_rollback"], []),
         (["V1__a", "V2__b", "U2__b"], ["U2__b undoes V2"]),
         (["V1__a", "V1_2__b", "B1_2__all"], ["B1_2__all repeats V1_2"]),
+        (["V1__a", "afterEachMigrate__log"], ["afterEachMigrate__log is a callback of Flyway"]),
+        (["001_a", "beforeSale"], []),
         (["V1__a", "U2__b"], []),
     ],
 )
@@ -494,7 +498,7 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
         pytest.param("SELECT 1;".encode("utf-16-le"), f"001_a.sql:1:2: {NUL}", id="UTF-16 without BOM"),
     ],
 )
-def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
+def test_read_text_of_what_is_not_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
     """What is not UTF-8 or holds a NUL is refused with its place and the way out."""
     put(folder, "001_a.sql", content=content)
     file = load(folder)[0]
@@ -567,11 +571,11 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["004"], ["004"], {"004": "004"}, id="number alone"),
     ],
 )
-def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
+def test_claim_rows_goes_by_the_name_and_the_name_after_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
     """A file is applied if its own name is recorded, or its name after a recorded number."""
-    claimed = migration_files.claim_rows(migrations(folder, *files), rows(*recorded))
+    claimed = planning.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
 
@@ -600,7 +604,7 @@ def test_number_files_gives_the_next_number(
     """A file without a number gets the next one after every number seen, in name order, with three digits."""
     found = migrations(folder, *files)
 
-    numbered = [name for name, _ in migration_files.number_files(found, found, rows(*recorded))]
+    numbered = [name for name, _ in planning.number_files(found, found, rows(*recorded))]
 
     assert numbered == names
 
@@ -610,7 +614,7 @@ def test_number_files_takes_the_longest_name_that_the_table_can_hold() -> None:
     name = "\u00fc" * 251
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
-    assert [given for given, _ in migration_files.number_files([file], [file], [])] == [f"001_{name}"]
+    assert [given for given, _ in planning.number_files([file], [file], [])] == [f"001_{name}"]
 
 
 def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
@@ -619,7 +623,7 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     file = migration_files.Migration(Path(f"{name}.sql"), name)
 
     with pytest.raises(MigrationError) as caught:
-        list(migration_files.number_files([file], [file], []))
+        list(planning.number_files([file], [file], []))
 
     assert str(caught.value).startswith(f"001_{name}: ")
     for part in ("255 characters", "Nothing has been applied.", "shorter"):
@@ -654,13 +658,12 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
 )
 def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
     """The next number is written like those in the folder."""
-    files = [migration_files.Migration(Path(f"{name}.sql"), name) for name in there]
     now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
-    assert migration_files.next_version(files, now) == following
+    assert file_names.next_version(there, now) == following
     every = [*there, f"{following}new"]
-    versioned = [name for name in every if migration_files.version_of(name)]
-    assert max(versioned, key=migration_files.order) == every[-1]
+    versioned = [name for name in every if file_names.version_of(name)]
+    assert max(versioned, key=file_names.order) == every[-1]
 
 
 # --- The plan -------------------------------------------------------------------------------------------------------
@@ -728,7 +731,7 @@ def test_next_version_follows_all_and_is_written_like_the_highest(there: list[st
             ["20250625_b runs before 20250625093000_a, since it has no time of day: give it one, if that is wrong"],
             id="one day, one time",
         ),
-        pytest.param([], ["001_a"], [migration_files.NO_FILES], id="no file left"),
+        pytest.param([], ["001_a"], [planning.NO_FILES], id="no file left"),
     ],
 )
 def test_make_plan_says_what_may_be_a_slip(
@@ -738,7 +741,7 @@ def test_make_plan_says_what_may_be_a_slip(
     found = migrations(folder, *files)
     checksum = migration_files.tokens_checksum(found[0]) if found else None
 
-    plan = migration_files.make_plan(found, rows(*recorded, checksum=checksum))
+    plan = planning.make_plan(found, rows(*recorded, checksum=checksum))
 
     assert list(plan.warnings) == warnings
 
@@ -749,7 +752,7 @@ def test_make_plan_does_not_call_the_old_number_of_a_renumbered_file_used(folder
     put(folder, "005_ours.sql", content=b"SELECT 'ours'")
     theirs, ours = load(folder)
 
-    plan = migration_files.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
+    plan = planning.make_plan([theirs, ours], rows("004_ours", checksum=migration_files.tokens_checksum(ours)))
 
     assert [(row.name, file.name) for row, file in plan.renumbered] == [("004_ours", "005_ours")]
     assert [name for name, _ in plan.pending] == ["004_theirs"]
@@ -761,16 +764,16 @@ def test_make_plan_does_not_scan_files_that_are_as_recorded(folder: Path, monkey
     (file,) = migrations(folder, "001_a")
     monkeypatch.setattr(sql_scanner, "checksum", lambda _: pytest.fail("scanned"))
 
-    plan = migration_files.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
+    plan = planning.make_plan([file], rows("001_a", checksum="1:x", file_sha256=file.sha256))
 
-    assert plan == migration_files.Plan()
+    assert plan == planning.Plan()
 
 
 def test_make_plan_names_rows_without_a_file(folder: Path) -> None:
     """A deleted file, or one of a newer deployment, is an orphan and nothing else."""
     (file,) = migrations(folder, "001_a")
 
-    plan = migration_files.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
+    plan = planning.make_plan([file], rows("001_a", "002_b", checksum=migration_files.tokens_checksum(file)))
 
     assert (plan.orphans, plan.pending, plan.edited) == (("002_b",), (), ())
 
@@ -827,11 +830,11 @@ def edited_after(before: str, after: str, folder: Path) -> list[str]:
     row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)
     file.path.write_bytes(after.encode())
     again = migration_files.Migration(file.path, file.name)  # as the next run finds it
-    return [migration.name for _, migration in migration_files.make_plan([again], [row]).edited]
+    return [migration.name for _, migration in planning.make_plan([again], [row]).edited]
 
 
 @pytest.mark.parametrize("change", NO_EDITS)
-def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> None:
+def test_change_outside_the_tokens_is_not_an_edit(tmp_path: Path, change: Any) -> None:
     """Comments, white space, line ends (in literals and bodies as well) and a BOM do not count."""
     assert edited_after(RICH, change(RICH), tmp_path) == []
 
@@ -883,7 +886,7 @@ def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int
         "SELECT '\n-- up\n';\nSELECT 2;",
     ],
 )
-def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
+def test_comment_that_is_not_a_mark_is_a_comment(tmp_path: Path, text: str) -> None:
     """A comment that only contains such words does not divide a file into two halves."""
     path = tmp_path / "001_t.sql"
     path.write_text(text)
@@ -891,7 +894,7 @@ def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None
     assert migration_files.load_script(migration_files.Migration(path, "001_t"), ours=()).statement_count > 0
 
 
-def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:
+def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Path) -> None:
     """Only what would run is refused: a file whose lower half is empty, or commented out, is taken as it is."""
     for text in ("SELECT 1;\n-- migrate:down\n", "SELECT 1;\n-- Down Migration\n-- DROP TABLE t;\n"):
         path = tmp_path / "001_t.sql"

@@ -409,7 +409,7 @@ AT_ONCE = (
 WRITTEN_ANEW = (("integer", "bigint"), ("varchar(40)", "varchar(20)"), ("numeric(8,2)", "numeric(8,3)"))
 
 
-def test_guide_changes_of_type_that_are_at_once_write_nothing(world: World) -> None:
+def test_guide_changes_of_type_that_are_immediate_write_nothing(world: World) -> None:
     """The types that are listed keep the table's file and its index's; others do not."""
     for pair in (*AT_ONCE, *WRITTEN_ANEW):
         world.sql(f"CREATE TABLE t (v {pair[0]}); CREATE INDEX ON t (v); INSERT INTO t VALUES (NULL)")
@@ -431,7 +431,7 @@ COMPUTED = (
 )
 
 
-def test_guide_columns_that_are_added_at_once_write_nothing(shop: World) -> None:
+def test_guide_columns_that_are_added_immediately_write_nothing(shop: World) -> None:
     """Without a default, with a constant one or with now() nothing is written; with a computed one all is."""
     before = node(shop, "users")
     shop.sql(statement(file_of("Add a column", "add_nickname")))
@@ -490,7 +490,7 @@ def test_guide_renames_without_the_recipe_fail_the_old_code(shop: World) -> None
     assert refusal(shop, f"ALTER TABLE orders RENAME TO purchases; {old}").startswith("42P01 relation")
 
 
-def test_guide_old_name_of_a_table_is_no_full_table(shop: World) -> None:
+def test_guide_old_name_of_a_table_is_not_a_full_table(shop: World) -> None:
     """The view under the old name takes rows, but what the guide excepts is refused."""
     shop.sql(statement(file_of("Rename a table", "rename_tags")))
 
@@ -677,7 +677,7 @@ def test_guide_row_level_security_shows_each_user_their_own_rows(world: World) -
     assert world.sql("UPDATE orders SET note = 'x' RETURNING id") == []
 
 
-def test_guide_rows_that_are_there_already_stay_and_numbers_go_on_behind_them(shop: World) -> None:
+def test_guide_rows_that_exist_stay_and_numbers_continue_after_them(shop: World) -> None:
     """What somebody added by hand is kept, and the next number of a serial is free."""
     shop.sql("CREATE SCHEMA billing; CREATE TABLE billing.invoices (id serial PRIMARY KEY, note text)")
     shop.sql("INSERT INTO billing.invoices VALUES (1, 'by hand')")

@@ -105,10 +105,10 @@ def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
         with takes, pytest.raises(LockError) as caught:
             world.deploy(CREATE_USERS="false")
 
-    assert "Applied by this run, and kept: 001_a. Invoke again" in str(caught.value)
+    assert "Applied in this run: 001_a. Invoke again" in str(caught.value)
 
 
-def test_rest_behind_a_locked_tracking_table_is_asked_for_again(world: World) -> None:
+def test_rest_after_a_locked_tracking_table_is_asked_for_again(world: World) -> None:
     """What a new session asks is retried like everything else."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_f.sql", FUNCTION.format(number))

@@ -211,7 +211,7 @@ def test_hostile_admin_secret_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 60_000, '{"a":' * 10_000], ids=["lists", "objects"])
-def test_hostile_secret_nested_too_deep_is_no_json(world: World, text: str) -> None:
+def test_hostile_secret_nested_too_deep_is_not_json(world: World, text: str) -> None:
     """Python's parser gives up on it with another error than on other texts: for us it is the same."""
     world.put_secret("user", text)
 
@@ -271,7 +271,7 @@ def test_hostile_variable_with_nul_is_refused() -> None:
     assert {problem.split()[0] for problem in problems} == names
 
 
-def test_hostile_admin_name_is_no_other_login(world: World) -> None:
+def test_hostile_admin_name_is_not_another_login(world: World) -> None:
     """A user name with a connection's options in it is a user that does not exist, and no way to another one."""
     world.put_secret("admin", {**world.secret("admin"), "username": f"x' user='{ADMIN}"})
 

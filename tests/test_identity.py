@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from harness.world import World
@@ -81,7 +81,7 @@ def test_unnumbered_file_that_sorts_before_an_applied_one_runs_after_it(world: W
     assert deploy(world, {"aaa": A, "bbb": B}) == []
 
 
-def test_unnumbered_file_gets_a_number_behind_those_of_deleted_files(world: World) -> None:
+def test_unnumbered_file_gets_a_number_after_those_of_deleted_files(world: World) -> None:
     """The next number is after every number in the table as well as in the folder."""
     deploy(world, {"001_a": A, "007_b": B})
 
@@ -352,7 +352,7 @@ def test_other_file_of_a_number_whose_row_has_no_checksum_runs(world: World, cap
 # --- Rows without files: rolled-back deployments --------------------------------------------------------------------
 
 
-def test_older_folder_on_a_newer_database_is_no_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_older_folder_on_a_newer_database_is_not_an_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A rolled-back deployment invokes the previous version: it finds rows that it does not know, and says so."""
     older, newer = {"001_a": A, "004_b": B}, {"001_a": A, "005_b": B, "006_c": C}
     deploy(world, older)
@@ -444,17 +444,44 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
     with while_a_file_sleeps(world, lambda: world.write("002_b.sql", after)), pytest.raises(MigrationError) as caught:
         world.deploy()
 
-    assert str(caught.value).startswith("002_b.sql: it was changed while this run read it, so it was not started. ")
+    assert str(caught.value) == (
+        "002_b.sql: it was changed while this run read it, so it was not started. "
+        "Invoke again when nobody writes to it. Applied in this run: 001_slow."
+    )
     assert world.applied() == ["001_slow"]
     assert world.tables() == []
     assert deploy(world, {"001_slow": SLOW, "002_b": before}) == ["002_b"]
     assert world.tables() == ["b", "c"]
 
 
+@pytest.mark.parametrize(
+    ("after", "what"),
+    [(b"\xff", "byte 0xff is not UTF-8"), (None, "cannot be read: No such file or directory")],
+    ids=["no longer text", "gone"],
+)
+def test_file_that_cannot_be_read_any_more_says_what_is_applied(
+    world: World, after: Optional[bytes], what: str
+) -> None:
+    """That nothing has been applied is only said where it is so."""
+    fill(world, {"001_slow": SLOW, "002_b": B})
+    path = world.folder / "002_b.sql"
+
+    def change() -> None:
+        path.write_bytes(after) if after else path.unlink()
+
+    with while_a_file_sleeps(world, change), pytest.raises(MigrationError) as caught:
+        world.deploy()
+
+    message = str(caught.value)
+    assert what in message
+    assert message.count("Applied in this run: 001_slow.") == 1
+    assert "Nothing has been" not in message
+
+
 # --- What is in the folder besides ----------------------------------------------------------------------------------
 
 
-def test_folder_beside_the_files_is_said_by_every_action(world: World) -> None:
+def test_folder_next_to_the_files_is_reported_by_every_action(world: World) -> None:
     """What may be left aside on purpose is a warning of a run, of a dry run and of status."""
     fill(world, {"001_a": A})
     (world.folder / "old").mkdir()
@@ -506,7 +533,7 @@ END $$;
 """
 
 
-def test_applied_file_with_new_comments_and_line_ends_is_no_edit(world: World) -> None:
+def test_applied_file_with_new_comments_and_line_ends_is_not_an_edit(world: World) -> None:
     """What a formatter or git's line ends do to an applied file stops no deployment, and changes no row."""
     deploy(world, {"001_t": RICH})
     before = recorded(world)
@@ -571,7 +598,7 @@ def record_as_a_newer_release(world: World, name: str, checksum: str = "9:unknow
     world.sql("UPDATE schema_migrations SET checksum = %s WHERE migration_name = %s", checksum, name)
 
 
-def test_checksum_of_a_newer_release_is_no_edit(world: World) -> None:
+def test_checksum_of_a_newer_release_is_not_an_edit(world: World) -> None:
     """A rolled-back deployment does not know the newer version's checksums, nor complains of or replaces them."""
     deploy(world, {"001_a": A})
     for checksum in ("9:unknown", "10:unknown", "whatever"):

@@ -155,9 +155,7 @@ def test_lock_held_by_another_run_is_waited_for(world: World, caplog: pytest.Log
     assert re.search(r'waiting for another run holder="another run \(pid \d+, user rds_admin', caplog.text)
 
 
-def test_lock_waiter_does_not_stand_in_the_way_of_a_concurrent_build(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lock_waiter_does_not_block_a_concurrent_build(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A waiting run has no transaction open: the holder's CREATE INDEX CONCURRENTLY does not have to wait for it."""
     write_countable(world)
     with in_this_process(world), ThreadPoolExecutor(1) as pool, holder(world) as conn:

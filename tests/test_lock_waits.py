@@ -92,7 +92,7 @@ BLOCKERS = {
 
 
 @pytest.mark.parametrize("blocker", BLOCKERS.values(), ids=BLOCKERS)
-def test_lock_wait_gives_way_to_the_application_and_succeeds_when_the_way_is_free(
+def test_lock_wait_lets_the_application_go_first_and_succeeds_when_the_lock_is_free(
     busy: World, caplog: pytest.LogCaptureFixture, blocker: Blocker
 ) -> None:
     """After a long reader or writer a migration waits for LOCK_TIMEOUT at a time: nobody else queues behind it for

@@ -165,7 +165,7 @@ def beginning(text: str) -> str:
     return "CREATE UNIQUE INDEX" if "UNIQUE" in text else "CREATE INDEX"
 
 
-def test_outside_build_terminated_while_it_waits_is_built_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_outside_build_terminated_while_it_waits_is_built_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The INVALID index of an interrupted build is dropped and built again, also where the file says IF NOT EXISTS."""
     world.sql('CREATE SCHEMA other; CREATE TABLE other."T" (i int)')
     for number, (text, in_the_way, name) in enumerate(BUILDS.values(), 2):
@@ -321,7 +321,7 @@ def test_outside_unnamed_build_leaves_the_invalid_indexes_of_others(world: World
     assert oid(world, "theirs") == theirs
 
 
-def test_outside_unnamed_build_beside_a_new_index_of_others_is_not_done(world: World) -> None:
+def test_outside_unnamed_build_next_to_a_new_index_of_others_is_not_done(world: World) -> None:
     """An index that somebody else has made meanwhile does not pass for the unnamed one that is still INVALID."""
     world.write("002_x.sql", "CREATE INDEX CONCURRENTLY ON t (s);")
     deploy_terminated(world, "CREATE ", WRITER)
@@ -330,6 +330,31 @@ def test_outside_unnamed_build_beside_a_new_index_of_others_is_not_done(world: W
     world.deploy()
 
     assert indexes(world) == {"t_s_idx": True, "theirs": True}
+
+
+OURS_WITHOUT_NAME = {
+    "(s)": "(i)",
+    "(s, i)": "(i, s)",
+    "(lower(s), i)": "(i)",
+    "((s || s))": "(s)",
+    '("s" DESC) WHERE i > 0': "(s)",
+}
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["never built", "built"])
+@pytest.mark.parametrize("ours", OURS_WITHOUT_NAME)
+def test_outside_unnamed_build_whose_answer_is_lost_is_known_by_its_columns(
+    world: World, ours: str, arrives: bool
+) -> None:
+    """An index that somebody else has made meanwhile on the same table is none of ours, however that ended."""
+    world.write("002_x.sql", f"CREATE INDEX CONCURRENTLY ON t {ours};")
+    deploy_cut(world, "CREATE INDEX", arrives=arrives)
+    world.sql(f"CREATE INDEX theirs ON t {OURS_WITHOUT_NAME[ours]}")
+
+    world.deploy()
+
+    assert sorted(indexes(world).values()) == [True, True]
+    assert world.applied()[-1] == "002_x"
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -478,7 +503,7 @@ def test_outside_build_whose_index_cannot_be_dropped_says_that_it_may_be_left(wo
     assert indexes(world) == {"a": False}
 
 
-def test_outside_unique_violation_beside_a_long_reader_is_reported_as_such(world: World) -> None:
+def test_outside_unique_violation_during_a_long_read_is_reported_as_such(world: World) -> None:
     """A leftover that cannot be dropped immediately does not hide the error; the next run drops it."""
     world.sql("INSERT INTO t VALUES (50, 'again')")
     world.write("002_x.sql", MARK + "\nCREATE UNIQUE INDEX CONCURRENTLY a ON t (i);")
@@ -527,7 +552,7 @@ def test_outside_reindex_terminated_while_it_builds_is_repeated_without_debris(w
 
 
 @pytest.mark.parametrize("statement", ["REINDEX INDEX CONCURRENTLY old", "REINDEX TABLE CONCURRENTLY t"])
-def test_outside_reindex_terminated_behind_the_swap_leaves_no_debris(world: World, statement: str) -> None:
+def test_outside_reindex_terminated_after_the_swap_leaves_no_invalid_index(world: World, statement: str) -> None:
     """An interrupted REINDEX whose new index is in place has left the old one: it is dropped."""
     world.write("002_x.sql", statement + ";")
 
@@ -620,7 +645,7 @@ def test_outside_drop_of_an_index_whose_answer_is_lost_is_recorded(
     assert caplog.text.count(HAD_DONE) == 2
 
 
-def test_outside_new_value_of_an_enum_is_added_once_and_used_behind(world: World) -> None:
+def test_outside_new_value_of_an_enum_is_added_once_and_used_afterwards(world: World) -> None:
     """ADD VALUE commits with its mark, so that the value can be used after it and is not added twice."""
     world.sql("CREATE TYPE mood AS ENUM ('old'); CREATE TABLE u (id serial, n int, m mood)")
     world.write(
@@ -762,7 +787,7 @@ def test_outside_several_transactions_of_a_file_happen_once_each(world: World) -
 # --- Edited meanwhile -----------------------------------------------------------------------------------------------
 
 
-def test_outside_rest_of_a_file_edited_goes_on_behind_the_last_done_statement(world: World) -> None:
+def test_outside_rest_of_a_file_edited_continues_after_the_last_done_statement(world: World) -> None:
     """What has not run yet may be edited, shortened and lengthened."""
     world.sql("CREATE TABLE u (id serial, n int)")
     begin = MARK + "INSERT INTO u (n) VALUES (1);\nCREATE INDEX CONCURRENTLY a ON t (i);\n"
@@ -841,7 +866,7 @@ def test_outside_statement_in_doubt_edited_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("statement", ["CREATE INDEX CONCURRENTLY a ON t (s)", "REINDEX INDEX CONCURRENTLY old"])
-def test_outside_build_goes_on_behind_the_deadline_and_is_recorded_by_a_later_run(
+def test_outside_build_goes_on_after_the_deadline_and_is_recorded_by_a_later_run(
     world: World, caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:
     """A build that outlives its Lambda keeps the lock on the server; the run that finds it valid records it."""

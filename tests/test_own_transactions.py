@@ -77,13 +77,28 @@ def test_file_that_commits_by_itself_goes_on_where_it_failed(world: World) -> No
     message = failure(world)
 
     assert message.startswith('001_x.sql:7:8: column "oops" does not exist (42703).')
-    assert "have run and stay applied" in message
+    state = "The transaction that begins in line 6 is rolled back. The statements before it have run and stay applied: "
+    assert f"{state}do not edit them. Fix the file and deploy again: the run continues in line 6." in message
     assert (world.tables(), world.applied()) == (["n"], [])
     assert world.sql("SELECT i FROM n ORDER BY 1") == [(1,), (2,)]
     world.write("001_x.sql", text.format("SELECT 1;"))
     assert applied(world.deploy()) == ["001_x"]
     assert world.sql("SELECT i FROM n ORDER BY 1") == [(1,), (2,)]
     assert world.tables() == ["a", "n"]
+
+
+def test_file_that_commits_by_itself_and_fails_in_its_first_unit_has_left_nothing(world: World) -> None:
+    """Then nothing stays, the message says only that, and the file can be edited at will."""
+    world.write("001_x.sql", f"{A}\nSELECT oops;\nCOMMIT;\n{B}")
+
+    message = failure(world)
+
+    said = '001_x.sql:2:8: column "oops" does not exist (42703). Rolled back. Fix the file and deploy again. '
+    assert message.startswith(said)
+    assert world.tables() == []
+    world.write("001_x.sql", f"{C}\nCOMMIT;\n{B}")
+    assert applied(world.deploy()) == ["001_x"]
+    assert world.tables() == ["b", "c"]
 
 
 def test_file_that_commits_by_itself_does_not_go_on_without_its_temporary_table(world: World) -> None:

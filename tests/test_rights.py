@@ -207,7 +207,7 @@ def make_notes(world: World, creator: str) -> None:
             rows(conn, f"{'SET ROLE tablecreator;' if creator == 'app_tc, SET ROLE' else ''} {NOTES}")
 
 
-def test_rights_on_a_later_table_are_there_at_once(world: World) -> None:
+def test_rights_on_a_later_table_exist_immediately(world: World) -> None:
     """Both logins read and write what anybody of ours creates, without another run."""
     world.deploy()
     for creator in ("migration", "migration, SET ROLE", "admin by hand", "app_tc", "app_tc, SET ROLE"):
@@ -429,3 +429,43 @@ def test_table_that_a_file_makes_as_another_role_is_said_to_be_unreadable(world:
             assert rows(conn, "SELECT * FROM theirs, ours") == []
     finally:
         world.sql(f"DROP TABLE theirs; REVOKE ALL ON SCHEMA public FROM {owner}")
+
+
+def test_table_that_a_file_makes_in_the_default_role_of_the_admin_is_said_to_be_unreadable(world: World) -> None:
+    """A default role counts in the files that come after it, as in psql; db_setup itself remains the admin."""
+    owner = "tmp_default_owner"
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.write("001_a.sql", f"ALTER ROLE {ADMIN} IN DATABASE {world.dbname} SET role = {owner}; CREATE TABLE ours ();")
+    world.write("002_b.sql", "CREATE TABLE theirs ();")
+    world.write("003_c.sql", "-- no-transaction\nCREATE TABLE theirs_too ();\nVACUUM theirs_too;")
+    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON {} TO readwrite;"
+    said = f"readwrite cannot read what {owner} owns: add to the file {grant}"
+    try:
+        first = world.deploy()
+        second = world.deploy()
+        world.write("004_d.sql", "CREATE TABLE theirs_later ();")
+        third = world.deploy()
+        fourth = world.deploy({"action": "status"})
+    finally:
+        with world.superuser() as conn:
+            rows(conn, f"ALTER ROLE {ADMIN} IN DATABASE {world.dbname} RESET role; DROP OWNED BY {owner}")
+
+    assert first["warnings"] == [said.format("public.theirs, public.theirs_too")]
+    assert (second["applied"], second["warnings"]) == ([], [])
+    assert third["warnings"] == [said.format("public.theirs_later")]
+    assert [entry["name"] for entry in fourth["applied"]] == ["001_a", "002_b", "003_c", "004_d"]
+    assert world.tables() == ["ours"]
+
+
+def test_tables_of_ours_that_a_file_gives_to_another_role_are_none_to_be_granted(world: World) -> None:
+    """What is said of unreadable tables is about those of the application."""
+    owner = "tmp_later_owner"
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.write("001_a.sql", "CREATE TABLE a ();")
+    world.write("002_b.sql", f"ALTER TABLE schema_migrations_progress OWNER TO {owner};")
+    try:
+        assert world.deploy()["warnings"] == []
+        assert world.sql("SELECT tableowner FROM pg_tables WHERE tablename ~ 'progress'") == [(owner,)]
+    finally:
+        with world.superuser() as conn:
+            rows(conn, f"DROP OWNED BY {owner}")

@@ -107,7 +107,7 @@ def test_rotation_hands_the_table_creators_tables_on(world: World) -> None:
         rows(conn, "INSERT INTO first (id) VALUES (1); INSERT INTO second (id) VALUES (1); SELECT nextval('counted')")
 
 
-def test_rotation_of_a_login_that_does_not_work_mends_it(world: World) -> None:
+def test_rotation_of_a_login_that_does_not_work_repairs_it(world: World) -> None:
     """Where there is nothing to lose, the login itself gets a new password."""
     world.deploy()
     world.sql("ALTER ROLE app_rw NOLOGIN")

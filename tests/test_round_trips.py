@@ -143,7 +143,7 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
-def test_round_trips_behind_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
+def test_round_trips_after_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
     """A function without variables, such as a trigger's, keeps nothing that could be out of date in the next file."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_function.sql", TRIGGER.format(number))
@@ -153,7 +153,7 @@ def test_round_trips_behind_a_function_without_variables_are_as_many(world: Worl
     assert asked == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"]]]
 
 
-def test_round_trips_behind_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
+def test_round_trips_after_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
     """A function with variables is compiled for its session: the next file gets a new one, which takes the lock while
     it is set up, and sees that nobody was faster."""
     for number in (1, 2, 3):

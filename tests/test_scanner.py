@@ -85,7 +85,7 @@ ONE_STATEMENT = {
 
 
 @pytest.mark.parametrize("text", ONE_STATEMENT.values(), ids=ONE_STATEMENT)
-def test_scan_semicolon_inside_something_is_no_end(text: str) -> None:
+def test_scan_semicolon_inside_something_is_not_an_end(text: str) -> None:
     """A semicolon in quotes, comments, parentheses and bodies belongs to its statement; the next one ends it."""
     assert split(f"{text};\nSELECT 2;") == [text, "SELECT 2"]
 
@@ -302,7 +302,7 @@ ROWS = {
 
 @pytest.mark.parametrize("data", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_scan_rows_of_copy_are_no_sql(data: str, newline: str) -> None:
+def test_scan_rows_of_copy_are_not_sql(data: str, newline: str) -> None:
     """Rows reach from the line after COPY to a line of nothing but \\., whatever is in them."""
     copy = "COPY public.t (a) FROM stdin WITH (FORMAT text)"
     text = f"SELECT 1;\n{copy}; -- rows\n{data}\\.\nSELECT 2;\n".replace("\n", newline)
@@ -373,7 +373,7 @@ def test_read_script_other_encoding_is_refused_unless_the_file_is_ascii(declared
     "declared",
     ["SET client_encoding = 'UTF8'", "SET NAMES 'utf-8'", "SET client_encoding TO unicode", "RESET client_encoding"],
 )
-def test_read_script_utf8_declared_is_no_matter(declared: str) -> None:
+def test_read_script_utf8_declared_is_accepted(declared: str) -> None:
     """pg_dump declares UTF8."""
     assert texts(read_script(f"{declared};\nSELECT 'ü';")) == [declared, "SELECT 'ü'"]
 
@@ -813,7 +813,7 @@ def test_read_script_that_rolls_back_or_prepares_is_refused(text: str, message: 
     ],
     ids=["first line", "CRLF", "blanks and capitals", "third line", "before restrict"],
 )
-def test_read_script_marked_in_leading_comment_is_no_transaction(text: str) -> None:
+def test_read_script_marked_in_leading_comment_is_not_a_transaction(text: str) -> None:
     """`-- no-transaction` before the first statement takes the transaction away."""
     script = read_script(text)
 
@@ -902,7 +902,7 @@ def test_read_script_reading_changed_in_a_way_that_cannot_be_followed_is_refused
     )
 
 
-def test_read_script_reading_named_in_data_is_no_matter() -> None:
+def test_read_script_reading_named_in_data_is_accepted() -> None:
     """A row or a function that only speaks of the setting is left alone."""
     text = (
         "INSERT INTO t VALUES ('standard_conforming_strings');\nCREATE FUNCTION f() RETURNS int LANGUAGE sql "

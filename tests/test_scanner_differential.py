@@ -144,7 +144,7 @@ def composed(choices: bytes) -> str:
     return ";".join(glue() + statement() + glue() for _ in range(next(left) % 6 + 1))
 
 
-# Hypothesis draws all of them at once, which takes a tenth of the time of composing the strategies of each piece.
+# Hypothesis draws all of them together, which takes a tenth of the time of composing the strategies of each piece.
 scripts = st.binary(min_size=CHOICES, max_size=CHOICES).map(composed)
 noise = st.text(alphabet=list("';\"$-/*\\eEuU&nNbBxX a1_\n\r(ü."), max_size=30)
 

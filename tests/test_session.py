@@ -211,7 +211,7 @@ def test_session_settings_are_in_force_for_the_file_that_made_them(world: World)
     assert world.sql("SELECT zone FROM s.zones, s.t RIGHT JOIN (VALUES (1)) v(x) ON true") == [("Asia/Tokyo",)]
 
 
-def test_session_users_are_made_behind_any_file(world: World) -> None:
+def test_session_users_are_made_after_any_file(world: World) -> None:
     """What the last file leaves in the session does not reach the users either."""
     world.write(
         "001_a.sql", "CREATE SCHEMA s; SET search_path = s; SET ROLE readwrite; SET client_encoding = 'LATIN1';"
@@ -233,7 +233,10 @@ def test_error_under_another_encoding_keeps_its_form(world: World) -> None:
 
 
 def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: World) -> None:
-    """RESET ALL goes back to what ALTER DATABASE has set; what we depend on is set again after it."""
+    """RESET ALL goes back to what ALTER DATABASE has set; what we depend on is set again after it.
+
+    Only the style of dates is the file's: its text decides what is written into tables.
+    """
     for setting in (
         "DateStyle = 'German'",
         "client_encoding = 'LATIN1'",
@@ -249,7 +252,19 @@ def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: W
     world.deploy()
 
     assert world.tables() == ["größe", "seen"]
-    assert world.sql("SELECT * FROM seen") == [("ISO, DMY", "UTF8", "4s", "0")]
+    assert world.sql("SELECT * FROM seen") == [("German, DMY", "UTF8", "4s", "0")]
+
+
+@pytest.mark.parametrize("mark", ["", "-- no-transaction\n"], ids=["one transaction", "in steps"])
+def test_session_writes_dates_as_the_database_does(world: World, mark: str) -> None:
+    """A date becomes text in the style of the database, as under psql, not in the one that we read."""
+    world.sql(f"ALTER DATABASE {world.dbname} SET DateStyle = German")
+    world.write("001_a.sql", f"{mark}CREATE TABLE a AS SELECT '01.02.2020'::date::text AS day;\nSELECT now();")
+
+    report = world.deploy()
+
+    assert world.sql("SELECT day FROM a") == [("01.02.2020",)]
+    assert report["status"] == world.deploy({"action": "status"})["status"] == "ok"
 
 
 def test_session_that_is_renewed_tells_each_warning_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -286,7 +301,7 @@ def test_statement_of_ours_says_the_same_however_the_database_reads_backslashes(
     assert [text for text in texts if "\\" in re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)] == []
 
 
-def test_session_beside_a_database_in_another_encoding(world: World) -> None:
+def test_session_on_a_server_with_a_database_in_another_encoding(world: World) -> None:
     """What ALTER ROLE has set there is in a catalog of the whole server, and not in our letters."""
     other = f"{world.dbname}_latin1"
     with world.superuser() as superuser:

@@ -44,7 +44,7 @@ def test_database_that_is_gone_between_two_files_is_reported_with_what_is_applie
     with mock.patch.object(database, "open_connection", once), pytest.raises(ConnectError) as caught:
         world.deploy(CREATE_USERS="false")
 
-    assert str(caught.value).endswith("(connection refused). Applied by this run, and kept: 001_a.")
+    assert str(caught.value).endswith("(connection refused). Applied in this run: 001_a.")
     assert world.tables() == ["a"]
     assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["002_b"]
 
@@ -77,9 +77,7 @@ def test_connection_lost_while_a_new_session_is_set_up_is_reported_with_what_is_
     with mock.patch.object(Session, "resume", cut), pytest.raises(ConnectError) as caught:
         world.deploy(CREATE_USERS="false")
 
-    assert "Whatever was not finished is rolled back. Applied by this run, and kept: 001_a. Invoke again." in str(
-        caught.value
-    )
+    assert "Whatever was not finished is rolled back. Applied in this run: 001_a. Invoke again." in str(caught.value)
     assert world.tables() == ["a"]
 
 

@@ -109,7 +109,7 @@ def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog:
     )
 
 
-def test_status_as_a_reader_by_default_privileges_behind_a_marked_file(world: World) -> None:
+def test_status_as_a_reader_by_default_privileges_after_a_marked_file(world: World) -> None:
     """The table of marks is closed to everybody else."""
     world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT 2;")
     with world.superuser() as superuser:

@@ -239,7 +239,7 @@ def test_terminal_works_from_any_directory(project: Project, cwd: str, words: li
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
+def test_interrupted_run_ends_immediately_and_leaves_nothing_half_done(
     project: Project, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C, and the signal that stops a container, end a statement that runs; the next run goes on."""
@@ -396,7 +396,7 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
     ]
 
 
-def test_table_of_a_run_that_only_mended_a_login_does_not_say_nothing() -> None:
+def test_table_of_a_run_that_only_repaired_a_login_names_it() -> None:
     """A login that was made is work, too."""
     report = {"action": "migrate", "users": {"app_rw": "created"}, "duration_ms": 7}
 
@@ -476,7 +476,7 @@ def test_database_url_with_a_wrong_password_shows_neither(project: Project) -> N
 
 
 @pytest.mark.parametrize("words", [["status"], ["migrate"]])
-def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words: list[str]) -> None:
+def test_database_url_with_a_wrong_port_says_so_immediately(project: Project, words: list[str]) -> None:
     """A person who waits is told, and can correct it: nobody listens, and waiting cannot help."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -489,7 +489,7 @@ def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words:
     assert "waiting for the database" not in said
 
 
-def test_status_of_a_host_that_does_not_exist_says_so_at_once_also_in_a_pipeline(project: Project) -> None:
+def test_status_of_a_host_that_does_not_exist_says_so_immediately_also_in_a_pipeline(project: Project) -> None:
     """`status` only reads, so it does not wait for a host that does not exist."""
     run = project.run("status", DATABASE_URL="postgresql://u:hunter2@db.invalid:5432/shop")
 
@@ -626,6 +626,21 @@ def test_check_sees_an_edit_of_the_file_that_a_link_leads_to(branch: Path) -> No
     shared.write_text("SELECT 5;")
 
     assert terminal.check("main", False)["problems"] == [f"004_d.sql was edited. {terminal.RESTORE}"]
+
+
+def test_check_says_that_a_link_leads_out_of_the_folder(branch: Path) -> None:
+    """The function is uploaded without what is outside, so that the deployment would be refused."""
+    shared = branch.parent.parent / "shared"
+    shared.mkdir()
+    (shared / "a.sql").write_text("SELECT 4;\n")
+    (branch.parent / "inside").write_text("SELECT 5;\n")
+    (branch / "004_d.sql").symlink_to("../../shared/a.sql")
+    (branch / "005_e.sql").symlink_to("../inside")
+
+    report = terminal.check(None, False)
+
+    said = f"004_d.sql is a link that leads out of {branch.parent.name}/, which is uploaded without what it leads to: "
+    assert [note for note in report["notes"] if "link" in note] == [f"{said}put the file itself here"]
 
 
 def test_check_knows_the_files_of_a_folder_that_git_has_moved(branch: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness.world import World
-from initializer import InitializerError
+from initializer import ConfigError, InitializerError
 
 A, B = "CREATE TABLE a (i int);", "CREATE TABLE b (i int);"
 SWALLOWED = {
@@ -47,7 +47,7 @@ def test_row_that_is_swallowed_fails_the_file(world: World, how: str, text: str)
     assert world.tables() == ["a", "b"]
 
 
-def test_sequence_that_is_behind_its_rows_is_named_with_its_remedy(world: World) -> None:
+def test_sequence_with_too_low_a_number_is_named_with_its_remedy(world: World) -> None:
     """As a logical replication leaves it: the file is not to blame, and the statement that helps does."""
     world.write("001_a.sql", A)
     world.deploy()
@@ -72,9 +72,84 @@ def test_tracking_table_that_was_moved_is_noticed(world: World) -> None:
     world.sql('CREATE SCHEMA "Elsewhere"; ALTER TABLE schema_migrations SET SCHEMA "Elsewhere"')
 
     message = failure(world)
+    with pytest.raises(ConfigError) as caught:
+        world.deploy({"action": "status"})
 
+    assert str(caught.value) == message
     remedy = 'ALTER TABLE "Elsewhere".schema_migrations SET SCHEMA public'
     assert message.startswith(f'table "Elsewhere".schema_migrations has the rows of this database: {remedy}, or ')
     assert world.sql("SELECT count(*) FROM n") == [(1,)]
     world.sql(remedy)
     assert world.deploy()["applied"] == []
+
+
+REMOVALS = {
+    "TRUNCATE": "TRUNCATE schema_migrations;",
+    "DELETE": "DELETE FROM schema_migrations WHERE migration_name = '001_a';",
+    "of all tables": "DO $$ DECLARE t text; BEGIN FOR t IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' "
+    "LOOP EXECUTE 'TRUNCATE ' || t; END LOOP; END $$;",
+    "in steps": "-- no-transaction\nTRUNCATE schema_migrations;\nVACUUM a;",
+}
+
+
+@pytest.mark.parametrize("text", REMOVALS.values(), ids=REMOVALS)
+def test_rows_that_a_file_removes_are_put_back(world: World, text: str) -> None:
+    """Without its row a file would run again, after a deployment that was green; the report says so."""
+    world.write("001_a.sql", "CREATE TABLE IF NOT EXISTS a (i int); INSERT INTO a VALUES (1);")
+    world.deploy()
+    world.write("002_b.sql", text)
+    world.write("003_c.sql", B)
+
+    report = world.deploy()
+
+    said = "002_b removed rows of our table, without which files run again; they were put back: 001_a"
+    assert (report["warnings"], report["pending"]) == ([said], [])
+    again = world.deploy()
+    assert (again["applied"], again["warnings"]) == ([], [])
+    assert sorted(world.applied()) == ["001_a", "002_b", "003_c"]
+
+
+def test_row_without_a_file_may_be_removed(world: World) -> None:
+    """Nothing runs again for that: whoever tidies up is left alone."""
+    world.write("001_a.sql", A)
+    world.deploy()
+    world.remove("001_a.sql")
+    world.write("002_b.sql", "DELETE FROM schema_migrations WHERE migration_name = '001_a';")
+    world.write("003_c.sql", B)
+
+    report = world.deploy()
+
+    assert not [warning for warning in report["warnings"] if "removed rows" in warning]
+    assert world.applied() == ["002_b", "003_c"]
+
+
+def test_tracking_table_of_another_name_that_records_the_files_is_noticed(world: World) -> None:
+    """MIGRATIONS_TABLE was changed: adoption would take the first file as applied and run the others again."""
+    world.sql("CREATE TABLE n (i int)")
+    world.write("001_a.sql", A)
+    world.write("002_n.sql", "INSERT INTO n VALUES (1);")
+    world.deploy()
+    world.environ["MIGRATIONS_TABLE"] = "renamed"
+
+    message = failure(world)
+    with pytest.raises(ConfigError) as caught:
+        world.deploy({"action": "status"})
+
+    assert str(caught.value) == message
+    assert message.startswith(
+        "table public.schema_migrations records the files of this folder, which would run again: "
+    )
+    assert world.sql("SELECT count(*) FROM n") == [(1,)]
+
+
+def test_tracking_table_of_another_application_is_left_alone(world: World) -> None:
+    """It has files that this folder does not have: both tables have their place in one database."""
+    world.write("001_a.sql", A)
+    world.write("002_b.sql", B)
+    world.deploy()
+    world.remove("002_b.sql")
+    world.write("001_a.sql", "CREATE TABLE c ();")
+    world.environ["MIGRATIONS_TABLE"] = "of_another"
+
+    assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
+    assert world.tables() == ["a", "b", "c", "of_another", "of_another_progress"]

@@ -331,7 +331,7 @@ BROKEN_ROLES = {
 }
 
 
-def test_users_with_a_broken_role_are_mended(world: World) -> None:
+def test_users_with_a_broken_role_are_repaired(world: World) -> None:
     """Whatever was done to the login's role, the next run gives the application a limited login that works."""
     world.deploy()
     for damage, what in BROKEN_ROLES.items():
@@ -466,7 +466,7 @@ def test_users_that_cannot_be_tried_are_not_changed(
     assert standing(world) == before
 
 
-def test_users_mended_but_not_let_in_are_reported_as_such(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_repaired_but_not_let_in_are_reported_as_such(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every new login is tried; its limit is reported after its password was checked, and is not a failure."""
     world.deploy()
     world.sql("ALTER ROLE app_rw CONNECTION LIMIT 0 NOLOGIN")
@@ -515,7 +515,7 @@ NOT_CHANGED = ". The login that it holds was left as it was; fix this and invoke
         pytest.param(True, AFTER, time_out, id="answer of Secrets Manager lost"),
     ],
 )
-def test_users_after_a_crash_before_the_commit_are_mended_by_the_next_run(
+def test_users_after_a_crash_before_the_commit_are_repaired_by_the_next_run(
     world: World, existed: bool, event: str, failure: Any
 ) -> None:
     """Before the commit the role is as it was, whatever the secret holds; the next run brings both together."""
@@ -535,7 +535,7 @@ def test_users_after_a_crash_before_the_commit_are_mended_by_the_next_run(
     assert logs_in(world, "user") == ("app_rw", True)
 
 
-def test_users_after_a_lost_connection_before_the_commit_are_mended_by_the_next_run(world: World) -> None:
+def test_users_after_a_lost_connection_before_the_commit_are_repaired_by_the_next_run(world: World) -> None:
     """A connection that breaks when the secret is written already leaves no login locked out for good."""
 
     def cut(**_: Any) -> None:
@@ -552,7 +552,7 @@ def test_users_after_a_lost_connection_before_the_commit_are_mended_by_the_next_
     assert logs_in(world, "user") == ("app_rw", True)
 
 
-def test_users_after_a_crash_behind_the_commit_are_kept_by_the_next_run(world: World) -> None:
+def test_users_after_a_crash_after_the_commit_are_kept_by_the_next_run(world: World) -> None:
     """Once the change is committed the secret holds a login that works, whether or not it was tried."""
     connect = database.connect
 

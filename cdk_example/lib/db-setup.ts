@@ -72,7 +72,7 @@ export interface DbSetupProps {
   readonly logRetention?: logs.RetentionDays;
 
   /**
-   * Where the metrics stand: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
+   * The namespace of the metrics: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
    * @default - "DbSetup/" and a name made of the construct's path
    */
   readonly metricNamespace?: string;
@@ -102,7 +102,7 @@ export class DbSetup extends Construct {
 
     // It may go to Secrets Manager and to the database, and nowhere else.
     const securityGroup = new ec2.SecurityGroup(this, "SecurityGroup", { vpc: props.vpc, allowAllOutbound: false });
-    // Said from the function's side, so that the database and the endpoint may stand in another stack.
+    // Said from the function's side, so that the database and the endpoint can be in another stack.
     const reached: ec2.IConnectable[] = [database, ...(props.secretsEndpoint ? [props.secretsEndpoint] : [])];
     for (const one of reached) securityGroup.connections.allowToDefaultPort(one);
     if (!props.secretsEndpoint) {
@@ -111,7 +111,7 @@ export class DbSetup extends Construct {
     // Kept when the stack goes: after a first deployment that failed, it is all that says why.
     this.logGroup = new logs.LogGroup(this, "Log", { retention: props.logRetention ?? logs.RetentionDays.ONE_YEAR });
     this.function = new lambda.Function(this, "Function", {
-      // No date and no name: a change of the migrations is a change of the code, and a fixed name is in the way when
+      // No date and no name: a change of the migrations is a change of the code, and a fixed name fails when
       // CloudFormation has to replace the function.
       description: "Database initializer and migration runner",
       runtime: RUNTIME,
@@ -132,7 +132,7 @@ export class DbSetup extends Construct {
       },
       logGroup: this.logGroup,
       loggingFormat: lambda.LoggingFormat.JSON,
-      // An asynchronous run that failed would fail again: the file has to be mended first.
+      // An asynchronous run that failed would fail again: the file has to be fixed first.
       retryAttempts: 0,
       currentVersionOptions: { retryAttempts: 0 },
     });
@@ -146,7 +146,7 @@ export class DbSetup extends Construct {
       // Longer than the function can take: a trigger that loses patience invokes again while the first run is at work.
       timeout: timeout.plus(Duration.minutes(1)),
     });
-    // The rules that open ports stand in the security groups, and the metric filters in the log group.
+    // The rules that open ports are in the security groups, and the metric filters in the log group.
     const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
     this.trigger.node.addDependency(database, ...rules, this.logGroup, adminSecret, ...writable);
     this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));

@@ -65,7 +65,7 @@ function rights(resources: Record<string, Resource>, setUp: Resource): string[] 
     .sort();
 }
 
-/** Where a security group lets traffic out, in rules of its own and in those beside it. */
+/** Where a security group lets traffic out, in rules of its own and in separate ones. */
 function egressOf(resources: Record<string, Resource>, group: { "Fn::GetAtt": string[] }): object[] {
   const inline = resources[group["Fn::GetAtt"][0]!]!.Properties.SecurityGroupEgress ?? [];
   const others = ofType(resources, "AWS::EC2::SecurityGroupEgress").map(([, { Properties }]) => Properties);
@@ -486,7 +486,7 @@ describe("DbSetup", () => {
       (stack) => ({ vpc: ec2.Vpc.fromVpcAttributes(stack, "WithNat", WITH_NAT) }),
       { CidrIp: "0.0.0.0/0", ...HTTPS },
     ],
-    "isolated subnets beside others": [
+    "isolated subnets next to others": [
       (stack) => ({
         vpc: ec2.Vpc.fromVpcAttributes(stack, "Both", {
           ...WITH_NAT,

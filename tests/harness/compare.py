@@ -17,6 +17,7 @@ if __name__ == "__main__":
 
 import initializer  # noqa: E402
 import migration_files  # noqa: E402
+import planning  # noqa: E402
 import sql_scanner  # noqa: E402
 
 from harness import clients  # noqa: E402
@@ -77,7 +78,7 @@ def _run_psql(server: Server, dbname: str, folder: Path) -> tuple[list[str], str
     problems: list[str] = []
     files = migration_files.load_migrations(folder, problems)
     applied = []
-    for name, file in migration_files.number_files(files, files, []):
+    for name, file in planning.number_files(files, files, []):
         command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", file.path]
         done = subprocess.run(
             command if _marked(file.path) else [*command, "-1"], env=env, capture_output=True, text=True, check=False

@@ -1,0 +1,305 @@
+"""Which file is which row of the tracking table, and so what is to be done.
+
+Knows no database. A file is read only where its name, or its bytes, do not tell.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Optional
+
+import file_names
+import sql_scanner
+from common import MigrationError
+from file_names import FLYWAY, NUMBERED, TIME, Version
+from migration_files import Migration, tokens_checksum
+
+CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
+NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
+# Of the file that comes with db_setup.
+EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
+NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
+
+
+class Row(NamedTuple):
+    """A row of the tracking table: this migration is applied."""
+
+    id: int
+    name: str
+    checksum: Optional[str]
+    file_sha256: Optional[str]
+    adopted: bool = False  # recorded without running
+
+    @property
+    def is_comparable(self) -> bool:
+        """Its checksum is of a kind that this version knows."""
+        return (self.checksum or "").startswith(CHECKSUMS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done. `pending` pairs each file with the name that will be recorded."""
+
+    pending: tuple[tuple[str, Migration], ...] = ()
+    renumbered: tuple[tuple[Row, Migration], ...] = ()  # or renamed in any other way
+    unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
+    edited: tuple[tuple[Row, Migration], ...] = ()
+    orphans: tuple[str, ...] = ()  # rows without a file
+    warnings: tuple[str, ...] = ()
+    example: Optional[Row] = None  # the only row, and the files replace what it records
+
+
+def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
+    """Compare the folder with the tracking table. Files that are as recorded are not scanned.
+
+    Raises MigrationError where nothing can tell whether a file was applied under another name.
+    """
+    example = replaced_example(files, rows)
+    if example:
+        return replace(make_plan(files, ()), example=example)
+    claimed = claim_rows(files, rows)
+    claimed_ids = {row.id for row in claimed.values()}
+    free = [row for row in rows if row.id not in claimed_ids]
+    unclaimed = [file for file in files if file not in claimed]
+
+    renamed = _renamed(unclaimed, free)
+    renamed_files = {file for _, file in renamed}
+    renamed_ids = {row.id for row, _ in renamed}
+    pending = [file for file in unclaimed if file not in renamed_files]
+    orphans = [row for row in free if row.id not in renamed_ids]
+    named = [row for row in rows if row.id not in renamed_ids]
+    for file in pending:
+        _refuse_doubt(file, orphans)
+
+    unchecked = []
+    edited = []
+    for file, row in claimed.items():
+        if row.file_sha256 == file.sha256:
+            continue
+        if not row.checksum:
+            unchecked.append((row, file))
+            continue
+        is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
+        if is_edited and not is_example(file):  # which a rolled-back deployment may bring again
+            edited.append((row, file))
+
+    return Plan(
+        pending=tuple(number_files(pending, files, rows)),
+        renumbered=tuple(renamed),
+        unchecked=tuple(unchecked),
+        edited=tuple(edited),
+        orphans=tuple(row.name for row in orphans),
+        warnings=tuple(_warnings(pending, files, named)),
+    )
+
+
+def is_example(file: Migration) -> bool:
+    """It is the example that comes with db_setup, untouched."""
+    return tokens_checksum(file, EXAMPLE) == EXAMPLE
+
+
+def replaced_example(files: Sequence[Migration], rows: Sequence[Row]) -> Optional[Row]:
+    """The row of the example, if nothing else is recorded, and no file is the example any more."""
+    if len(rows) != 1 or rows[0].checksum != EXAMPLE:
+        return None
+    unchanged = (file.sha256 == rows[0].file_sha256 or is_example(file) for file in files)
+    return rows[0] if files and not any(unchanged) else None
+
+
+def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> dict[Migration, Row]:
+    """Which row belongs to which file by its name: its own, or the one after a recorded number."""
+    free = {row.name: row for row in rows}
+    claimed = {file: free.pop(file.name) for file in files if file.name in free}
+    for file in files:
+        if file in claimed or file.number is not None:
+            continue
+        numbered = (
+            row for row in free.values() if row.name != file_names.bare(row.name) == file.name
+        )
+        match = next(numbered, None)
+        if match:
+            claimed[file] = free.pop(match.name)
+    return {file: claimed[file] for file in files if file in claimed}
+
+
+def _renamed(files: Sequence[Migration], rows: Sequence[Row]) -> list[tuple[Row, Migration]]:
+    """The files that have the content of a row whose own file is gone: whatever their names.
+
+    Of several with the same content, names that are alike belong together; the others are paired in
+    the order in which they ran and would run.
+    """
+    content = _Content(rows)
+    candidates = {file: content.same(file) for file in files}
+    pairs: dict[Migration, Row] = {}
+    taken: set[int] = set()
+    for is_alike in (True, False):
+        for file, same in candidates.items():
+            if file in pairs:
+                continue
+            for row in same:
+                if row.id in taken or (
+                    is_alike and file_names.title(row.name) != file_names.title(file.name)
+                ):
+                    continue
+                pairs[file] = row
+                taken.add(row.id)
+                break
+    return [(pairs[file], file) for file in files if file in pairs]
+
+
+def renamed_to(row: Row, file: Migration) -> str:
+    """The name that the row takes: of a file without a number, after the number that it was
+    given.
+    """
+    number = re.match("[0-9]+", row.name)
+    if file.number is None and number:
+        name = f"{number.group()}_{file.name}"
+        if file_names.bare(name) == file.name:
+            return name
+    return file.name
+
+
+class _Content:
+    """Rows by their content. A file is read for it only if there are any."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._kinds = sorted({(row.checksum or "")[:2] for row in rows if row.is_comparable})
+
+    def same(self, file: Migration) -> list[Row]:
+        """The rows with this file's content, in the order in which they were recorded."""
+        if not self._rows:
+            return []
+        values = {tokens_checksum(file, kind) for kind in self._kinds}
+        by_tokens = [row.id for row in self._rows if row.checksum in values]
+        by_bytes = [row.id for row in self._rows if row.file_sha256 == file.sha256]
+        return [row for row in self._rows if row.id in {*by_tokens, *by_bytes}]
+
+
+def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
+    """Raise MigrationError where a file is called like a row without a file, of unknown content."""
+    for row in orphans:
+        same_title = file_names.title(row.name) == file_names.title(file.name) != ""
+        if row.is_comparable or not (same_title or _is_slip(file, row)):
+            continue
+        how = "by a newer version" if row.checksum else "without a checksum"
+        then = "" if row.checksum else " for one deployment, then rename it"
+        instead = "another name after the number" if same_title else "another number"
+        raise MigrationError(
+            f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? "
+            f"It was recorded {how}, so nothing can tell. Nothing has been applied. If it is, name "
+            f"the file {row.name}.sql{then}; if not, give it {instead}."
+        )
+
+
+def _is_slip(file: Migration, row: Row) -> bool:
+    """The same version, and words that are nearly the same: 002_add_ordrs, 002_add_orders."""
+    recorded = _recorded(row)
+    if recorded is None or file.version != recorded[0]:
+        return False
+    return (
+        difflib.SequenceMatcher(
+            None, file_names.title(row.name), file_names.title(file.name)
+        ).ratio()
+        > 0.75
+    )
+
+
+def number_files(
+    pending: Sequence[Migration],
+    files: Sequence[Migration],
+    rows: Sequence[Row],
+) -> Iterator[tuple[str, Migration]]:
+    """A file without a number gets the next one after all in the folder and in the table."""
+    if not pending:
+        return
+    names = [file.name for file in files] + [row.name for row in rows]
+    highest = max((file_names.number_of(name) or 0 for name in names), default=0)
+    following = itertools.count(highest + 1)
+    for file in pending:
+        name = file.name
+        if file.number is None:
+            name = f"{next(following):03d}_{file.name}"
+        if len(name) > NAME_LIMIT:
+            complaint = f"{name}: a name may have {NAME_LIMIT} characters"
+            raise MigrationError(f"{complaint}. Nothing has been applied. Choose a shorter one.")
+        yield name, file
+
+
+# --- What may be a slip ---------------------------------------------------------------------------
+
+TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
+
+
+def duplicates(files: Iterable[Migration]) -> list[list[str]]:
+    """The names of the files that have the same version, together."""
+    names: dict[Version, list[str]] = {}
+    for file in files:
+        if file.version:
+            names.setdefault(file.version, []).append(file.name)
+    return [sorted(names[version]) for version in sorted(names) if len(names[version]) > 1]
+
+
+def _warnings(
+    pending: Sequence[Migration],
+    files: Sequence[Migration],
+    rows: Sequence[Row],
+) -> Iterator[str]:
+    """What may be a slip: no file at all, a version used twice, a late one, a gap."""
+    if not files:
+        yield NO_FILES if rows else NO_FILES.partition(",")[0]
+    new = [(file.version, file.name) for file in pending if file.version]
+    if not new:
+        return
+    known = [(file.version, file.name) for file in files if file.version]
+    recorded = [found for found in map(_recorded, rows) if found]
+    names: dict[Version, set[str]] = {}
+    for version, name in known + recorded:
+        names.setdefault(version, set()).add(name)
+    for version in sorted({version for version, _ in new}):
+        same = sorted(names[version])
+        if len(same) > 1:
+            yield f"{file_names.shown_version(same[0])} is used more than once: {', '.join(same)}"
+    for version, name in new:
+        last = max((found for found in recorded if found[0].family == version.family), default=None)
+        if last and version < last[0]:
+            yield f"{name} comes late: {file_names.shown_version(last[1])} is applied already"
+    yield from _vague(new)
+    yield from _gap(list(names))
+
+
+def _recorded(row: Row) -> Optional[tuple[Version, str]]:
+    """Version and name of a row; a name of Flyway's kind is recorded after a given number."""
+    for name in (file_names.bare(row.name), row.name):
+        version = file_names.version_of(name)
+        if version and (version.family == FLYWAY or name == row.name):
+            return version, name
+    return None
+
+
+def _vague(new: Sequence[tuple[Version, str]]) -> Iterator[str]:
+    """Files of one day of which only some tell the time of day."""
+    times = sorted(found for found in new if found[0].kind == TIME)
+    for (first, name), (second, other) in zip(times, times[1:]):
+        begun = second._replace(parts=second.parts[: len(first.parts)])
+        if first == begun != second:
+            what = f"{name} runs before {other}, since it has no time of day"
+            yield f"{what}: give it one, if that is wrong"
+
+
+def _gap(versions: Sequence[Version]) -> Iterator[str]:
+    """The counts that no file has, where all are counts."""
+    numbers = {version.parts[0] for version in versions if version.family == NUMBERED}
+    if not numbers or max(numbers) >= TIME_STAMP:
+        return
+    if any(version.family == NUMBERED and len(version.parts) > 1 for version in versions):
+        return
+    missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
+    if missing:
+        *others, last = map(str, missing[:10])
+        either = f"{', '.join(others)} or " if others else ""
+        yield f"no file has number {either}{last}"
