@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 UV     := uv==0.13.9
 CDK    := cdk_example
 
+# Each process would compile all that it imports again: pip has not done it (tests/harness/environment.py).
+unexport PYTHONDONTWRITEBYTECODE
+
 # Installs what is locked, which takes a moment only if that has changed (tests/prepare.py).
 PREPARE := $(PYTHON) tests/prepare.py
 

@@ -1,4 +1,4 @@
-"""How fast db_setup is where it is felt, and where the time goes: see README.md beside this file."""
+"""How fast db_setup is where it is felt, and where the time goes: see README.md next to this file."""
 
 from __future__ import annotations
 

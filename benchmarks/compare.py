@@ -1,4 +1,4 @@
-"""Whole processes beside each other: a fresh apply, nothing to do, and how both grow with the number of files."""
+"""Whole processes compared: a fresh apply, nothing to do, and how both grow with the number of files."""
 
 from __future__ import annotations
 

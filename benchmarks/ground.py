@@ -93,7 +93,7 @@ class Ground:
         return target
 
     def at(self, target: Target, port: int) -> Target:
-        """The same database behind another port: the admin's secret leads there too."""
+        """The same database on another port; the admin's secret names that port too."""
         there = replace(target, port=port)
         self._secrets.put_secret_value(SecretId=target.secret("admin"), SecretString=json.dumps(there.login))
         return there

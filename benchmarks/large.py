@@ -1,4 +1,4 @@
-"""One file of 50 MB, of INSERTs or of COPY, beside `psql -1 -f` with the same one.
+"""One file of 50 MB, of INSERTs or of COPY, compared with `psql -1 -f` and the same file.
 
 The handler runs in this process and is given its login, as psql is: what is compared is the file.
 """

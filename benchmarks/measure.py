@@ -93,6 +93,6 @@ def table(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> N
 
 
 def tell(text: str) -> None:
-    """Progress, beside the tables."""
+    """Progress, in addition to the tables."""
     if not os.environ.get("QUIET"):
         print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
 """What is compared, installed on first need: Lambda's Python packages, and the peers from PyPI and npm.
 
-The versions stand in peers/ (and tests/chain/python/newest.txt for our own), with hashes.
+The versions are in peers/ (and tests/chain/python/newest.txt for our own), with hashes.
 """
 
 from __future__ import annotations

@@ -102,8 +102,9 @@ def many_files(ground: Ground) -> Iterator[list[str]]:
 
 
 def many_functions(ground: Ground) -> Iterator[list[str]]:
-    """Every file makes a function with variables, and so a new session for the next one."""
-    text = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE n int; BEGIN RETURN {0}; END $$;"
+    """Every file makes a function with a %TYPE, and so a new session for the next one."""
+    declare = "DECLARE v pg_class.relname%TYPE;"
+    text = f"CREATE FUNCTION f{{0}}() RETURNS int LANGUAGE plpgsql AS $$ {declare} BEGIN RETURN {{0}}; END $$;"
     for count in FUNCTIONS:
         with written([File(f"{n:05d}_function", text.format(n)) for n in range(1, count + 1)]) as folder:
             target = ground.database()

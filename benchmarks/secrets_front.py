@@ -1,6 +1,6 @@
-"""In front of Secrets Manager's stand-in: connections that stay open, as the real one's do, and TLS where it is wanted.
+"""A front for the simulated Secrets Manager: connections that stay open, as in the real one, and TLS if wanted.
 
-moto's own server closes a connection behind every answer, and speaks plain HTTP only: each secret would cost a client a
+moto's own server closes a connection after every answer, and speaks plain HTTP only: each secret would cost a client a
 handshake too many, or none.
 """
 
@@ -34,7 +34,7 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def front(url: str, context: Optional[ssl.SSLContext] = None) -> Iterator[str]:
     """The URL of a server that passes every request on to `url`."""
-    behind = urlsplit(url).netloc
+    server = urlsplit(url).netloc
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,7 +45,7 @@ def front(url: str, context: Optional[ssl.SSLContext] = None) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            there = http.client.HTTPConnection(behind)
+            there = http.client.HTTPConnection(server)
             there.request("POST", "/", body, {name: self.headers[name] for name in PASSED_ON if name in self.headers})
             answer = there.getresponse()
             said = answer.read()

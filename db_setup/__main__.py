@@ -450,7 +450,7 @@ def parse_url(url: str) -> dict[str, str]:
 
 
 def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
-    """Refuse what is no login; `given` are the parts that come from the URL."""
+    """Refuse what is not a login; `given` are the parts that come from the URL."""
     has_stray_at = any(
         "@" in value for part, value in given.items() if part not in ("user", "password")
     )
@@ -622,7 +622,7 @@ def mistakes(file: Migration, script: Script) -> Iterator[str]:
             break
     odd = ODD_SPACE.search(code)
     if odd:
-        what = f"this is no space, but U+{ord(odd.group()):04X}: delete it"
+        what = f"this is not a space but U+{ord(odd.group()):04X}: delete it"
         yield f"{place(file, text, odd.start())}: {what}"
     for added in ADDED_VALUE.finditer(with_names):
         type_name, value = added.groups()

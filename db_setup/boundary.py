@@ -29,7 +29,7 @@ class Table:
     is_readable: bool
     columns: Sequence[str]
     oddities: Sequence[Sequence[str]]  # what would change what we read or write, and its remedy
-    excess: Sequence[str]  # statements that take back what others may do with it
+    excess: Sequence[str]  # statements that revoke the rights of others on it
 
     def complaint(self, admin: str) -> Optional[str]:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
@@ -71,9 +71,9 @@ def hiding_complaint(found: Sequence[dict[str, str]], admin: str) -> Optional[st
     first = found[0]
     return (
         f"{first['what'][:200]} belongs to {first['owner']}, who is not the admin, and has the "
-        "name of one of PostgreSQL's or the admin's own: a file that calls that can call this one "
-        f"as {admin}. Nothing has been applied. As its owner or the admin: {shown} Then deploy "
-        "again."
+        "name of one of PostgreSQL's or the admin's own: a file that uses that name can run this "
+        f"one as {admin}. Nothing has been applied. As its owner or the admin, unless you rename "
+        f"it: {shown} Then deploy again."
     )
 
 
@@ -90,7 +90,7 @@ def our_tables_question(names: tuple[str, str], limited: Sequence[str]) -> sql.C
 
 
 def hiding_question(limited: Sequence[str]) -> sql.Composable:
-    """What in a script's search path hides PostgreSQL's own, as JSON."""
+    """What in a script's search path hides PostgreSQL's own or the admin's, as JSON."""
     return sql.SQL(HIDING_SQL).format(trusted=_trusted(limited))
 
 
@@ -173,45 +173,60 @@ OUR_TABLES_SQL = """
         'excess', ARRAY(SELECT statement FROM excess WHERE of = o.oid ORDER BY 1))), '[]')
     FROM ours o"""
 
-# Functions and operators that are called, as the admin, in place of PostgreSQL's or the admin's own
-# where they fit better. Those of superusers, of whom the admin trusts, and of the extensions of
-# these do not count.
+# What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
+# where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks
+# into pg_catalog first, unless the path names it.) What belongs to superusers, to those whom the
+# admin trusts, or to extensions of these does not count. (OFFSET 0: each name of others is looked
+# up in the catalogs' indexes. They are few, and no temporary file is needed.)
 HIDING_SQL = """
     WITH {trusted},
     rulers(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
-    path(oid) AS (
-        SELECT n.oid FROM pg_namespace n, regexp_split_to_table(
-            (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), '\\s*,\\s*') p(entry)
-        WHERE n.nspname <> 'pg_catalog' AND (
-            n.nspname IN ('public', lower(entry), replace(btrim(entry, '"'), '""', '"'))
-            OR (btrim(entry, '"') = '$user' AND n.nspname = current_user))),
-    found(kind, what, owner, class, oid) AS (
-        SELECT 'ROUTINE', p.oid::regprocedure::text, proowner, 'pg_proc'::regclass, p.oid
-        FROM pg_proc p
-        WHERE pronamespace IN (SELECT oid FROM path)
-          AND proowner NOT IN (SELECT oid FROM rulers)
-          AND EXISTS (SELECT FROM pg_proc o WHERE o.proname = p.proname
-                      AND (o.pronamespace = 'pg_catalog'::regnamespace
-                           OR (o.pronamespace IN (SELECT oid FROM path)
-                               AND o.proowner IN (SELECT oid FROM rulers))))
-        UNION ALL
-        SELECT 'OPERATOR', replace(p.oid::regoperator::text, '(', ' ('), oprowner,
-               'pg_operator'::regclass, p.oid
-        FROM pg_operator p
-        WHERE oprnamespace IN (SELECT oid FROM path)
-          AND oprowner NOT IN (SELECT oid FROM rulers)
-          AND EXISTS (SELECT FROM pg_operator o WHERE o.oprname = p.oprname
-                      AND (o.oprnamespace = 'pg_catalog'::regnamespace
-                           OR (o.oprnamespace IN (SELECT oid FROM path)
-                               AND o.oprowner IN (SELECT oid FROM rulers)))))
+    path(oid, at) AS (
+        SELECT n.oid, CASE n.nspname WHEN 'pg_catalog' THEN max(at) ELSE min(at) END
+        FROM pg_namespace n, regexp_split_to_table('pg_catalog,' || (
+            SELECT reset_val FROM pg_settings WHERE name = 'search_path') || ',public', ',')
+            WITH ORDINALITY p(entry, at), btrim(entry, ' ') name
+        WHERE n.nspname IN (lower(name), replace(btrim(name, '"'), '""', '"'))
+            OR (btrim(name, '"') = '$user' AND n.nspname = current_user)
+        GROUP BY n.oid, n.nspname),
+    named(kind, class, oid, name, owner, at, is_ruled) AS NOT MATERIALIZED (
+        SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM rulers) FROM (
+            SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner
+            FROM pg_proc
+            UNION ALL
+            SELECT 'OPERATOR', 'pg_operator'::regclass, oid, oprname, oprnamespace, oprowner
+            FROM pg_operator
+            UNION ALL
+            SELECT 'TYPE', 'pg_type'::regclass, oid, typname, typnamespace, typowner
+            FROM pg_type WHERE typcategory <> 'A'
+            UNION ALL
+            SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+                                WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
+                                ELSE 'TABLE' END,
+                   'pg_class'::regclass, oid, relname, relnamespace, relowner
+            FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        ) o(kind, class, oid, name, schema, owner) JOIN path ON path.oid = schema)
     SELECT coalesce(json_agg(json_build_object(
-        'kind', kind, 'what', what, 'owner', pg_get_userbyid(owner))), '[]')
-    FROM (SELECT * FROM found f
-          WHERE NOT EXISTS (
+        'kind', kind,
+        'what', CASE kind WHEN 'ROUTINE' THEN oid::regprocedure::text
+                WHEN 'OPERATOR' THEN replace(oid::regoperator::text, '(', ' (')
+                WHEN 'TYPE' THEN oid::regtype::text ELSE oid::regclass::text END,
+        'owner', pg_get_userbyid(owner))), '[]')
+    FROM (SELECT * FROM named f
+          WHERE NOT is_ruled
+          AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
+          AND EXISTS (
+            SELECT FROM named o WHERE o.name = f.name AND o.is_ruled
+              AND CASE WHEN f.kind IN ('ROUTINE', 'OPERATOR') THEN o.kind = f.kind
+                  ELSE o.kind NOT IN ('ROUTINE', 'OPERATOR') AND o.at > f.at END OFFSET 0)
+          AND NOT EXISTS (  -- a table's row type goes with it
+            SELECT FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid AND c.relkind <> 'c'
+            WHERE f.kind = 'TYPE' AND t.oid = f.oid)
+          AND NOT EXISTS (
             SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
               AND e.extowner IN (SELECT oid FROM rulers))
-          ORDER BY kind, what LIMIT 20) f"""
+          ORDER BY kind, name, oid LIMIT 20) f"""
 
 # An extension's table (PostGIS brings some) does not count.
 EVIDENCE_SQL = """

@@ -9,24 +9,28 @@ import logging
 import os
 import random
 import re
+import select
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import psycopg2
 import psycopg2.extensions
 from common import ConnectError, Deadline, log
 from psycopg2 import sql
-from psycopg2.extensions import connection
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_wait_callback
 
 Connection = connection
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 CONNECT_TIMEOUT_S = 5
 # Aurora Serverless resumes in about 15 s, a new instance's address may take longer.
 CONNECT_PATIENCE_S = 90
-NOTICES_LIMIT = 200  # lines of the log for each message
+NOTICES_LIMIT = 200  # lines of the log for each file
+LOOK_AGAIN_S = 0.5
 TELL_AGAIN_S = 15  # the same reason for waiting
 NOTHING_CHANGED = "Nothing has been changed."
 
@@ -117,6 +121,40 @@ def literal(text: str) -> sql.Composable:
     return sql.SQL("E'" + escaped + "'")
 
 
+def settle(conn: Any, end: Optional[float] = None) -> None:
+    """Wait for what a connection does; raises psycopg2.Error at `end`, on the monotonic clock."""
+    while (state := conn.poll()) != POLL_OK:
+        read = [conn] if state == POLL_READ else []
+        write = [conn] if state == POLL_WRITE else []
+        # Without an end it looks again from time to time: TLS can hold what select does not see.
+        left = LOOK_AGAIN_S if end is None else max(end - time.monotonic(), 0)
+        if not any(select.select(read, write, [], left)) and end is not None:
+            raise psycopg2.OperationalError("no answer in time")
+
+
+_streaming: set[int] = set()  # threads
+_streaming_lock = threading.Lock()
+
+
+@contextmanager
+def streamed_notices() -> Iterator[None]:
+    """Meanwhile psycopg2 hands each notice on when it comes.
+
+    Otherwise it keeps all of them in memory until the answer is complete. It has one callback for
+    all threads, with which it can neither COPY nor limit the time of a connect.
+    """
+    with _streaming_lock:
+        _streaming.add(threading.get_ident())
+        set_wait_callback(settle)
+    try:
+        yield
+    finally:
+        with _streaming_lock:
+            _streaming.discard(threading.get_ident())
+            if not _streaming:
+                set_wait_callback(None)
+
+
 class NoticeLog:
     """Replaces psycopg2's `conn.notices`, which keeps only the last 50.
 
@@ -139,7 +177,7 @@ class NoticeLog:
             log("database says", severity=severity, text=" ".join(text.split())[:500])
 
     def end(self) -> None:
-        """The message that brought these is answered; the next one begins to count again."""
+        """Say how many were not said, and begin to count again."""
         if self._unsaid:
             log("database says more", logging.WARNING, lines=self._unsaid)
         self._lines = 0
@@ -288,7 +326,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
         r"invalid response to SSL negotiation",
         False,
-        "what answers there is no PostgreSQL: check host and port",
+        "what answers there is not PostgreSQL: check host and port",
     ),
     Problem(
         r"refused",

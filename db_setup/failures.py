@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
 import masking
 import psycopg2
@@ -33,6 +33,10 @@ from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
 NO_SUCH_CHARACTER = "22P05"
+NAMES_NO_VALUE = (NO_SUCH_CHARACTER, "53")  # but encodings, and the settings that limit a server
+OWN_SQL_OF_FUNCTION = re.compile(
+    r"PL/pgSQL function .* at (?:SQL statement|assignment|PERFORM|IF|RETURN)$", re.MULTILINE
+)
 NAMES_NOTHING = ("42883", "42704")  # a function, or a type and other objects, that do not exist
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
@@ -99,10 +103,7 @@ def describe(script: Script, failure: Failure) -> str:
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
-        # What a character set lacks is said with the names of encodings, not with values.
-        if failure.sqlstate != NO_SUCH_CHARACTER:
-            said = _words(script, failure).mask(said)
-        said = said[:400]
+        said = _mask(script, failure)(said)[:400]
     if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
@@ -110,13 +111,33 @@ def describe(script: Script, failure: Failure) -> str:
     return f"{said} ({sqlstate}){when}"
 
 
-def _words(script: Script, failure: Failure) -> masking.Words:
+def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
+    """What masks PostgreSQL's words."""
+    if failure.error is None or failure.sqlstate.startswith(NAMES_NO_VALUE):
+        return str
+    return _words(script.text, script.backslash_escapes, failure.error).mask
+
+
+def _words(text: str, backslash_escapes: bool, error: psycopg2.Error) -> masking.Words:
     """What of PostgreSQL's words may be repeated."""
-    if failure.error is None:
-        return masking.Words(script)
-    diag = failure.error.diag
+    diag = error.diag
     known = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
-    return masking.Words(script, (*known, diag.datatype_name))
+    return masking.Words(text, backslash_escapes, (*known, diag.datatype_name))
+
+
+def said_of_ours(error: psycopg2.Error) -> str:
+    """What PostgreSQL said of a statement of ours, in one line.
+
+    A trigger of others can fail in it, and quote anything. What it names is in the SQL that it
+    has, but not in SQL that it makes (EXECUTE).
+    """
+    said = " ".join((error.diag.message_primary or str(error)).split())
+    context = error.diag.context or ""
+    if context or (error.pgcode or "").startswith(ABOUT_ROWS):
+        is_static = OWN_SQL_OF_FUNCTION.match(context)
+        text = (error.diag.internal_query or "") if is_static else ""
+        said = _words(text, False, error).mask(said)
+    return said[:300]
 
 
 def _sets_secret(script: Script, failure: Failure) -> bool:
@@ -232,7 +253,7 @@ def _state_and_step_of_blocked(failure: Failure, blocked_by: Sequence[str]) -> s
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
-    """Who was in the way; and how to go on, without its first letter."""
+    """Who blocked it; and the next step, without its first letter."""
     step = "nvoke again when they are done"
     if not blocked_by:
         return "", step
@@ -300,8 +321,7 @@ def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> s
     if breaks_constraint and _is_about_new_rows(script, failure):
         return ""  # our sentences are about the rows that are in the table already
     said = failure.error.diag.message_primary or ""
-    if failure.sqlstate != NO_SUCH_CHARACTER:
-        said = _words(script, failure).mask(said)
+    said = _mask(script, failure)(said)
     extension = _missing_extension(failure.sqlstate, said)
     schema = extensions.get(extension.strip('"'))
     if schema:
@@ -420,7 +440,7 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
     if failure.error and not _sets_secret(script, failure):
         is_about_rows = failure.sqlstate[:2] in ABOUT_ROWS
-        yield from _fields(failure.error.diag, is_about_rows, _words(script, failure))
+        yield from _fields(failure.error.diag, is_about_rows, _mask(script, failure))
 
 
 def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
@@ -466,7 +486,7 @@ def _start_of_statement(script: Script, failure: Failure) -> int:
 
 
 def _fields(
-    diag: psycopg2.extensions.Diagnostics, is_about_rows: bool, words: masking.Words
+    diag: psycopg2.extensions.Diagnostics, is_about_rows: bool, mask: Callable[[str], str]
 ) -> Iterator[str]:
     """What PostgreSQL says besides its message. If it is about rows, only the names of objects."""
     names = []
@@ -479,11 +499,11 @@ def _fields(
     if is_about_rows and names:
         yield "ON: " + ", ".join(names)
     if diag.message_detail and not is_about_rows:
-        yield f"DETAIL: {words.mask(diag.message_detail)[:300]}"
+        yield f"DETAIL: {mask(diag.message_detail)[:300]}"
     if diag.message_hint:
         hint = diag.message_hint
         if not hint.startswith("Perhaps you meant"):  # a name of PostgreSQL's catalogs
-            hint = words.mask(hint)
+            hint = mask(hint)
         yield f"HINT: {hint[:300]}"
 
 
@@ -538,7 +558,7 @@ DISK_FULL = (
 )
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
-    "instance, or change fewer rows at once"
+    "instance, or change fewer rows at a time"
 )
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
@@ -584,7 +604,7 @@ MISTAKES = (
     Mistake(
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
-        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it",
+        advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",

@@ -134,6 +134,7 @@ def handler(event: Any, context: Any, login: Optional[Login] = None) -> dict[str
         failure = exc
         raise
     finally:
+        forget_answers(failure)
         report.duration_ms = milliseconds_since(started)
         report.log_end(failure)
     return report.as_json()
@@ -305,7 +306,7 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
 
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
-    """Take back what others may do with our tables."""
+    """Revoke the rights of others on our tables."""
     if not statements:
         return
     closing = sql.SQL("; ".join(statements))
@@ -496,7 +497,7 @@ def refuse_edited(run: Run, plan: Plan) -> None:
 
 
 def edited_files(plan: Plan) -> tuple[str, str]:
-    """Their names, and what is the matter with them."""
+    """Their names, and what is wrong with each."""
     names = shortened([file.path.name for _, file in plan.edited])
     if len(plan.edited) > 1:
         return names, "edited after they were applied"
@@ -504,7 +505,7 @@ def edited_files(plan: Plan) -> tuple[str, str]:
 
 
 def warn_of_oddities(run: Run, state: State, plan: Plan) -> None:
-    """Report what is odd about the rows and the files, but hinders nothing."""
+    """Warn of what is odd about rows and files, but does not stop a run."""
     warnings = list(plan.warnings)
     for name in gone_files_that_ran_in_part(state, plan):
         remedy = "put it back, or undo in a new file what it did"
@@ -604,10 +605,9 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
-            f" No file has run on this database yet, and {run.recorded[0]} was taken to be behind "
-            "it. "
-            f'If {one.name} is as well, set BASELINE="{one.name}", or a later file that it has '
-            "behind it, and deploy again."
+            f" No file has run on this database yet: {run.recorded[0]} was recorded without "
+            f"running, because its tables existed. If {one.name} was applied as well, set "
+            f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
         )
     if not_recorded:  # for which the file is not to blame
         place = one.migration.path.name
@@ -659,6 +659,18 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
     )
 
 
+def forget_answers(error: Optional[BaseException]) -> None:
+    """Take PostgreSQL's answers out of what an error was raised from: they can quote rows."""
+    links = [error]
+    for link in links:
+        for name in ("__cause__", "__context__"):
+            behind = getattr(link, name, None)
+            if isinstance(behind, psycopg2.Error) and behind.pgcode:
+                setattr(link, name, None)
+            elif behind not in links:  # they can form a circle
+                links.append(behind)
+
+
 @contextmanager
 def errors_explained(run: Run) -> Iterator[None]:
     """Whatever ends the run is an InitializerError, and says what is applied, and where the
@@ -680,7 +692,7 @@ def errors_explained(run: Run) -> Iterator[None]:
             raise MigrationError(message) from exc
         place = f"{session.current}: " if session.current else ""
         kept = f"{session.what_stays} " if session.applied else ""
-        said = " ".join((exc.diag.message_primary or str(exc)).split())[:300]
+        said = failures.said_of_ours(exc)
         code = f" ({exc.pgcode})" if exc.pgcode else ""
         step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
         functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]

@@ -36,6 +36,7 @@ OUT_OF_LOCKS = "53200"
 OWNED_AT_ONCE = 200  # tables in one transaction
 
 Result = TypeVar("Result")
+Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ class GroupState(NamedTuple):
     connects: bool
     writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
-    members: Sequence[str]  # that we did not put there
-    granted_by_limited: Sequence[str]  # statements that take back what limited users let in
+    members: Members  # that we did not put there
+    granted_by_limited: Members  # by a limited user; its name, and what takes a member out
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -158,7 +159,7 @@ class LoginState(NamedTuple):
     in_group: bool
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
-    members: Sequence[str]
+    members: Members
 
 
 WORKS, BROKEN = "works", "broken"
@@ -180,7 +181,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application) -> None:
         self._session = session
         self._app = app
-        self._members: dict[str, Sequence[str]] = {}  # by role, as they were last found
+        self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
 
@@ -190,9 +191,9 @@ class LimitedUsers:
         """
         return [
             f"role {member} is a member of {role}, where db_setup did not put it, and may do what "
-            f"that may; if it should not: REVOKE {_quoted(role)} FROM {_quoted(member)}"
+            f"that may; if it should not: {remedy}"
             for role, members in self._members.items()
-            for member in members
+            for member, remedy in members
             if member not in known
         ]
 
@@ -281,7 +282,8 @@ class LimitedUsers:
             missing = [group.name for group in self._group_states().values() if not group.exists]
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
-            for statement in self._group_states()[READWRITE].granted_by_limited:
+            for grantor, statement in self._group_states()[READWRITE].granted_by_limited:
+                self._join(grantor)
                 query(sql.SQL(statement))
                 self.warnings.append(f"a limited user let another role in: {statement}")
             for kind in KINDS:
@@ -676,7 +678,8 @@ class LimitedUsers:
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
-        At once, or else piece by piece: many tables need more locks than a transaction can have.
+        In one statement, or else table by table: many tables need more locks than a transaction
+        can have.
         """
         query = self._session.query
         roles = sql.Identifier(creator), sql.Identifier(group)
@@ -869,11 +872,6 @@ def is_usable(value: Any) -> bool:
     return isinstance(value, str) and value != "" and not re.search("[\0\ud800-\udfff]", value)
 
 
-def _quoted(name: str) -> str:
-    """A name in a statement that somebody may copy; any admin of the server can choose it."""
-    return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
-
-
 def retried(action: Callable[[], Result]) -> Result:
     """Do it again where another database's run changed the same role at the same moment."""
     for attempt in range(9):
@@ -931,13 +929,21 @@ FOREIGN_DATABASES_SQL = """
           AND (o.dbid, o.classid, o.objid) = (s.dbid, s.classid, s.objid)
           AND w.oid <> d.datdba AND w.rolname <> current_user AND NOT w.rolsuper)"""
 
+# Since PostgreSQL 16 a REVOKE takes back only what its own role, or the one it names, has granted.
+# Before 16 the grantor may have been dropped.
+REVOKE_SQL = """format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
+               || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '')"""
+FROM_MEMBERSHIPS_SQL = """FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+               JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
 # Since PostgreSQL 16 the admin who made a role is a member who can neither use it nor become it.
-MEMBERS_SQL = """ARRAY(
-               SELECT m.rolname::text FROM pg_auth_members a JOIN pg_roles m ON m.oid = a.member
+MEMBERS_SQL = f"""(
+               SELECT coalesce(json_agg(json_build_array(m.rolname, {REVOKE_SQL})
+                                        ORDER BY m.rolname, l.rolname), '[]')
+               {FROM_MEMBERSHIPS_SQL}
                WHERE a.roleid = r.oid AND m.rolname <> ALL (%(limited)s)
                  AND m.rolname <> current_user AND NOT m.rolsuper
                  AND coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                              OR (to_jsonb(a) ->> 'set_option')::bool, true) ORDER BY 1)"""
+                              OR (to_jsonb(a) ->> 'set_option')::bool, true))"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
 GROUP_STATE_SQL = f"""
@@ -952,11 +958,8 @@ GROUP_STATE_SQL = f"""
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
            {MEMBERS_SQL},
-           ARRAY(SELECT 'REVOKE ' || quote_ident(o.rolname) || ' FROM ' || quote_ident(m.rolname)
-                        || ' CASCADE'
-                 FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-                 JOIN pg_roles m ON m.oid = a.member JOIN pg_roles l ON l.oid = a.grantor
-                 WHERE l.rolname = ANY (%(limited)s))
+           (SELECT coalesce(json_agg(json_build_array(l.rolname, {REVOKE_SQL} || ' CASCADE')), '[]')
+            {FROM_MEMBERSHIPS_SQL} WHERE l.rolname = ANY (%(limited)s))
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """

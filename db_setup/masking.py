@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Optional
 
 import sql_scanner
-from sql_scanner import ScanError, Script
+from sql_scanner import ScanError
 
 MASK = "…"
 SEARCHED = 1 << 21  # characters of a file in which names are looked for
@@ -157,19 +157,19 @@ def _tokens(
 
 
 class Words:
-    """What a script says outside of its literals, and names that are `known`: this may be
+    """What a text of SQL says outside of its literals, and names that are `known`: this may be
     repeated.
     """
 
-    def __init__(self, script: Script, known: Iterable[Optional[str]] = ()) -> None:
+    def __init__(
+        self, text: str, backslash_escapes: bool, known: Iterable[Optional[str]] = ()
+    ) -> None:
         self._words = {name.casefold() for name in known if name}
-        text = script.text
-        escapes = script.backslash_escapes
-        for start, end in regions(text, escapes):
+        for start, end in regions(text, backslash_escapes):
             if start > SEARCHED:
                 break
             if not SETS_SECRET.search(text, start, end):
-                self._add(text, start, end, escapes)
+                self._add(text, start, end, backslash_escapes)
 
     def _add(self, text: str, start: int, end: int, backslash_escapes: bool) -> None:
         at = start

@@ -63,7 +63,7 @@ def spellings(migration: Migration) -> tuple[str, str]:
 
 
 ONLY_SQL = "looks like a migration, but only *.sql is run: rename it, or take it out of migrations/"
-# What editors and people leave beside a file, or name so that it does not run.
+# What editors and people leave next to a file, or name so that it does not run.
 _ASIDE = re.compile(
     r"~|\.(bak|old|orig|rej|sw[op]|tmp|save"
     r"|off|disabled?|skip|ignored?|draft|wip|example|sample|dist)",
@@ -106,7 +106,7 @@ def load_migrations(
             _look_into(path, bool(files), has_versions, problems, said)
         else:
             _look_at(path.name, bool(files), problems, said)
-    _look_beside(folder, bool(files), problems, said)
+    _look_next_to(folder, bool(files), problems, said)
     problems.extend(_undoing(files))
     if warnings is None:
         for text in said:
@@ -138,7 +138,7 @@ def _not_a_file(path: Path) -> str:
             target = os.readlink(path)
             return f"is a link to {target}, which cannot be followed: put the file itself here"
         return f"cannot be read: {exc.strerror}"
-    return "" if stat.S_ISREG(mode) else "is no regular file: put the file itself here"
+    return "" if stat.S_ISREG(mode) else "is not a regular file: put the file itself here"
 
 
 def _look_at(name: str, has_files: bool, problems: list[str], warnings: list[str]) -> None:
@@ -182,19 +182,19 @@ def _look_into(
         problems.append(f"{what}: put it into migrations/ itself, such as {instead}.sql")
 
 
-def _look_beside(
+def _look_next_to(
     folder: Path,
     has_files: bool,
     problems: list[str],
     warnings: list[str],
 ) -> None:
-    """Say of SQL files beside migrations/ that they are not run."""
+    """Report SQL files next to migrations/: they are not run."""
     home = folder.parent
     if not (home / "initializer.py").is_file():
         return
     for path in sorted(home.iterdir()):
         if path.is_file() and path.suffix.lower() == ".sql":
-            what = f"{path.name} is beside migrations/, not in it, and is not run: move it"
+            what = f"{path.name} is next to migrations/, not in it, and is not run: move it"
             (problems if version_of(path.name) else warnings).append(what)
         elif path.is_dir() and path.name != folder.name and not has_files:
             inside = _sql_below(path, deep=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 import psycopg2
@@ -43,7 +43,7 @@ class NotTried:
 class Failure:
     """PostgreSQL's error, or our refusal, and the place in the script where it happened."""
 
-    error: Optional[psycopg2.Error] = None
+    error: Optional[psycopg2.Error] = field(default=None, repr=False)  # quotes what is not shown
     refusal: str = ""
     offset: int = 0
     exact: bool = False  # PostgreSQL itself named that place

@@ -192,7 +192,7 @@ class ScriptRunner:
         last = script.first_offset
         for start, end, rows in script.pieces_to_send(by_statement):
             last = start
-            yield Message(start, script.text[start:end], start, rows)
+            yield Message(start, script.text[start:end], start, rows, is_answered=False)
         closing_sql = closing_sql or self._closing_sql()
         yield of_ours(script, closing_sql, at_end=True, fallback=last)
 

@@ -102,7 +102,7 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
 def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:
     """The value that a rotation by AWS is about to make current; None where none is at work.
 
-    A label that an old rotation has left behind, on an older version or for too long, is none.
+    A label that an old rotation has left, on an older version or for too long, does not count.
     """
     pending = read_secret(client, current.name, PENDING)
     if pending.version in ("", current.version) or pending.created is None:

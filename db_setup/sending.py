@@ -26,13 +26,13 @@ class Message(NamedTuple):
     fallback: int  # the place to name where PostgreSQL names none
     rows: Optional[tuple[int, int]] = None  # of a COPY, as a place in the script
     at_end: bool = False
+    is_answered: bool = True  # its last rows are ours
 
 
 def as_written(script: Script, statement: Statement) -> Message:
     """A statement of the script."""
-    return Message(
-        statement.start, script.statement_sql(statement), statement.start, statement.data
-    )
+    text = script.statement_sql(statement)
+    return Message(statement.start, text, statement.start, statement.data, is_answered=False)
 
 
 def of_ours(
@@ -46,8 +46,7 @@ def of_ours(
 def send(session: Session, script: Script, messages: Iterable[Message]) -> Union[Success, Failure]:
     """Send the messages one after the other.
 
-    The answer to the last one says what became of the session.
-
+    The answer to the last one says what became of the session, see `Session.session_check_sql`.
     On a failure the transaction is rolled back.
     """
     answer: list[tuple[Any, ...]] = []
@@ -57,12 +56,14 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
             if message.rows:
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
             else:
-                answer = session.query(message.text)
+                answer = session.query(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
-    kept_lock = bool(answer[0][0])
-    is_fresh = all(answer[0][:2])
-    return Success(kept_lock, is_fresh, answer=answer[0][-1])
+    if len(answer[0]) == 1:  # SELECT true: this is not the end of a script
+        return Success()
+    kept_lock, is_fresh, keep_types, seen_to, _, found = answer[0]
+    session.note_functions(keep_types, seen_to)
+    return Success(kept_lock, is_fresh=kept_lock and is_fresh, answer=found)
 
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:

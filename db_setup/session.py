@@ -68,6 +68,8 @@ class Session:
         self.limited_roles: Sequence[str] = ()  # their members run no migration, see acquire_lock
         self.activity = Activity()
         self._defaults_when_begun = ""
+        self._functions_keep_types = False  # one that is there does; see KEEP_TYPES_SQL
+        self._functions_seen_to = BEFORE_ALL
         self._read_only_by = ""  # where default_transaction_read_only is set; empty: it is off
         self._connection: Optional[Connection] = None
         self._watcher: Optional[Watcher] = None
@@ -184,14 +186,17 @@ class Session:
         verdict, *details = message.split("\n")
         return "\n".join([f"{verdict} {self.what_stays}", *details])
 
-    def query(self, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
+    def query(
+        self, statement: Any, args: Any = None, fetches: bool = True
+    ) -> list[tuple[Any, ...]]:
         """Send one message and return the rows of its last statement.
 
         Without `args` a % is left alone.
         """
         with self._waiting(), self.connection.cursor() as cur:
-            cur.execute(statement, args)
-            return cur.fetchall() if cur.description else []
+            with database.streamed_notices():
+                cur.execute(statement, args)
+            return cur.fetchall() if fetches and cur.description else []
 
     def copy_in(self, statement: str, rows: Any) -> None:
         """Run COPY … FROM STDIN with the rows of a file-like object."""
@@ -207,7 +212,11 @@ class Session:
         self.current = migration
         self.activity.about = {"migration": migration}
         self.activity.blocked_by = ()
-        yield
+        self._end_notices()
+        try:
+            yield
+        finally:
+            self._end_notices()
         self.current = ""
         self.activity.about = {}
 
@@ -218,7 +227,9 @@ class Session:
             yield
         finally:
             self.activity.busy_since = None
-            self.connection.notices.end()  # type: ignore[attr-defined]  # see open_connection
+
+    def _end_notices(self) -> None:
+        self.connection.notices.end()  # type: ignore[attr-defined]  # see open_connection
 
     def extensions(self) -> dict[str, str]:
         """The extensions of this database, each with its schema. For messages: none if unknown."""
@@ -490,27 +501,41 @@ class Session:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
 
         Where it `may_have_changed` it counts as changed. Such a session can release the lock, which
-        a new one takes then. ALTER DATABASE … SET counts only in sessions that begin after it;
-        variables of functions in PL/pgSQL keep the types that they saw first; an advisory lock of a
-        session stays until it ends.
+        a new one takes then. ALTER DATABASE … SET counts only in sessions that begin after it; a
+        function in PL/pgSQL keeps what the types in its DECLARE meant when it was first called; an
+        advisory lock of a session stays until it ends.
         """
         locks_sql = (
             f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
             f"coalesce(bool_and({IS_OUR_LOCK_SQL} OR classid = {DEADLINE_CLASS}), true) AS alone "
             f"{OUR_LOCKS_SQL}"
         )
-        fresh_sql = (
-            f"NOT {may_have_changed} AND alone "
-            f"AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}' "
-            "AND (current_setting('plpgsql.variable_conflict', true) IS NULL "
-            f"OR NOT {HAS_TYPED_VARIABLES_SQL})"
+        # Functions that were harmless at the last check are not looked into again.
+        keep_types_sql = "true"
+        if not self._functions_keep_types:
+            keep_types_sql = KEEP_TYPES_SQL.format(since=self._functions_seen_to)
+        functions_sql = (
+            f"SELECT CASE WHEN {USES_PLPGSQL_SQL} THEN {keep_types_sql} END AS keep_types OFFSET 0"
         )
-        state_sql = f"SELECT held, {fresh_sql} AS fresh FROM ({locks_sql}) l OFFSET 0"
+        fresh_sql = (
+            f"NOT {may_have_changed} AND alone AND keep_types IS NOT true "
+            f"AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}'"
+        )
+        state_sql = (
+            f"SELECT held, {fresh_sql} AS fresh, keep_types, {SEEN_TO_SQL} AS seen_to "
+            f"FROM ({locks_sql}) l, ({functions_sql}) f OFFSET 0"
+        )
         release_sql = (
             f"CASE WHEN {release_if_changed} AND held AND NOT fresh THEN pg_advisory_unlock_all() "
             "END"
         )
-        return f"SELECT held, fresh, {release_sql} FROM ({state_sql}) s"
+        return f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql}) s"
+
+    def note_functions(self, keep_types: Optional[bool], seen_to: str) -> None:
+        """Take in what a check has found out about functions; None: this session has used none."""
+        if keep_types is not None:
+            self._functions_keep_types = keep_types
+            self._functions_seen_to = seen_to
 
 
 def pauses(deadline: Deadline) -> Iterator[float]:
@@ -612,15 +637,34 @@ EXTENSIONS_SQL = (
     "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) extnamespace"
 )
 
-# A function in PL/pgSQL has variables of types that may change. Its SQL is planned again for each
-# file (DISCARD PLANS), and NEW and OLD are looked at each time. (OFFSET 0: what costs more is asked
-# of these functions alone.) Megabytes are not read for that, whoever made them.
-HAS_TYPED_VARIABLES_SQL = r"""CASE WHEN (
-        SELECT coalesce(sum(octet_length(prosrc)), 0) > 1000000 FROM pg_proc
-        WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql'))
-    THEN true ELSE EXISTS (SELECT FROM
-        (SELECT * FROM pg_proc
-         WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql') OFFSET 0) p
-    WHERE prosrc ~* '\mdeclare\M' OR EXISTS (SELECT FROM pg_type t
-        WHERE t.oid = ANY (prorettype || coalesce(proallargtypes, proargtypes::oid[]))
-          AND (typnamespace <> 'pg_catalog'::regnamespace OR typname ~ '^(any|record)'))) END"""
+USES_PLPGSQL_SQL = "current_setting('plpgsql.variable_conflict', true) IS NOT NULL"
+# The first transaction that the next check may not have seen: a row that it writes is younger.
+SEEN_TO_SQL = "(pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text"
+BEFORE_ALL = "2"  # the transaction that is older than all
+
+# What a DECLARE may contain without harm: names of PostgreSQL's own types always mean the same.
+# Each other one is looked up when the function is first called in a session, and kept: a %TYPE
+# whose column has another type by now, an enum that was dropped and made again, a name that another
+# search path leads elsewhere. (tests/test_kept_types.py has the table.) Parameters and results
+# are in the catalog, where a change of them counts, and NEW, OLD and records are looked at each
+# time.
+_GAP = r"(?:\s|--[^\n]*\n|/\*[^*]*\*/)"
+_BUILT_IN = (
+    "bigint|bit( varying)?|bool(ean)?|bytea|(bp)?char|character( varying)?|cidr|date"
+    "|dec(imal)?|double precision|float[48]?|inet|int[248]?|integer|interval|jsonb?|jsonpath"
+    "|macaddr8?|money|name|numeric|oid|point|real|record|refcursor|reg(class|proc(edure)?|role|type)"
+    "|smallint|text|time(stamp)?(tz| with(out)? time zone)?|tsquery|tsvector|uuid|varchar|void|xml"
+)
+_DECLARATION = (
+    rf"[a-z_][a-z0-9_]*{_GAP}+(?:constant{_GAP}+)?(?:{_BUILT_IN})(?:{_GAP}*\([0-9, ]+\))?"
+    rf"(?:\[[0-9]*\])*(?:{_GAP}+not{_GAP}+null)?(?:{_GAP}*(?::=|=|default\M)[^;]*)?;"
+)
+_HARMLESS = rf"^(?:{_GAP}*{_DECLARATION})*{_GAP}*\Z"
+# Megabytes are not read for that, whoever made them.
+KEEP_TYPES_SQL = rf"""(SELECT coalesce(sum(octet_length(prosrc)), 0) > 1000000
+        OR coalesce(bool_or(prosrc ~* $$\mdeclare\M$$ AND EXISTS (
+            SELECT FROM regexp_matches(prosrc, $$\mdeclare\M(.*?)\mbegin\M(?![$])$$, 'gi') d(part)
+            WHERE part[1] !~* $${_HARMLESS}$$)), false)
+    FROM (SELECT prosrc FROM pg_proc
+          WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
+            AND age(xmin) <= age('{{since}}'::xid) OFFSET 0) p)"""

@@ -1240,7 +1240,7 @@ _PAIR_REFUSAL = (
 )
 _FLEETING = (
     "this {} creates something that is gone if a run is interrupted, "
-    "and the next run continues after it: write BEGIN before it and COMMIT after its last use"
+    "and the next run continues after it: write BEGIN above it and COMMIT below its last use"
 )
 _UNFOLLOWED = (
     "{} changes how strings are read, which cannot be followed: write SET "

@@ -38,7 +38,7 @@ class State:
     rows: tuple[Row, ...]
     unfinished: tuple[str, ...] = ()  # the files that ran in part
     has_marks: bool = False
-    excess: tuple[str, ...] = ()  # takes back what others may do with our tables
+    excess: tuple[str, ...] = ()  # revokes the rights of others on our tables
 
     @property
     def is_current(self) -> bool:
@@ -238,7 +238,7 @@ def adopt_up_to_baseline(
 ) -> tuple[list[str], str]:
     """Where nothing but adopted files is recorded, BASELINE may still name a later one.
 
-    So a database that had more behind it than the first file needs no table dropped. Returns as
+    So a database that had more than the first file needs no table dropped. Returns as
     ensure_tracking.
     """
     baseline = setup.config.baseline
@@ -435,7 +435,7 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
         table = f"public.{config.table}"
         remedy = f"SELECT setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
-        return f"the sequence of {table} is behind its rows: {remedy}"
+        return f"the sequence of {table} gives numbers that its rows have already: {remedy}"
     return ""
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import socket
 import threading
 import time
@@ -21,8 +20,7 @@ from typing import Any, Optional
 
 import psycopg2
 from common import Deadline, log
-from database import Connection, Login, options
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+from database import Connection, Login, options, settle
 
 ANSWER_S = 3  # for a look, or for a cancel, connecting included
 CANCELLED_S = 2  # what a cancelled statement may take to end
@@ -70,7 +68,7 @@ WAITS_FOR_SQL = (
 )
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
 # have to begin again, and might never come to an end.
-IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* '^\s*(create|reindex)\M.*\mconcurrently\M'"
+IS_BUILDING_SQL = r"a.state = 'active' AND a.query ~* $$^\s*(create|reindex)\M.*\mconcurrently\M$$"
 CANCEL_SQL = (
     "SELECT is_building, blocked_by, is_running, "
     "CASE WHEN NOT is_building THEN pg_cancel_backend(%(pid)s) END "
@@ -174,7 +172,7 @@ class Watcher:
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
-        if blocked_by or is_running:  # a look after the end of the wait is no news
+        if blocked_by or is_running:  # a look after the end of the wait tells nothing new
             self._activity.blocked_by = blocked_by
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}
@@ -221,23 +219,14 @@ class Watcher:
         with suppress(psycopg2.Error, OSError):
             helper = psycopg2.connect(**self._options)
             try:
-                _settle(helper, end)
+                settle(helper, end)
                 with helper.cursor() as cur:
                     cur.execute(
                         "SET ROLE NONE; SET search_path = pg_catalog; " + statement,
                         {"pid": self._pid},
                     )
-                    _settle(helper, end)
+                    settle(helper, end)
                     return list(cur.fetchall())
             finally:
                 helper.close()
         return []
-
-
-def _settle(conn: Any, end: float) -> None:
-    """Wait for what an asynchronous connection does; raises psycopg2.Error at `end`."""
-    while (state := conn.poll()) != POLL_OK:
-        read = [conn] if state == POLL_READ else []
-        write = [conn] if state == POLL_WRITE else []
-        if not any(select.select(read, write, [], max(end - time.monotonic(), 0))):
-            raise psycopg2.OperationalError("no answer in time")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -10,16 +11,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
+from harness.attackers import deploy_among_attackers
+from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
 from harness.temporary import temporary_home
-from harness.world import ADMIN, AWS_ENVIRONMENT, TEMPLATE, World, exactly, prepare
-from moto import mock_aws
+from harness.world import ADMIN, TEMPLATE, World, exactly, prepare
 
-# Roles belong to the server, not to a database: every test leaves none behind.
+# Roles belong to the server, not to a database: every test removes its own.
 ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
 
 _started = ExitStack()
@@ -40,6 +41,12 @@ def pytest_configure(config: pytest.Config) -> None:
         _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
     except NoServerError as exc:
         raise pytest.UsageError(str(exc)) from exc
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: without it, looking through it for garbage is a sixth of all that the tests do."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -72,10 +79,17 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     dbname = f"db_setup_{os.getpid()}_{next(_numbers)}"
     create_database(server, dbname, ADMIN, template=TEMPLATE)
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+        with played():
             world = World(server, dbname, tmp_path / "migrations")
             with exactly(world.environ):
                 yield world
     finally:
         drop_database(server, dbname)
         drop_roles(server, *ROLE_PATTERNS)
+
+
+@pytest.fixture
+def deployed(world: World) -> World:
+    """A world that has been deployed, with logins, and those who attack it."""
+    deploy_among_attackers(world)
+    return world

@@ -129,7 +129,7 @@ def deploy_and_fail(world: World) -> None:
 
 @contextmanager
 def application(server: Server, dbname: str, migrations: Path) -> Iterator[World]:
-    """A database that the admin owns, and an empty Secrets Manager beside it."""
+    """A database that the admin owns, and an empty Secrets Manager."""
     create_database(server, dbname, ADMIN)
     with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws(), tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "migrations"
@@ -138,7 +138,7 @@ def application(server: Server, dbname: str, migrations: Path) -> Iterator[World
 
 
 def try_logins(world: World) -> None:
-    """Log in with what stands in the secrets, and try what each may and may not do."""
+    """Log in with what is in the secrets, and try what each may and may not do."""
     attempts = (
         ("user", "INSERT INTO users (email) VALUES ('ann@example.com')"),
         ("user", "SELECT email FROM users"),

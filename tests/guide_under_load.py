@@ -22,7 +22,7 @@ from harness.database import create_admin  # noqa: E402
 from harness.server import NoServerError, Server, running_server  # noqa: E402
 from harness.world import ADMIN, ADMIN_PASSWORD  # noqa: E402
 
-# What is to be said of the recipes where there is no wait to measure.
+# The text for recipes that have no wait to measure.
 WORDS = {
     "Add a column": ("no wait", "no wait"),
     "Rename a column": ("the old code fails", "both names live"),
@@ -81,7 +81,7 @@ def caption(server: Server, highest: int, repeat: int, seconds: float) -> str:
         f"Measured by `make load` on {datetime.date.today():%d %B %Y}: PostgreSQL {major}, {os.cpu_count()} cores, "
         f"{highest:,} rows, the longest wait of any statement, the median of {repeat} runs; nothing was "
         f"written through to the disk. Without a migration the longest read took {load.shown(figures.reads)}, the "
-        f"longest write {load.shown(figures.writes)}: what is as short as that is the machine's own noise. What is "
+        f"longest write {load.shown(figures.writes)}: anything that short is noise of the machine. What is "
         "long grows with the table."
     )
 
@@ -89,8 +89,8 @@ def caption(server: Server, highest: int, repeat: int, seconds: float) -> str:
 def queue(server: Server, highest: int, seconds: float) -> str:
     plain, migration = (load.behind_a_long_reader(server, highest, seconds, plainly) for plainly in (True, False))
     return (
-        f"Measured, with a report that keeps its transaction open for {seconds:.0f} s: behind `ALTER TABLE` in a plain "
-        f"session the longest read waited {load.shown(plain.reads)}, behind the same statement in a migration "
+        f"Measured, with a report that keeps its transaction open for {seconds:.0f} s: after an `ALTER TABLE` in a "
+        f"plain session the longest read waited {load.shown(plain.reads)}, after the same statement in a migration "
         f"{load.shown(migration.reads)}."
     )
 

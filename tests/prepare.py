@@ -1,6 +1,6 @@
 """What make does before anything else: `python3 tests/prepare.py demo|dev [OPTION …] [-- COMMAND …]`.
 
-It checks what can be checked at once, installs the locked packages (requirements-demo.txt into .venv-demo,
+It checks what can be checked first, installs the locked packages (requirements-demo.txt into .venv-demo,
 requirements-dev.txt into .venv), and then runs the command, in which `python` is the environment's. Standard library
 only: all that it needs is a Python that can make virtual environments.
 """
@@ -34,7 +34,7 @@ def migrations_folder(text: str) -> Path:
 
 def prepare(options: argparse.Namespace) -> Path:
     """Return the environment's Python, after all that the command needs is there."""
-    # Looked for first: where there is no PostgreSQL, nobody should wait for the packages to learn it.
+    # Looked for first: where there is no PostgreSQL, nobody should wait for the packages first.
     way, told = finding.expected() if options.server else ("", "")
     if told:
         say(f"PostgreSQL: {told}.")

@@ -21,7 +21,7 @@ THIRD = "ALTER TABLE users ADD age int;"
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -137,7 +137,7 @@ def test_database_with_some_tables_of_an_unguarded_first_migration_is_refused(wo
 
 
 def test_refused_database_deploys_once_the_file_is_guarded(world: World) -> None:
-    """The first way out works."""
+    """The first way out that the message names works."""
     world.sql(USERS)
     fill(world, _001_first=FIRST)
     with pytest.raises(MigrationError):
@@ -151,7 +151,7 @@ def test_refused_database_deploys_once_the_file_is_guarded(world: World) -> None
 
 
 def test_refused_database_deploys_with_a_baseline(world: World) -> None:
-    """The second way out works: the file is recorded as it is, though a table of it is missing."""
+    """The second way out that the message names works: the file is recorded as it is, although a table is missing."""
     world.sql(USERS)
     fill(world, _001_first=FIRST, _002_second=SECOND)
     with pytest.raises(MigrationError):
@@ -186,7 +186,7 @@ def test_later_migration_is_never_adopted_without_a_baseline(world: World) -> No
 
 
 def test_adopted_file_may_hold_what_could_not_run(world: World) -> None:
-    """Recorded files are judged, not run: one that sorts behind the first need not even be SQL that we can read."""
+    """Recorded files are judged, not run: one that sorts after the first need not even be SQL that we can read."""
     world.sql(FIRST)
     fill(world, _001_first=FIRST, _002_second="SELECT 'never closed", _003_third=THIRD)
 
@@ -253,7 +253,7 @@ def test_temporary_table_of_the_first_migration_does_not_count(world: World) -> 
     assert report["adopted"] == ["001_first"]
 
 
-def test_view_of_that_name_is_no_table(world: World) -> None:
+def test_view_of_that_name_is_not_a_table(world: World) -> None:
     """Only tables count: with a view in their place the file runs, and PostgreSQL says what is wrong."""
     world.sql("CREATE VIEW users AS SELECT 1 AS id")
     fill(world, _001_first=USERS)
@@ -294,7 +294,7 @@ def test_unnumbered_first_file_is_adopted_with_the_number_that_it_keeps(world: W
 
 
 def test_baseline_on_unnumbered_files_records_them_with_their_numbers(world: World) -> None:
-    """A baseline may be a file without a number: what stands behind it runs."""
+    """A baseline may be a file without a number: what follows it runs."""
     world.sql(FIRST + SECOND)
     fill(world, _007_first=FIRST, a_second=SECOND, b_third=THIRD)
 
@@ -309,7 +309,7 @@ def test_baseline_on_unnumbered_files_records_them_with_their_numbers(world: Wor
 
 @pytest.mark.parametrize("baseline", ["002_second", "002_second.sql"])
 def test_baseline_records_everything_up_to_that_file(world: World, baseline: str) -> None:
-    """BASELINE names the last file that an existing database has behind it, with or without `.sql`."""
+    """BASELINE names the last file that an existing database already has, with or without `.sql`."""
     world.sql(FIRST + SECOND)
     fill(world, _001_first=FIRST, _002_second=SECOND, _003_third=THIRD)
 
@@ -331,7 +331,7 @@ def test_baseline_on_an_empty_database_is_not_used(world: World, caplog: pytest.
     ]
 
 
-def test_baseline_beside_a_tracking_table_is_not_used(world: World) -> None:
+def test_baseline_with_a_tracking_table_is_not_used(world: World) -> None:
     """Where a tracking table says what has run, a baseline says nothing."""
     fill(world, _001_first=FIRST)
     world.deploy()
@@ -354,7 +354,7 @@ def test_baseline_that_stays_set_does_nothing_at_later_deployments(world: World)
     assert (report["adopted"], applied(report)) == ([], ["002_second"])
 
 
-def test_baseline_beside_some_tables_of_the_first_migration_counts(world: World) -> None:
+def test_baseline_with_some_tables_of_the_first_migration_counts(world: World) -> None:
     """One table of the first migration is enough to tell an existing database from a new one."""
     world.sql(USERS + SECOND)
     fill(world, _001_first=GUARDED, _002_second=SECOND, _003_third=THIRD)
@@ -365,7 +365,7 @@ def test_baseline_beside_some_tables_of_the_first_migration_counts(world: World)
     assert world.tables() == ["users"]
 
 
-def test_baseline_beside_a_first_migration_without_a_table_is_not_used(
+def test_baseline_with_a_first_migration_without_a_table_is_not_used(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What cannot be told apart from a new database runs everything, and that is said."""
@@ -414,7 +414,7 @@ def test_table_in_the_schema_that_the_file_sets_is_looked_for_there(world: World
 
 @pytest.mark.parametrize("first", PATHS.values(), ids=PATHS)
 def test_table_that_is_in_the_schema_that_the_file_sets_is_adopted(world: World, first: str) -> None:
-    """There it is, so the database has the file behind it."""
+    """The table exists there, so the database already has the file."""
     world.sql("CREATE SCHEMA billing; CREATE TABLE billing.users (id int)")
     fill(world, _001_first=first)
 
@@ -431,7 +431,7 @@ def test_table_is_looked_for_in_the_schema_that_the_admins_sessions_begin_with(w
 
 
 def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> None:
-    """Neither of two systems' tables is guessed at; with the variable, or the schema in the file, it goes on."""
+    """db_setup does not guess which of two tables is meant; BASELINE, or the schema in the file, decides it."""
     world.sql(USERS)
     text = "DO $$ BEGIN EXECUTE 'SET search_path = public'; END $$; CREATE TABLE {}users (id int);"
     fill(world, _001_first=text.format(""))
@@ -447,7 +447,7 @@ def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> N
 # --- The way back ---------------------------------------------------------------------------------------------------
 
 
-def test_adopted_database_with_more_behind_it_names_baseline_and_goes_on(world: World) -> None:
+def test_adopted_database_that_had_more_files_names_baseline_and_goes_on(world: World) -> None:
     """The second file fails, since the database had it, too: the message says how to go on, and that works."""
     world.sql(USERS + ITEMS)
     fill(world, _001_first=USERS, _002_items=ITEMS, _003_second=SECOND)
@@ -457,8 +457,9 @@ def test_adopted_database_with_more_behind_it_names_baseline_and_goes_on(world: 
 
     assert '002_items.sql:1: relation "items" already exists (42P07).' in str(caught.value)
     assert (
-        "No file has run on this database yet, and 001_first was taken to be behind it. If 002_items is as well, set "
-        'BASELINE="002_items", or a later file that it has behind it, and deploy again.' in str(caught.value)
+        "No file has run on this database yet: 001_first was recorded without running, because its tables existed. "
+        'If 002_items was applied as well, set BASELINE="002_items", or a later file that the database has, and deploy '
+        "again." in str(caught.value)
     )
     report = world.deploy(BASELINE="002_items")
     assert (report["adopted"], applied(report), report["warnings"]) == (["002_items"], ["003_second"], [])

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Callable
 
 import psycopg2
 import pytest
@@ -17,7 +17,7 @@ from harness.database import drop_database
 from harness.world import Context, World
 from initializer import MigrationError
 
-MEND = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
+FIX = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
 UNDONE = ": put it back, or undo in a new file what it did"
 GOES_ON = (
     "The statements before this one have run and stay applied: do not edit them. "
@@ -36,7 +36,7 @@ MARK_IT = (
 
 @pytest.fixture(autouse=True)
 def _without_users(world: World) -> None:
-    """Users are no matter here, and take half of the time."""
+    """Users do not matter here, and take half of the time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -57,7 +57,7 @@ def names(report: dict[str, Any]) -> list[str]:
 
 
 def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What files said by RAISE NOTICE, as it stands in the log."""
+    """What files said by RAISE NOTICE, as it is in the log."""
     return [vars(record)["text"] for record in caplog.records if vars(record).get("severity") == "NOTICE"]
 
 
@@ -74,7 +74,7 @@ def test_apply_file_and_row_commit_together(world: World) -> None:
 
 
 def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(world: World) -> None:
-    """The failing file is rolled back whole; what came before stays, what comes behind waits; mended, all goes on."""
+    """The failing file is rolled back whole; files before it stay, files after it wait. Once it is fixed, all run."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.write("002_b.sql", "CREATE TABLE b (i int);\nINSERT INTO a VALUES (1);\nSELECT 1 / 0;\n")
     world.write("003_c.sql", "CREATE TABLE c (i int);")
@@ -93,7 +93,7 @@ def test_apply_failing_file_leaves_no_trace_earlier_stay_later_are_not_tried(wor
 
 
 def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> None:
-    """Without its row a file has not happened."""
+    """If the row cannot be written, the file is rolled back."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     world.sql("ALTER TABLE schema_migrations ADD CHECK (migration_name <> '002_b')")
@@ -106,7 +106,7 @@ def test_apply_row_that_cannot_be_written_rolls_the_file_back(world: World) -> N
 
 
 def test_apply_statement_that_succeeds_when_repeated_fails_and_is_applied_by_the_next_run(world: World) -> None:
-    """The second look, for the place of the failure, is no attempt: what it does is rolled back, failed or not."""
+    """The second run, which finds the place of the failure, is not an attempt: it is rolled back, failed or not."""
     world.write("001_a.sql", "CREATE SEQUENCE tries; CREATE TABLE a (i int);")
     world.write(
         "002_b.sql",
@@ -139,23 +139,23 @@ def test_apply_own_savepoints_work(world: World) -> None:
 POSITIONS = {
     "first character": ("SELEC 1;", "1:1", 'syntax error at or near "SELEC" (42601)'),
     "third line": ("SELECT 1;\n\n  SELECT oops;", "3:10", 'column "oops" does not exist (42703)'),
-    "behind non-ASCII text": (
+    "after non-ASCII text": (
         "SELECT 'größe', '😀' AS é;\nSELECT '😀é', oops;",
         "2:14",
         'column "oops" does not exist',
     ),
-    "behind a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
+    "after a BOM": ("\ufeffSELECT oops;", "1:8", 'column "oops" does not exist (42703)'),
     "CRLF": ("SELECT 1;\r\nSELECT\r\n  oops;\r\n", "3:3", 'column "oops" does not exist (42703)'),
-    "behind a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
-    "behind a doubled quote and a BOM": ("\ufeffSELECT 'it''s';\nSELECT oops;", "2:8", 'column "oops" does not exist'),
-    "behind backslashes in strings": (
+    "after a percent sign": ("SELECT 5 % 3, '%s';\nSELECT oops", "2:8", 'column "oops" does not exist (42703)'),
+    "after a doubled quote and a BOM": ("\ufeffSELECT 'it''s';\nSELECT oops;", "2:8", 'column "oops" does not exist'),
+    "after backslashes in strings": (
         "SET standard_conforming_strings = off;\nSELECT 'it\\'s; x';\nSELECT oops;",
         "3:8",
         'column "oops" does not exist (42703)',
     ),
     "end of the text": ("SELECT 1;\nSELECT (1", "2:10", "syntax error at end of input (42601)"),
     "end of the only statement": ("CREATE TABLE a (\n  i int", "2:8", "syntax error at end of input (42601)"),
-    "behind BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
+    "after BEGIN": ("BEGIN;\nSELECT oops;\nCOMMIT;", "2:8", 'column "oops" does not exist (42703)'),
     "unclosed string": ("SELECT 1;\nSELECT 'it", "2:8", "this string is never closed (a ' inside it is written twice)"),
     "a literal": ("SELECT 1;\nSELECT int 'abc';", "2:12", 'invalid input syntax for type integer: "…" (22P02)'),
     "in a function's body": (
@@ -184,7 +184,7 @@ def test_error_at_a_variable_of_psql_says_what_to_write_instead(world: World) ->
         shown = variable.replace("'name'", "'…'")
         assert fail_with(world, f"SELECT\n({variable});") == (
             '001_a.sql:2:2: syntax error at or near ":"; variables of psql do not exist here: write the value '
-            f"itself (42601). {MEND}\nLINE 2: ({shown});\n         ^"
+            f"itself (42601). {FIX}\nLINE 2: ({shown});\n         ^"
         )
     assert "psql" not in fail_with(world, "SELECT (ARRAY[1])[1:1], 'a'::text, ::oops;")
 
@@ -198,13 +198,13 @@ def test_error_at_a_character_that_looks_like_a_space_names_it(world: World) -> 
         said = " ".join(f'syntax error at or near "{shown}"'.split())
 
         assert fail_with(world, f"SELECT 1;\n{odd};\n") == (
-            f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {MEND}\n"
+            f"001_a.sql:2:1: {said}; the character there is not a space but U+{code}: delete it (42601). {FIX}\n"
             f"LINE 2: {shown};\n        ^"
         )
 
 
 def test_error_message_gives_sqlstate_state_next_step_and_hint(world: World) -> None:
-    """The verdict stands in the first line; the line of SQL with a caret and PostgreSQL's HINT follow."""
+    """The verdict is in the first line; the line of SQL with a caret and PostgreSQL's HINT follow."""
     world.write("001_a.sql", "CREATE TABLE users (email text);")
     world.write("002_b.sql", "SELECT emial FROM users;")
     world.write("003_c.sql", "SELECT 1;")
@@ -260,12 +260,12 @@ def test_error_without_a_position_begins_with_the_statements_line(world: World) 
 def test_error_without_a_position_in_a_file_of_one_statement_names_its_line(world: World) -> None:
     """A single statement needs no second attempt to be named."""
     assert fail_with(world, "-- comment\n\nDROP TABLE nothing;\n") == (
-        f'001_a.sql:3: table "nothing" does not exist (42P01). {MEND}\nLINE 3: DROP TABLE nothing;'
+        f'001_a.sql:3: table "nothing" does not exist (42P01). {FIX}\nLINE 3: DROP TABLE nothing;'
     )
 
 
 def test_error_in_set_transaction_names_its_line(world: World) -> None:
-    """What is moved in front of the file's savepoint keeps its line."""
+    """A statement that is sent before the file's savepoint keeps its line."""
     message = fail_with(world, "\nSET TRANSACTION SNAPSHOT 'nonsense';\n\nSELECT 1;\nSELECT 2;\n")
 
     assert re.match(r"001_a\.sql:2(:\d+)?: a snapshot-importing transaction must have isolation level", message)
@@ -289,7 +289,7 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
 
         shown = f"\nLINE 5: {text.splitlines()[4].replace('no good', '…')}"
         assert fail_with(world, text) == (
-            f"001_a.sql:{line}: no good (P0001). {MEND}\nIN: the DO block, line 5 of the file"
+            f"001_a.sql:{line}: no good (P0001). {FIX}\nIN: the DO block, line 5 of the file"
             f"{'' if case == 'a string' else shown}"
         ), case
 
@@ -297,7 +297,7 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:
     """Where PostgreSQL names the character inside a DO block, there is nothing to add."""
     assert fail_with(world, "SELECT 1;\nDO $$\nBEGIN\n  RETRN 1;\nEND $$;") == (
-        f'001_a.sql:4:3: syntax error at or near "…" (42601). {MEND}\nLINE 4:   RETRN 1;\n          ^'
+        f'001_a.sql:4:3: syntax error at or near "…" (42601). {FIX}\nLINE 4:   RETRN 1;\n          ^'
     )
 
 
@@ -311,7 +311,7 @@ def test_error_inside_function_names_the_function_and_its_line(world: World) -> 
     message = failure(world)
 
     assert message.splitlines() == [
-        f"002_b.sql:2: division by zero (22012). {MEND.replace('nothing', '001_a')}",
+        f"002_b.sql:2: division by zero (22012). {FIX.replace('nothing', '001_a')}",
         "IN: function f(integer), its line 3",
     ]
 
@@ -347,7 +347,7 @@ def test_error_of_deferred_constraint_names_itself_and_the_end_of_the_file(world
         last = text.count("\n") + 1
 
         assert fail_with(world, text).splitlines() == [
-            f"001_a.sql:{last}: {said}, which showed at the end of the file. {MEND}",
+            f"001_a.sql:{last}: {said}, which showed at the end of the file. {FIX}",
             where,
         ], case
     assert (world.applied(), world.tables()) == ([], [])
@@ -396,7 +396,7 @@ ROW_DATA = {
 def test_error_about_rows_tells_nothing_of_them(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No value out of a row stands in the message or in the log (SQLSTATE classes 22 and 23)."""
+    """No value of a row is in the message or in the log (SQLSTATE classes 22 and 23)."""
     world.write(
         "001_a.sql",
         "CREATE TABLE pins (pin text PRIMARY KEY); CREATE TABLE people (i int NOT NULL, pin text);\n"
@@ -434,7 +434,7 @@ def test_error_message_stays_short(world: World) -> None:
     message = fail_with(world, "DO $$ BEGIN RAISE '%', repeat('x', 9000) USING DETAIL = repeat('y', 9000); END $$;")
 
     assert len(message) <= 1500
-    assert MEND in message.splitlines()[0]
+    assert FIX in message.splitlines()[0]
 
 
 # --- Odd files ------------------------------------------------------------------------------------------------------
@@ -465,7 +465,7 @@ ODD = {
 
 
 def test_apply_odd_file_is_applied(world: World) -> None:
-    """Files that look unusual are applied and recorded, and do not block what is behind them."""
+    """Files that look unusual are applied and recorded, and do not block the files after them."""
     for number, text in enumerate(ODD.values(), 1):
         world.write(f"{number:03d}_a.sql", text.format(f"größe_{number:03d}"))
 
@@ -476,7 +476,7 @@ def test_apply_odd_file_is_applied(world: World) -> None:
 
 
 def test_apply_text_arrives_as_written(world: World) -> None:
-    """Percent signs, quotes, backslashes and characters of any width arrive as they stand in the file."""
+    """Percent signs, quotes, backslashes and characters of any width arrive as they are in the file."""
     values = ["%s", "100%", "%(a)s", "C:\\new", "é😀日本", "it''s"]
     world.write("001_a.sql", "CREATE TABLE a (t text);" + "".join(f"INSERT INTO a VALUES ('{v}');\n" for v in values))
 
@@ -499,7 +499,7 @@ ODD_NAMES = [
 
 
 def test_apply_odd_file_name_is_recorded_as_it_is(world: World) -> None:
-    """A file's name is recorded as it stands in the folder, and recognised by that; it is named so in an error."""
+    """A file's name is recorded as it is in the folder, recognised by that, and named so in an error."""
     for number, name in enumerate(ODD_NAMES):
         world.write(f"{name}.sql", f"CREATE TABLE a{number} (i int);")
 
@@ -522,7 +522,7 @@ REFUSED_BYTES = {
 }
 
 
-def test_apply_file_that_is_no_utf_8_text_is_refused_before_anything_ran(world: World) -> None:
+def test_apply_file_that_is_not_utf_8_is_refused_before_anything_ran(world: World) -> None:
     """A file that is not UTF-8, or holds a NUL, is refused with the place; nothing has run, not even earlier files."""
     world.write("000_first.sql", "CREATE TABLE first (i int);")
     for case, (data, beginning) in REFUSED_BYTES.items():
@@ -562,7 +562,7 @@ def test_apply_file_that_cannot_work_is_refused_before_anything_ran(world: World
 
 
 def test_apply_notices_reach_the_log_all_of_them(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a file says by RAISE NOTICE stands in the log, also where psycopg2 would keep only the last 50."""
+    """What a file says by RAISE NOTICE is in the log, also where psycopg2 would keep only the last 50."""
     world.write("001_a.sql", "DO $$ BEGIN FOR i IN 1..60 LOOP RAISE NOTICE 'größe % of 60', i; END LOOP; END $$;")
 
     world.deploy()
@@ -596,7 +596,7 @@ def test_apply_transaction_modes_of_the_file_are_honoured(world: World) -> None:
     assert [level for (level,) in world.sql("SELECT level FROM seen ORDER BY i")] == list(MODES.values())
 
 
-def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apply_transaction_ended_by_the_file_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the scanner ever overlooks a COMMIT, the missing savepoint shows it, and no row says *applied*."""
     monkeypatch.setattr(sql_scanner.Statement, "transaction_control", None)
 
@@ -611,7 +611,7 @@ def test_apply_transaction_ended_behind_our_back_is_an_error(world: World, monke
 
 
 def test_apply_commit_hidden_in_a_procedure_is_refused_by_postgresql(world: World) -> None:
-    """A block that commits by itself runs only where the file says so, also if it stands alone."""
+    """A block that commits by itself runs only where the file says so, also if it is the only statement."""
     world.write("001_a.sql", "CREATE TABLE a (i int);\nDO $$ BEGIN INSERT INTO a VALUES (1); COMMIT; END $$;")
 
     message = failure(world)
@@ -665,7 +665,7 @@ def test_apply_single_statement_that_cannot_run_in_a_transaction_runs_outside(wo
 
 
 def test_apply_create_database_runs_outside(world: World) -> None:
-    """Even a database can be created."""
+    """A file can create a database."""
     name = world.dbname + "_more"
     world.write("001_a.sql", f"CREATE DATABASE {name};")
     try:
@@ -722,7 +722,7 @@ def progress(world: World) -> list[tuple[Any, ...]]:
     return world.sql("SELECT migration_name, step FROM schema_migrations_progress ORDER BY step")
 
 
-def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
+def test_apply_marked_file_continues_after_the_failure(world: World) -> None:
     """A marked file runs step by step; what is done stays done, once, and the next run goes on with what failed."""
     world.write("001_a.sql", TABLE)
     marked = (
@@ -746,7 +746,7 @@ def test_apply_marked_file_goes_on_behind_the_failure(world: World) -> None:
 
 
 def test_apply_marked_file_makes_one_unit_of_a_transaction(world: World) -> None:
-    """In a marked file what stands between BEGIN and COMMIT happens together or not at all."""
+    """In a marked file everything between BEGIN and COMMIT happens together or not at all."""
     world.write("001_a.sql", TABLE)
     marked = "-- no-transaction\nVACUUM t;\nBEGIN;\nINSERT INTO t VALUES (1);\nINSERT INTO {} VALUES (2);\nCOMMIT;\n"
     world.write("002_b.sql", marked.format("missing"))
@@ -817,7 +817,7 @@ def test_apply_marked_file_replaced_after_a_failure_is_warned_of(
 
 
 def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """It is recorded, and once it is, what somebody puts into it would be an edit."""
+    """The file is recorded, so SQL that somebody adds to it later would be an edit."""
     warnings = [f"{name} has no statement: once recorded, it cannot be filled in any more" for name in ("001_a", "3_c")]
     world.write("001_a.sql", "-- to be written\n")
     world.write("002_b.sql", "SELECT 1;")
@@ -843,8 +843,8 @@ def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> 
     assert world.sql("SELECT * FROM s.a") == [(1,)]
 
 
-def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(world: World) -> None:
-    """Only the concurrent build itself may wait for as long as it takes; what stands behind it may not."""
+def test_apply_marked_file_waits_no_longer_for_locks_after_a_concurrent_build(world: World) -> None:
+    """Only the concurrent build itself is allowed to wait for as long as it takes; what follows it is not."""
     world.write("001_a.sql", TABLE + "CREATE TABLE seen (t text);")
     world.write(
         "002_b.sql",
@@ -860,7 +860,7 @@ def test_apply_marked_file_waits_no_longer_for_locks_behind_a_concurrent_build(w
 def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What an interrupted concurrent build has left behind is dropped before the next attempt, which then builds it."""
+    """What an interrupted concurrent build has left is dropped before the next attempt, which then builds it."""
     world.write("001_a.sql", "CREATE SCHEMA s; CREATE TABLE s.t (i int); INSERT INTO s.t VALUES (1), (1);")
     world.deploy()
     indexes = [("a", "", ""), ("b", "", "IF NOT EXISTS "), ("c", MARKED, ""), ("d", MARKED, "IF NOT EXISTS ")]
@@ -881,8 +881,8 @@ def test_apply_invalid_index_of_an_earlier_attempt_is_dropped_and_rebuilt(
     )
 
 
-def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) -> None:
-    """What PostgreSQL leaves of a failed concurrent build is dropped at once."""
+def test_apply_concurrent_build_that_fails_leaves_no_index(world: World) -> None:
+    """What PostgreSQL leaves of a failed concurrent build is dropped immediately."""
     world.write("001_a.sql", TABLE + "INSERT INTO t VALUES (1), (1);")
     world.deploy()
     said = 'could not create unique index "once" (23505). '
@@ -894,37 +894,45 @@ def test_apply_concurrent_build_that_fails_leaves_no_index_behind(world: World) 
     marked = fail_with(world, MARKED + "CREATE UNIQUE INDEX CONCURRENTLY once ON t (i);", "002_b.sql")
     left.append(world.sql("SELECT to_regclass('once')"))
 
-    mend, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (MEND, GOES_ON))
+    fix, goes_on = (text.replace("Fix the file and", f"{find} Then") for text in (FIX, GOES_ON))
     dropped = "The unfinished index was dropped. "
-    mend, goes_on = (text.replace(find, f"{dropped}{find}") for text in (mend, goes_on))
-    assert alone.splitlines() == [f"002_b.sql:1: {said}{mend}", further[0].format(1), further[1]]
+    fix, goes_on = (text.replace(find, f"{dropped}{find}") for text in (fix, goes_on))
+    assert alone.splitlines() == [f"002_b.sql:1: {said}{fix}", further[0].format(1), further[1]]
     assert marked.splitlines() == [f"002_b.sql:3: {said}{goes_on}", further[0].format(3), further[1]]
     assert left == [[(None,)]] * 2
 
 
-# --- In the way for a moment ----------------------------------------------------------------------------------------
+# --- Blocked for a moment -------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def blocker(world: World, seconds: float) -> Iterator[None]:
-    """Another session that holds table a for so long."""
+def blocker(world: World, until: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Another session that holds table a until this is so, at the latest until the block is left."""
+    left = threading.Event()
+
+    def hold() -> None:
+        while not until() and not left.wait(0.02):
+            pass
+        cur.execute("COMMIT")
+
     with world.connection() as conn, conn.cursor() as cur:
         cur.execute("BEGIN; LOCK TABLE a")
-        timer = threading.Timer(seconds, lambda: cur.execute("COMMIT"))
-        timer.start()
+        holder = threading.Thread(target=hold)
+        holder.start()
         try:
             yield
         finally:
-            timer.join()
+            left.set()
+            holder.join()
 
 
-def test_apply_lock_timeout_gives_way_and_tries_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_apply_lock_timeout_rolls_back_and_retries(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A file that waits too long for a lock is rolled back and tried again, until the other session is done."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 1.4):
+    with blocker(world, until=lambda: "sqlstate=55P03 attempt=2 again_in_s=" in caplog.text):
         report = world.deploy(LOCK_TIMEOUT="300ms")
 
     assert names(report) == ["002_b"]
@@ -942,7 +950,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
     world.deploy()
     world.write("002_b.sql", "CREATE TABLE b (i int);\nALTER TABLE a ADD s text;")
 
-    with blocker(world, 2):
+    with blocker(world):
         message = failure(world, LOCK_TIMEOUT="300ms")
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (

@@ -12,12 +12,13 @@ from unittest import mock
 import database
 import pytest
 from harness import server as harness_server
-from harness.attackers import PASSWORD, STRANGER, close_public, make_stranger, open_transaction
+from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import works
 from harness.proxy import Link, Place, proxy_to
 from harness.server import own_server
 from harness.world import ADMIN, AWS_ENVIRONMENT, Context, World, exactly, prepare, rows
+from initializer import InitializerError
 from moto import mock_aws
 from session import DEADLINE_CLASS, LOCK_KEY
 
@@ -25,11 +26,9 @@ BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
 
 
 @pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    world.deploy()
-    world.write("001_things.sql", "CREATE TABLE things (id int);")
-    return world
+def deployed(deployed: World) -> World:
+    deployed.write("001_things.sql", "CREATE TABLE things (id int);")
+    return deployed
 
 
 def applied(report: dict[str, Any]) -> list[str]:
@@ -98,7 +97,7 @@ def test_deployments_go_on_where_a_login_has_used_up_its_connections(
 def test_deployments_go_on_where_a_login_that_is_refused_for_its_limit_has_a_wrong_password(
     deployed: World, secret: str
 ) -> None:
-    """What the server answers before it has looked at the password proves nothing, and a wrong one is still mended."""
+    """An answer before the password was checked proves nothing, and a wrong one is still replaced."""
     deployed.put_secret(secret, {**deployed.secret(secret), "password": "wrong"})
     deployed.sql(f"ALTER ROLE {deployed.secret(secret)['username']} CONNECTION LIMIT 0")
 
@@ -122,10 +121,9 @@ def test_deployments_go_on_where_logins_have_joined_each_other(deployed: World) 
 
 
 def test_deployments_go_on_where_a_login_has_let_a_stranger_in(deployed: World) -> None:
-    """The same with a login that is not ours."""
+    """The same holds for a login that is not ours."""
     if deployed.server.version >= 150000:
         return
-    make_stranger(deployed)
     with deployed.login("creator") as conn:
         rows(conn, f"GRANT app_tc TO {STRANGER}")
 
@@ -178,7 +176,7 @@ def test_deployments_go_on_where_a_login_holds_our_lock(deployed: World, how: st
 
 @BOTH
 def test_deployments_go_on_where_many_sessions_wait_for_our_lock(deployed: World, secret: str) -> None:
-    """Those that queue behind the first one would get it, one after the other."""
+    """Those that wait after the first one would get it, one after the other."""
     with ExitStack() as stack:
         for _ in range(5):
             conn = stack.enter_context(deployed.login(secret))
@@ -211,7 +209,7 @@ def prepares() -> Iterator[Any]:
 def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
     prepares: Any, secret: str, tmp_path: Any
 ) -> None:
-    """It has no session that could be ended: it is rolled back."""
+    """A prepared transaction has no session that could be ended, so db_setup rolls it back."""
     prepare(prepares)
     create_database(prepares, "prepared", ADMIN)
     try:
@@ -231,7 +229,6 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
 
 def test_deployments_say_who_holds_the_lock_where_it_cannot_be_taken(deployed: World) -> None:
     """A login of others may be another admin's run: it is waited for, and named."""
-    make_stranger(deployed)
     with deployed.connection(STRANGER, PASSWORD) as conn:
         rows(conn, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
         with pytest.raises(Exception, match=f"user {STRANGER}"):
@@ -284,7 +281,7 @@ def test_deployments_go_on_where_the_table_creator_leaves_something_open(world: 
 
 
 def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> None:
-    """Whether a session can go on behind a file is not found out by reading megabytes."""
+    """To find out whether a session can go on after a file, db_setup does not read megabytes."""
     with deployed.login("creator") as conn:
         rows(
             conn,
@@ -300,9 +297,14 @@ def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> N
     assert max(entry["duration_ms"] for entry in report["applied"]) < 1000
 
 
-def test_deployments_survive_a_flood_of_notices(deployed: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Of very many lines the log has the first, and how many more there were; the next file's are said again."""
-    deployed.write("001_loud.sql", "DO $$ BEGIN FOR i IN 1..100000 LOOP RAISE NOTICE 'loud %', i; END LOOP; END $$;")
+# --- Floods ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2], ids=["one message", "steps"])
+def test_deployments_survive_a_flood_of_notices(deployed: World, steps: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a file's many lines the log has the first, and how many more there were; the next file's are said again."""
+    loud = f"DO $$ BEGIN FOR i IN 1..{100000 // steps} LOOP RAISE NOTICE 'loud %', i; END LOOP; END $$;\n"
+    deployed.write("001_loud.sql", ("-- no-transaction\n" if steps > 1 else "") + loud * steps)
     deployed.write("002_quiet.sql", "DO $$ BEGIN RAISE NOTICE 'quiet'; END $$;")
     deployed.remove("001_things.sql")
 
@@ -312,3 +314,37 @@ def test_deployments_survive_a_flood_of_notices(deployed: World, caplog: pytest.
     assert len(said) == 202
     assert "database says more lines=99800" in said
     assert said[-1].endswith("text=quiet")
+
+
+def test_deployments_say_a_notice_when_it_comes(deployed: World, caplog: pytest.LogCaptureFixture) -> None:
+    """psycopg2 would keep them until the statement has ended: a flood in memory, all lines with one time."""
+    deployed.write(
+        "001_slow.sql", "DO $$ BEGIN RAISE NOTICE 'early'; PERFORM pg_sleep(2); RAISE NOTICE 'late'; END $$;"
+    )
+
+    deployed.deploy()
+
+    early, late = (record for record in caplog.records if record.getMessage().startswith("database says"))
+    assert late.created - early.created > 1
+
+
+FLOODS = {
+    "notices": "DO $$ BEGIN LOOP RAISE NOTICE '%', repeat('x', 1000); END LOOP; END $$;",
+    "rows": "SELECT generate_series(1, 2000000000);",
+    "rows in steps": "-- no-transaction\nSELECT 1;\nSELECT generate_series(1, 2000000000);",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_deployments_end_in_time_in_a_flood(deployed: World, flood: str) -> None:
+    """The deadline is kept while the server talks without end, and the next run goes on."""
+    deployed.write("002_loud.sql", FLOODS[flood])
+    started = time.monotonic()
+
+    with pytest.raises(InitializerError, match=r"^out of time: 002_loud\.sql"):
+        deployed.deploy(context=Context(9))
+
+    assert time.monotonic() - started < 9
+    assert deployed.applied() == ["001_things"]
+    deployed.remove("002_loud.sql")
+    assert deployed.deploy()["status"] == "ok"

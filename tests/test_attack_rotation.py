@@ -11,20 +11,13 @@ from typing import Any
 import psycopg2
 import pytest
 import secret_store
-from harness.attackers import close_public, open_transaction
+from harness.attackers import open_transaction
 from harness.logins import works
 from harness.world import Context, World, rows
 from initializer import UserError
 
 ROTATE = {"action": "rotate"}
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
-
-
-@pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    world.deploy()
-    return world
 
 
 def is_alive(conn: Any) -> bool:
@@ -64,7 +57,7 @@ def test_rotation_twice_ends_the_sessions_of_a_leaked_login(deployed: World, sec
 
 
 @BOTH
-def test_rotation_of_a_login_that_is_mended_ends_its_sessions(deployed: World, secret: str) -> None:
+def test_rotation_of_a_login_that_is_repaired_ends_its_sessions(deployed: World, secret: str) -> None:
     """A password that is replaced is replaced for everybody."""
     with deployed.login(secret) as conn:
         deployed.put_secret(secret, {**deployed.secret(secret), "password": "lost"})
@@ -122,7 +115,7 @@ def leave_pending(world: World, secret: str) -> dict[str, Any]:
 
 
 def test_rotation_is_refused_while_aws_rotates(deployed: World) -> None:
-    """Both at once would hand out a login that the other one changes."""
+    """Two at the same time would hand out a login that the other one changes."""
     leave_pending(deployed, "user")
     before = deployed.secret("user")
 
@@ -134,10 +127,10 @@ def test_rotation_is_refused_while_aws_rotates(deployed: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["older than the current one", "for too long"])
-def test_rotation_by_aws_that_was_left_behind_stops_nothing(
+def test_rotation_by_aws_that_was_abandoned_stops_nothing(
     deployed: World, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """A label on an old version is no rotation: logins are mended and rotated."""
+    """A label on an old version is not a rotation: logins are repaired and rotated."""
     leave_pending(deployed, "user")
     time.sleep(1.1)
     if how == "for too long":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from harness.attackers import (
     lay_trap,
     make_stranger,
     open_public,
+    refused,
     stranger,
     trap,
 )
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, rows
 from initializer import InitializerError
-from session import LOCK_KEY
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+from session import LOCK_KEY, Session
 
 # --- Ours -----------------------------------------------------------------------------------------------------------
 
@@ -43,8 +47,9 @@ TYPES = ("oid", "text", "regclass", "regnamespace", "bigint", "int", "name", "bo
 
 
 def lay_traps(world: World) -> None:
-    """Everywhere in schema public; they belong to the admin, who may do that."""
+    """Traps everywhere in schema public; they belong to the admin, who is allowed to make them."""
     lay_trap(world)
+    as_superuser(world, f"ALTER SCHEMA traps OWNER TO {ADMIN}")
     source = " ".join(path.read_text() for path in Path(initializer.__file__).parent.glob("*.py"))
     names = sorted(set(re.findall(r"\b([a-z_]+)\(", source)))
     with world.superuser() as conn:
@@ -66,17 +71,74 @@ def lay_traps(world: World) -> None:
         for name in ("now", "format", "coalesce_", "lower"):
             rows(conn, trap(f"public.{name}", "VARIADIC varchar[]", "text", "NULL"))
         rows(conn, trap("traps.checked", "text", "bool", "true"))
+        lay_casts(conn)
         for name in TYPES:
             rows(conn, f'CREATE DOMAIN public."{name}" AS pg_catalog.text CHECK (traps.checked(VALUE))')
 
 
+def lay_casts(conn: Any) -> None:
+    """To and from a type of others, implicitly, with operators and functions that need no further cast then."""
+    rows(conn, "CREATE TYPE public.hostile AS (v pg_catalog.int4)")
+    made = "ROW(1)::public.hostile"
+    for number, kind in enumerate(KINDS):
+        rows(conn, trap(f"traps.into{number}", kind, "public.hostile", made))
+        rows(conn, trap(f"traps.from{number}", "public.hostile", kind, "NULL"))
+        rows(conn, f"CREATE CAST ({kind} AS public.hostile) WITH FUNCTION traps.into{number}({kind}) AS IMPLICIT")
+        rows(
+            conn, f"CREATE CAST (public.hostile AS {kind}) WITH FUNCTION traps.from{number}(public.hostile) AS IMPLICIT"
+        )
+    rows(conn, trap("traps.same", "public.hostile, public.hostile", "boolean", "NULL"))
+    for name in ("=", "<>", "||", "~"):
+        sides = "LEFTARG = public.hostile, RIGHTARG = public.hostile"
+        rows(conn, f"CREATE OPERATOR public.{name} ({sides}, FUNCTION = traps.same)")
+    for name in ("to_regclass", "to_regnamespace", "quote_ident", "current_setting", "octet_length", "lower"):
+        rows(conn, trap(f"public.{name}", "public.hostile", "text", "NULL"))
+
+
+# What is sent in another path than pg_catalog: what names nothing that is looked up there, or sets the path first.
+OWN_PATH = "SET LOCAL search_path = pg_catalog"
+NAMELESS = (
+    r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
+    rf"SAVEPOINT \w+(; {OWN_PATH})?",
+    r"SET CONSTRAINTS ALL DEFERRED;",
+    r"RESET SESSION AUTHORIZATION; RESET ROLE; DEALLOCATE ALL; SET search_path = pg_catalog",
+    r"SHOW \w+",
+    r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
+    r"(SET \w+ = '?\w+'?;)+",
+    r"SELECT pg_catalog\.to_regclass\('\w+'\)::pg_catalog\.oid, "
+    r"pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid",
+    rf"(BEGIN READ WRITE; SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; )?{OWN_PATH}(; .*)?",
+)
+
+
+@pytest.fixture
+def sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What of ours is sent while the path is not pg_catalog, but for a script's own messages; asked before each one."""
+    found: list[str] = []
+    query = Session.query
+
+    def asking(session: Session, statement: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
+        is_of_script = sys._getframe(1).f_code.co_name == "send"
+        state = session.connection.info.transaction_status
+        if not is_of_script and state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
+            ((path,),) = query(session, "SHOW search_path")
+            if path != "pg_catalog":
+                words = args[0] if args else None
+                with session.connection.cursor() as cur:
+                    found.append(" ".join(cur.mogrify(statement, words).decode().split()))
+        return query(session, statement, *args, **options)
+
+    monkeypatch.setattr(Session, "query", asking)
+    yield found
+    assert {text for text in found if not any(re.fullmatch(words, text) for words in NAMELESS)} == set()
+    assert found != []
+
+
 @pytest.fixture(params=["", "public, pg_catalog"], ids=["usual path", "public first"])
-def trapped(world: World, request: pytest.FixtureRequest) -> World:
+def trapped(world: World, sent_elsewhere: list[str], request: pytest.FixtureRequest) -> World:
     """A world whose schema public is full of traps; in the second one scripts see them before PostgreSQL's own."""
     close_public(world)
     as_superuser(world, f'GRANT CREATE ON DATABASE "{world.dbname}" TO {ADMIN}')
-    lay_trap(world)
-    as_superuser(world, f"DROP SCHEMA traps CASCADE; CREATE SCHEMA traps AUTHORIZATION {ADMIN}")
     lay_traps(world)
     if request.param:
         as_superuser(world, f'ALTER DATABASE "{world.dbname}" SET search_path = {request.param}')
@@ -160,7 +222,7 @@ def test_search_path_of_ours_sees_no_trap_where_statements_run_alone(trapped: Wo
 
 
 def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None:
-    """For the lock, or for a table, with the second connection's questions."""
+    """The watcher's questions meet no trap while a run waits for the lock or for a table."""
     world = trapped
     world.write("001_things.sql", "CREATE TABLE things (id pg_catalog.int4);")
     run(world)
@@ -176,7 +238,7 @@ def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None
 
 
 def test_search_path_of_ours_sees_no_trap_when_a_database_is_adopted(trapped: World) -> None:
-    """Nor where the columns of the predecessor's table are completed."""
+    """The same holds when the columns of the predecessor's table are completed."""
     world = trapped
     as_superuser(world, f"SET ROLE {ADMIN}; CREATE TABLE public.things (id pg_catalog.int4)")
     world.write("001_things.sql", "CREATE TABLE things (id pg_catalog.int4);")
@@ -192,19 +254,9 @@ CALL = "CREATE TABLE things (note varchar);\nINSERT INTO things VALUES ('X');\nU
 
 
 @pytest.fixture
-def deployed(world: World) -> World:
-    """Schema public is the admin's, and both users are made."""
-    close_public(world)
-    lay_trap(world)
-    world.deploy()
-    world.write("001_things.sql", CALL)
-    return world
-
-
-def refusal(world: World, event: Any = None) -> str:
-    with pytest.raises(InitializerError) as error:
-        world.deploy(event)
-    return str(error.value)
+def deployed(deployed: World) -> World:
+    deployed.write("001_things.sql", CALL)
+    return deployed
 
 
 @pytest.mark.parametrize("event", [None, DRY_RUN], ids=["migrate", "dry run"])
@@ -215,7 +267,7 @@ def test_search_path_with_a_function_of_the_table_creator_that_hides_postgresqls
     with deployed.login("creator") as conn:
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
 
-    message = refusal(deployed, event)
+    message = refused(deployed, event)
 
     assert not caught(deployed)
     assert f"{LOWER} belongs to app_tc" in message
@@ -233,7 +285,7 @@ def test_search_path_with_an_operator_of_the_table_creator_that_hides_postgresql
         rows(conn, trap("public.same", "varchar, varchar", "boolean", "true"))
         rows(conn, "CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.same)")
 
-    message = refusal(deployed)
+    message = refused(deployed)
 
     (remedy,) = re.findall(r"DROP OPERATOR [^;]*;", message)
     assert "belongs to app_tc" in message
@@ -268,7 +320,7 @@ def test_search_path_with_a_function_of_any_other_login_is_refused(world: World,
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
     world.write("001_things.sql", CALL)
 
-    message = refusal(world)
+    message = refused(world)
 
     assert not caught(world)
     assert f"belongs to {who}" in message
@@ -276,7 +328,7 @@ def test_search_path_with_a_function_of_any_other_login_is_refused(world: World,
 
 
 def test_search_path_with_functions_of_the_admin_superusers_and_extensions_is_fine(deployed: World) -> None:
-    """Those who rule the database anyway, or what they have installed, are not in the way."""
+    """Those who rule the database anyway, or what they have installed, do not stop a run."""
     body = "RETURNS varchar LANGUAGE sql AS $$ SELECT 'z'::varchar $$"
     as_superuser(deployed, f"CREATE FUNCTION public.upper(varchar) {body}; CREATE EXTENSION citext SCHEMA public")
     deployed.sql(f"CREATE FUNCTION public.lower(varchar) {body}")
@@ -289,7 +341,7 @@ def test_search_path_with_functions_of_the_admin_superusers_and_extensions_is_fi
 
 
 def test_search_path_with_functions_of_the_table_creator_that_hide_nothing_is_fine(deployed: World) -> None:
-    """It may make functions; and in a schema that is in nobody's path it may call them as it likes."""
+    """A table creator is allowed to make functions; in a schema outside every search path they can have any name."""
     as_superuser(deployed, "CREATE SCHEMA aside; GRANT ALL ON SCHEMA aside TO app_tc")
     with deployed.login("creator") as conn:
         rows(conn, trap("public.own_lower", "varchar", "varchar", "'y'"))
@@ -299,7 +351,7 @@ def test_search_path_with_functions_of_the_table_creator_that_hide_nothing_is_fi
 
 
 def test_search_path_with_a_hiding_function_does_not_stop_a_run_without_files(deployed: World) -> None:
-    """No file is run, so none can call it."""
+    """Where no file is pending, none can call it, so the run succeeds."""
     deployed.deploy()
     with deployed.login("creator") as conn:
         rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
@@ -319,7 +371,43 @@ def test_search_path_of_the_admin_is_the_one_that_is_looked_at(deployed: World) 
     with deployed.login("creator") as conn:
         rows(conn, trap('"Its Own".lower', "varchar", "varchar", "'y'"))
 
-    message = refusal(deployed)
+    message = refused(deployed)
 
     assert 'DROP ROUTINE "Its Own".lower(character varying);' in message
     assert not caught(deployed)
+
+
+# What the table creator makes, and where it is before PostgreSQL's or the admin's own of that name.
+HIDDEN = {
+    "type": ("CREATE TYPE public.money AS (v int)", "DROP TYPE public.money;"),
+    "domain": ('CREATE DOMAIN public."text" AS varchar', "DROP TYPE public.text;"),
+    "table with the name of a type": ('CREATE TABLE public."date" (v int)', "DROP TABLE public.date;"),
+    "view with the name of a catalog": ("CREATE VIEW public.pg_class AS SELECT 1", "DROP VIEW public.pg_class;"),
+    "table of the admin": ("CREATE TABLE public.known (id int)", "DROP TABLE public.known;"),
+    "sequence of the admin": ("CREATE SEQUENCE public.known", "DROP SEQUENCE public.known;"),
+    "type of the admin": ("CREATE TYPE public.known AS (v int)", "DROP TYPE public.known;"),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+@pytest.mark.parametrize("is_hidden", [True, False], ids=["first", "last"])
+def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_is_refused(
+    deployed: World, what: str, is_hidden: bool
+) -> None:
+    """Of types and tables the first one in the path counts; after PostgreSQL's or the admin's own they hide nothing."""
+    as_superuser(deployed, f"CREATE SCHEMA own AUTHORIZATION {ADMIN}; CREATE TABLE own.known (id int)")
+    as_superuser(deployed, f"ALTER TABLE own.known OWNER TO {ADMIN}")
+    path = "public, own, pg_catalog" if is_hidden else "own, public"
+    as_superuser(deployed, f'ALTER DATABASE "{deployed.dbname}" SET search_path = {path}')
+    statement, remedy = HIDDEN[what]
+    with deployed.login("creator") as conn:
+        rows(conn, f"SET search_path = pg_catalog; {statement}")
+
+    if is_hidden:
+        message = refused(deployed)
+        assert "belongs to app_tc" in message
+        assert re.findall(r"DROP [^;]*;", message) == [remedy]
+        with deployed.login("creator") as conn:
+            rows(conn, f"SET search_path = pg_catalog; {remedy}")
+
+    assert len(deployed.deploy()["applied"]) == 1

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from harness.attackers import close_public
+from harness.logins import as_superuser
 from harness.traces import chain
-from harness.world import World
+from harness.world import ADMIN, World
 from initializer import InitializerError, MigrationError
 
 SECRET = "S3cr3tHunter2"
@@ -53,10 +54,10 @@ MASKED = {
     "setting": f"SET app.jwt_secret = '{SECRET}' NOPE;",
     "setting without quotes": f"SET app.jwt_secret TO {SECRET} NOPE;",
     "far below a password": "CREATE ROLE tmp_x\nPASSWORD\n" + "-- nothing\n" * 60 + f'"{SECRET}"\nNOPE;',
-    "beside an error": f"CREATE TABLE more (v text DEFAULT '{SECRET}', w nope);",
+    "next to an error": f"CREATE TABLE more (v text DEFAULT '{SECRET}', w nope);",
     "escaped": rf"CREATE TABLE more (v text DEFAULT E'\'{SECRET}', w nope);",
     "dollars": f"CREATE TABLE more (v text DEFAULT $x${SECRET}$x$, w nope);",
-    "behind a comment": f"CREATE TABLE more (w nope); -- it was {SECRET}",
+    "in a line comment": f"CREATE TABLE more (w nope); -- it was {SECRET}",
     "in a comment": f"CREATE TABLE more (w /* {SECRET} /* ' */ */ nope);",
     "quotes that do not fit": f"INSERT INTO vault VALUES ('it's', '{SECRET}', nope);",
     "two statements in a line": f"INSERT INTO vault VALUES ('{SECRET}'); SELECT nope;",
@@ -68,7 +69,7 @@ MASKED = {
     "body that is never closed": f"SELECT 1;\nDO $$ BEGIN PERFORM '{SECRET}'; END $;",
     "address for psql": f"\\connect postgresql://u:{SECRET}@h/d",
     "variable of psql": f"\\set password {SECRET}\nSELECT :password;",
-    "ROLLBACK beside it": f"CREATE TABLE more (v text DEFAULT '{SECRET}'); ROLLBACK; SELECT 1; SELECT 2;",
+    "with a ROLLBACK": f"CREATE TABLE more (v text DEFAULT '{SECRET}'); ROLLBACK; SELECT 1; SELECT 2;",
     # in steps
     "step": f"-- no-transaction\nSELECT 1;\nSELECT '{SECRET}'::int;",
     "step outside": f'-- no-transaction\nSELECT 1;\nVACUUM "{SECRET}", nope;',
@@ -79,7 +80,7 @@ NAMES = "value as a name", "value without quotes", "key of a cipher as a name", 
 
 
 def everything(error: BaseException) -> str:
-    """What the error and those behind it say, with their attributes."""
+    """What the error and those in its chain say, with their attributes."""
     said = []
     for link in chain(error):
         said += [str(link), repr(link.args), repr(vars(link)), str(getattr(link, "pgerror", ""))]
@@ -103,7 +104,7 @@ def vault(world: World) -> World:
 def test_secrets_in_a_file_or_a_row_are_not_said(
     vault: World, case: str, event: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither by the message, nor by an error behind it, nor in the log."""
+    """Neither by the message, nor by an error in its chain, nor in the log."""
     vault.write("002_wrong.sql", MASKED[case])
     error: Any = None
     try:
@@ -113,6 +114,41 @@ def test_secrets_in_a_file_or_a_row_are_not_said(
     assert error is not None or event  # what a dry run does not try does not fail
     assert error is None or "002_wrong.sql" in str(error)
     assert error is None or SECRET.lower() not in everything(error).lower()
+    assert SECRET.lower() not in caplog.text.lower()
+
+
+OF_OURS = {  # what the trigger does, and what may be said of it
+    "a row as a number": ("PERFORM v::int FROM public.vault;", 'type integer: "…"'),
+    "a row as a table": ("PERFORM v::regclass FROM public.vault;", 'relation "…" does not exist'),
+    "a row in SQL": ("EXECUTE (SELECT 'SELECT ' || v FROM public.vault);", 'column "…" does not exist'),
+    "a name of its own": ("INSERT INTO nowhere VALUES (1);", 'relation "nowhere" does not exist'),
+}
+
+
+@pytest.mark.parametrize("trigger", ["event trigger", "trigger"])
+@pytest.mark.parametrize("case", OF_OURS)
+def test_secrets_in_an_error_of_our_own_statements_are_not_said(
+    vault: World, case: str, trigger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a trigger that we set off fails with: neither by the message, nor by an error behind it, nor in the log."""
+    body, said = OF_OURS[case]
+    of_events = trigger == "event trigger"
+    returns, end = ("event_trigger", "END") if of_events else ("trigger", "RETURN NULL; END")
+    make = f"CREATE FUNCTION set_off() RETURNS {returns} LANGUAGE plpgsql AS $$ BEGIN {body} {end} $$"
+    as_superuser(vault, make)
+    as_superuser(vault, f"ALTER FUNCTION set_off() OWNER TO {ADMIN}")
+    if of_events:
+        as_superuser(vault, "CREATE EVENT TRIGGER t ON ddl_command_start EXECUTE FUNCTION set_off()")
+        vault.environ.pop("CREATE_USERS")
+    else:
+        as_superuser(vault, "CREATE TRIGGER t AFTER INSERT ON schema_migrations EXECUTE FUNCTION set_off()")
+        vault.write("002_more.sql", "CREATE TABLE more (id int);")
+
+    with pytest.raises(InitializerError) as caught:
+        vault.deploy()
+
+    assert (said if of_events else said.replace("nowhere", "…")) in str(caught.value)  # no name in the file
+    assert SECRET.lower() not in everything(caught.value).lower()
     assert SECRET.lower() not in caplog.text.lower()
 
 
@@ -139,7 +175,7 @@ def test_secrets_masked_leave_names_and_places(vault: World) -> None:
 
 
 def test_secrets_masked_statement_that_sets_a_password_gives_sqlstate_and_place(vault: World) -> None:
-    """Nothing else of it."""
+    """The message shows nothing else of the statement."""
     vault.write("002_wrong.sql", f'SELECT 1;\nALTER ROLE nobody_such PASSWORD "{SECRET}";')
 
     with pytest.raises(MigrationError) as caught:
@@ -169,7 +205,7 @@ CONTROLS = "\x1b[2J", "\x07", "\x9b31m", "\u202e", "\u2028", "\x7f", "\r"
 def test_control_characters_reach_neither_log_nor_error(
     vault: World, control: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From the text of a file, from a notice, from a name in the database."""
+    """Neither from the text of a file, nor from a notice, nor from a name in the database."""
     vault.write("002_said.sql", f"DO $$ BEGIN RAISE NOTICE 'a{control}b'; END $$;")
     vault.write("003_wrong.sql", f'CREATE TABLE more (id "no{control}pe");')
 

@@ -15,21 +15,13 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 from database import Endpoint, Login, open_connection
-from harness.attackers import PASSWORD, STRANGER, close_public, make_stranger
+from harness.attackers import PASSWORD, STRANGER
 from harness.logins import as_superuser, works
 from harness.second import second_application
 from harness.world import World, rows
 from initializer import ConfigError, UserError
 
 ROTATE = {"action": "rotate"}
-
-
-@pytest.fixture
-def deployed(world: World) -> World:
-    close_public(world)
-    make_stranger(world)
-    world.deploy()
-    return world
 
 
 # --- Grants that anybody can make -----------------------------------------------------------------------------------
@@ -58,7 +50,7 @@ GIFTS = {
 def test_grants_of_any_login_in_another_database_stop_no_rotation(
     deployed: World, elsewhere: World, gift: str, who: str
 ) -> None:
-    """They do not show that the roles belong to that database's application: logins are mended and rotated."""
+    """They do not show that the roles belong to that database's application: logins are repaired and rotated."""
     login = elsewhere.connection(STRANGER, PASSWORD) if who == STRANGER else None
     if login is None:
         value = deployed.secret("creator")
@@ -108,7 +100,7 @@ def test_secret_of_the_admin_under_another_name_is_never_written(world: World, v
 
 
 def test_secret_of_the_other_user_under_another_name_is_not_written(world: World) -> None:
-    """Also where it has no value yet, so that Secrets Manager does not say its ARN before it is written."""
+    """The same holds for a secret without a value, whose ARN Secrets Manager only returns when it is written."""
     with pytest.raises((ConfigError, UserError), match="secret"):
         world.deploy(DB_USER_SECRET_NAME=arn(world, "user"), DB_PROXY=without_suffix(arn(world, "user")))
 
@@ -116,7 +108,7 @@ def test_secret_of_the_other_user_under_another_name_is_not_written(world: World
 
 
 def test_secret_that_holds_a_working_login_of_others_is_not_overwritten(deployed: World) -> None:
-    """It would be lost: the message names it."""
+    """Overwriting the secret would lose that login: the message names it."""
     value: dict[str, Any] = {"username": STRANGER, "password": PASSWORD}
     deployed.put_secret("user", value)
 

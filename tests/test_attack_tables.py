@@ -8,16 +8,16 @@ import pytest
 from harness.attackers import (
     STRANGER,
     caught,
-    close_public,
+    deploy_among_attackers,
     lay_trap,
     make_stranger,
     open_public,
+    refused,
     stranger,
     trap,
 )
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
-from initializer import InitializerError
 from sql_scanner import checksum
 
 PROGRESS = (
@@ -38,23 +38,9 @@ STEPS = "-- no-transaction\nCREATE TABLE one (id int);\nCREATE TABLE two (id int
 ACTIONS = [None, {"action": "status"}, {"action": "dry_run"}]
 
 
-def refusal(world: World, event: Any = None, **environ: Any) -> str:
-    with pytest.raises(InitializerError) as caught_error:
-        world.deploy(event, **environ)
-    return str(caught_error.value)
-
-
-def deployed(world: World) -> World:
-    """With users, and a trap to be called."""
-    close_public(world)
-    lay_trap(world)
-    world.deploy()
-    return world
-
-
 def without_progress(world: World) -> World:
     """As versions left a database that made the table of marks on first need."""
-    deployed(world)
+    deploy_among_attackers(world)
     world.sql("DROP TABLE IF EXISTS schema_migrations_progress")
     return world
 
@@ -80,7 +66,7 @@ def test_tables_of_marks_made_by_the_table_creator_are_refused(world: World, eve
         rows(conn, f"{PROGRESS}; {policy}")
     world.write("001_things.sql", STEPS)
 
-    message = refusal(world, event)
+    message = refused(world, event)
 
     assert not caught(world)
     assert "public.schema_migrations_progress" in message
@@ -99,7 +85,7 @@ def test_tables_of_marks_made_by_the_table_creator_report_nothing_applied(world:
             done = "INSERT INTO schema_migrations_progress VALUES ('001_things', %s, %s, '{}', now(), now())"
             rows(conn, done, step, checksum(text))
 
-    assert "belongs to app_tc" in refusal(world)
+    assert "belongs to app_tc" in refused(world)
     assert world.applied() == []
     world.sql("DROP TABLE public.schema_migrations_progress")
     world.deploy()
@@ -121,7 +107,7 @@ def test_tables_of_ours_made_by_a_stranger_before_the_first_run_are_refused(
         rows(conn, f"{made}; {POLICY.format(name, *more)}")
     world.write("001_things.sql", STEPS)
 
-    message = refusal(world, event)
+    message = refused(world, event)
 
     assert not caught(world)
     assert f"public.{name} belongs to {STRANGER}" in message
@@ -143,7 +129,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_tables_of_ours_that_are_not_plain_are_refused(world: World, kind: str, table: str) -> None:
     """What would change or add to what we read and write there is named."""
-    deployed(world)
+    deploy_among_attackers(world)
     as_superuser(
         world,
         "CREATE FUNCTION traps.skip() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
@@ -153,7 +139,7 @@ def test_tables_of_ours_that_are_not_plain_are_refused(world: World, kind: str, 
     as_superuser(world, f"SET ROLE {ADMIN}; {KINDS[kind].format(table)}")
     world.write("001_things.sql", STEPS)
 
-    message = refusal(world)
+    message = refused(world)
 
     assert table in message
     assert world.tables() in ([], ["child"], ["parent"])
@@ -182,7 +168,7 @@ def test_tables_of_the_predecessor_are_taken_over(world: World) -> None:
 
 
 @pytest.mark.parametrize("baseline", [None, "001_things"])
-def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: World, baseline: Any) -> None:
+def test_tables_of_a_stranger_do_not_show_that_a_database_was_set_up(world: World, baseline: Any) -> None:
     """A table that adoption looks for, made by another login, adopts nothing: the run names its owner."""
     open_public(world)
     make_stranger(world)
@@ -190,30 +176,30 @@ def test_tables_of_a_stranger_are_no_evidence_that_a_database_was_set_up(world: 
         rows(conn, "CREATE TABLE things (id int)")
     world.write("001_things.sql", "CREATE TABLE things (id int);\nINSERT INTO things VALUES (1);")
 
-    message = refusal(world, BASELINE=baseline)
+    message = refused(world, BASELINE=baseline)
 
     assert f"things belongs to {STRANGER}" in message
     assert world.sql("SELECT to_regclass('schema_migrations')::text") == [(None,)]
 
 
-def test_tables_that_the_table_creator_made_are_no_evidence_that_a_database_was_set_up(world: World) -> None:
-    """Also where the tracking table was dropped by hand."""
-    deployed(world)
+def test_tables_that_the_table_creator_made_do_not_show_that_a_database_was_set_up(world: World) -> None:
+    """The same holds if the tracking table was dropped by hand."""
+    deploy_among_attackers(world)
     with world.login("creator") as conn:
         rows(conn, "CREATE TABLE things (id int)")
     world.sql("DROP TABLE schema_migrations, schema_migrations_progress")
     world.write("001_things.sql", "CREATE TABLE things (id int);")
 
-    assert "things belongs to app_tc" in refusal(world)
+    assert "things belongs to app_tc" in refused(world)
 
 
 def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
-    """Whoever owns the tracking table says what is applied: given to the table creator, it says nothing any more."""
-    deployed(world)
+    """The owner of the tracking table decides what counts as applied. A table creator's table is not trusted."""
+    deploy_among_attackers(world)
     as_superuser(world, "ALTER TABLE schema_migrations OWNER TO app_tc")
     world.write("001_things.sql", STEPS)
 
-    message = refusal(world)
+    message = refused(world)
 
     assert "public.schema_migrations belongs to app_tc" in message
     assert f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}" in message

@@ -202,7 +202,7 @@ def test_coming_from_its_table_of_our_name_is_refused_with_its_columns(project: 
 
 @pytest.mark.parametrize("project", ["Prisma"], indirect=True)
 def test_coming_from_without_a_baseline_the_second_file_fails_and_nothing_is_lost(project: Project) -> None:
-    """Why BASELINE is needed where the files are kept."""
+    """If the files are kept and BASELINE is missing, they run a second time and fail."""
     project.shell("Prisma")
 
     with pytest.raises(MigrationError, match='relation "orders" already exists'):
@@ -211,7 +211,7 @@ def test_coming_from_without_a_baseline_the_second_file_fails_and_nothing_is_los
 
 @pytest.mark.parametrize("project", ["Supabase"], indirect=True)
 def test_coming_from_first_file_without_a_table_makes_the_baseline_void(project: Project) -> None:
-    """What the page warns of: nothing tells then that the database is not a new one."""
+    """The page warns of this: db_setup then takes the database for a new one."""
     project.shell("Supabase")
     project.world.write("20230101000000_extension.sql", "CREATE EXTENSION IF NOT EXISTS citext;")
 
@@ -250,7 +250,7 @@ def test_coming_from_check_finds_a_difference(project: Project) -> None:
 
 
 def test_coming_from_says_which_databases_a_tool_has_made() -> None:
-    """The row's last cell says what the head of the database's file says."""
+    """The last cell of a row agrees with the first line of the database's file."""
     for row in ROWS.values():
         head = (MADE / f"{row.tool.lower()}.sql").read_text().splitlines()[0]
         version = re.search(r"[\d.]*\d\.\d+", row.tried)
@@ -259,7 +259,7 @@ def test_coming_from_says_which_databases_a_tool_has_made() -> None:
 
 
 def test_coming_from_has_a_row_for_each_of_its_commands() -> None:
-    """No tool is named in the table that has no commands, and the other way round."""
+    """Every tool in the table has commands, and every tool with commands is in the table."""
     headings = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
 
     assert sorted(headings) == sorted(ROWS)

@@ -1,4 +1,4 @@
-"""Many runs at once, in processes of their own: everyone succeeds, nothing happens twice, no holder is wronged."""
+"""Many runs at the same time, in processes of their own: all succeed, and nothing happens twice."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def index_is_valid(world: World) -> bool:
     return world.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('a_i')") == [(True,)]
 
 
-# --- Several at once ------------------------------------------------------------------------------------------------
+# --- Several at the same time ---------------------------------------------------------------------------------------
 
 
 def test_concurrency_processes_with_pending_files_apply_each_once(world: World) -> None:
@@ -61,7 +61,7 @@ def test_concurrency_processes_with_pending_files_apply_each_once(world: World) 
     assert deadlocks(world) == 0
 
 
-def test_concurrency_processes_during_a_concurrent_build_do_not_stand_in_its_way(world: World) -> None:
+def test_concurrency_processes_during_a_concurrent_build_do_not_block_it(world: World) -> None:
     """While one builds an index concurrently, the others wait for it and it does not wait for them."""
     world.write("001_a.sql", TABLE)
     world.deploy(CREATE_USERS="false")

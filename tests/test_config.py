@@ -1,4 +1,4 @@
-"""Every setting that design and README name, and every mistake in one: said at once, with nothing touched."""
+"""Every setting that design and README name, and every mistake in one: reported together, with nothing touched."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_admin_secret_name_missing_is_refused(world: World) -> None:
 
 
 def test_variable_set_but_empty_is_refused(world: World) -> None:
-    """A variable that is there and says nothing is a mistake, not a wish for the default."""
+    """A variable that is set but empty is a mistake; the default is not used."""
     cases = [(name, value) for name in VARIABLES for value in ("", " \t")]
 
     said = {(name, value): refusal(world, **{name: value}) for name, value in cases}
@@ -156,7 +156,7 @@ def test_port_variable_not_a_port_is_refused_by_its_name(world: World) -> None:
 
 
 def test_lock_timeout_of_another_form_is_refused(world: World) -> None:
-    """A number without its unit could be anything, and 0 would wait for ever."""
+    """A number without its unit could be anything, and 0 would wait forever."""
     values = ["4", "0s", "0ms", "4 s", "1min", "-1s", "4S", "1.5s", "1000000s", "s"]
 
     said = refusals(world, "LOCK_TIMEOUT", values)
@@ -197,7 +197,7 @@ def test_role_prefix_not_a_plain_identifier_is_refused(world: World) -> None:
     assert said == {value: f"ROLE_PREFIX is {value!r}, but must be {form}{UNTOUCHED}" for value in values}
 
 
-def test_role_prefix_stands_before_all_four_names(world: World) -> None:
+def test_role_prefix_precedes_all_four_names(world: World) -> None:
     """The prefix, however long, is put literally before both groups and both logins."""
     for prefix in ("shop_", "a" * 41):
         report = world.deploy(ROLE_PREFIX=prefix)
@@ -220,7 +220,7 @@ def test_baseline_that_names_no_file_is_refused(world: World) -> None:
 
 
 def test_migrations_folder_missing_is_refused(world: World) -> None:
-    """A folder that was left out of the asset is no empty folder."""
+    """A folder that was left out of the asset is not an empty folder."""
     world.remove("001_users.sql")
     world.folder.rmdir()
 
@@ -278,14 +278,14 @@ def test_admin_secret_of_another_form_is_refused_without_showing_it(world: World
 
 
 def test_admin_secret_binary_is_refused(world: World) -> None:
-    """Secrets Manager also keeps bytes, which are no JSON."""
+    """Secrets Manager also keeps bytes, which are not JSON."""
     world.secrets.create_secret(Name="bytes", SecretBinary=b"\xff\x00")
 
     assert refusal(world, DB_SECRET_NAME="bytes") == f"DB_SECRET_NAME: secret 'bytes' is not JSON{NO_LOGIN}"
 
 
 def test_admin_secret_lacking_a_key_is_refused(world: World) -> None:
-    """Absent, empty, no text, or no text for PostgreSQL: the key is named, and the variable that could stand in."""
+    """Absent, empty, no text, or no text for PostgreSQL: the key is named, and the variable that could replace it."""
     remedies = {"username": "", "password": "", "host": ", or set DB_HOST", "dbname": ", or set DB_NAME"}
     whole = world.secret("admin")
     for key, remedy in remedies.items():
@@ -344,7 +344,7 @@ def test_admin_secret_of_any_postgresql_is_taken(world: World) -> None:
 
 
 def test_rds_managed_secret_needs_host_and_name(world: World) -> None:
-    """A secret that RDS manages holds username and password alone: what else is needed is said at once."""
+    """A secret that RDS manages holds username and password alone: what else is needed is reported together."""
     world.put_secret("admin", {"username": ADMIN, "password": ADMIN_PASSWORD})
 
     assert refusal(world) == (
@@ -391,7 +391,7 @@ def test_target_secret_absent_is_refused(world: World) -> None:
 
 
 def test_target_secret_marked_for_deletion_is_refused_with_the_reason(world: World) -> None:
-    """`cdk destroy` leaves such secrets behind for weeks, and the next deployment meets them."""
+    """`cdk destroy` leaves such secrets for weeks, and the next deployment meets them."""
     world.secrets.delete_secret(SecretId="creator", RecoveryWindowInDays=7)
 
     message = refusal(world)
@@ -413,7 +413,7 @@ def test_admin_secret_named_as_target_is_refused(world: World) -> None:
 
 
 def test_admin_secret_named_as_target_is_refused_also_when_it_cannot_be_read(world: World) -> None:
-    """Both mistakes are seen at once: that it is not there, and that it is named twice."""
+    """Both mistakes are reported together: that it is not there, and that it is named twice."""
     message = refusal(world, DB_SECRET_NAME="not-there", DB_PROXY="not-there")
 
     assert message.startswith(f"DB_SECRET_NAME: secret 'not-there' {ABSENT}; ")
@@ -548,7 +548,7 @@ def endpoint(answer: dict[str, str]) -> Iterator[str]:
 
 
 def test_secrets_manager_denies_names_action_and_each_secret(world: World) -> None:
-    """Who has to grant what on which secret stands in the message."""
+    """The message says who has to grant what on which secret."""
     denial = {"__type": "AccessDeniedException", "Message": "User: … is not authorized to perform: …"}
 
     with endpoint(denial) as url:

@@ -1,4 +1,4 @@
-"""The way to the server: tried again while it is worth it, bounded, encrypted, and closed behind every run."""
+"""The way to the server: retried while that can help, bounded, encrypted, and closed after every run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Reception = Callable[[socket.socket, Server], None]
 
 
 class Gate:
-    """Stands before the server on a port of its own. Each new connection meets the next reception; the last stays."""
+    """A proxy for the server on a port of its own. Each new connection meets the next reception; the last stays."""
 
     def __init__(self, server: Server, receptions: Sequence[Reception], port: int = 0) -> None:
         self.server, self.receptions, self.connections, self.closing = server, list(receptions), 0, False
@@ -98,7 +98,7 @@ def stay_silent(client: socket.socket, server: Server) -> None:
 
 
 def hang_up(client: socket.socket, server: Server) -> None:
-    """Close at once, as a server that is just going down."""
+    """Close immediately, as a server that is just shutting down."""
     client.recv(4096)
 
 
@@ -167,7 +167,7 @@ def nobody_listening() -> Iterator[int]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One attempt is all."""
+    """Allow only one attempt."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
 
 
@@ -208,7 +208,7 @@ def backends(world: World) -> int:
 # --- Not worth another try ------------------------------------------------------------------------------------------
 
 
-def test_wrong_password_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_password_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A refused password is not tried again: that would lock accounts and waste the deployment's time."""
     world.put_secret("admin", {**world.secret("admin"), "password": "not the password"})
 
@@ -222,7 +222,7 @@ def test_wrong_password_fails_at_once(world: World, caplog: pytest.LogCaptureFix
     assert logged(caplog, "waiting for the database") == []
 
 
-def test_unknown_database_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_database_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A name that is not there will not be there in a minute."""
     message, seconds = failure(world, initializer.ConnectError, DB_NAME="not_there")
 
@@ -241,8 +241,8 @@ MISTAKES_FOR_LIBPQ = {
 }
 
 
-def test_mistake_in_a_variable_of_libpq_fails_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Such a mistake does not go away, and is no matter of security groups."""
+def test_mistake_in_a_variable_of_libpq_fails_immediately(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A retry would not help, and the message does not blame security groups."""
     for named, environ in MISTAKES_FOR_LIBPQ.items():
         message, seconds = failure(world, initializer.ConnectError, Context(6), **environ)
 
@@ -292,7 +292,7 @@ NOT_READY = {
 
 @pytest.mark.usefixtures("short_pauses")
 def test_server_that_is_not_ready_is_tried_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What a server says while it starts, restarts or is full is no final answer."""
+    """What a server says while it starts, restarts or is full is not a final answer."""
     waited = {}
     for what, reception in NOT_READY.items():
         caplog.clear()
@@ -547,7 +547,7 @@ VERIFIED: dict[str, tuple[str, dict[str, str], Optional[str]]] = {
 def test_certificate_is_verified_where_an_authority_is_given(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: Gate
 ) -> None:
-    """global-bundle.pem beside the handler, or PGSSLROOTCERT, means verify-full: who it is has to be right, at once."""
+    """global-bundle.pem next to the handler, or PGSSLROOTCERT, means verify-full: a wrong server is not retried."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 2)
     world.deploy()
     seen = {}
@@ -618,7 +618,7 @@ def test_connection_is_closed_when_the_database_is_not_ours(world: World) -> Non
     assert "MIGRATIONS_TABLE" in str(kept.value)
 
 
-def test_warm_invocation_reads_variables_and_secrets_anew(world: World) -> None:
+def test_warm_invocation_reads_variables_and_secrets_again(world: World) -> None:
     """Nothing is remembered: a password that was rotated meanwhile and a changed variable are seen."""
     world.deploy(CREATE_USERS="false")
     rotated = "rotated meanwhile"
@@ -676,7 +676,7 @@ def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     assert (world.applied() == ["001_stubborn"]) == (world.tables() == ["stubborn"])
 
 
-def test_deadline_passed_leaves_nothing_behind_for_the_next_run(world: World) -> None:
+def test_deadline_passed_leaves_nothing_for_the_next_run(world: World) -> None:
     """The next invocation goes on where the stopped one was."""
     world.write("001_slow.sql", "SELECT pg_sleep(60)")
     failure(world, initializer.MigrationError, Context(1.5))

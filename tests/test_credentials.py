@@ -46,7 +46,7 @@ def second(world: World) -> Iterator[World]:
 
 
 def test_credentials_that_work_cost_three_reads_and_no_write(world: World) -> None:
-    """What is asked of Secrets Manager is known exactly: nothing is written where nothing is to be mended."""
+    """What is asked of Secrets Manager is known exactly: nothing is written where nothing has to be repaired."""
     seen = {}
 
     def deploy(case: str, event: Any = None, **environ: Optional[str]) -> None:
@@ -91,7 +91,7 @@ def test_credentials_are_not_asked_for_again_where_a_migration_fails(world: Worl
 # --- What the secret holds ------------------------------------------------------------------------------------------
 
 
-def test_credentials_whose_secret_was_made_anew_are_mended(world: World) -> None:
+def test_credentials_whose_secret_was_made_again_are_repaired(world: World) -> None:
     """A secret that has lost its value with all its versions gets a login again; the other one is left alone."""
     world.deploy()
     before = world.secret("creator")
@@ -130,7 +130,7 @@ def test_credentials_with_a_host_of_their_own_are_kept(world: World) -> None:
 
 
 def test_credentials_that_name_no_database_are_kept(world: World) -> None:
-    """The predecessor's applications take the place from elsewhere: username and password alone are enough."""
+    """The predecessor's applications have host and port from elsewhere: username and password alone are enough."""
     world.deploy()
     world.put_secret("user", {key: world.secret("user")[key] for key in ("username", "password")})
     before = standing(world)
@@ -139,7 +139,7 @@ def test_credentials_that_name_no_database_are_kept(world: World) -> None:
     assert standing(world) == before
 
 
-def test_credentials_mended_and_rotated_keep_keys_that_we_do_not_know(world: World) -> None:
+def test_credentials_repaired_and_rotated_keep_keys_that_we_do_not_know(world: World) -> None:
     """Whatever else a secret holds stays in it, in its type, whichever way its login is changed."""
     others = {"masterarn": "arn:of:the:admin", "dbClusterIdentifier": "shop", "tags": ["a", 1, None], "": {"x": "%s"}}
     world.put_secret("user", {**others, "username": "nobody", "password": "x"})
@@ -255,7 +255,7 @@ def test_credentials_rotated_by_aws_meanwhile_are_kept(world: World, number: int
 
 
 def test_credentials_rotated_by_aws_while_ours_waits_for_the_role_are_kept(world: World) -> None:
-    """A secret that was mended by another while this run was about to is read again before it is overwritten."""
+    """A secret that was repaired by another run while this run was about to is read again before it is overwritten."""
     world.deploy()
     world.sql("ALTER ROLE app_rw PASSWORD 'lost'")
     change, done = LimitedUsers._change_login, []
@@ -325,7 +325,7 @@ def test_credentials_whose_secret_vanishes_meanwhile_stay_as_they_are(world: Wor
 
 
 class ProcessDied(BaseException):
-    """Stands for the end of the process: nothing that catches exceptions catches this one."""
+    """Represents the end of the process: nothing that catches exceptions catches this one."""
 
 
 class Steps:
@@ -387,7 +387,7 @@ MADE = {"BEGIN", "CREATE ROLE", 'GRANT "tablecreator"', "ALTER DEFAULT", "COMMIT
         pytest.param("app_tc", ROTATE, "SELECT", {"BEGIN", "ALTER ROLE", "REASSIGN OWNED", "COMMIT"}, id="rotated"),
     ],
 )
-def test_credentials_after_a_crash_at_any_step_are_mended_by_the_next_run(
+def test_credentials_after_a_crash_at_any_step_are_repaired_by_the_next_run(
     world: World, login: str, event: Any, damage: str, expected: set[str]
 ) -> None:
     """Wherever the process dies the next run ends with a login that works; what worked before never stops."""

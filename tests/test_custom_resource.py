@@ -233,7 +233,7 @@ STRANGERS = (
 
 @pytest.mark.parametrize("url", STRANGERS)
 def test_custom_resource_answer_goes_to_nobody_but_amazon_s3(world: World, url: object) -> None:
-    """Who may invoke the function must not make it send something elsewhere: it is refused before anything is done."""
+    """An event cannot make the function send data to another address: it is refused before anything is done."""
     world.write("001_items.sql", ITEMS)
     send = mock.patch.object(custom_resource, "send", side_effect=AssertionError("it sends"))
     with send, pytest.raises(ConfigError) as caught:

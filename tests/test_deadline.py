@@ -17,7 +17,7 @@ from harness.world import Context, World, exactly, rows
 from initializer import InitializerError, MigrationError
 
 SOON_S = 1.2  # until the deadline: enough to get to any of the steps
-RESERVE_S = 20  # behind it, as with a limit of a minute or more; told to the handler as less, for it starts no file
+RESERVE_S = 20  # after it, as with a limit of a minute or more; told to the handler as less, for it starts no file
 TOLD_RESERVE_S = 0.2  # when little more than a part of the reserve is left
 IN_TIME_S = SOON_S + RESERVE_S - 5
 MERCY_S = IN_TIME_S + 2  # then a silent proxy hangs up, so that a handler that is frozen fails the test
@@ -156,8 +156,8 @@ def test_deadline_before_the_files_does_not_say_that_none_is_left(limited: World
 
 
 def test_deadline_among_the_users_keeps_the_files_and_the_secret(limited: World) -> None:
-    """Where it runs out while a login is mended, the files are kept, the secret is not written, and the next run
-    mends the login."""
+    """Where it runs out while a login is repaired, the files are kept, the secret is not written, and the next run
+    repairs the login."""
     limited.deploy(CREATE_USERS="true")
     limited.write("001_a.sql", "CREATE TABLE a (i int);")
     limited.put_secret("user", {**limited.secret("user"), "password": "a wrong one"})
@@ -179,7 +179,7 @@ def test_deadline_among_the_users_keeps_the_files_and_the_secret(limited: World)
 
 
 def test_deadline_among_retries_ends_them(limited: World) -> None:
-    """A file that always gives way is tried until the deadline, and not beyond it."""
+    """A file that is always blocked is retried until the deadline, and not after it."""
     limited.write("001_a.sql", "CREATE TABLE a (i int);")
     limited.deploy()
     limited.write("002_b.sql", "ALTER TABLE a ADD s text;")
@@ -240,7 +240,7 @@ def stopped_in_a_silent_file(world: World, word: bytes, **environ: str) -> str:
 
 
 def test_deadline_is_kept_when_the_network_falls_silent_for_the_helper(limited: World) -> None:
-    """The second connection, which is to cancel, may stand and then get no answer: that does not hold up the first."""
+    """The second connection, which cancels, can be open and then get no answer: that does not delay the first."""
     message = stopped_in_a_silent_file(limited, b"pg_cancel_backend")
 
     assert IN_001_A.match(message)
@@ -274,7 +274,7 @@ def test_deadline_is_kept_where_nothing_answers_from_the_start(limited: World, e
 
 
 def test_deadline_is_kept_when_a_new_login_gets_no_answer(limited: World) -> None:
-    """So it is where only the trial of a login hangs; the next run finds the login in order, or mends it."""
+    """The same holds if only the trial of a login hangs; the next run finds the login in order, or repairs it."""
     message = stopped_in_silence(limited, b"app_rw\0", CREATE_USERS="true")
 
     assert "nvoke again" in message
@@ -286,20 +286,20 @@ def test_deadline_is_kept_when_a_new_login_gets_no_answer(limited: World) -> Non
 # --- A warm sandbox -------------------------------------------------------------------------------------------------
 
 
-def test_deadline_leaves_no_thread_behind_in_a_warm_sandbox(limited: World) -> None:
+def test_deadline_leaves_no_thread_in_a_warm_sandbox(world: World) -> None:
     """However an invocation with a deadline ends, its watchdog ends with it."""
-    limited.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
     before = set(threading.enumerate())
 
-    limited.deploy(None, SOON)
+    world.deploy(None, Context(60))
     after_success = set(threading.enumerate()) - before
-    limited.write("002_b.sql", "SELECT 1 / 0;")
+    world.write("002_b.sql", "SELECT 1 / 0;")
     with pytest.raises(MigrationError, match="division by zero"):
-        limited.deploy(None, SOON)
+        world.deploy(None, Context(60))
     after_failure = set(threading.enumerate()) - before
-    limited.write("002_b.sql", "SELECT pg_terminate_backend(pg_backend_pid());")
+    world.write("002_b.sql", "SELECT pg_terminate_backend(pg_backend_pid());")
     with pytest.raises(MigrationError):
-        limited.deploy(None, SOON)
+        world.deploy(None, Context(60))
     after_loss = set(threading.enumerate()) - before
 
     assert (after_success, after_failure, after_loss) == (set(), set(), set())

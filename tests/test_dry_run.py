@@ -54,9 +54,11 @@ def dumped(world: World, *options: str, dbname: str = "") -> str:
 def everything(world: World) -> dict[str, Any]:
     """The database, the server's roles and what belongs to them, and the secrets with the number of their values."""
     secrets = ("admin", "user", "creator")
+    with world.superuser() as conn:
+        roles = [rows(conn, select) for select in ROLES]
     return {
         "database": dumped(world).splitlines(),
-        "roles": [as_superuser(world, select) for select in ROLES],
+        "roles": roles,
         "secrets": [(world.versions(name), world.versions(name) and world.secret(name)) for name in secrets],
     }
 
@@ -86,13 +88,13 @@ def objects(world: World) -> list[Any]:
 
 
 def dry(world: World, context: Any = None, **environ: str) -> dict[str, Any]:
-    """The report of a dry run, which has left nothing behind."""
+    """The report of a dry run, which has changed nothing."""
     with unchanged(world):
         return world.deploy(DRY, context, **environ)
 
 
 def dry_failure(world: World, context: Any = None, **environ: str) -> str:
-    """The message of a dry run that has failed and left nothing behind."""
+    """The message of a dry run that has failed and changed nothing."""
     with unchanged(world), pytest.raises(InitializerError) as caught:
         world.deploy(DRY, context, **environ)
     return str(caught.value)
@@ -123,7 +125,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture
 def plain(world: World) -> World:
-    """A world whose users are no matter, which takes half of the time."""
+    """A world without users, which do not matter here and take half of the time."""
     world.environ.update(CREATE_USERS="false", LOCK_TIMEOUT="300ms")
     return world
 
@@ -241,7 +243,7 @@ def test_dry_run_leaves_rows_of_renumbered_and_unchecked_files_as_they_are(
 
 
 def test_dry_run_leaves_the_predecessors_tracking_table_as_it_is(plain: World) -> None:
-    """Columns that are added for the dry run are gone behind it."""
+    """Columns that are added for the dry run are gone after it."""
     plain.sql("CREATE TABLE schema_migrations (id serial PRIMARY KEY, migration_name varchar(255) UNIQUE NOT NULL)")
     plain.sql("INSERT INTO schema_migrations (migration_name) VALUES ('001_a')")
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
@@ -316,7 +318,7 @@ def test_dry_run_reports_the_strongest_lock_on_each_existing_table(
 
 
 def test_dry_run_of_a_second_file_names_only_the_locks_that_it_adds(plain: World) -> None:
-    """What an earlier file has locked is held until the end: only a stronger lock is taken anew, and told."""
+    """What an earlier file has locked is held until the end: only a stronger lock is taken again, and reported."""
     plain.sql("CREATE TABLE a (i int)")
     plain.write("001_a.sql", "CREATE INDEX ON a (i);")
     plain.write("002_b.sql", "ALTER TABLE a ADD b int;")
@@ -326,7 +328,7 @@ def test_dry_run_of_a_second_file_names_only_the_locks_that_it_adds(plain: World
 
 
 def test_dry_run_says_before_the_first_lock_that_locks_are_held(plain: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The warning stands in the log while our own lock is still another's."""
+    """The warning is in the log while another run still holds our lock."""
     plain.write("001_a.sql", "SELECT 1;")
     with plain.connection() as holder:
         rows(holder, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
@@ -341,7 +343,7 @@ def test_dry_run_says_before_the_first_lock_that_locks_are_held(plain: World, ca
 
 
 def test_dry_run_of_a_concurrent_index_alone_does_not_try_it_and_goes_on(plain: World) -> None:
-    """What runs in no transaction is named, and the files behind it are tried."""
+    """What runs in no transaction is named, and the files after it are tried."""
     plain.sql("CREATE TABLE a (i int)")
     plain.write("001_a.sql", "\nCREATE INDEX CONCURRENTLY i ON a (i);")
     plain.write("002_b.sql", "VACUUM a")
@@ -357,7 +359,7 @@ def test_dry_run_of_a_concurrent_index_alone_does_not_try_it_and_goes_on(plain: 
 
 
 def test_dry_run_of_a_marked_file_tries_every_step_that_can_be(plain: World) -> None:
-    """Steps in a transaction run, those behind one that cannot be tried too; the failing one fails."""
+    """Steps in a transaction run, also after one that cannot be tried; the failing one fails."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     unit = "BEGIN;\nINSERT INTO a VALUES (1);\nCOMMIT;"
     text = f"-- no-transaction\nVACUUM a;\n{unit}\nCREATE INDEX CONCURRENTLY i ON a (i);"
@@ -390,7 +392,7 @@ def test_dry_run_of_a_file_that_ran_in_part_tries_the_rest_and_keeps_its_marks(p
 
 
 def test_dry_run_does_not_try_a_statement_in_which_a_run_was_interrupted(plain: World) -> None:
-    """A mark *begun* stands for what runs in no transaction; what it has left behind is not cleaned up either."""
+    """A mark *begun* means a statement outside a transaction; what that has left is not cleaned up either."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     plain.write("002_b.sql", "-- no-transaction\nCREATE INDEX CONCURRENTLY i ON a (i);\nSELECT nope;")
     failure(plain)
@@ -464,7 +466,7 @@ def test_dry_run_says_that_the_modes_of_a_transaction_are_not_tried(plain: World
     assert names(plain.deploy()["applied"]) == ["001_a", "002_b"]
 
 
-def test_dry_run_that_fails_behind_what_it_did_not_try_says_so(plain: World) -> None:
+def test_dry_run_that_fails_after_what_it_did_not_try_says_so(plain: World) -> None:
     """The failure may only be that of the dry run: the last line names what it may need."""
     plain.sql("CREATE TABLE a (i int)")
     plain.write("001_a.sql", "CREATE UNIQUE INDEX CONCURRENTLY u ON a (i)")
@@ -503,8 +505,8 @@ def test_dry_run_finds_a_violated_deferred_constraint_in_its_own_file(plain: Wor
     assert failure(plain).startswith(message.split(" (23503)")[0])
 
 
-def test_dry_run_defers_constraints_anew_in_each_file_as_their_tables_say(plain: World) -> None:
-    """Those INITIALLY DEFERRED are deferred again behind a file, those INITIALLY IMMEDIATE speak at once again."""
+def test_dry_run_defers_constraints_again_in_each_file_as_their_tables_say(plain: World) -> None:
+    """Those INITIALLY DEFERRED are deferred again after a file; INITIALLY IMMEDIATE ones are immediate again."""
     plain.write("001_a.sql", f"{DEFERRED} CREATE TABLE u (i int UNIQUE DEFERRABLE);")
     plain.write("002_b.sql", "INSERT INTO p VALUES (1, 2), (3, 1); INSERT INTO p VALUES (2, 1); SELECT 1;")
     plain.write(
@@ -528,8 +530,8 @@ def test_dry_run_of_steps_with_pending_trigger_events_succeeds_as_a_run_does(pla
     assert names(dry(plain)["tried"]) == names(plain.deploy()["applied"])
 
 
-def test_dry_run_beside_a_deferrable_constraint_that_is_none_of_ours_succeeds(plain: World) -> None:
-    """A schema that the admin may not use, and another session's temporary table, do not stand in the way."""
+def test_dry_run_with_a_deferrable_constraint_of_another_schema_succeeds(plain: World) -> None:
+    """A schema that the admin may not use, and another session's temporary table, do not stop it."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     as_superuser(plain, "CREATE SCHEMA hidden; CREATE TABLE hidden.t (i int UNIQUE DEFERRABLE)")
     with plain.connection() as other:
@@ -628,8 +630,8 @@ def test_dry_run_of_users_that_are_fine_keeps_them(world: World) -> None:
     world.deploy()
 
 
-def test_dry_run_of_a_broken_user_would_mend_it_and_changes_neither_role_nor_secret(world: World) -> None:
-    """One login whose password is lost and one that was dropped stay so, until a migration mends them."""
+def test_dry_run_of_a_broken_user_would_repair_it_and_changes_neither_role_nor_secret(world: World) -> None:
+    """One login whose password is lost and one that was dropped stay so, until a migration repairs them."""
     world.deploy()
     lost = {**world.secret("user"), "password": "lost"}
     world.put_secret("user", lost)
@@ -679,7 +681,7 @@ def test_dry_run_says_in_each_line_of_the_log_that_it_is_one(
 def test_dry_run_leaves_the_log_of_the_next_run_without_its_words(
     plain: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A warm sandbox's next invocation, also behind a dry run that failed, is a real one in the log too."""
+    """A warm sandbox's next invocation, also after a dry run that failed, is a real one in the log too."""
     plain.write("001_a.sql", "SELECT nope;")
     with pytest.raises(MigrationError):
         plain.deploy(DRY)
@@ -731,7 +733,7 @@ def test_dry_run_of_a_failing_file_raises_as_a_run_does(plain: World, caplog: py
 
 
 def test_dry_run_that_runs_out_of_time_rolls_all_back_and_does_not_promise_to_go_on(plain: World) -> None:
-    """The deadline ends it as it ends a run; the next dry run begins anew, which the message does not deny."""
+    """The deadline ends it as it ends a run; the next one begins from the start, which the message does not deny."""
     plain.sql("CREATE TABLE a (i int)")
     plain.write("001_a.sql", "CREATE INDEX CONCURRENTLY i ON a (i)")
     plain.write("002_b.sql", "ALTER TABLE a ADD s text;")
@@ -772,7 +774,7 @@ def waits(caplog: pytest.LogCaptureFixture, phrase: str) -> bool:
 def test_dry_run_waits_for_another_run(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is one run among others: it waits for the lock, and says how long."""
+    """A dry run waits for the lock like any other run, and reports how long."""
     plain.write("001_a.sql", "CREATE TABLE a (i int);")
     with plain.connection() as holder:
         rows(holder, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
@@ -789,7 +791,7 @@ def test_dry_run_waits_for_another_run(
 
 
 def test_dry_run_keeps_another_run_waiting(plain: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it is at work, nobody else is."""
+    """While a dry run is at work, no other run is."""
     plain.write("001_a.sql", "SELECT pg_advisory_unlock_all();")
     plain.write("002_b.sql", "SELECT pg_sleep(1);")
     with running(plain, monkeypatch) as run:
@@ -798,10 +800,10 @@ def test_dry_run_keeps_another_run_waiting(plain: World, monkeypatch: pytest.Mon
         run.result(20)
 
 
-def test_dry_run_behind_a_lock_tries_again(
+def test_dry_run_blocked_by_a_lock_retries(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file that has to wait for LOCK_TIMEOUT gives way and is tried again; what it did before is not done twice."""
+    """A file that waits longer than LOCK_TIMEOUT rolls back and is retried; what it did before is not done twice."""
     plain.sql("CREATE TABLE a (i int); CREATE TABLE done (i int UNIQUE)")
     plain.write("001_a.sql", "INSERT INTO done VALUES (1);")
     plain.write("002_b.sql", "INSERT INTO done VALUES (2);\nALTER TABLE a ADD s text;")
@@ -817,7 +819,7 @@ def test_dry_run_behind_a_lock_tries_again(
 def test_dry_run_that_waits_for_one_table_does_not_keep_readers_from_another(
     plain: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In its way stands a long transaction, for minutes: those who want what the dry run holds already need not wait
+    """A long transaction blocks it, for minutes: those who want what the dry run holds already need not wait
     for that too."""
     plain.sql("CREATE TABLE a (i int); CREATE TABLE b (i int)")
     plain.write("001_a.sql", "ALTER TABLE a ADD s text;")
@@ -841,7 +843,7 @@ def test_dry_run_that_waits_for_one_table_does_not_keep_readers_from_another(
 
 
 def test_dry_run_ends_every_thread(plain: World) -> None:
-    """Success or failure, nothing goes on behind it."""
+    """After success or failure, nothing of it goes on."""
     threads = set(threading.enumerate())
     plain.write("001_a.sql", "SELECT 1;")
     plain.deploy(DRY)
@@ -852,7 +854,7 @@ def test_dry_run_ends_every_thread(plain: World) -> None:
     assert set(threading.enumerate()) <= threads
 
 
-def test_dry_run_gives_way_where_the_tracking_table_is_to_be_changed(world: World) -> None:
+def test_dry_run_retries_where_the_tracking_table_is_locked(world: World) -> None:
     """The predecessor's table lacks columns, and somebody reads it."""
     columns = "id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, applied_at TIMESTAMP"
     world.sql(f"CREATE TABLE schema_migrations ({columns})")

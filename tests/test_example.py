@@ -20,7 +20,7 @@ IN_ITS_PLACE = ["001_initial_schema", "001_own"]
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -41,7 +41,7 @@ def test_example_is_known_by_its_checksum() -> None:
 
 @pytest.mark.parametrize("name", IN_ITS_PLACE)
 def test_example_that_is_replaced_was_never_meant(world: World, name: str) -> None:
-    """Step 3 of the quick setup after step 4: its empty tables go, the own schema runs, and a rollback is no error."""
+    """Step 3 of the quick setup after step 4: its empty tables go, the own schema runs, a rollback is not an error."""
     world.write("001_initial_schema.sql", EXAMPLE)
     assert applied(world.deploy()) == ["001_initial_schema"]
     world.remove("001_initial_schema.sql")
@@ -90,7 +90,7 @@ def test_example_that_is_in_use_stays(world: World, use: str, why: str) -> None:
 
 
 def test_example_with_later_migrations_is_a_migration_whose_edit_is_refused(world: World) -> None:
-    """Who has built on it has meant it."""
+    """If later migrations build on the example, it was meant, and an edit of it is refused."""
     world.write("001_initial_schema.sql", EXAMPLE)
     world.write("002_more.sql", "ALTER TABLE users ADD nick text;")
     world.deploy()
@@ -101,7 +101,7 @@ def test_example_with_later_migrations_is_a_migration_whose_edit_is_refused(worl
 
 @pytest.mark.parametrize("there", ["CREATE TABLE theirs (id int)", "CREATE TABLE users (id int)"])
 def test_example_on_a_database_in_use_is_refused(world: World, there: str) -> None:
-    """It would put two tables among somebody's own, or take theirs for its."""
+    """The example would add two tables to a foreign schema, or take existing tables for its own."""
     world.sql(there)
     before = world.tables()
     world.write("001_initial_schema.sql", EXAMPLE)
@@ -117,7 +117,7 @@ def test_example_on_a_database_in_use_is_refused(world: World, there: str) -> No
 
 
 def test_example_that_comes_back_later_is_refused(world: World) -> None:
-    """A folder that was copied anew brings it beside the own files."""
+    """A folder that was copied again brings the example next to the own files."""
     world.write("001_own.sql", OWN)
     world.deploy()
     world.write("001_initial_schema.sql", EXAMPLE)
@@ -127,7 +127,7 @@ def test_example_that_comes_back_later_is_refused(world: World) -> None:
 
 
 def test_database_with_the_examples_tables_is_adopted(world: World) -> None:
-    """Whoever set it up with the same statements has it behind it."""
+    """A database that was set up with the same statements already has it."""
     world.sql(EXAMPLE)
     world.write("001_initial_schema.sql", EXAMPLE)
 

@@ -145,11 +145,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
         ["LINE 1: DROP ROLE tmp_other;", "DETAIL: privileges for table …"],
     ),
-    "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; before it": (
+    "Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it": (
         "ALTER TABLE t\n  ADD CONSTRAINT small CHECK (i < 9);",
         "1",
         'constraint "small" for relation "t" already exists (42710)',
-        "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; before it",
+        "Write ALTER TABLE t DROP CONSTRAINT IF EXISTS small; above it",
         ["LINE 1: ALTER TABLE t"],
     ),
     MADE_BEFORE: (
@@ -365,15 +365,14 @@ def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: Wor
 
     message = fail_with(there, text)
 
-    # PostgreSQL 17 and newer quote settings, which are masked then, since the file does not name them.
-    message = message.replace('increase "…".', "increase max_locks_per_transaction.")
-    message = message.replace('exceeds "…" (', "exceeds temp_file_limit (")
+    for setting in ("max_locks_per_transaction", "temp_file_limit"):  # PostgreSQL 17 and newer quote them
+        message = message.replace(f'"{setting}"', setting)
     assert message == whole(place, said, instead, *lines)
     assert re.fullmatch(re.sub(r"\\\{\d\\\}", ".+", re.escape(advice)), instead)
 
 
 def test_mistakes_are_all_provoked_here() -> None:
-    """A new entry needs a file that provokes it, and no file is left of one that is gone."""
+    """Each entry has a file that provokes it, and each file has its entry."""
     assert {*PROVOKED, NO_EXTENSION} == {entry.advice for entry in failures.MISTAKES}
 
 
@@ -405,7 +404,7 @@ def test_mistake_of_an_extension_in_another_schema_names_that_schema(there: Worl
 
 
 def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings(world: World) -> None:
-    """The words about encodings are shown: they are no values of rows."""
+    """The words about encodings are shown: they are not values of rows."""
     dbname = f"{world.dbname}_latin1"
     with world.superuser() as superuser:
         rows(superuser, f"CREATE DATABASE {dbname} OWNER {ADMIN} ENCODING LATIN1 LOCALE 'C' TEMPLATE template0")
@@ -426,14 +425,14 @@ def test_mistake_of_a_character_that_a_latin1_database_lacks_names_the_encodings
 
 
 def test_mistake_of_what_wants_no_savepoint_asks_for_a_file_of_its_own(there: World) -> None:
-    """Nothing is said of a block where there is none."""
+    """Without a block the message does not mention one."""
     first = fail_with(there, "CREATE TABLE x (i int);\nSELECT pg_export_snapshot();").splitlines()[0]
 
     assert first == f"002_b.sql:2: cannot export a snapshot from a subtransaction (25001). {MARK_IT}"
 
 
 def test_owner_that_the_admin_does_not_belong_to_is_answered_with_no_owner(there: World) -> None:
-    """What every plain dump of another admin's database meets first, also where the role exists."""
+    """Every plain dump of another admin's database fails with this first, also where the role exists."""
     with there.superuser() as superuser:
         rows(superuser, "CREATE ROLE tmp_owner")
 
@@ -507,10 +506,10 @@ def test_extension_is_not_named_for_a_name_that_only_begins_like_one_of_its_own(
 # What differs between the versions: a file, and from which major on PostgreSQL says what, and what is advised then.
 SUPERUSER, OWNER = "The admin of RDS is not a superuser", "As its owner, ALTER … OWNER TO the admin"
 NO_OWNER = "Leave OWNER TO out (pg_dump --no-owner does)"
-GIVE, USED, MEND = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
+GIVE, USED, FIX = 'First give these rows a value, with UPDATE "t"', "First DROP what uses it", "Fix the file"
 NO_IF, NO_VIEW = "PostgreSQL has no IF NOT EXISTS here", "CREATE OR REPLACE VIEW only adds columns at the end"
 NULLS = {
-    13: ('syntax error at or near "NOT" (42601)', MEND),
+    13: ('syntax error at or near "NOT" (42601)', FIX),
     18: ('column "n" of relation "t" contains null values (23502)', GIVE),
 }
 MEMBER_OF = "must be superuser or {} the pg_read_server_files role to COPY from a file (42501)"
@@ -527,7 +526,7 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
         15: ("cannot alter type of a column used by a generated column (0A000)", USED),
     },
     'CREATE OR REPLACE VIEW v AS SELECT i, n COLLATE "C" FROM t;\nSELECT 1 / 0;': {
-        13: ("division by zero (22012)", MEND),
+        13: ("division by zero (22012)", FIX),
         15: ('cannot change collation of view column "n" from "…" to "C" (42P16)', NO_VIEW),
     },
     "CREATE ROLE tmp_x SUPERUSER;": {
@@ -561,7 +560,7 @@ WORDED: dict[str, dict[int, tuple[str, str]]] = {
 
 @pytest.mark.parametrize("text", WORDED)
 def test_mistake_that_versions_word_differently_gets_the_same_advice(there: World, text: str) -> None:
-    """The advice follows from what is wrong, whatever this version says and names as the place."""
+    """The advice is the same on every version, whatever words and place PostgreSQL gives."""
     major = there.server.version // 10000
     said, instead = WORDED[text][max(since for since in WORDED[text] if since <= major)]
 
@@ -600,7 +599,7 @@ MARK_IT = (
 
 
 def test_mistake_of_a_concurrent_index_without_the_mark_says_how_to_mark_it(there: World) -> None:
-    """Among several statements it needs the mark, or a file of its own."""
+    """In a file of several statements it needs the mark, or a file of its own."""
     said = "CREATE INDEX CONCURRENTLY cannot run inside a transaction block (25001)"
     line = "CREATE INDEX CONCURRENTLY i ON t (i);"
 
@@ -608,7 +607,7 @@ def test_mistake_of_a_concurrent_index_without_the_mark_says_how_to_mark_it(ther
 
 
 def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) -> None:
-    """The state is another, the sentence on what to write instead is the same."""
+    """The message says another state, and gives the same advice."""
     text = "-- no-transaction\nINSERT INTO c VALUES (1);\nALTER TABLE t ADD n int;"
 
     assert fail_with(there, text).splitlines()[0] == (
@@ -620,7 +619,7 @@ def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) 
 
 
 def test_mistake_in_a_marked_file_of_a_dry_run_does_not_ask_for_the_mark(there: World) -> None:
-    """A file that is marked is not to be marked."""
+    """A file that is marked already is not told to add the mark."""
     text = "-- no-transaction\nBEGIN;\nCREATE INDEX CONCURRENTLY i ON t (i);\nCOMMIT;\nSELECT 1;"
 
     assert "no-transaction" not in fail_with(there, text, DRY)
@@ -631,7 +630,7 @@ def test_mistake_in_a_marked_file_of_a_dry_run_does_not_ask_for_the_mark(there: 
 # A file, and words that would mislead whoever reads them.
 MISLEADING = {
     "NOT NULL without SET": ("ALTER TABLE t ALTER COLUMN n NOT NULL;", "IF NOT EXISTS"),
-    "NOT NULL behind a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
+    "NOT NULL after a comma": ("CREATE TABLE x (i int, NOT NULL);", "IF NOT EXISTS"),
     "made twice by this file": ("CREATE TABLE x (i int);\nCREATE TABLE x (i int);", "by hand or by another file"),
     "dropping a role that is not there": ("DROP ROLE nobody_such;", "CREATE ROLE"),
     "our role without users": ("GRANT SELECT ON t TO readwrite;", "name one that exists (ours are readwrite"),
@@ -645,9 +644,9 @@ MISLEADING = {
         "Add the column",
     ),
     "VACUUM in a DO block": ("SELECT 1;\nDO $$ BEGIN EXECUTE 'VACUUM'; END $$;", "no-transaction"),
-    "a name behind a string": ("SELECT f('a': 1);", "written twice"),
+    "a name after a string": ("SELECT f('a': 1);", "written twice"),
     "IF EXISTS where there is none": ("ALTER TABLE t RENAME COLUMN IF EXISTS n TO m;", "IF NOT EXISTS"),
-    "a comment behind a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE that again"),
+    "a comment after a mistake in the grammar": ("SELECT FROM WHERE; -- used by all", "CREATE that again"),
     "SET NOT NULL in the next statement": (
         "ALTER TABLE t ADD q int NOT NULL;\nALTER TABLE t ALTER n SET NOT NULL;",
         "UPDATE",
@@ -658,13 +657,13 @@ MISLEADING = {
 
 @pytest.mark.parametrize("case", MISLEADING)
 def test_advice_is_not_given_where_it_is_wrong(there: World, case: str) -> None:
-    """No sentence is better than one that sends people the wrong way."""
+    """No advice is better than wrong advice."""
     text, wrong = MISLEADING[case]
 
     assert wrong not in fail_with(there, text)
 
 
-def test_mistake_behind_a_prepared_statement_is_named_as_such(there: World) -> None:
+def test_mistake_after_a_prepared_statement_is_named_as_such(there: World) -> None:
     """The second attempt, which looks for the place, does not stumble over what the first has left in the session."""
     message = fail_with(there, "PREPARE p AS INSERT INTO c VALUES (9);\nEXECUTE p;\nSELECT 1 / 0;")
 
@@ -682,13 +681,13 @@ def test_advice_for_an_exclusion_constraint_on_plain_columns_names_btree_gist(th
 NEW_ROWS = {
     "unique": ("INSERT INTO t VALUES (1, 'x');", "duplicate key value violates unique constraint"),
     "check": ("UPDATE t SET i = 500;", 'new row for relation "t" violates check constraint'),
-    "behind WITH": ("WITH x AS (SELECT 500 AS i) INSERT INTO t SELECT i FROM x;", "violates check constraint"),
+    "after WITH": ("WITH x AS (SELECT 500 AS i) INSERT INTO t SELECT i FROM x;", "violates check constraint"),
     "rows of COPY": ("COPY t FROM stdin;\n500\tx\n\\.\n", "violates check constraint"),
 }
 
 
 def test_advice_about_rows_that_are_there_is_not_given_for_new_ones(there: World) -> None:
-    """It is the new rows that are wrong: no constraint is to be loosened."""
+    """The new rows are wrong, so the advice is not to loosen the constraint."""
     for case, (text, said) in NEW_ROWS.items():
         message = fail_with(there, text)
 
@@ -716,18 +715,18 @@ CARETS = {
 }
 
 
-def test_caret_stands_under_the_character_that_postgresql_names(there: World) -> None:
-    """Whatever stands before it in the line, and however long that is; at most 100 characters are shown."""
-    for case, (text, behind) in CARETS.items():
+def test_caret_is_under_the_character_that_postgresql_names(there: World) -> None:
+    """Whatever precedes it in the line, and however long that is; at most 100 characters are shown."""
+    for case, (text, following) in CARETS.items():
         _, line, caret, *_ = fail_with(there, text).splitlines()
 
         assert caret.strip() == "^", case
-        assert line[caret.index("^") :].startswith(behind), f"{case}: {line}"
+        assert line[caret.index("^") :].startswith(following), f"{case}: {line}"
         assert len(line) <= 100 + len("LINE 12: ……"), case
 
 
 def test_excerpt_of_a_statement_without_a_position_shows_its_first_line_without_a_caret(there: World) -> None:
-    """Where only the statement is known, nothing is pointed at."""
+    """Where only the statement is known, there is no caret."""
     assert fail_with(there, "SELECT 1;\n\n  DROP TABLE\n    nothing;").splitlines()[1:] == ["LINE 3:   DROP TABLE"]
 
 
@@ -751,14 +750,14 @@ HIDDEN = {
     "row of CSV": f"COPY t FROM stdin CSV;\n7,x\n8,{SECRET},y\n\\.\n",
     "unique": f"INSERT INTO t VALUES (1, '{SECRET}');",
     "check": f"SELECT 1;\nINSERT INTO t VALUES (500, '{SECRET}');",
-    "behind WITH": f"WITH x AS (SELECT 1 AS i) INSERT INTO t SELECT i, '{SECRET}' FROM x;",
+    "after WITH": f"WITH x AS (SELECT 1 AS i) INSERT INTO t SELECT i, '{SECRET}' FROM x;",
     "update": f"UPDATE t SET n = '{SECRET}', i = 500;",
     "value that cannot be read": f"INSERT INTO t VALUES ('x', '{SECRET}');",
     "new row in a DO block": f"DO $$ BEGIN INSERT INTO t VALUES (1, '{SECRET}'); END $$;",
     "value in a DO block": f"DO $$ BEGIN\n  UPDATE t SET n = '{SECRET}', i = n::int; END $$;",
     "password": f"CREATE ROLE tmp_other PASSWORD '{SECRET}';",
     "password in small letters": f"alter role nobody_such password '{SECRET}';",
-    "password with a mistake behind it": f"CREATE ROLE tmp_x PASSWORD '{SECRET}' VALID UNTL '2020';",
+    "password with a mistake after it": f"CREATE ROLE tmp_x PASSWORD '{SECRET}' VALID UNTL '2020';",
     "password in the next line": f"CREATE ROLE tmp_x PASSWORD\n  '{SECRET}' VALID UNTL '2020';",
     "password in a DO block": f"DO $$ BEGIN\n  CREATE ROLE tmp_other PASSWORD\n '{SECRET}'; END $$;",
 }

@@ -91,7 +91,7 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "behind"),
+    ("name", "rest"),
     [
         ("012_b", "b"),
         ("00010-b", "b"),
@@ -104,9 +104,9 @@ def test_number_of_name_is_its_leading_digits(name: str, number: Optional[int]) 
         ("1_2_b", "2_b"),
     ],
 )
-def test_bare_name_is_what_stands_behind_the_number(name: str, behind: str) -> None:
-    """The name behind the number is what remains when a file is renumbered."""
-    assert file_names.bare(name) == behind
+def test_bare_name_is_what_follows_the_number(name: str, rest: str) -> None:
+    """The name after the number is what remains when a file is renumbered."""
+    assert file_names.bare(name) == rest
 
 
 @pytest.mark.parametrize("name", ["add_limit", "V2__b", "_helpers", "-b", " b", "b.c", "\u00b2", NFC])
@@ -188,7 +188,7 @@ def test_load_migrations_puts_files_in_the_order_in_which_they_run(folder: Path,
         "sql",
     ],
 )
-def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str) -> None:
+def test_load_migrations_leaves_out_what_is_not_a_migration(folder: Path, name: str) -> None:
     """`*.down.sql` is never run; hidden files and files that are not `.sql` are ignored."""
     put(folder, "001_a.sql", name)
 
@@ -199,7 +199,7 @@ def test_load_migrations_leaves_out_what_is_no_migration(folder: Path, name: str
 
 @pytest.mark.parametrize("ending", [".sql", ".SQL", ".Sql"])
 def test_load_migrations_takes_sql_in_any_case(folder: Path, ending: str) -> None:
-    """`.SQL` counts, and is no part of the name."""
+    """`.SQL` counts, and is not part of the name."""
     put(folder, f"001_a{ending}")
 
     files = load(folder)
@@ -233,7 +233,7 @@ def test_load_migrations_names_a_sub_folder_in_a_warning(folder: Path, name: str
     ],
 )
 def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Path, name: str, instead: str) -> None:
-    """A deployment that applies nothing, because every file is one folder too deep, is no success."""
+    """A deployment that applies nothing, because every file is one folder too deep, is not a success."""
     (folder / name).parent.mkdir(parents=True)
     put(folder, name)
 
@@ -243,7 +243,7 @@ def test_load_migrations_refuses_a_folder_whose_sql_is_in_sub_folders(folder: Pa
 
 
 def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(folder: Path) -> None:
-    """Beside files that do run, a folder with a version of its own is one that should have."""
+    """Next to files that run, a folder with a version in its name should have run too."""
     (folder / "002_b").mkdir()
     put(folder, "001_a.sql", "002_b/up.sql", "002_b/down.sql")
 
@@ -254,7 +254,7 @@ def test_load_migrations_refuses_a_sub_folder_that_is_called_like_a_migration(fo
     )
 
 
-def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_without(folder: Path) -> None:
+def test_load_migrations_refuses_numbered_files_in_a_sub_folder_next_to_files_without(folder: Path) -> None:
     """As Graphile Migrate has them: what the folder itself holds is not what should run."""
     (folder / "committed").mkdir()
     put(folder, "current.sql", "committed/000001.sql")
@@ -265,7 +265,7 @@ def test_load_migrations_refuses_numbered_files_in_a_sub_folder_beside_files_wit
 
 
 def test_load_migrations_refuses_a_folder_of_numbered_json_alone(folder: Path) -> None:
-    """Another tool's migrations are no data that lies beside ours."""
+    """Another tool's migrations are not data that is next to ours."""
     put(folder, "01_a.json")
 
     assert problems_of(folder) == [f"01_a.json {LIKE_A_MIGRATION}"]
@@ -302,7 +302,7 @@ LIKE_A_MIGRATION = "looks like a migration, but only *.sql is run: rename it, or
     ],
 )
 def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(folder: Path, name: str) -> None:
-    """Whoever named it so expects it to run."""
+    """The author of such a name expects the file to run."""
     put(folder, "001_a.sql", name)
 
     assert problems_of(folder) == [f"{name} {LIKE_A_MIGRATION}"]
@@ -310,7 +310,7 @@ def test_load_migrations_refuses_what_looks_like_a_migration_but_does_not_run(fo
 
 @pytest.mark.parametrize("name", ["002_b.sql ", "002_b.sql\t"])
 def test_load_migrations_refuses_a_name_that_ends_in_a_blank(folder: Path, name: str) -> None:
-    """Nobody sees it."""
+    """The blank cannot be seen, so the message names it."""
     put(folder, name)
 
     assert problems_of(folder) == [f"{name!r} does not end in .sql, but in a blank: rename it"]
@@ -331,22 +331,22 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
         *("001_a.down.sql", "001_countries.csv", "001_why.md", "data.sqlite", "sql"),
     ],
 )
-def test_load_migrations_says_nothing_of_what_is_no_migration(folder: Path, name: str) -> None:
-    """What nobody expects to run is no matter."""
+def test_load_migrations_says_nothing_of_what_is_not_a_migration(folder: Path, name: str) -> None:
+    """A file that nobody expects to run is fine."""
     put(folder, "001_a.sql", name)
 
     assert warnings_of(folder) == []
 
 
 def test_load_migrations_warns_of_a_hidden_migration(folder: Path) -> None:
-    """It may be meant; an editor's backup is not mistaken for one."""
+    """A hidden file can be meant as a migration; an editor's backup gets no warning."""
     put(folder, "001_a.sql", ".002_b.sql")
 
     assert warnings_of(folder) == [".002_b.sql is hidden, and not run"]
 
 
 def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None:
-    """The file that it stands for was not deployed."""
+    """The file that the link leads to was not deployed."""
     put(folder, "001_a.sql")
     (folder / "006_money.sql").symlink_to("../../shared/006_money.sql")
     (folder / "007_round.sql").symlink_to("007_round.sql")
@@ -357,11 +357,11 @@ def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None
     ]
 
 
-def test_load_migrations_refuses_what_is_no_regular_file(folder: Path) -> None:
-    """A pipe would be read for ever, or once."""
+def test_load_migrations_refuses_what_is_not_a_regular_file(folder: Path) -> None:
+    """A pipe would be read forever, or once."""
     os.mkfifo(folder / "001_a.sql")
 
-    assert problems_of(folder) == ["001_a.sql is no regular file: put the file itself here"]
+    assert problems_of(folder) == ["001_a.sql is not a regular file: put the file itself here"]
 
 
 def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) -> None:
@@ -375,19 +375,19 @@ def test_load_migrations_refuses_a_name_that_cannot_be_recorded(folder: Path) ->
     ]
 
 
-def test_load_migrations_finds_sql_beside_the_folder(tmp_path: Path) -> None:
+def test_load_migrations_finds_sql_next_to_the_folder(tmp_path: Path) -> None:
     """A file that was put next to migrations/ instead of into it is said: refused where it has a number."""
     folder = tmp_path / "migrations"
     folder.mkdir()
     put(tmp_path, "initializer.py", "002_b.sql", "dump.sql")
     put(folder, "001_a.sql")
 
-    assert warnings_of(folder, others=1) == ["dump.sql is beside migrations/, not in it, and is not run: move it"]
-    assert problems_of(folder) == ["002_b.sql is beside migrations/, not in it, and is not run: move it"]
+    assert warnings_of(folder, others=1) == ["dump.sql is next to migrations/, not in it, and is not run: move it"]
+    assert problems_of(folder) == ["002_b.sql is next to migrations/, not in it, and is not run: move it"]
 
 
 def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
-    """An empty migrations/ next to a folder that has the files is no success."""
+    """An empty migrations/ next to a folder that has the files is not a success."""
     for name in ("migrations", "migration"):
         (tmp_path / name).mkdir()
     put(tmp_path, "initializer.py", "migration/001_a.sql")
@@ -472,7 +472,7 @@ LONG = "INSERT INTO t VALUES ('\u00fc', 1, 2);\n" * 50_000  # long enough to be 
     ],
 )
 def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, text: str) -> None:
-    """A file's text is what stands in it, but for the BOM."""
+    """A file's text is its content without the BOM."""
     put(folder, "001_a.sql", content=content)
 
     assert migration_files.read_text(load(folder)[0]) == text
@@ -498,7 +498,7 @@ def test_read_text_is_the_file_without_its_bom(folder: Path, content: bytes, tex
         pytest.param("SELECT 1;".encode("utf-16-le"), f"001_a.sql:1:2: {NUL}", id="UTF-16 without BOM"),
     ],
 )
-def test_read_text_of_what_is_no_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
+def test_read_text_of_what_is_not_text_names_the_place(folder: Path, content: bytes, message: str) -> None:
     """What is not UTF-8 or holds a NUL is refused with its place and the way out."""
     put(folder, "001_a.sql", content=content)
     file = load(folder)[0]
@@ -540,7 +540,7 @@ def test_read_text_of_a_file_whose_bytes_were_compared_is_of_these_bytes(folder:
 
 
 def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
-    """It is our error, with the reason, and not Python's."""
+    """The error is a MigrationError with the reason, not Python's own."""
     put(folder, "001_a.sql")
     (file,) = load(folder)
     file.path.unlink()
@@ -560,8 +560,8 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["001_a"], ["001_a"], {"001_a": "001_a"}, id="own name"),
         pytest.param(["001_a", "002_b"], ["001_a"], {"001_a": "001_a"}, id="new file"),
         pytest.param(["a"], ["a"], {"a": "a"}, id="recorded raw"),
-        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="behind a number"),
-        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="behind another kind of number"),
+        pytest.param(["a"], ["003_a"], {"a": "003_a"}, id="after a number"),
+        pytest.param(["a"], ["00003-a"], {"a": "00003-a"}, id="after another kind of number"),
         pytest.param(["a"], ["a", "003_a"], {"a": "a"}, id="own name before number"),
         pytest.param(["a"], ["013_a", "016_a"], {"a": "013_a"}, id="recorded twice"),
         pytest.param(["a", "003_a"], ["003_a"], {"003_a": "003_a"}, id="the numbered file has it"),
@@ -571,10 +571,10 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
         pytest.param(["004"], ["004"], {"004": "004"}, id="number alone"),
     ],
 )
-def test_claim_rows_goes_by_the_name_and_the_name_behind_a_number(
+def test_claim_rows_goes_by_the_name_and_the_name_after_a_number(
     folder: Path, files: list[str], recorded: list[str], claims: dict[str, str]
 ) -> None:
-    """A file is applied if its own name is recorded, or its name behind a recorded number."""
+    """A file is applied if its own name is recorded, or its name after a recorded number."""
     claimed = planning.claim_rows(migrations(folder, *files), rows(*recorded))
 
     assert {file.name: row.name for file, row in claimed.items()} == claims
@@ -657,7 +657,7 @@ def test_number_files_refuses_a_name_that_the_table_cannot_hold() -> None:
     ],
 )
 def test_next_version_follows_all_and_is_written_like_the_highest(there: list[str], following: str) -> None:
-    """The folder's own way of counting goes on."""
+    """The next number is written like those in the folder."""
     now = datetime(2026, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
     assert file_names.next_version(there, now) == following
@@ -794,7 +794,7 @@ NO_EDITS = [
     pytest.param(lambda text: "\ufeff" + text, id="BOM"),
     pytest.param(lambda text: text.replace("\n", "\r\n"), id="CRLF everywhere"),
     pytest.param(lambda text: "-- why\n" + text, id="comment before"),
-    pytest.param(lambda text: text + "-- why", id="comment behind"),
+    pytest.param(lambda text: text + "-- why", id="comment at the end"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE /* a /* nested */ one */ t"), id="comment inside"),
     pytest.param(lambda text: text.replace("TABLE t", "TABLE--why\nt"), id="line comment inside"),
     pytest.param(lambda text: text.replace("(x int", "(\n\t x\f  int"), id="white space"),
@@ -824,7 +824,7 @@ EDITS = [
 
 
 def edited_after(before: str, after: str, folder: Path) -> list[str]:
-    """What the plan takes for edited, where `before` was applied and `after` stands in the folder."""
+    """What the plan takes for edited, where `before` was applied and `after` is in the folder."""
     file = migration_files.Migration(folder / "001_t.sql", "001_t")
     file.path.write_bytes(before.encode())
     row = Row(1, "001_t", migration_files.tokens_checksum(file), file.sha256)
@@ -834,14 +834,14 @@ def edited_after(before: str, after: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("change", NO_EDITS)
-def test_change_outside_the_tokens_is_no_edit(tmp_path: Path, change: Any) -> None:
+def test_change_outside_the_tokens_is_not_an_edit(tmp_path: Path, change: Any) -> None:
     """Comments, white space, line ends (in literals and bodies as well) and a BOM do not count."""
     assert edited_after(RICH, change(RICH), tmp_path) == []
 
 
 @pytest.mark.parametrize("change", EDITS)
 def test_change_of_a_token_is_an_edit(tmp_path: Path, change: Any) -> None:
-    """Any other change of a token counts."""
+    """Every other change of a token counts."""
     assert change(RICH) != RICH
     assert edited_after(RICH, change(RICH), tmp_path) == ["001_t"]
 
@@ -886,15 +886,15 @@ def test_half_that_undoes_a_file_is_refused(tmp_path: Path, mark: str, line: int
         "SELECT '\n-- up\n';\nSELECT 2;",
     ],
 )
-def test_comment_that_is_no_mark_is_a_comment(tmp_path: Path, text: str) -> None:
-    """Words alone do not make two halves of a file."""
+def test_comment_that_is_not_a_mark_is_a_comment(tmp_path: Path, text: str) -> None:
+    """A comment that only contains such words does not divide a file into two halves."""
     path = tmp_path / "001_t.sql"
     path.write_text(text)
 
     assert migration_files.load_script(migration_files.Migration(path, "001_t"), ours=()).statement_count > 0
 
 
-def test_mark_of_an_undoing_half_with_nothing_behind_it_is_a_comment(tmp_path: Path) -> None:
+def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Path) -> None:
     """Only what would run is refused: a file whose lower half is empty, or commented out, is taken as it is."""
     for text in ("SELECT 1;\n-- migrate:down\n", "SELECT 1;\n-- Down Migration\n-- DROP TABLE t;\n"):
         path = tmp_path / "001_t.sql"

@@ -16,7 +16,7 @@ DUPLICATE = 'duplicate key value violates unique constraint "a_pkey" (23505)'
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -29,7 +29,7 @@ def failure(world: World, text: str, context: Any = None) -> str:
 
 
 def test_slow_file_that_fails_shortly_before_the_deadline_shows_its_error(world: World) -> None:
-    """It is not run once more to find the line, and stopped in that; the line is known by the names in the error."""
+    """The file is not run a second time to find the line; the names in the error tell the line."""
     world.sql(SETUP)
 
     message = failure(world, "SELECT pg_sleep(4);\nSELECT 2;\nINSERT INTO a VALUES (1);", Context(seconds=10))
@@ -38,7 +38,7 @@ def test_slow_file_that_fails_shortly_before_the_deadline_shows_its_error(world:
 
 
 def test_slow_file_whose_line_nothing_tells_names_the_file(world: World) -> None:
-    """Of two statements that may be meant, none is accused."""
+    """If two statements can be meant, the message names neither."""
     world.sql(SETUP)
 
     message = failure(world, "SELECT pg_sleep(2);\nINSERT INTO a VALUES (2);\nINSERT INTO a VALUES (1);")

@@ -71,14 +71,16 @@ def shop(world: World) -> World:
 
 
 def fill(world: World) -> None:
-    world.sql("INSERT INTO users (email) VALUES ('a@example.com'), ('b@example.com')")
-    world.sql("INSERT INTO products (name, price, user_id) SELECT 'thing', 9.99, id FROM users")
-    world.sql("INSERT INTO orders (user_id, total, note) SELECT id, 10, 'first' FROM users")
-    world.sql("INSERT INTO events (kind) VALUES ('login'), ('logout')")
-    world.sql("INSERT INTO tags VALUES ('red')")
+    world.sql(
+        "INSERT INTO users (email) VALUES ('a@example.com'), ('b@example.com');"
+        "INSERT INTO products (name, price, user_id) SELECT 'thing', 9.99, id FROM users;"
+        "INSERT INTO orders (user_id, total, note) SELECT id, 10, 'first' FROM users;"
+        "INSERT INTO events (kind) VALUES ('login'), ('logout');"
+        "INSERT INTO tags VALUES ('red')"
+    )
 
 
-# --- The recipes as they stand --------------------------------------------------------------------------------------
+# --- The recipes as they are ----------------------------------------------------------------------------------------
 
 OLD_AND_NEW_CODE = """
     INSERT INTO orders (user_id, reference, total, note)
@@ -176,14 +178,14 @@ def test_guide_recipes_have_risk_file_and_check() -> None:
 
 
 def test_guide_files_are_numbered_in_their_order() -> None:
-    """The examples are one folder: its numbers follow each other, behind the first migration's."""
+    """The examples are one folder: its numbers follow each other, after the first migration's."""
     files = [*guide.prelude(), *(block for recipe in guide.recipes() for block in recipe.files)]
 
     assert [int(block.name.split("_")[0]) for block in files] == list(range(2, len(files) + 2))
 
 
 def test_guide_table_names_every_recipe_and_each_repeats_its_figures() -> None:
-    """The table of waits is an index of the recipes, and a measured recipe says what stands in its line."""
+    """The table of waits is an index of the recipes, and a measured recipe says what is in its line."""
     table = guide.rows(guide.section("Recipes").split("\n### ")[0])
     recipes = guide.recipes()
 
@@ -334,7 +336,7 @@ def test_guide_recipe_in_its_long_part_lets_others_read_and_write_and_the_naive_
     shop: World, monkeypatch: pytest.MonkeyPatch, long: Long, naively: bool
 ) -> None:
     """While a migration is in the middle of its work, writers pass the recipe and wait for the naive statement."""
-    shop.environ["LOCK_TIMEOUT"] = "100s"  # or the gate would count as somebody in the way
+    shop.environ["LOCK_TIMEOUT"] = "100s"  # or the gate would count as somebody who blocks
     shop.sql(GATE)
     case = next(case for case in load.CASES if case.title == long.title)
     files = [("099_naive", case.naive)] if naively else [(block.name, block.text) for block in case.recommended]
@@ -382,7 +384,7 @@ def test_guide_file_that_is_not_one_transaction_makes_its_indexes(world: World) 
 
 
 def node(world: World, table: str) -> list[Any]:
-    """The files in which a table and its indexes are stored: others, where they were written anew."""
+    """The files in which a table and its indexes are stored: other ones, if they were rewritten."""
     return world.sql(
         "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE oid = %s::regclass OR oid IN "
         "(SELECT indexrelid FROM pg_index WHERE indrelid = %s::regclass) ORDER BY 1",
@@ -407,7 +409,7 @@ AT_ONCE = (
 WRITTEN_ANEW = (("integer", "bigint"), ("varchar(40)", "varchar(20)"), ("numeric(8,2)", "numeric(8,3)"))
 
 
-def test_guide_changes_of_type_that_are_at_once_write_nothing(world: World) -> None:
+def test_guide_changes_of_type_that_are_immediate_write_nothing(world: World) -> None:
     """The types that are listed keep the table's file and its index's; others do not."""
     for pair in (*AT_ONCE, *WRITTEN_ANEW):
         world.sql(f"CREATE TABLE t (v {pair[0]}); CREATE INDEX ON t (v); INSERT INTO t VALUES (NULL)")
@@ -429,7 +431,7 @@ COMPUTED = (
 )
 
 
-def test_guide_columns_that_are_added_at_once_write_nothing(shop: World) -> None:
+def test_guide_columns_that_are_added_immediately_write_nothing(shop: World) -> None:
     """Without a default, with a constant one or with now() nothing is written; with a computed one all is."""
     before = node(shop, "users")
     shop.sql(statement(file_of("Add a column", "add_nickname")))
@@ -488,7 +490,7 @@ def test_guide_renames_without_the_recipe_fail_the_old_code(shop: World) -> None
     assert refusal(shop, f"ALTER TABLE orders RENAME TO purchases; {old}").startswith("42P01 relation")
 
 
-def test_guide_old_name_of_a_table_is_no_full_table(shop: World) -> None:
+def test_guide_old_name_of_a_table_is_not_a_full_table(shop: World) -> None:
     """The view under the old name takes rows, but what the guide excepts is refused."""
     shop.sql(statement(file_of("Rename a table", "rename_tags")))
 
@@ -500,7 +502,7 @@ def test_guide_old_name_of_a_table_is_no_full_table(shop: World) -> None:
 
 
 def test_guide_constraint_that_is_not_valid_stops_any_update_of_an_old_row(shop: World) -> None:
-    """That is why the rows are filled before the constraint is added."""
+    """The recipe therefore fills the rows before it adds the constraint."""
     add = statement(file_of("Make a column NOT NULL", "require_reference")).split(";\n")[1]
 
     assert refusal(shop, f"{add}; UPDATE orders SET note = 'x'").startswith("23514")
@@ -529,7 +531,7 @@ def test_guide_drop_of_what_a_view_needs_is_refused(shop: World) -> None:
 
 
 def test_guide_unique_index_over_double_values_leaves_nothing_and_succeeds_when_they_are_gone(shop: World) -> None:
-    """The deployment fails, no INVALID index stays, and the same file is applied once the values are mended."""
+    """The deployment fails, no INVALID index stays, and the same file is applied once the values are corrected."""
     shop.sql("UPDATE orders SET reference = 'twice'")
     block = file_of("Make values unique", "unique_reference")
     write(shop, block)
@@ -543,7 +545,7 @@ def test_guide_unique_index_over_double_values_leaves_nothing_and_succeeds_when_
 
 
 def test_guide_validation_that_fails_keeps_the_first_step_and_takes_a_statement_before_it(shop: World) -> None:
-    """The rows are mended in a statement before the VALIDATE, and the run goes on there."""
+    """The rows are corrected in a statement before the VALIDATE, and the run goes on there."""
     shop.sql("INSERT INTO orders (user_id, total) VALUES ('00000000-0000-0000-0000-000000000001', 1)")
     block = file_of("Add a foreign key", "orders_belong_to_users")
     write(shop, block)
@@ -551,8 +553,8 @@ def test_guide_validation_that_fails_keeps_the_first_step_and_takes_a_statement_
         shop.deploy()
     assert shop.sql("SELECT convalidated FROM pg_constraint WHERE conname = 'orders_user_id_fkey'") == [(False,)]
 
-    mend, validate = "DELETE FROM orders WHERE user_id NOT IN (SELECT id FROM users);", "ALTER TABLE orders VALIDATE"
-    shop.write(f"{block.name}.sql", block.text.replace(validate, f"{mend}\n{validate}"))
+    fix, validate = "DELETE FROM orders WHERE user_id NOT IN (SELECT id FROM users);", "ALTER TABLE orders VALIDATE"
+    shop.write(f"{block.name}.sql", block.text.replace(validate, f"{fix}\n{validate}"))
 
     assert names(shop.deploy()) == [block.name]
     assert shop.sql("SELECT convalidated FROM pg_constraint WHERE conname = 'orders_user_id_fkey'") == [(True,)]
@@ -675,7 +677,7 @@ def test_guide_row_level_security_shows_each_user_their_own_rows(world: World) -
     assert world.sql("UPDATE orders SET note = 'x' RETURNING id") == []
 
 
-def test_guide_rows_that_are_there_already_stay_and_numbers_go_on_behind_them(shop: World) -> None:
+def test_guide_rows_that_exist_stay_and_numbers_continue_after_them(shop: World) -> None:
     """What somebody added by hand is kept, and the next number of a serial is free."""
     shop.sql("CREATE SCHEMA billing; CREATE TABLE billing.invoices (id serial PRIMARY KEY, note text)")
     shop.sql("INSERT INTO billing.invoices VALUES (1, 'by hand')")
@@ -784,7 +786,7 @@ def test_guide_squashed_files_run_nowhere_again_and_make_new_databases(plain: Wo
 
 
 def test_guide_snapshot_runs_what_came_since(plain: World) -> None:
-    """The status tells what came since, the deployment applies it; a snapshot newer than the code is no error."""
+    """The status tells what came since, the deployment applies it; a snapshot newer than the code is not an error."""
     files(plain, _001_users=USERS)
     plain.deploy()
     with another(plain, template=plain.dbname):
@@ -801,7 +803,7 @@ def test_guide_snapshot_runs_what_came_since(plain: World) -> None:
 
 
 def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
-    """Why they are renamed: V-files run behind numbered ones. U-files are refused, R-files run behind V-files."""
+    """Why they are renamed: V-files run after numbered ones. U-files are refused, R-files run after V-files."""
     plain.write("V1_1__items.sql", ITEMS)
     plain.write("V1__users.sql", USERS)
     plain.write("R__grants.sql", "SELECT 1")

@@ -17,8 +17,11 @@ from harness.proxy import BEFORE, Link, Place, proxy_to
 from harness.world import Context, World, rows
 from initializer import LockError, MigrationError
 
-# Behind it the next file gets a new session.
-FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
+# After it the next file gets a new session.
+FUNCTION = (
+    "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS "
+    "$$ DECLARE v pg_class.relname%TYPE; BEGIN RETURN {0}; END $$;"
+)
 
 
 @contextmanager
@@ -93,7 +96,7 @@ def test_rest_is_read_as_the_new_session_reads_strings(world: World) -> None:
 def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not true any more that this run has changed nothing."""
+    """The message does not say that this run has changed nothing, since a file was applied."""
     world.write("001_a.sql", FUNCTION.format(1))
     world.write("002_b.sql", "SELECT 1;")
     monkeypatch.setattr(session, "LOCK_PATIENCE_S", 1)
@@ -105,8 +108,8 @@ def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
     assert "Applied in this run: 001_a. Invoke again" in str(caught.value)
 
 
-def test_rest_behind_a_locked_tracking_table_is_asked_for_again(world: World) -> None:
-    """What a new session asks gives way as everything does."""
+def test_rest_after_a_locked_tracking_table_is_asked_for_again(world: World) -> None:
+    """What a new session asks is retried like everything else."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_f.sql", FUNCTION.format(number))
     with world.connection() as other:

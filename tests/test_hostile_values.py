@@ -66,7 +66,7 @@ def odd(world: World, request: pytest.FixtureRequest) -> Iterator[World]:
 
 
 def test_hostile_admin_and_database_are_served_like_any_other(odd: World) -> None:
-    """Logins are made, kept, mended and rotated, and can use the tables, whatever admin and database are called."""
+    """Logins are made, kept, repaired and rotated, and can use the tables, whatever admin and database are called."""
     reports = [odd.deploy()["users"], odd.deploy()["users"]]
     as_superuser(odd, "ALTER ROLE app_rw NOLOGIN")
     reports += [odd.deploy()["users"], odd.deploy({"action": "rotate"})["users"]]
@@ -211,7 +211,7 @@ def test_hostile_admin_secret_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 60_000, '{"a":' * 10_000], ids=["lists", "objects"])
-def test_hostile_secret_nested_too_deep_is_no_json(world: World, text: str) -> None:
+def test_hostile_secret_nested_too_deep_is_not_json(world: World, text: str) -> None:
     """Python's parser gives up on it with another error than on other texts: for us it is the same."""
     world.put_secret("user", text)
 
@@ -253,7 +253,7 @@ def test_hostile_variable_is_refused(world: World, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("key", ["dbname", "username"])
 def test_hostile_name_cut_off_within_a_letter_is_refused(world: World, key: str) -> None:
-    """PostgreSQL cuts a name off after 63 bytes, and its refusal is no UTF-8 where that is in the middle of a letter:
+    """PostgreSQL cuts a name off after 63 bytes, and its refusal is not UTF-8 where that is in the middle of a letter:
     the answer is one of our errors all the same."""
     world.put_secret("admin", {**world.secret("admin"), key: "ü" * 200})
 
@@ -271,7 +271,7 @@ def test_hostile_variable_with_nul_is_refused() -> None:
     assert {problem.split()[0] for problem in problems} == names
 
 
-def test_hostile_admin_name_is_no_other_login(world: World) -> None:
+def test_hostile_admin_name_is_not_another_login(world: World) -> None:
     """A user name with a connection's options in it is a user that does not exist, and no way to another one."""
     world.put_secret("admin", {**world.secret("admin"), "username": f"x' user='{ADMIN}"})
 

@@ -19,7 +19,7 @@ A, B, C, LIMIT = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE T
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -61,7 +61,7 @@ def messages(caplog: pytest.LogCaptureFixture, phrase: str) -> list[str]:
 
 
 def test_unnumbered_file_with_later_numbered_files_runs_once(world: World) -> None:
-    """`add_limit` beside 012_x is recorded as 013_add_limit and keeps that when 015_y comes."""
+    """`add_limit` next to 012_x is recorded as 013_add_limit and keeps that when 015_y comes."""
     first = deploy(world, {"012_x": A, "add_limit": LIMIT})
     second = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
     third = deploy(world, {"012_x": A, "add_limit": LIMIT, "015_y": B})
@@ -71,7 +71,7 @@ def test_unnumbered_file_with_later_numbered_files_runs_once(world: World) -> No
 
 
 def test_unnumbered_file_that_sorts_before_an_applied_one_runs_after_it(world: World) -> None:
-    """A new `aaa` beside an applied `bbb` is the next migration; what is recorded stays."""
+    """A new `aaa` next to an applied `bbb` is the next migration; what is recorded stays."""
     deploy(world, {"bbb": B})
 
     applied = deploy(world, {"aaa": A, "bbb": B})
@@ -81,7 +81,7 @@ def test_unnumbered_file_that_sorts_before_an_applied_one_runs_after_it(world: W
     assert deploy(world, {"aaa": A, "bbb": B}) == []
 
 
-def test_unnumbered_file_gets_a_number_behind_those_of_deleted_files(world: World) -> None:
+def test_unnumbered_file_gets_a_number_after_those_of_deleted_files(world: World) -> None:
     """The next number is after every number in the table as well as in the folder."""
     deploy(world, {"001_a": A, "007_b": B})
 
@@ -140,7 +140,7 @@ def test_name_in_another_unicode_spelling_is_the_same_name(world: World) -> None
 
 
 def test_renumbered_file_does_not_run_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The same name behind another number with the same content is the same migration: the row follows the file."""
+    """The same name after another number with the same content is the same migration: its row is renamed."""
     deploy(world, {"001_a": A, "002_b": B, "003_c": f"{C}\nSELECT 1;\n", "004_l": LIMIT})
     ids = world.sql("SELECT id, applied_at FROM schema_migrations ORDER BY id")
 
@@ -160,7 +160,7 @@ def test_renumbered_file_does_not_run_again(world: World, caplog: pytest.LogCapt
 
 
 def test_renumbered_file_is_known_at_the_next_deployment(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Following a file is done once."""
+    """A row is renamed once."""
     deploy(world, {"004_b": B})
     deploy(world, {"005_b": B})
     caplog.clear()
@@ -183,7 +183,7 @@ def test_renumbered_file_makes_room_for_another_of_its_number(world: World) -> N
 
 
 def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World) -> None:
-    """A number that a file gets by hand, the one that it was given or another, is as good."""
+    """A file can be given its number, or another one, by hand."""
     deploy(world, {"001_a": A, "add_limit": LIMIT})
     for name in ("002_add_limit", "007_add_limit"):
         assert deploy(world, {"001_a": A, name: LIMIT}) == []
@@ -191,7 +191,7 @@ def test_unnumbered_file_that_its_author_numbers_does_not_run_again(world: World
 
 
 def test_numbered_file_that_loses_its_number_does_not_run_again(world: World) -> None:
-    """A file that has the name behind a recorded number is that migration."""
+    """A file whose name is the one after a recorded number is that migration."""
     deploy(world, {"001_a": A, "004_b": B})
 
     assert deploy(world, {"001_a": A, "b": B}) == []
@@ -352,7 +352,7 @@ def test_other_file_of_a_number_whose_row_has_no_checksum_runs(world: World, cap
 # --- Rows without files: rolled-back deployments --------------------------------------------------------------------
 
 
-def test_older_folder_on_a_newer_database_is_no_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_older_folder_on_a_newer_database_is_not_an_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A rolled-back deployment invokes the previous version: it finds rows that it does not know, and says so."""
     older, newer = {"001_a": A, "004_b": B}, {"001_a": A, "005_b": B, "006_c": C}
     deploy(world, older)
@@ -419,8 +419,8 @@ def while_a_file_sleeps(world: World, change: Callable[[], None]) -> Iterator[No
             time.sleep(0.05)
         change()
 
-    with ThreadPoolExecutor(1) as beside:
-        changed = beside.submit(wait_and_change)
+    with ThreadPoolExecutor(1) as pool:
+        changed = pool.submit(wait_and_change)
         yield
         changed.result()
 
@@ -481,7 +481,7 @@ def test_file_that_cannot_be_read_any_more_says_what_is_applied(
 # --- What is in the folder besides ----------------------------------------------------------------------------------
 
 
-def test_folder_beside_the_files_is_said_by_every_action(world: World) -> None:
+def test_folder_next_to_the_files_is_reported_by_every_action(world: World) -> None:
     """What may be left aside on purpose is a warning of a run, of a dry run and of status."""
     fill(world, {"001_a": A})
     (world.folder / "old").mkdir()
@@ -498,7 +498,7 @@ def test_folder_beside_the_files_is_said_by_every_action(world: World) -> None:
 
 
 def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
-    """An exclude pattern that fits too much is no silent success; nor an error, since a rolled-back stack may be so."""
+    """An exclude pattern that matches too much gets a warning; not an error, since a rolled-back stack can be so."""
     deploy(world, {"001_a": A})
     fill(world, {})
 
@@ -510,7 +510,7 @@ def test_folder_that_has_no_migration_any_more_is_said(world: World) -> None:
 
 @pytest.mark.parametrize("name", ["002_b.sql.txt", "002_b.psql", "002_b.sql ", "002_b/migration.sql"])
 def test_file_that_looks_like_a_migration_stops_every_action(world: World, name: str) -> None:
-    """Nothing runs while something that should run does not."""
+    """If a file that should run does not, no file runs."""
     fill(world, {"001_a": A})
     (world.folder / name).parent.mkdir(exist_ok=True)
     (world.folder / name).write_text(B)
@@ -533,7 +533,7 @@ END $$;
 """
 
 
-def test_applied_file_with_new_comments_and_line_ends_is_no_edit(world: World) -> None:
+def test_applied_file_with_new_comments_and_line_ends_is_not_an_edit(world: World) -> None:
     """What a formatter or git's line ends do to an applied file stops no deployment, and changes no row."""
     deploy(world, {"001_t": RICH})
     before = recorded(world)
@@ -598,7 +598,7 @@ def record_as_a_newer_release(world: World, name: str, checksum: str = "9:unknow
     world.sql("UPDATE schema_migrations SET checksum = %s WHERE migration_name = %s", checksum, name)
 
 
-def test_checksum_of_a_newer_release_is_no_edit(world: World) -> None:
+def test_checksum_of_a_newer_release_is_not_an_edit(world: World) -> None:
     """A rolled-back deployment does not know the newer version's checksums, nor complains of or replaces them."""
     deploy(world, {"001_a": A})
     for checksum in ("9:unknown", "10:unknown", "whatever"):

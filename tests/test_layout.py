@@ -81,7 +81,7 @@ def test_repository_has_what_its_readers_look_for() -> None:
 
 
 def test_ci_run_is_executable() -> None:
-    """It is called by its name."""
+    """.ci/run can be started as a program."""
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
 
 
@@ -123,7 +123,7 @@ def test_copied_folder_works_from_any_directory_and_writes_nothing(
 
 
 def test_copied_folder_finds_its_certificate_bundle(world: World, elsewhere: Path, tmp_path: Path) -> None:
-    """global-bundle.pem beside the handler is found there: one of another authority refuses our server."""
+    """global-bundle.pem next to the handler is found there: one of another authority refuses our server."""
     elsewhere.chmod(0o755)
     (elsewhere / "global-bundle.pem").write_text(tls.issue_certificate("127.0.0.1").ca)
     world.environ.pop("PGSSLMODE", None)
@@ -233,7 +233,7 @@ def is_standard(name: str) -> bool:
 
 
 def test_folder_imports_nothing_that_lambda_lacks() -> None:
-    """The standard library, psycopg2, boto3, and the folder's own modules; nothing relative, for it is no package."""
+    """The standard library, psycopg2, boto3, and the folder's own modules; nothing relative: it is not a package."""
     own = {path.stem for path in DB_SETUP.glob("*.py")}
     names = {name for path in DB_SETUP.glob("*.py") for name in imported(path)}
     names -= {"pglast"}  # by the terminal, which is not uploaded, and only where it is installed

@@ -65,7 +65,7 @@ def policy(world: World) -> Policy:
 
 
 def test_least_privilege_is_enough_for_everything(world: World, policy: Policy) -> None:
-    """Five rights carry a first run, one with nothing to do, one that mends, and a rotation."""
+    """Five rights carry a first run, one with nothing to do, one that repairs a login, and a rotation."""
     policy.allow(NEEDED)
 
     assert policy.deploy(world)["users"] == {"app_rw": "created", "app_tc": "created"}
@@ -105,7 +105,7 @@ def test_least_privilege_less_one_right_is_refused_with_its_name(
 
 
 def test_least_privilege_without_writing_is_enough_while_all_works(world: World, policy: Policy) -> None:
-    """Who gives no right to write finds every deployment well that has nothing to write."""
+    """Without the right to write secrets, a run that has nothing to write succeeds."""
     world.deploy()
     policy.allow({(name, action) for name, action in NEEDED if action == GET})
 

@@ -137,7 +137,7 @@ FOLDERS: dict[str, dict[str, str]] = {
         "08.sql": "INSERT INTO m (n, v) VALUES (8, 1);",
         "09.sql": "CREATE TEMP TABLE g (a int);\nDROP FUNCTION g(int);",
         "10.sql": "INSERT INTO m (n, v) VALUES (10, 1);",
-        # The name of the table tells what stands in the rows.
+        # The name of the table tells what is in the rows.
         "11.sql": "DO $$ BEGIN EXECUTE format('CREATE TABLE %I (a int)', "
         "(SELECT left(string_agg(concat(w, d, v), ' ' ORDER BY n DESC), 63) FROM m WHERE n > 6)); "
         "EXECUTE format('CREATE TABLE %I (a int)', (SELECT md5(string_agg(m::text, ' ' ORDER BY n)) FROM m)); END $$;",

@@ -1,4 +1,4 @@
-"""Running it twice at once is safe: one works, the others wait, and nobody waits for ever."""
+"""Two runs at the same time are safe: one works, the others wait, and nobody waits forever."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def locks(world: World) -> list[tuple[Any, ...]]:
     )
 
 
-# --- Several at once ------------------------------------------------------------------------------------------------
+# --- Several at the same time ---------------------------------------------------------------------------------------
 
 
 def test_lock_processes_started_together_on_an_empty_database_all_succeed(world: World) -> None:
@@ -141,7 +141,7 @@ def test_lock_handlers_in_threads_started_together_all_succeed(world: World) -> 
 
 
 def test_lock_held_by_another_run_is_waited_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A run waits until the other one is done, says so, and then works with what that one has left behind."""
+    """A run waits until the other one is done, says so, and then works with what that one has left."""
     write_countable(world)
     with in_this_process(world), ThreadPoolExecutor(1) as pool, holder(world) as conn:
         running = pool.submit(initializer.handler, None, None)
@@ -155,9 +155,7 @@ def test_lock_held_by_another_run_is_waited_for(world: World, caplog: pytest.Log
     assert re.search(r'waiting for another run holder="another run \(pid \d+, user rds_admin', caplog.text)
 
 
-def test_lock_waiter_does_not_stand_in_the_way_of_a_concurrent_build(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lock_waiter_does_not_block_a_concurrent_build(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A waiting run has no transaction open: the holder's CREATE INDEX CONCURRENTLY does not have to wait for it."""
     write_countable(world)
     with in_this_process(world), ThreadPoolExecutor(1) as pool, holder(world) as conn:
@@ -288,7 +286,7 @@ def test_lock_holder_without_a_deadline_publishes_none(world: World) -> None:
 
 
 def test_lock_waiter_has_published_its_deadline_before_it_holds_the_lock(world: World) -> None:
-    """So no run can be frozen with the lock and without a deadline."""
+    """Therefore a run that is frozen while it holds the lock always has a deadline."""
     world.write("001_a.sql", "SELECT 1")
     published = f"SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = {DEADLINE_CLASS}"
     with ThreadPoolExecutor(1) as pool:
@@ -369,7 +367,7 @@ def test_lock_holder_with_a_concurrent_build_past_its_deadline_is_left_alone(wor
 
 
 def test_lock_is_gone_after_a_run(world: World) -> None:
-    """Nothing is left locked behind a run that succeeded."""
+    """After a run that succeeded nothing stays locked."""
     world.write("001_a.sql", "CREATE TABLE seen AS SELECT count(*) FROM pg_locks WHERE locktype = 'advisory';")
 
     world.deploy(context=Context(60))
@@ -379,7 +377,7 @@ def test_lock_is_gone_after_a_run(world: World) -> None:
 
 
 def test_lock_is_gone_after_a_failed_run(world: World) -> None:
-    """Nor behind one that failed: the next run does not have to wait."""
+    """After a failed run nothing stays locked: the next run does not have to wait."""
     world.write("001_a.sql", "SELECT oops;")
 
     with pytest.raises(MigrationError):

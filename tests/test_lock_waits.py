@@ -1,4 +1,4 @@
-"""A migration never makes the application wait: it gives way, says to whom, and tries again."""
+"""A migration never makes the application wait: it rolls back, says who blocks it, and retries."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ BLOCKERS = {
 
 
 @pytest.mark.parametrize("blocker", BLOCKERS.values(), ids=BLOCKERS)
-def test_lock_wait_gives_way_to_the_application_and_succeeds_when_the_way_is_free(
+def test_lock_wait_lets_the_application_go_first_and_succeeds_when_the_lock_is_free(
     busy: World, caplog: pytest.LogCaptureFixture, blocker: Blocker
 ) -> None:
-    """Behind a long reader or writer a migration waits for LOCK_TIMEOUT at a time: nobody else queues behind it for
+    """After a long reader or writer a migration waits for LOCK_TIMEOUT at a time: nobody else queues behind it for
     longer, not for a table that it has already altered either; then the whole file happens, once."""
     busy.write("002_b.sql", "INSERT INTO done VALUES (1);\nALTER TABLE b ADD s text;\nALTER TABLE a ADD s text;")
     with busy.connection() as other, ThreadPoolExecutor(1) as pool:
@@ -136,7 +136,7 @@ def test_lock_wait_pauses_grow_and_are_jittered() -> None:
 
 
 def test_lock_wait_pauses_are_kept_between_attempts(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says how long the pause is, and for so long nothing stands in anybody's way."""
+    """The log says how long the pause is, and during the pause nobody is blocked."""
     busy.write("002_b.sql", "ALTER TABLE a ADD s text;")
     busy.environ["LOCK_TIMEOUT"] = "100ms"
 
@@ -160,7 +160,7 @@ def blocked_by(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_lock_wait_log_names_the_blockers_and_no_one_else(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The log tells pid, user, application_name, state and age of each session that is in the way: not of an older
+    """The log tells pid, user, application_name, state and age of each session that blocks it: not of an older
     one that is not, nor of one that itself only waits."""
     busy.write("002_b.sql", "ALTER TABLE a ADD s text;")
     reporting = "SET application_name = 'the reports'"
@@ -210,7 +210,7 @@ def test_lock_wait_log_names_a_blocker_of_another_login_as_far_as_it_may(
 
 
 def test_lock_wait_with_the_files_own_shorter_timeout_is_shorter(busy: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that sets lock_timeout gives way after that time, in each of its attempts."""
+    """A file that sets lock_timeout rolls back after that time, in each of its attempts."""
     busy.environ["LOCK_TIMEOUT"] = "60s"
     busy.write("002_b.sql", "SET lock_timeout = '100ms';\nALTER TABLE a ADD s text;")
 
@@ -224,7 +224,7 @@ def test_lock_wait_with_the_files_own_shorter_timeout_is_shorter(busy: World, ca
 def test_lock_wait_with_the_files_own_longer_timeout_is_longer(
     busy: World, caplog: pytest.LogCaptureFixture, timeout: str
 ) -> None:
-    """A file that is ready to wait waits; the next one gives way again as LOCK_TIMEOUT says."""
+    """A file that wants to wait longer waits; the next one rolls back again as LOCK_TIMEOUT says."""
     busy.write("002_b.sql", f"SET lock_timeout = {timeout};\nALTER TABLE a ADD s text;")
     busy.write("003_c.sql", "ALTER TABLE b ADD s text;")
 
@@ -247,11 +247,11 @@ def test_lock_wait_that_ends_in_a_deadlock_is_tried_again(busy: World, caplog: p
     """When PostgreSQL ends a deadlock by ending the migration's statement, the whole file is tried again."""
     busy.environ["LOCK_TIMEOUT"] = "20s"
     busy.write("002_b.sql", "INSERT INTO done VALUES (1);\nLOCK TABLE b;\nSELECT pg_sleep(0.3);\nLOCK TABLE a;")
-    patient = "SET LOCAL deadlock_timeout = '30s'"  # so that it is not this session which PostgreSQL ends
+    late = "SET LOCAL deadlock_timeout = '30s'"  # so that it is not this session which PostgreSQL ends
     superuser = {"username": busy.server.user, "password": busy.server.password}
     holds_b = "SELECT 1 FROM pg_locks WHERE relation = 'b'::regclass AND mode = 'AccessExclusiveLock' AND granted"
 
-    a_is_locked = open_transaction(busy, patient, "LOCK TABLE a", **superuser)
+    a_is_locked = open_transaction(busy, late, "LOCK TABLE a", **superuser)
     with exactly(busy.environ), a_is_locked as other, running(busy) as run:
         wait_until(lambda: busy.sql(holds_b) != [])
         rows(other, "LOCK TABLE b")
@@ -286,7 +286,7 @@ def test_lock_wait_that_ends_in_a_serialization_failure_is_tried_again(
 
 
 def test_lock_wait_for_the_tracking_table_during_a_backup_is_not_needed(busy: World) -> None:
-    """A backup that reads every table stands in the way of no file that alters none of them."""
+    """A backup that reads every table does not block a file that alters none of them."""
     busy.write("002_b.sql", "CREATE TABLE c (i int);\nINSERT INTO done VALUES (1);")
     everything = "LOCK TABLE a, b, done, schema_migrations IN ACCESS SHARE MODE"
 
@@ -314,7 +314,7 @@ def test_lock_wait_for_the_predecessors_table_is_tried_again(busy: World) -> Non
     assert names(report) == ["002_b"]
 
 
-# --- Who is in the way ----------------------------------------------------------------------------------------------
+# --- Who blocks it --------------------------------------------------------------------------------------------------
 
 BLOCKED_FILE = "out of time: 002_b.sql: canceling statement due to user request (57014). Rolled back. "
 STOPPED = "It was stopped, by the deadline or by an administrator, while others blocked it "
@@ -359,7 +359,7 @@ def test_lock_wait_that_the_deadline_ends_within_an_attempt_names_who_blocks(bus
 
 @pytest.mark.parametrize("timeout", ["2s", "30s"])
 def test_lock_wait_for_the_tracking_table_itself_names_who_blocks(busy: World, timeout: str) -> None:
-    """Also before the first file, and whether the lock timeout or the deadline ends the wait."""
+    """The blocker is named before the first file too, whether the lock timeout or the deadline ends the wait."""
     busy.environ["LOCK_TIMEOUT"] = timeout
     with exactly(busy.environ), open_transaction(busy, "LOCK schema_migrations IN ACCESS EXCLUSIVE MODE"):
         message = message_at_the_deadline(InitializerError)

@@ -168,7 +168,7 @@ class AtTheMoment(logging.Handler):
 
 
 def test_applied_is_logged_after_the_commit(world: World) -> None:
-    """When the line stands in the log, the migration stands in the database."""
+    """When the line is in the log, the migration is in the database."""
     world.write("001_users.sql", USERS)
     world.write("002_orders.sql", "CREATE TABLE orders (id int)")
     handler = AtTheMoment(world)
@@ -190,7 +190,7 @@ FAILING = (
 
 
 def test_failed_migration_is_never_logged_as_applied(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor as done."""
+    """The log says neither `applied` nor `done` for it."""
     world.write("001_users.sql", USERS)
     for text in FAILING:
         world.write("002_broken.sql", text)
@@ -263,7 +263,7 @@ def test_passwords_are_in_no_log_even_at_debug(world: World, caplog: pytest.LogC
 
 
 def test_passwords_are_in_no_error(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither in the exception nor in what it was raised from, whichever step fails."""
+    """No password is in the exception or in its chain, whichever step fails."""
     world.write("001_broken.sql", "SELECT 1/0")
     steps = [{"DB_NAME": "not_there"}, {"DB_PORT": "1", "LOCK_TIMEOUT": "soon"}, {"PGSSLROOTCERT": "/not/there"}, {}]
     said = []
@@ -350,7 +350,7 @@ def test_json_format_has_the_keys_at_the_top_level(world: World, lambda_handler:
 
 
 def test_aws_lambda_log_level_is_respected(world: World, lambda_handler: LambdaHandler) -> None:
-    """Who asks Lambda for errors only gets errors only."""
+    """With the level ERROR set in Lambda, the log has errors only."""
     logging.getLogger().setLevel(logging.ERROR)  # as Lambda does when the variable is set
     world.write("001_users.sql", USERS)
 
@@ -405,7 +405,7 @@ def test_version_is_one_in_file_log_and_report(world: World, caplog: pytest.LogC
 
 
 def test_values_with_spaces_or_line_ends_stay_on_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody can make a line of his own in our log: what a database says, and names, are quoted."""
+    """Nobody can forge a line of our log: names, and what a database says, are quoted."""
     world.write("001_forged users.sql", "DO $$ BEGIN RAISE NOTICE E'one\\nfailed error=Forged a=\"b\"'; END $$")
 
     world.deploy(CREATE_USERS="false")
@@ -460,7 +460,7 @@ def test_message_about_long_names_stays_short(world: World) -> None:
 
 
 def test_message_limit_counts_what_cloudformation_gets() -> None:
-    """The limit stands in the one class that all errors have in common."""
+    """The limit is in the one class that all errors have in common."""
     assert len(str(initializer.ConfigError("ä" * 5000))) == MESSAGE_LIMIT
     assert str(initializer.ConfigError("short")) == "short"
     for text in ("漢" * 5000, "😀" * 1500, '\n"' * 5000):

@@ -33,7 +33,8 @@ SMALL_WORDS = re.compile(
 # Where a regular expression is recognised: classes, groups, repetitions, alternatives.
 PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\[")
 SQL = re.compile(
-    r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS)\b.*\b(FROM|INTO|SET|WHEN)\b", re.DOTALL
+    r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b.*\b(FROM|INTO|SET|WHEN|JOIN)\b",
+    re.DOTALL,
 )
 # Words of libpq, the server and AWS that the code looks for, a name of a variable, and what only our mistake brings.
 NOT_OURS = {
@@ -159,7 +160,7 @@ OTHERS = REST.replace(STATES, "")
 
 
 def is_explained(text: str) -> bool:
-    """Beside what it says of the state we are in, which is explained once, a message has a row of its own."""
+    """Besides what it says of the present state, which is explained once, a message has a row of its own."""
     for phrase in quoted(STATES, columns=1):
         text = re.sub(pattern(phrase), "", text)
     telling = [phrase for phrase in quoted(OTHERS) if re.search(r"[a-z]{2,} \S", phrase)]
@@ -174,7 +175,7 @@ BY_POSTGRESQL = {
 
 
 def test_messages_of_the_code_each_have_a_row() -> None:
-    """Whoever meets a message finds it on the page."""
+    """Each message of the code has its row on the page."""
     assert STATES.startswith("What is kept")
     assert [text for text in MESSAGES if not is_explained(text.text)] == []
     assert len(MESSAGES) > 120
@@ -198,9 +199,9 @@ def test_log_lines_are_those_of_the_table() -> None:
 
 
 def test_message_without_a_row_would_be_noticed() -> None:
-    """However it is raised, handed on or put together; what is no message is passed over."""
+    """However it is raised, handed on or put together; what is not a message is skipped."""
     source = '''
-"""The docstring of a module is no message that anybody reads."""
+"""The docstring of a module is not a message that anybody reads."""
 QUESTION = "SELECT count(*) FROM orders WHERE id IN (SELECT order_id FROM lines) AND NOT is_paid"
 LOOKS = r"the role .* is not|this one"
 LATER = {"x": ("42601", "pattern", "Write it the other way round")}

@@ -1,4 +1,4 @@
-"""What docs/other-frameworks.md shows works as it stands: the script that fails, and the zip that stays the same.
+"""What docs/other-frameworks.md shows works as it is: the script that fails, and the zip that stays the same.
 
 The frameworks' own tools are tried by `make example` (tests/frameworks).
 """
@@ -45,7 +45,7 @@ if words[1] == "invoke":
 
 
 def migrate(folder: Path, function_error: str = "", payload: str = REPORT, refused: str = "-") -> tuple[int, str]:
-    """Run the page's script beside an `aws` that answers so; its exit code and what it printed."""
+    """Run the page's script with an `aws` that answers so; its exit code and what it printed."""
     (folder / "migrate.sh").write_text(pages.files(PAGE)["migrate.sh"])
     (folder / "aws").write_text(AWS.format(python=sys.executable))
     (folder / "aws").chmod(0o755)

@@ -34,7 +34,7 @@ SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1"  # a conc
 
 @pytest.fixture(autouse=True)
 def _with_a_table(world: World) -> None:
-    """Table t with an index, applied as 001_t; and no users, who are no matter here."""
+    """Table t with an index, applied as 001_t; and no users, which do not matter here."""
     world.environ["CREATE_USERS"] = "false"
     world.write(
         "001_t.sql",
@@ -83,7 +83,7 @@ def marks(world: World) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def deploying(world: World, context: Optional[Context] = None, **environ: str) -> Iterator[Future[dict[str, Any]]]:
-    """The handler at work in another thread; nothing of it is left behind."""
+    """The handler at work in another thread; nothing of it stays."""
     folder = mock.patch.object(initializer, "MIGRATIONS_DIR", world.folder)
     with folder, exactly({**world.environ, **environ}), ThreadPoolExecutor(1) as pool:
         future = pool.submit(initializer.handler, None, context)
@@ -165,7 +165,7 @@ def beginning(text: str) -> str:
     return "CREATE UNIQUE INDEX" if "UNIQUE" in text else "CREATE INDEX"
 
 
-def test_outside_build_terminated_while_it_waits_is_built_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_outside_build_terminated_while_it_waits_is_built_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """The INVALID index of an interrupted build is dropped and built again, also where the file says IF NOT EXISTS."""
     world.sql('CREATE SCHEMA other; CREATE TABLE other."T" (i int)')
     for number, (text, in_the_way, name) in enumerate(BUILDS.values(), 2):
@@ -219,7 +219,7 @@ def test_outside_build_that_never_arrived_is_built(world: World, caplog: pytest.
 
 
 def test_outside_exactly_one_statement_is_in_doubt(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What stands before an interrupted statement is done, what stands behind it not begun: each happens once."""
+    """What precedes an interrupted statement is done, what follows it has not begun: each happens once."""
     world.sql("CREATE TABLE u (id serial, n int)")
     world.write(
         "002_x.sql",
@@ -238,7 +238,7 @@ def test_outside_exactly_one_statement_is_in_doubt(world: World, caplog: pytest.
 
 
 def test_outside_transaction_whose_answer_is_lost_happens_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What can run in a transaction commits with its mark: a lost answer leaves no doubt behind."""
+    """What can run in a transaction commits with its mark: a lost answer leaves no doubt."""
     world.sql("CREATE TABLE u (id serial, n int)")
     world.write("002_x.sql", MARK + "INSERT INTO u (n) VALUES (1);\nVACUUM u;\nINSERT INTO u (n) VALUES (2);")
 
@@ -269,7 +269,7 @@ def test_outside_table_of_another_name_keeps_its_own_marks(world: World) -> None
 
 
 def test_outside_index_of_that_name_on_another_table_is_not_ours(world: World) -> None:
-    """A valid index of the name on another table is no sign that an interrupted build is done, and stays."""
+    """A valid index of the name on another table does not mean that an interrupted build is done, and it stays."""
     world.sql("CREATE TABLE u (n int)")
     world.write("002_x.sql", MARK + "\nCREATE INDEX CONCURRENTLY a ON t (i);")
     deploy_cut(world, "CREATE INDEX", arrives=False)
@@ -321,7 +321,7 @@ def test_outside_unnamed_build_leaves_the_invalid_indexes_of_others(world: World
     assert oid(world, "theirs") == theirs
 
 
-def test_outside_unnamed_build_beside_a_new_index_of_others_is_not_done(world: World) -> None:
+def test_outside_unnamed_build_next_to_a_new_index_of_others_is_not_done(world: World) -> None:
     """An index that somebody else has made meanwhile does not pass for the unnamed one that is still INVALID."""
     world.write("002_x.sql", "CREATE INDEX CONCURRENTLY ON t (s);")
     deploy_terminated(world, "CREATE ", WRITER)
@@ -379,7 +379,7 @@ def test_outside_build_of_another_session_on_the_table_is_waited_for(world: Worl
 
 
 def test_outside_partitioned_parent_is_never_dropped(world: World) -> None:
-    """The index of a partitioned table is INVALID until each partition has one: that is no debris."""
+    """The index of a partitioned table is INVALID until each partition has one: that is not a leftover."""
     world.sql(
         "CREATE TABLE p (i int) PARTITION BY RANGE (i); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10); "
         "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)"
@@ -408,7 +408,7 @@ def test_outside_partitioned_parent_is_never_dropped(world: World) -> None:
 
 
 def test_outside_answered_error_does_not_count_as_done(world: World) -> None:
-    """An error leaves no doubt behind: what exists without us is an error on every run, not the work of the first."""
+    """An error leaves no doubt: what others have made is an error on every run, and never taken for our work."""
     database = world.dbname + "_more"
     world.sql(f"CREATE DATABASE {database}")
     try:
@@ -439,7 +439,7 @@ def test_outside_answered_error_does_not_count_as_done(world: World) -> None:
 def test_outside_build_cancelled_by_an_administrator_leaves_neither_debris_nor_doubt(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cancelled build is an answered error: its INVALID index is dropped at once, and the next run builds it."""
+    """A cancelled build is an answered error: its INVALID index is dropped immediately, and the next run builds it."""
     world.write("002_x.sql", MARK + "SELECT 1;\nCREATE INDEX CONCURRENTLY a ON t (i);")
     with open_transaction(world, SNAPSHOT) as other, deploying(world) as future:
         wait_until(lambda: bool(waiting(world, "CREATE INDEX", other)))
@@ -471,7 +471,7 @@ def test_outside_build_terminated_by_an_administrator_is_not_said_to_continue(wo
 
 
 def test_outside_build_that_times_out_says_what_became_of_its_index(world: World) -> None:
-    """It ran outside of any transaction: what it had left is dropped, and the message says so."""
+    """The build ran outside of any transaction: its INVALID index is dropped, and the message says so."""
     world.write("002_x.sql", MARK + "SET statement_timeout = '1s';\nCREATE INDEX CONCURRENTLY a ON t (i);")
 
     with open_transaction(world, SNAPSHOT):
@@ -503,8 +503,8 @@ def test_outside_build_whose_index_cannot_be_dropped_says_that_it_may_be_left(wo
     assert indexes(world) == {"a": False}
 
 
-def test_outside_unique_violation_beside_a_long_reader_is_reported_as_such(world: World) -> None:
-    """That the debris cannot be dropped at once does not hide the error; the next run drops it."""
+def test_outside_unique_violation_during_a_long_read_is_reported_as_such(world: World) -> None:
+    """A leftover that cannot be dropped immediately does not hide the error; the next run drops it."""
     world.sql("INSERT INTO t VALUES (50, 'again')")
     world.write("002_x.sql", MARK + "\nCREATE UNIQUE INDEX CONCURRENTLY a ON t (i);")
 
@@ -552,7 +552,7 @@ def test_outside_reindex_terminated_while_it_builds_is_repeated_without_debris(w
 
 
 @pytest.mark.parametrize("statement", ["REINDEX INDEX CONCURRENTLY old", "REINDEX TABLE CONCURRENTLY t"])
-def test_outside_reindex_terminated_behind_the_swap_leaves_no_debris(world: World, statement: str) -> None:
+def test_outside_reindex_terminated_after_the_swap_leaves_no_invalid_index(world: World, statement: str) -> None:
     """An interrupted REINDEX whose new index is in place has left the old one: it is dropped."""
     world.write("002_x.sql", statement + ";")
 
@@ -580,7 +580,7 @@ def test_outside_reindex_whose_answer_is_lost_is_recorded(world: World, caplog: 
 
 
 def test_outside_reindex_of_an_invalid_index_in_doubt_is_not_done_before_it_is_valid(world: World) -> None:
-    """REINDEX is how an INVALID index is mended: interrupted, it has to run again."""
+    """REINDEX repairs an INVALID index: interrupted, it has to run again."""
     world.sql("INSERT INTO t VALUES (50, 'again')")
     with pytest.raises(psycopg2.errors.UniqueViolation):
         world.sql("CREATE UNIQUE INDEX CONCURRENTLY a ON t (i)")
@@ -628,7 +628,7 @@ def test_outside_drop_of_an_index_interrupted_is_finished(world: World, caplog: 
 def test_outside_drop_of_an_index_whose_answer_is_lost_is_recorded(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An index that is gone is no error on the next run; one that somebody has made in its place is not dropped."""
+    """An index that is gone is not an error on the next run; one that somebody else has made is not dropped."""
     world.sql("CREATE INDEX a ON t (i); CREATE INDEX b ON t (i)")
     world.write("002_x.sql", "DROP INDEX CONCURRENTLY a;")
     deploy_cut(world, "DROP")
@@ -645,8 +645,8 @@ def test_outside_drop_of_an_index_whose_answer_is_lost_is_recorded(
     assert caplog.text.count(HAD_DONE) == 2
 
 
-def test_outside_new_value_of_an_enum_is_added_once_and_used_behind(world: World) -> None:
-    """ADD VALUE commits with its mark, so that the value can be used behind it and is not added twice."""
+def test_outside_new_value_of_an_enum_is_added_once_and_used_afterwards(world: World) -> None:
+    """ADD VALUE commits with its mark, so that the value can be used after it and is not added twice."""
     world.sql("CREATE TYPE mood AS ENUM ('old'); CREATE TABLE u (id serial, n int, m mood)")
     world.write(
         "002_x.sql",
@@ -696,7 +696,7 @@ def test_outside_detach_interrupted_is_finalized(world: World, caplog: pytest.Lo
 
 
 def test_outside_detach_whose_answer_is_lost_is_recorded(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A partition that is detached is no error on the next run."""
+    """A partition that is detached is not an error on the next run."""
     world.sql(PARTITIONED)
     if world.server.version < 140000:
         world.write("002_x.sql", "ALTER TABLE p DETACH PARTITION p1;")  # which is an ordinary file
@@ -787,7 +787,7 @@ def test_outside_several_transactions_of_a_file_happen_once_each(world: World) -
 # --- Edited meanwhile -----------------------------------------------------------------------------------------------
 
 
-def test_outside_rest_of_a_file_edited_goes_on_behind_the_last_done_statement(world: World) -> None:
+def test_outside_rest_of_a_file_edited_continues_after_the_last_done_statement(world: World) -> None:
     """What has not run yet may be edited, shortened and lengthened."""
     world.sql("CREATE TABLE u (id serial, n int)")
     begin = MARK + "INSERT INTO u (n) VALUES (1);\nCREATE INDEX CONCURRENTLY a ON t (i);\n"
@@ -866,7 +866,7 @@ def test_outside_statement_in_doubt_edited_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("statement", ["CREATE INDEX CONCURRENTLY a ON t (s)", "REINDEX INDEX CONCURRENTLY old"])
-def test_outside_build_goes_on_behind_the_deadline_and_is_recorded_by_a_later_run(
+def test_outside_build_goes_on_after_the_deadline_and_is_recorded_by_a_later_run(
     world: World, caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:
     """A build that outlives its Lambda keeps the lock on the server; the run that finds it valid records it."""

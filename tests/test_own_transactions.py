@@ -21,7 +21,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -37,7 +37,7 @@ def failure(world: World) -> str:
 
 @pytest.mark.parametrize("text", FILES.values(), ids=FILES)
 def test_file_that_commits_by_itself_runs_once_and_is_said(world: World, text: str) -> None:
-    """It is applied as a whole, recorded, and the report names the line where it first commits."""
+    """The file is applied as a whole and recorded; the report names the line where it first commits."""
     world.write("001_x.sql", text)
     line = next(n for n, words in enumerate(text.splitlines(), 1) if words.startswith(("COMMIT", "END")))
 
@@ -57,7 +57,7 @@ def test_file_that_commits_by_itself_runs_once_and_is_said(world: World, text: s
     ids=["COMMIT at the end", "BEGIN at the beginning", "BEGIN inside"],
 )
 def test_file_whose_transaction_is_the_runs_own_is_whole_or_not_at_all(world: World, text: str) -> None:
-    """Such a BEGIN or COMMIT changes nothing, and nothing is said."""
+    """A BEGIN first and a COMMIT last change nothing, and cause no warning."""
     world.write("001_x.sql", text.replace(C, "CREATE TABLE c (i oops);"))
     failure(world)
     assert world.tables() == []
@@ -129,7 +129,7 @@ def test_file_that_commits_by_itself_is_tried_in_a_dry_run(world: World) -> None
 
 @pytest.mark.parametrize("end", ["ROLLBACK", "ABORT"])
 def test_file_that_rolls_back_is_refused(world: World, end: str) -> None:
-    """It would be recorded, and nothing of it be there."""
+    """Otherwise the file would be recorded although nothing of it exists."""
     world.write("001_x.sql", f"BEGIN;\n{A}\n{end};\n")
 
     assert failure(world).startswith(f"001_x.sql:3:1: {end} would undo what precedes it in the file")

@@ -135,7 +135,7 @@ def test_pg_dump_with_column_stamps_is_applied_without_them(
 
 
 def test_pg_dump_with_a_stamp_among_other_options_is_applied_or_says_what_to_delete(world: World) -> None:
-    """A stamp beside another option is not left out: a server that does not know it gets a clear message."""
+    """A stamp next to another option is not left out: a server that does not know it gets a clear message."""
     options_of = "SELECT attoptions::text FROM pg_attribute WHERE attrelid = %s::regclass AND attname = 'a'"
     world.sql("CREATE TABLE probe (a int)")
     ((stamp,),) = world.sql(options_of, "probe")

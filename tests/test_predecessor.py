@@ -1,6 +1,6 @@
 """What went wrong in the predecessor, on databases as it left them.
 
-Faults that need no such database have their tests where the rule stands: import and Lambda (test_layout), optional
+Faults that need no such database have their tests with the rule: import and Lambda (test_layout), optional
 variables and CREATE_USERS (test_config), connect timeout and TLS (test_connection), order and `.SQL` (test_files),
 `aaa` before `bbb` (test_identity), adoption, stray tables and BASELINE (test_adoption).
 """
@@ -109,7 +109,7 @@ def test_field_database_deploys_without_a_change(field: World) -> None:
 
 
 def test_field_database_takes_new_migrations(field: World) -> None:
-    """Numbered and unnumbered files go on behind what the predecessor recorded, and the application can use them."""
+    """Numbered and unnumbered files go on after what the predecessor recorded, and the application can use them."""
     field.deploy()
     write(field, **{"004_items": "CREATE TABLE items (id serial, name text);", "add_price": "CREATE TABLE prices ();"})
 
@@ -189,7 +189,7 @@ def test_fault_second_console_invocation_connected_as_the_limited_user(field: Wo
     assert (field.secret("admin"), field.versions("admin")) == (admin, 1)
 
 
-def test_fault_two_runs_at_once_the_loser_failed(field: World) -> None:
+def test_fault_two_runs_at_the_same_time_the_later_one_failed(field: World) -> None:
     """The second run waits for the first one, and then finds nothing to do."""
     field.deploy()
     write(field, **{"004_items": "CREATE TABLE items ();"})
@@ -291,7 +291,7 @@ def test_fault_squashed_files_ran_again(field: World) -> None:
 # --- Files ----------------------------------------------------------------------------------------------------------
 
 
-def test_fault_empty_file_blocked_everything_behind_it(world: World) -> None:
+def test_fault_empty_file_blocked_everything_after_it(world: World) -> None:
     """A file of nothing, or with a BOM, is a migration like any other."""
     empty = ("", "-- later\n", "/* later */", ";", "\ufeff")
     files = {f"{number:03d}_empty": content for number, content in enumerate(empty, 2)}
@@ -392,7 +392,7 @@ def test_fault_placeholder_stayed_in_the_secret(field: World) -> None:
         assert as_login(field, secret, "SELECT count(*) FROM users") == [(0,)]
 
 
-def test_fault_crash_between_two_writes_was_never_mended(world: World) -> None:
+def test_fault_crash_between_two_writes_was_never_repaired(world: World) -> None:
     """Roles that were made with passwords that no secret holds are given new ones."""
     write(world, **{"001_users": USERS})
     world.sql("CREATE ROLE readwrite; CREATE ROLE tablecreator")
@@ -463,7 +463,7 @@ def test_fault_rotation_broke_since_keys_of_the_secret_were_lost(world: World) -
 
 
 def test_fault_rotated_password_is_kept(world: World) -> None:
-    """What AWS's rotation has made of a login and its secret stands at the next deployment."""
+    """What AWS's rotation has made of a login and its secret stays as it is at the next deployment."""
     write(world, **{"001_users": USERS})
     world.deploy()
     world.sql("ALTER ROLE app_rw PASSWORD 'rotated'")
@@ -585,7 +585,7 @@ def test_fault_rights_were_granted_on_database_postgres(odd_world: World) -> Non
     assert as_login(odd_world, "user", "SELECT count(*) FROM users") == [(0,)]
 
 
-def test_fault_stray_right_on_database_postgres_is_no_other_application(world: World) -> None:
+def test_fault_stray_right_on_database_postgres_is_not_another_application(world: World) -> None:
     """Roles whose only right is the predecessor's stray one are not taken for another application's."""
     world.sql("CREATE ROLE readwrite; CREATE ROLE tablecreator")
     with world.superuser() as conn:

@@ -19,7 +19,7 @@ T = "CREATE TABLE t (a int PRIMARY KEY, b text);\n"
 
 @pytest.fixture(autouse=True)
 def _without_users(world: World) -> None:
-    """Users are no matter here."""
+    """Users do not matter here."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -51,7 +51,7 @@ BAD_ROWS = {
         "COPY t FROM stdin;\r\n1\tsecret value\r\n1\tx\r\n\\.\r\n",
         '3: duplicate key value violates unique constraint "t_pkey" (23505). Rolled back. ',
     ),
-    "behind other rows": (
+    "after other rows": (
         "COPY t FROM stdin;\n1\tx\n\\.\nSELECT 1;\nCOPY t FROM stdin;\n2\ty\n1\tsecret value\n\\.\nSELECT 1;",
         '7: duplicate key value violates unique constraint "t_pkey" (23505). Rolled back. ',
     ),
@@ -68,7 +68,7 @@ BAD_ROWS = {
 
 
 def test_copy_with_bad_row_names_its_line_and_not_its_content(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The message says in which line of the file the bad row stands, and never what stands in it."""
+    """The message says in which line of the file the bad row is, and never what is in it."""
     world.write("001_t.sql", T)
     for case, (text, beginning) in BAD_ROWS.items():
         message = fail_with(world, text)
@@ -98,7 +98,7 @@ DECLARED = ["SET client_encoding = 'LATIN1'", "SET NAMES 'latin1'", "SET client_
 
 
 def test_encoding_that_a_file_declares_is_its_own(world: World) -> None:
-    """A file that says in which encoding it is has its text arrive as it stands there."""
+    """A file that says in which encoding it is has its text arrive as it is there."""
     world.write("001_t.sql", T)
     expected = []
     for number, declared in enumerate(DECLARED, 2):
@@ -166,7 +166,7 @@ def test_long_file_is_sent_in_pieces_of_one_transaction(world: World) -> None:
 
 
 def test_memory_of_the_client_is_a_small_multiple_of_the_file(world: World) -> None:
-    """A file is held once as text, and mapped beside that while it is read."""
+    """A file is held once as text, and also mapped while it is read."""
     with open(world.folder / "001_big.sql", "w") as file:
         file.writelines(long_file(200_000))
     size = (world.folder / "001_big.sql").stat().st_size

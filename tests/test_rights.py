@@ -207,7 +207,7 @@ def make_notes(world: World, creator: str) -> None:
             rows(conn, f"{'SET ROLE tablecreator;' if creator == 'app_tc, SET ROLE' else ''} {NOTES}")
 
 
-def test_rights_on_a_later_table_are_there_at_once(world: World) -> None:
+def test_rights_on_a_later_table_exist_immediately(world: World) -> None:
     """Both logins read and write what anybody of ours creates, without another run."""
     world.deploy()
     for creator in ("migration", "migration, SET ROLE", "admin by hand", "app_tc", "app_tc, SET ROLE"):
@@ -242,7 +242,7 @@ def test_rights_on_tables_of_a_kept_random_user_are_there(world: World) -> None:
 
 
 def test_rights_changed_by_a_migration_stay(world: World) -> None:
-    """No later run undoes a GRANT or REVOKE, whether it has nothing to do, a migration to apply or a login to mend."""
+    """No later run undoes a GRANT or REVOKE: with nothing to do, a migration to apply, or a login to repair."""
     give_schema_to(world, ADMIN, "USAGE")
     world.write("001_items.sql", MIGRATION)
     world.write(

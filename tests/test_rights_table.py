@@ -37,7 +37,7 @@ class Line(NamedTuple):
 
 
 def section(text: str) -> str:
-    """What stands below the heading, up to the next one."""
+    """The text below the heading, up to the next one."""
     return text.partition(f"{HEADING}\n")[2].partition("\n#")[0]
 
 
@@ -74,8 +74,8 @@ def outcome(conn: Any, statement: str) -> bool:
 
 
 def tried(world: World, another: World, login: str, table: list[Line]) -> dict[tuple[str, str], set[bool]]:
-    """What came of each line's statements. Behind `\\connect another` the others are tried there; it counts only where
-    it stands alone."""
+    """What came of each line's statements. After `\\connect another` the others are tried there; it counts only where
+    it is alone."""
     value, found = world.secret(SECRETS[login]), {}
     with ExitStack() as stack:
         here, there = (
@@ -189,7 +189,7 @@ def test_rights_in_a_schema_made_by_the_recipe_are_those_in_public(world: World)
 
 
 def test_rights_in_a_schema_opened_to_table_creators_are_handed_on(world: World) -> None:
-    """What a table creator makes there as `tablecreator` is usable by both, before a rotation and behind it."""
+    """What a table creator makes there as `tablecreator` is usable by both, before a rotation and after it."""
     world.write("012_billing.sql", RECIPE)
     world.write("013_billing_for_table_creators.sql", FOR_TABLE_CREATORS)
     world.deploy()
@@ -214,7 +214,7 @@ def test_rights_in_a_schema_that_was_there_before_are_given_by_the_recipe(world:
 
 
 def test_rights_in_a_schema_revoked_by_a_migration_stay_revoked(world: World) -> None:
-    """A later REVOKE on the recipe's schema stands, whatever the later runs have to do."""
+    """A later REVOKE on the recipe's schema stays in force, whatever the later runs have to do."""
     world.write("012_billing.sql", RECIPE)
     world.write("013_revoke.sql", "REVOKE DELETE ON billing.invoices FROM readwrite;")
     world.deploy()

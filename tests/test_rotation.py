@@ -27,7 +27,7 @@ def secrets(world: World) -> tuple[Any, Any]:
 
 
 def test_rotation_gives_both_secrets_the_other_login_and_the_old_ones_work_on(world: World) -> None:
-    """Who still holds the old credentials is not locked out before the next rotation."""
+    """An application with the old credentials is not locked out before the next rotation."""
     world.write("001_things.sql", "CREATE TABLE things (id int);")
     world.deploy()
     before = secrets(world)
@@ -107,7 +107,7 @@ def test_rotation_hands_the_table_creators_tables_on(world: World) -> None:
         rows(conn, "INSERT INTO first (id) VALUES (1); INSERT INTO second (id) VALUES (1); SELECT nextval('counted')")
 
 
-def test_rotation_of_a_login_that_does_not_work_mends_it(world: World) -> None:
+def test_rotation_of_a_login_that_does_not_work_repairs_it(world: World) -> None:
     """Where there is nothing to lose, the login itself gets a new password."""
     world.deploy()
     world.sql("ALTER ROLE app_rw NOLOGIN")
@@ -118,7 +118,7 @@ def test_rotation_of_a_login_that_does_not_work_mends_it(world: World) -> None:
 
 @pytest.mark.parametrize("environ", [{"CREATE_USERS": "false"}, {"DB_USER_SECRET_NAME": None, "DB_PROXY": None}])
 def test_rotation_of_nothing_is_refused(world: World, environ: dict[str, Any]) -> None:
-    """Who asks for a rotation expects one."""
+    """A rotation without any user secret cannot rotate anything, so it is an error."""
     with pytest.raises(ConfigError, match=r"^there is nothing to rotate: .* Nothing has been touched\.$"):
         world.deploy(ROTATE, **environ)
 

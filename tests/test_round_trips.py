@@ -10,7 +10,10 @@ import pytest
 from harness.proxy import ANSWERED, Link, Place, Proxy, proxy_to
 from harness.world import Context, World
 
-FUNCTION = "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS $$ DECLARE i int; BEGIN RETURN {0}; END $$;"
+FUNCTION = (
+    "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS "
+    "$$ DECLARE v pg_class.relname%TYPE; BEGIN RETURN {0}; END $$;"
+)
 TRIGGER = "CREATE FUNCTION f{0}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.a := {0}; RETURN NEW; END $$;"
 LOGGING_IN = ("startup", "p ")
 NEW_TABLE = ["any table", "create", "look", "rows"]
@@ -43,7 +46,7 @@ class Trip(NamedTuple):
 
 @pytest.fixture
 def proxy(world: World) -> Iterator[Proxy]:
-    """Stands before the database; it can read the conversation, since there is no TLS."""
+    """A proxy for the database that can read the conversation, since there is no TLS."""
     with proxy_to(world.server.host, world.server.port) as proxy:
         world.environ.update(DB_HOST="127.0.0.1", DB_PORT=str(proxy.port), PGSSLMODE="disable")
         yield proxy
@@ -80,7 +83,7 @@ def write(world: World, first: int, last: int) -> None:
 
 
 def test_round_trips_of_a_fresh_run_are_seven_and_one_for_each_file(world: World, proxy: Proxy) -> None:
-    """Everything beside the files costs the same, however many there are."""
+    """Everything except the files costs the same, however many there are."""
     write(world, 1, 5)
 
     asked = deploy(world, proxy)
@@ -140,8 +143,8 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
-def test_round_trips_behind_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
-    """Such as that of a trigger: nothing of it can be out of date in the next file."""
+def test_round_trips_after_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
+    """A function without variables, such as a trigger's, keeps nothing that could be out of date in the next file."""
     for number in (1, 2, 3):
         world.write(f"{number:03d}_function.sql", TRIGGER.format(number))
 
@@ -150,7 +153,7 @@ def test_round_trips_behind_a_function_without_variables_are_as_many(world: Worl
     assert asked == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"]]]
 
 
-def test_round_trips_behind_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
+def test_round_trips_after_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
     """A function with variables is compiled for its session: the next file gets a new one, which takes the lock while
     it is set up, and sees that nobody was faster."""
     for number in (1, 2, 3):

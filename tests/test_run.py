@@ -1,4 +1,4 @@
-"""Deploy, deploy again, change, fail, mend."""
+"""Deploy, deploy again, change, fail, fix."""
 
 from __future__ import annotations
 

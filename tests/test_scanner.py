@@ -56,8 +56,8 @@ ONE_STATEMENT = {
     "escape string in lower case": r"SELECT e'\';'",
     "escape string with a doubled quote": r"SELECT E'\\'';'",
     "escape string continued on the next line": "SELECT E'a'\n  '\\';'",
-    "escape string continued behind a comment": "SELECT E'a' -- more\n  -- and more\n '\\';'",
-    "string behind a word that ends in e": r"SELECT date'2020;\', ';'",
+    "escape string continued after a comment": "SELECT E'a' -- more\n  -- and more\n '\\';'",
+    "string after a word that ends in e": r"SELECT date'2020;\', ';'",
     "unicode string": r"SELECT U&'d\0061t;\' || ';'",
     "unicode name": r'SELECT 1 AS u&"d;\0061"";"',
     "bit and hex and national strings": "SELECT B'1;', x'f;', N'n;'",
@@ -68,12 +68,12 @@ ONE_STATEMENT = {
     "dollar quotes with a tag": "SELECT $tag$a; $$; $other$; $TAG$ $tag$",
     "dollar quotes with a non-ASCII tag": "SELECT $größe$a;$größe$",
     "dollar quotes that hold other quotes": """SELECT $$it's " /* -- ;$$""",
-    "dollar quotes behind a number": "SELECT 1$$;$$",
+    "dollar quotes after a number": "SELECT 1$$;$$",
     "line comment": "SELECT 1 -- a; 'b\n, 2",
     "line comment ended by a carriage return": "SELECT 1 -- a; 'b\r, 2",
     "block comment": "SELECT 1 /* a; 'b */, 2",
-    "line comment right behind an operator": "SELECT 2 *-- ;'\n 3",
-    "block comment right behind an operator": "SELECT 2 +/* ;' */ 3",
+    "line comment right after an operator": "SELECT 2 *-- ;'\n 3",
+    "block comment right after an operator": "SELECT 2 +/* ;' */ 3",
     "nested block comment": "SELECT 1 /* a /* b; */ c; */, 2",
     "parentheses": "CALL p((1; 2))",
     "rule with several actions": "CREATE RULE r AS ON INSERT TO a DO (INSERT INTO b VALUES (1); DELETE FROM c)",
@@ -85,17 +85,17 @@ ONE_STATEMENT = {
 
 
 @pytest.mark.parametrize("text", ONE_STATEMENT.values(), ids=ONE_STATEMENT)
-def test_scan_semicolon_inside_something_is_no_end(text: str) -> None:
+def test_scan_semicolon_inside_something_is_not_an_end(text: str) -> None:
     """A semicolon in quotes, comments, parentheses and bodies belongs to its statement; the next one ends it."""
     assert split(f"{text};\nSELECT 2;") == [text, "SELECT 2"]
 
 
 TWO_STATEMENTS = {
     "dollars inside a name open nothing": ("SELECT a$b$c", "SELECT a$b$c"),
-    "dollars behind a non-ASCII name open nothing": ("SELECT é$$", "SELECT é$$"),
+    "dollars after a non-ASCII name open nothing": ("SELECT é$$", "SELECT é$$"),
     "a parameter opens nothing": ("SELECT $1", "SELECT $1"),
     "a backslash in a plain string escapes nothing": ("SELECT '\\'", "SELECT '\\'"),
-    "a string behind a blank is no continuation": ("SELECT E'a' 'b\\'", "SELECT 'c'"),
+    "a string after a blank is not a continuation": ("SELECT E'a' 'b\\'", "SELECT 'c'"),
     "CASE outside a body hides nothing": ("SELECT CASE WHEN true THEN 1 END", "SELECT 2"),
     "BEGIN in a view's column hides nothing": ("CREATE VIEW v AS SELECT begin FROM t", "SELECT 2"),
     "END outside a body is not counted": ("CREATE FUNCTION f() RETURNS int RETURN 1", "SELECT 2"),
@@ -116,19 +116,19 @@ def test_scan_what_only_looks_like_quotes_ends_at_semicolon(first: str, second: 
     ids=["empty", "semicolon", "semicolons", "line comment", "block comment", "all of it", "white space"],
 )
 def test_scan_nothing_gives_no_statement(text: str) -> None:
-    """Comments, white space and lone semicolons are no statements."""
+    """Comments, white space and lone semicolons are not statements."""
     assert split(text) == []
 
 
 def test_scan_last_statement_needs_no_semicolon() -> None:
-    """The last statement ends with the text; a comment behind its semicolon does not belong to it."""
+    """The last statement ends with the text; a comment after its semicolon does not belong to it."""
     assert split("SELECT 1; SELECT 2 -- the end") == ["SELECT 1", "SELECT 2 -- the end"]
     assert split("SELECT 1; VACUUM ; -- the end") == ["SELECT 1", "VACUUM "]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
 def test_scan_gives_line_and_offset_of_each_statement(newline: str) -> None:
-    """A statement begins at its first word, whatever comments stand before it."""
+    """A statement begins at its first word, whatever comments precede it."""
     text = newline.join(
         ["-- größe 😀", "", "SELECT 'a", "b';/* c", "*/ SELECT 2; SELECT 3", ";", "$$x", "y$$;", "SELECT 4"]
     )
@@ -224,7 +224,7 @@ def test_scan_large_text_takes_the_memory_of_one_statement(kind: str) -> None:
 
 @pytest.mark.timeout(60)
 def test_scan_escape_string_before_a_line_of_dashes_takes_no_time() -> None:
-    """A comment that is a line of dashes behind E'' is passed over once, not in every way it could be cut up."""
+    """A line of dashes after E'' is read once as a comment, not in every way in which it could be split."""
     dashes, letters = (f"SELECT E'a' --{comment * 26}\n;" for comment in "-x")
 
     assert split(dashes) == [dashes[:-1]]
@@ -280,7 +280,7 @@ def test_read_script_other_backslash_command_is_refused(command: str, instead: s
 @pytest.mark.parametrize(
     ("text", "place"),
     [("SELECT 1\n\\gexec\n", (2, 1)), ("SELECT 1 AS a \\gset\n", (1, 15)), ("VACUUM \\g\n", (1, 8))],
-    ids=["on its own line", "behind a statement that reads", "behind another statement"],
+    ids=["on its own line", "after a statement that reads", "after another statement"],
 )
 def test_read_script_backslash_command_in_a_statement_is_refused(text: str, place: tuple[int, int]) -> None:
     """A command that ends a statement is refused too, with its own place."""
@@ -302,8 +302,8 @@ ROWS = {
 
 @pytest.mark.parametrize("data", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
-def test_scan_rows_of_copy_are_no_sql(data: str, newline: str) -> None:
-    """Rows reach from the line behind COPY to a line of nothing but \\., whatever stands in them."""
+def test_scan_rows_of_copy_are_not_sql(data: str, newline: str) -> None:
+    """Rows reach from the line after COPY to a line of nothing but \\., whatever is in them."""
     copy = "COPY public.t (a) FROM stdin WITH (FORMAT text)"
     text = f"SELECT 1;\n{copy}; -- rows\n{data}\\.\nSELECT 2;\n".replace("\n", newline)
 
@@ -322,7 +322,7 @@ def test_scan_rows_of_copy_at_the_end_need_no_last_line() -> None:
 
 
 def test_read_script_copy_without_rows_on_the_next_line_is_refused() -> None:
-    """Rows begin on the next line: what stands behind the semicolon would be lost."""
+    """Rows begin on the next line: what follows the semicolon would be lost."""
     assert refusal("COPY t FROM stdin; SELECT 1;\n1\tx\n\\.\n") == (
         "the rows of COPY … FROM STDIN begin on the next line: move what follows the ;",
         (1, 19),
@@ -330,7 +330,7 @@ def test_read_script_copy_without_rows_on_the_next_line_is_refused() -> None:
 
 
 def test_read_script_copy_to_stdout_is_refused() -> None:
-    """Nobody is there to read."""
+    """The client does not read the rows of COPY … TO STDOUT."""
     assert refusal("SELECT 1;\nCOPY (SELECT 1) TO STDOUT;\n") == (
         "COPY … TO STDOUT has no one to write to: remove it",
         (2, 1),
@@ -373,7 +373,7 @@ def test_read_script_other_encoding_is_refused_unless_the_file_is_ascii(declared
     "declared",
     ["SET client_encoding = 'UTF8'", "SET NAMES 'utf-8'", "SET client_encoding TO unicode", "RESET client_encoding"],
 )
-def test_read_script_utf8_declared_is_no_matter(declared: str) -> None:
+def test_read_script_utf8_declared_is_accepted(declared: str) -> None:
     """pg_dump declares UTF8."""
     assert texts(read_script(f"{declared};\nSELECT 'ü';")) == [declared, "SELECT 'ü'"]
 
@@ -674,7 +674,7 @@ def test_read_script_of_nothing_but_begin_and_commit_is_empty() -> None:
             "BEGIN ; SET TRANSACTION READ WRITE ; SET TRANSACTION NOT DEFERRABLE",
         ),
     ],
-    ids=["alone", "behind BEGIN", "twice"],
+    ids=["alone", "after BEGIN", "twice"],
 )
 def test_read_script_leading_set_transaction_goes_to_begin(text: str, begin: str) -> None:
     """SET TRANSACTION at the beginning becomes part of what opens the transaction."""
@@ -716,7 +716,7 @@ PREPARED = "{} is not possible here: a prepared transaction would outlive the ru
     ],
 )
 def test_read_script_that_commits_in_between_has_its_own_transactions(text: str, line: int, sent: list[str]) -> None:
-    """psql runs such a file, and so it is no single transaction here; where it first commits is known."""
+    """psql runs such a file, so it is not one transaction here; the scanner knows where it first commits."""
     script = read_script(text)
 
     assert (script.no_transaction, script.commits_in_line, texts(script)) == (True, line, sent)
@@ -749,7 +749,7 @@ def test_read_script_whose_transaction_is_the_runs_own_is_one_transaction(text: 
     ],
 )
 def test_read_script_takes_a_semicolon_with_a_backslash_for_one(text: str, sent: list[str]) -> None:
-    """It ends a statement as ; does, and its backslash is not sent."""
+    """`\\;` ends a statement as `;` does, and its backslash is not sent."""
     script = read_script(text)
 
     assert texts(script) == sent
@@ -813,7 +813,7 @@ def test_read_script_that_rolls_back_or_prepares_is_refused(text: str, message: 
     ],
     ids=["first line", "CRLF", "blanks and capitals", "third line", "before restrict"],
 )
-def test_read_script_marked_in_leading_comment_is_no_transaction(text: str) -> None:
+def test_read_script_marked_in_leading_comment_is_not_a_transaction(text: str) -> None:
     """`-- no-transaction` before the first statement takes the transaction away."""
     script = read_script(text)
 
@@ -828,7 +828,7 @@ def test_read_script_marked_in_leading_comment_is_no_transaction(text: str) -> N
         "SELECT '\n-- no-transaction\n'",
         "-- there is no-transaction here\nSELECT 1",
     ],
-    ids=["behind", "beside", "in a string", "in a sentence"],
+    ids=["after", "next to", "in a string", "in a sentence"],
 )
 def test_read_script_marked_elsewhere_stays_one_transaction(text: str) -> None:
     """The mark counts as a line comment of its own before the first statement, and nowhere else."""
@@ -836,7 +836,7 @@ def test_read_script_marked_elsewhere_stays_one_transaction(text: str) -> None:
 
 
 def test_read_script_no_transaction_keeps_its_transactions() -> None:
-    """In a marked file BEGIN and COMMIT are left for the runner, who makes one unit of what stands between."""
+    """In a marked file BEGIN and COMMIT are left for the runner, which makes one unit of what is between them."""
     script = read_script("-- no-transaction\nBEGIN; SELECT 1; COMMIT; VACUUM; COMMIT;")
 
     assert texts(script) == ["BEGIN", "SELECT 1", "COMMIT", "VACUUM", "COMMIT"]
@@ -869,11 +869,11 @@ def test_read_script_no_transaction_with_an_unclear_unit_is_refused(text: str, p
     ],
 )
 def test_read_script_no_transaction_with_what_a_kill_would_take_away_is_refused(statement: str) -> None:
-    """A marked file is resumed in another session: what lasts as long as the session stands inside a unit."""
+    """A marked file is resumed in another session: what lasts as long as the session must be inside a unit."""
     message, where = refusal(f"-- no-transaction\nBEGIN;\nSELECT 1;\nCOMMIT;\n{statement};\nSELECT 2;")
 
     assert where == (5, 1)
-    assert "write BEGIN before it and COMMIT after its last use" in message
+    assert "write BEGIN above it and COMMIT below its last use" in message
     assert read_script(f"-- no-transaction\nBEGIN;\n{statement};\nCOMMIT;").statement_count == 3
     assert read_script(f"{statement};\nSELECT 2").statement_count == 2
 
@@ -902,7 +902,7 @@ def test_read_script_reading_changed_in_a_way_that_cannot_be_followed_is_refused
     )
 
 
-def test_read_script_reading_named_in_data_is_no_matter() -> None:
+def test_read_script_reading_named_in_data_is_accepted() -> None:
     """A row or a function that only speaks of the setting is left alone."""
     text = (
         "INSERT INTO t VALUES ('standard_conforming_strings');\nCREATE FUNCTION f() RETURNS int LANGUAGE sql "

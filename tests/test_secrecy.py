@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +21,8 @@ from harness.logins import as_superuser
 from harness.server import Server
 from harness.talkative import talkative_server, told
 from harness.traces import everything_logged, places, shown
-from harness.world import ADMIN, AWS_ENVIRONMENT, World, exactly, rows
+from harness.world import ADMIN, World, exactly, rows
 from initializer import InitializerError
-from moto import mock_aws
 from psycopg2.extensions import encrypt_password
 from session import Session
 
@@ -37,7 +35,7 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="module")
 def talkative() -> Iterator[Server]:
     with talkative_server() as running:
-        with superuser_connection(running) as conn:  # not in plain text: that would stand in the log
+        with superuser_connection(running) as conn:  # not in plain text: that would be in the log
             verifier = encrypt_password(ADMIN_PASSWORD, ADMIN, scope=conn, algorithm="scram-sha-256")
         create_admin(running, ADMIN, verifier)
         yield running
@@ -64,7 +62,7 @@ def there(talkative: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         passwords.append(json.loads(params["SecretString"])["password"])
 
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws(), ExitStack() as patches:
+        with aws.played(), ExitStack() as patches:
             world = World(talkative, dbname, tmp_path / "migrations")
             world.put_secret("admin", {**world.secret("admin"), "password": ADMIN_PASSWORD})
             patches.enter_context(exactly(world.environ))
@@ -99,7 +97,7 @@ def watched(server: Server) -> Iterator[list[str]]:
 
 
 def test_secrecy_of_runs_that_succeed(there: Told, talkative: Server, caplog: pytest.LogCaptureFixture) -> None:
-    """Making, mending and rotating logins shows no password: in the server's log and statistics, in what others see
+    """Making, repairing and rotating logins shows no password: in the server's log and statistics, in what others see
     of a session, in any logger's lines at DEBUG, or in the result."""
     world, passwords = there
     reports = []

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import re
+from types import ModuleType
 
+import boundary
+import limited_users
+import nontransactional
+import outside
 import pytest
+import session
+import tracking
+import watcher
 from harness.database import superuser_connection
 from harness.world import ADMIN, World, rows
 from initializer import MigrationError
@@ -108,7 +116,7 @@ def changed(world: World) -> dict[str, list[tuple[str, str]]]:
 
 
 def write_between_snapshots(world: World, changes: dict[str, str], mark: str = "") -> list[str]:
-    """The first snapshot, and then each change with one behind it; returns the names of the files."""
+    """The first snapshot, and then each change with one after it; returns the names of the files."""
     # The DO block brings PL/pgSQL's own settings into the session.
     tables = "CREATE TABLE seen (file text, what text, value text); GRANT SELECT ON seen TO PUBLIC; DO $$ BEGIN END $$;"
     files = {"000_before": f"CREATE SCHEMA s; {tables} {SNAPSHOT.format('before')}"}
@@ -146,7 +154,7 @@ MARKED = ("search_path", "role without rights on the tracking table", "read-only
 
 
 def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World) -> None:
-    """So it is behind a file that runs step by step, whose settings outlast each step; also under a non-ASCII name."""
+    """The same holds for a file that runs step by step, whose settings outlast each step; non-ASCII names included."""
     units = {
         key: f"BEGIN; {text} COMMIT;" if "temporary" in key or "hold" in key else text for key, text in CHANGES.items()
     }
@@ -159,7 +167,7 @@ def test_session_changed_by_a_marked_file_is_fresh_for_the_next(world: World) ->
 
 
 def test_session_changed_by_a_file_that_is_tried_twice_is_fresh_for_the_next(world: World) -> None:
-    """So it is where the file succeeds only at the second attempt, which goes statement by statement."""
+    """The same holds if the file succeeds only at the second attempt, which goes statement by statement."""
     text = (
         "SET client_encoding = 'LATIN1'; SET search_path = s; SET ROLE tablecreator; SET TIME ZONE 'Asia/Tokyo';\n"
         "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; END $$;"
@@ -203,8 +211,8 @@ def test_session_settings_are_in_force_for_the_file_that_made_them(world: World)
     assert world.sql("SELECT zone FROM s.zones, s.t RIGHT JOIN (VALUES (1)) v(x) ON true") == [("Asia/Tokyo",)]
 
 
-def test_session_users_are_made_behind_any_file(world: World) -> None:
-    """What the last file leaves behind does not reach the users either."""
+def test_session_users_are_made_after_any_file(world: World) -> None:
+    """What the last file leaves in the session does not reach the users either."""
     world.write(
         "001_a.sql", "CREATE SCHEMA s; SET search_path = s; SET ROLE readwrite; SET client_encoding = 'LATIN1';"
     )
@@ -225,7 +233,7 @@ def test_error_under_another_encoding_keeps_its_form(world: World) -> None:
 
 
 def test_session_defaults_of_the_database_do_not_take_the_place_of_ours(world: World) -> None:
-    """RESET ALL goes back to what ALTER DATABASE has set; what we depend on is set again behind it.
+    """RESET ALL goes back to what ALTER DATABASE has set; what we depend on is set again after it.
 
     Only the style of dates is the file's: its text decides what is written into tables.
     """
@@ -260,7 +268,7 @@ def test_session_writes_dates_as_the_database_does(world: World, mark: str) -> N
 
 
 def test_session_that_is_renewed_tells_each_warning_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """What was odd before the renewal stays in the report, and is not said again behind it."""
+    """What was odd before the renewal stays in the report, and is not said again after it."""
     block = "DO $$ BEGIN PERFORM 1; END $$;"
     world.write(
         "001_a.sql", f"CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS 'DECLARE BEGIN RETURN 1; END'; {block}"
@@ -285,7 +293,15 @@ def test_session_of_a_database_with_backslashes_in_strings_reads_files_so(world:
     assert (world.tables(), world.sql("SELECT s FROM strings")) == (["next", "strings"], [("it's; \\",)])
 
 
-def test_session_beside_a_database_in_another_encoding(world: World) -> None:
+@pytest.mark.parametrize("module", [boundary, limited_users, nontransactional, outside, session, tracking, watcher])
+def test_statement_of_ours_says_the_same_however_the_database_reads_backslashes(module: ModuleType) -> None:
+    """A backslash of ours is in $$…$$, since in '…' it could be an escape."""
+    texts = [text for name, text in vars(module).items() if name.endswith("_SQL") and isinstance(text, str)]
+    assert texts
+    assert [text for text in texts if "\\" in re.sub(r"\$\$.*?\$\$", "", text, flags=re.DOTALL)] == []
+
+
+def test_session_on_a_server_with_a_database_in_another_encoding(world: World) -> None:
     """What ALTER ROLE has set there is in a catalog of the whole server, and not in our letters."""
     other = f"{world.dbname}_latin1"
     with world.superuser() as superuser:

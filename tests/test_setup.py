@@ -1,4 +1,4 @@
-"""What `make demo` and `make test` do before they begin, and what they leave behind."""
+"""What `make demo` and `make test` do before they begin, and what they leave."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_environment_is_whole_or_made_from_scratch(clone: Path) -> None:
 def test_what_is_missing_is_known_before_anything_is_installed(
     clone: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, message: str
 ) -> None:
-    """Nobody waits for packages to learn that there is no PostgreSQL, or nothing to migrate."""
+    """A missing PostgreSQL, or an empty folder, is reported before packages are installed."""
     monkeypatch.chdir(clone)
 
     process = prepare(clone, "demo", *arguments, TEST_POSTGRES="installed", TEST_POSTGRES_BIN="/nowhere")
@@ -227,15 +227,16 @@ def test_installed_node_counts_if_it_runs(
     assert node.installed_version() == version
 
 
-# --- What is left behind --------------------------------------------------------------------------------------------
+# --- What is left ---------------------------------------------------------------------------------------------------
 
 HOLD = """
-import sys, tempfile, time
+import signal, sys, tempfile, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
 sys.path.insert(0, {tests!r})
 from harness.server import running_server
-with running_server():
+with running_server() as server:
     open(tempfile.mkdtemp() + "/file", "w").close()
-    print(tempfile.gettempdir(), flush=True)
+    print(tempfile.gettempdir(), server.log_file.parent if server.log_file else "", sep="\t", flush=True)
     time.sleep(60)
 """
 
@@ -252,19 +253,21 @@ def test_temporary_files_are_gone_however_a_process_ends(tmp_path: Path, number:
         text=True,
     )
     assert process.stdout
-    home = Path(process.stdout.readline().strip())
+    home, data = (Path(name) if name else None for name in process.stdout.readline().rstrip("\n").split("\t"))
+    assert home
     assert home.name.startswith("db-setup-")
     assert home.is_dir()
+    assert data is None or data.is_dir()
 
     process.send_signal(number)
     process.communicate(timeout=TIMEOUT_S)
 
-    wait_until(lambda: not home.exists())
+    wait_until(lambda: not home.exists() and not (data and data.exists()))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_temporary_files_of_the_tests_are_below_one_folder(tmp_path: Path) -> None:
-    """It is the one that is removed at the end; pytest would keep the folders of its last three runs."""
+    """That folder is removed at the end; pytest would keep the folders of its last three runs."""
     assert any(parent.name.startswith("db-setup-") for parent in tmp_path.parents)
 
 

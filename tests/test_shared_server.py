@@ -138,7 +138,7 @@ def test_shared_server_where_a_role_has_anything_in_another_database_is_refused(
     assert world.deploy()["users"] == {"app_rw": "mended", "app_tc": "mended"}
 
 
-def test_shared_server_where_the_predecessor_left_something_in_postgres_is_no_other(world: World) -> None:
+def test_shared_server_with_a_leftover_of_the_predecessor_in_postgres_has_one_application(world: World) -> None:
     """Roles without rights, and the predecessor's stray grant on database postgres, belong to nobody else."""
     world.sql("CREATE ROLE readwrite; CREATE ROLE tablecreator")
     as_superuser(world, "GRANT CONNECT ON DATABASE postgres TO readwrite")
@@ -151,7 +151,7 @@ def test_shared_server_where_the_predecessor_left_something_in_postgres_is_no_ot
 def test_shared_server_where_both_databases_have_the_roles_no_working_login_is_broken(
     world: World, second: World
 ) -> None:
-    """Where the same roles have rights in both, mending one database's login does not break the other's."""
+    """Where the same roles have rights in both, repairing one database's login does not break the other's."""
     world.deploy()
     second.sql("CREATE TABLE things (id int); GRANT SELECT ON things TO readwrite, tablecreator")
     before = verifiers(world)
@@ -209,7 +209,7 @@ def test_shared_server_with_a_prefix_no_login_reads_the_other_database(world: Wo
 
 
 def test_shared_server_prefix_that_is_proposed_works(world: World) -> None:
-    """The ROLE_PREFIX in the message can be taken as it stands, whatever the database is called."""
+    """The ROLE_PREFIX in the message can be used as it is, whatever the database is called."""
     world.deploy()
     for number, name in enumerate(("2nd Shop", "Bücher-{0}", "x" * 50 + "{0}")):
         dbname = name.format(os.getpid())
@@ -313,7 +313,7 @@ def _in_lambda(world: World) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_in_lambda")
-def test_shared_server_both_deployed_at_once_succeed(world: World, second: World) -> None:
+def test_shared_server_both_deployed_at_the_same_time_succeed(world: World, second: World) -> None:
     """Roles of two databases can be made at the same moment."""
     world.write("001_things.sql", "CREATE TABLE things (id serial);")
     first, other = deploy_together({**world.environ, "ROLE_PREFIX": "one_"}, {**second.environ, "ROLE_PREFIX": "two_"})
@@ -324,7 +324,7 @@ def test_shared_server_both_deployed_at_once_succeed(world: World, second: World
 
 
 @pytest.mark.usefixtures("_in_lambda")
-def test_shared_server_one_database_deployed_twice_at_once_has_its_users_once(world: World) -> None:
+def test_shared_server_one_database_deployed_by_two_runs_together_has_its_users_once(world: World) -> None:
     """Of two runs on the same empty database one makes the users, the other keeps them."""
     reports = deploy_together(world.environ, world.environ)
 
@@ -333,7 +333,7 @@ def test_shared_server_one_database_deployed_twice_at_once_has_its_users_once(wo
 
 
 @pytest.mark.usefixtures("_in_lambda")
-def test_shared_server_without_a_prefix_the_later_of_two_at_once_is_refused(world: World, second: World) -> None:
+def test_shared_server_without_a_prefix_the_later_of_two_deployments_is_refused(world: World, second: World) -> None:
     """A database whose run was about to make the roles when another one's did so does not take part in them."""
     with world.connection() as first, ThreadPoolExecutor(1) as thread:
         rows(first, "BEGIN; CREATE TABLE things (id int); CREATE ROLE readwrite; GRANT SELECT ON things TO readwrite")

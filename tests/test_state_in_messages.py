@@ -119,7 +119,7 @@ def test_error_that_nobody_expected_is_ours_with_its_place(
 
 
 def test_run_that_is_interrupted_is_logged_as_failed(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Also what is no Exception ends the log with a failure, not with `done`."""
+    """What is not an Exception also ends the log with a failure, not with `done`."""
     with mock.patch.object(tracking, "read_state", side_effect=SystemExit), pytest.raises(SystemExit):
         world.deploy()
 

@@ -1,4 +1,4 @@
-"""{"action": "status"}: what stands where, and nothing is changed."""
+"""{"action": "status"}: the state of everything, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_status_names_a_run_that_is_at_work_and_does_not_wait_for_it(world: Worl
 
 
 def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
-    """It reads: a login without any right to write gets the same answer."""
+    """`status` only reads: a login without any right to write gets the same answer."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     report = world.deploy(STATUS)
@@ -109,7 +109,7 @@ def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog:
     )
 
 
-def test_status_as_a_reader_by_default_privileges_behind_a_marked_file(world: World) -> None:
+def test_status_as_a_reader_by_default_privileges_after_a_marked_file(world: World) -> None:
     """The table of marks is closed to everybody else."""
     world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT 2;")
     with world.superuser() as superuser:

@@ -47,7 +47,7 @@ class Project:
 
     def __init__(self, world: World, root: Path) -> None:
         self.world, self.root, self.db_setup = world, root, root / "lambda" / "db_setup"
-        shutil.copytree(DB_SETUP, self.db_setup, ignore=shutil.ignore_patterns("__pycache__", "migrations"))
+        shutil.copytree(DB_SETUP, self.db_setup, ignore=shutil.ignore_patterns("migrations"))
         (self.db_setup / "migrations").symlink_to(world.folder)
         mode = "require" if world.server.tls else "prefer"
         where = f"{quote(world.server.host, '')}:{world.server.port}/{world.dbname}"
@@ -110,7 +110,7 @@ def test_status_is_a_table_of_what_is_not_empty(project: Project) -> None:
 
 
 def test_json_is_the_report_and_nothing_else(project: Project) -> None:
-    """It is what the handler returns, for other programs."""
+    """`--json` prints what the handler returns, for other programs."""
     project.world.write("001_a.sql", "CREATE TABLE a (i int);")
 
     run = project.run("migrate", "--json")
@@ -184,7 +184,7 @@ def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
 
 
 def test_rotate_with_a_database_url_is_refused(project: Project) -> None:
-    """There is no secret that could be rotated."""
+    """With DATABASE_URL there is no secret that could be rotated."""
     run = project.run("rotate")
 
     assert run.returncode == 1
@@ -239,7 +239,7 @@ def test_terminal_works_from_any_directory(project: Project, cwd: str, words: li
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_ends_at_once_and_leaves_nothing_half_done(
+def test_interrupted_run_ends_immediately_and_leaves_nothing_half_done(
     project: Project, number: signal.Signals, code: int
 ) -> None:
     """Ctrl-C, and the signal that stops a container, end a statement that runs; the next run goes on."""
@@ -396,7 +396,7 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
     ]
 
 
-def test_table_of_a_run_that_only_mended_a_login_does_not_say_nothing() -> None:
+def test_table_of_a_run_that_only_repaired_a_login_names_it() -> None:
     """A login that was made is work, too."""
     report = {"action": "migrate", "users": {"app_rw": "created"}, "duration_ms": 7}
 
@@ -449,7 +449,7 @@ def test_database_url_that_is_wrong_is_refused_without_showing_any_of_it(url: st
 
 @pytest.mark.parametrize("name", ["DB_SECRET_NAME", "DB_HOST", "DB_PORT", "DB_NAME"])
 def test_database_url_and_another_place_to_connect_to_are_ambiguous(name: str) -> None:
-    """Nobody is left to guess which database it was."""
+    """The output says which database it was."""
     with pytest.raises(initializer.ConfigError, match=f"^DATABASE_URL and {name} both say where to connect: unset"):
         terminal.login_from_url({"DATABASE_URL": "postgresql://a@b/c", name: "x"})
 
@@ -476,7 +476,7 @@ def test_database_url_with_a_wrong_password_shows_neither(project: Project) -> N
 
 
 @pytest.mark.parametrize("words", [["status"], ["migrate"]])
-def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words: list[str]) -> None:
+def test_database_url_with_a_wrong_port_says_so_immediately(project: Project, words: list[str]) -> None:
     """A person who waits is told, and can correct it: nobody listens, and waiting cannot help."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -489,8 +489,8 @@ def test_database_url_with_a_wrong_port_says_so_at_once(project: Project, words:
     assert "waiting for the database" not in said
 
 
-def test_status_of_a_host_that_does_not_exist_says_so_at_once_also_in_a_pipeline(project: Project) -> None:
-    """It only reads: whoever asks wants to know now."""
+def test_status_of_a_host_that_does_not_exist_says_so_immediately_also_in_a_pipeline(project: Project) -> None:
+    """`status` only reads, so it does not wait for a host that does not exist."""
     run = project.run("status", DATABASE_URL="postgresql://u:hunter2@db.invalid:5432/shop")
 
     assert run.returncode == 1
@@ -548,7 +548,7 @@ def test_new_name_is_made_of_letters_digits_and_underscores(title: str, name: st
 
 
 def test_new_file_is_one_that_check_accepts(project: Project) -> None:
-    """Its path is printed, relative to where one stands; its comment marks nothing."""
+    """Its path is printed, relative to the working directory; its comment marks nothing."""
     project.world.write("0041_a.sql", "SELECT 1;")
     (project.root / "lambda" / "db_setup" / "migrations").unlink()
     shutil.move(str(project.world.folder), project.root / "lambda" / "db_setup")
@@ -573,7 +573,7 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
     [
         ("SELECT 1;\nSELECT * FROM t WHERE a = :name;", "001_a.sql:2:27: :name is a variable of psql"),
         ("SELECT :'name';", "001_a.sql:1:8: :'name' is a variable of psql"),
-        ("SELECT\u00a01;", "001_a.sql:1:7: this is no space, but U+00A0: delete it"),
+        ("SELECT\u00a01;", "001_a.sql:1:7: this is not a space but U+00A0: delete it"),
         (
             "SELECT 1;\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
             "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
@@ -608,7 +608,7 @@ def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
 
 
 def test_check_ends_with_what_it_has_not_looked_at(folder: Path) -> None:
-    """Nobody takes it for more than it is."""
+    """The last line says what `check` has not looked at."""
     (folder / "001_a.sql").write_text("SELECT 1;")
 
     last = list(terminal.table(terminal.check(None, False), io.StringIO()))[-1]
@@ -687,7 +687,7 @@ def test_new_file_never_overwrites_one(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_new_file_without_a_folder_is_refused(folder: Path) -> None:
-    """It does not make a folder that nobody reads."""
+    """`new` does not make a folder that no run would read."""
     folder.rmdir()
 
     with pytest.raises(initializer.MigrationError, match="the folder migrations/ is missing"):
@@ -733,7 +733,7 @@ NO_BASE = "edited files cannot be recognised: git, or a commit, is missing"
 
 
 def test_check_names_all_problems_of_all_files(folder: Path) -> None:
-    """Whoever mends files wants to know everything at once."""
+    """All problems are reported together."""
     write(folder, _001_a="SELECT 'open", _002_b="SELECT 1;\n  \\i other.sql")
     write(
         folder,
@@ -894,7 +894,7 @@ def test_check_without_git_is_a_note(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_check_of_unreadable_bytes_in_the_base_says_nothing_of_them(branch: Path) -> None:
-    """A file that was mended after it was committed has no checksum to compare."""
+    """A file that was fixed after it was committed has no checksum to compare."""
     (branch / "004_d.sql").write_bytes(b"\xff")
     commit()
     write(branch, _004_d="SELECT 4;")
@@ -938,7 +938,7 @@ def run_check(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def test_squawk_looks_at_new_files_as_they_will_run(squawk: Path) -> None:
-    """It is told which files are transactions, and spared what it cannot read and what db_setup does itself."""
+    """squawk learns which files are transactions, and does not get what it cannot read or what db_setup does itself."""
     run = run_check("--json")
 
     assert run.returncode == 0, run.stderr
@@ -960,7 +960,7 @@ def test_squawk_that_complains_fails_the_check(squawk: Path) -> None:
 
 
 def test_squawk_with_a_configuration_keeps_its_rules(squawk: Path) -> None:
-    """The option would take the place of the file's own exclusions."""
+    """The option would replace the file's own exclusions."""
     Path(".squawk.toml").write_text("")
 
     run_check()

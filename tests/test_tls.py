@@ -64,7 +64,7 @@ def test_tls_with_a_bundle_in_the_folder_verifies_the_server(
     nobody else; the users' logins are tried in the same way."""
     assert world.server.ca_file is not None
     folder = tmp_path / "db_setup"
-    shutil.copytree(Path(initializer.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(initializer.__file__).parent, folder)
     bundle = tls.issue_certificate(world.server.host).ca if authority == "other" else world.server.ca_file.read_text()
     (folder / "global-bundle.pem").write_text(bundle)
     address = {"PGHOSTADDR": "127.0.0.1"} if environ else {}

@@ -24,7 +24,7 @@ RAILS = "CREATE TABLE schema_migrations (version character varying NOT NULL PRIM
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -64,7 +64,7 @@ def take_over(world: World) -> None:
 # --- Made -----------------------------------------------------------------------------------------------------------
 
 
-def test_tracking_table_is_the_predecessors_with_nullable_columns_behind(world: World) -> None:
+def test_tracking_table_is_the_predecessors_with_nullable_columns_at_the_end(world: World) -> None:
     """The first three columns and the constraints are the predecessor's; ours are additive and nullable."""
     world.write("001_a.sql", A)
 
@@ -197,7 +197,7 @@ def test_predecessors_unreadable_file_that_could_not_run_here_names_its_place(wo
 # --- Newer versions -------------------------------------------------------------------------------------------------
 
 
-def test_columns_and_tables_of_a_newer_version_are_no_error(world: World) -> None:
+def test_columns_and_tables_of_a_newer_version_are_not_an_error(world: World) -> None:
     """A rolled-back deployment runs on a database that a newer version has extended, and leaves that alone."""
     world.write("001_a.sql", A)
     world.deploy()
@@ -212,7 +212,7 @@ def test_columns_and_tables_of_a_newer_version_are_no_error(world: World) -> Non
     assert columns(world) == extended
 
 
-def test_columns_in_another_order_are_no_error(world: World) -> None:
+def test_columns_in_another_order_are_not_an_error(world: World) -> None:
     """Columns are known by their names, as after a dump and restore of a changed table."""
     world.sql(
         "CREATE TABLE schema_migrations (applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, checksum TEXT, "

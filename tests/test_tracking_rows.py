@@ -19,7 +19,7 @@ SWALLOWED = {
 
 @pytest.fixture(autouse=True)
 def _no_users(world: World) -> None:
-    """Users are another matter, and take their time."""
+    """Users do not matter here, and take time."""
     world.environ["CREATE_USERS"] = "false"
 
 
@@ -47,7 +47,7 @@ def test_row_that_is_swallowed_fails_the_file(world: World, how: str, text: str)
     assert world.tables() == ["a", "b"]
 
 
-def test_sequence_that_is_behind_its_rows_is_named_with_its_remedy(world: World) -> None:
+def test_sequence_with_too_low_a_number_is_named_with_its_remedy(world: World) -> None:
     """As a logical replication leaves it: the file is not to blame, and the statement that helps does."""
     world.write("001_a.sql", A)
     world.deploy()
@@ -57,8 +57,9 @@ def test_sequence_that_is_behind_its_rows_is_named_with_its_remedy(world: World)
     message = failure(world)
 
     remedy = "SELECT setval('public.schema_migrations_id_seq', (SELECT max(id) FROM public.schema_migrations))"
-    assert f"002_b.sql: the sequence of public.schema_migrations is behind its rows: {remedy}" in message
-    assert "Mend the file" not in message
+    said = "the sequence of public.schema_migrations gives numbers that its rows have already"
+    assert f"002_b.sql: {said}: {remedy}" in message
+    assert "Fix the file" not in message
     world.sql(remedy)
     assert [entry["name"] for entry in world.deploy()["applied"]] == ["002_b"]
 

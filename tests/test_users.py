@@ -1,4 +1,4 @@
-"""Group roles, logins and their secrets: made once, kept while they work, mended when they do not."""
+"""Group roles, logins and their secrets: made once, kept while they work, repaired when they do not."""
 
 from __future__ import annotations
 
@@ -40,17 +40,19 @@ def rows_as_superuser(world: World, statement: str, *args: Any) -> list[tuple[An
 def standing(world: World) -> dict[str, Any]:
     """All that the users consist of: roles with their verifiers, memberships, rights, secrets. `xmin` changes with
     every UPDATE of a row, even one to the same values."""
-    found = {
-        catalog: sorted(rows_as_superuser(world, f"SELECT xmin::text, t::text FROM {catalog} t WHERE {which}"))
-        for catalog, which in (
-            ("pg_authid", "true"),
-            ("pg_auth_members", "true"),
-            ("pg_default_acl", "true"),
-            ("pg_class", "relnamespace = 'public'::regnamespace"),
-            ("pg_namespace", "nspname = 'public'"),
-            ("pg_database", "datname = current_database()"),
-        )
+    catalogs = {
+        "pg_authid": "true",
+        "pg_auth_members": "true",
+        "pg_default_acl": "true",
+        "pg_class": "relnamespace = 'public'::regnamespace",
+        "pg_namespace": "nspname = 'public'",
+        "pg_database": "datname = current_database()",
     }
+    with world.superuser() as conn:
+        found = {
+            catalog: sorted(rows(conn, f"SELECT xmin::text, t::text FROM {catalog} t WHERE {which}"))
+            for catalog, which in catalogs.items()
+        }
     return {**found, **{name: world.versions(name) for name in ("admin", "user", "creator")}}
 
 
@@ -60,7 +62,7 @@ def verifiers(world: World) -> dict[str, Optional[str]]:
 
 
 def logs_in(world: World, secret: str) -> tuple[str, bool]:
-    """Who the login in this secret is, and whether it belongs to the right group."""
+    """The name of the login in this secret, and whether it belongs to the right group."""
     with world.login(secret) as conn:
         return rows(conn, "SELECT current_user::text, pg_has_role(%s, 'USAGE')", GROUPS[secret])[0]
 
@@ -247,7 +249,7 @@ def test_users_secret_keeps_the_keys_it_had(world: World) -> None:
 
 
 def test_users_never_write_the_admin_secret(world: World) -> None:
-    """The admin's secret has one version and its value, also after logins were made and mended."""
+    """The admin's secret has one version and its value, also after logins were made and repaired."""
     before = world.secret("admin")
     world.deploy()
     world.sql("ALTER ROLE app_rw NOLOGIN")
@@ -270,8 +272,8 @@ BROKEN_SECRETS = {
     "password no text": {"username": "app_rw", "password": 17},
     "username no text": {"username": ["app_rw"], "password": "x"},
     "NUL in the password": {"username": "app_rw", "password": "a\0b"},
-    "password that is no Unicode": {"username": "app_rw", "password": "\ud800"},
-    "username that is no Unicode": {"username": "\ud800", "password": "x"},
+    "password that is not Unicode": {"username": "app_rw", "password": "\ud800"},
+    "username that is not Unicode": {"username": "\ud800", "password": "x"},
     "the admin's login": {"username": ADMIN, "password": ADMIN_PASSWORD},
 }
 
@@ -302,7 +304,7 @@ def test_users_with_a_binary_secret_get_a_new_password(world: World) -> None:
 
 
 def test_users_with_each_others_secrets_get_their_own_login(world: World) -> None:
-    """A table creator's login is too powerful for the limited user, and the limited user's is no table creator."""
+    """A table creator's login is too powerful for the limited user, and the limited user's is not a table creator."""
     world.deploy()
     user, creator = world.secret("user"), world.secret("creator")
     world.put_secret("user", creator)
@@ -329,7 +331,7 @@ BROKEN_ROLES = {
 }
 
 
-def test_users_with_a_broken_role_are_mended(world: World) -> None:
+def test_users_with_a_broken_role_are_repaired(world: World) -> None:
     """Whatever was done to the login's role, the next run gives the application a limited login that works."""
     world.deploy()
     for damage, what in BROKEN_ROLES.items():
@@ -390,7 +392,7 @@ def test_users_in_a_more_powerful_role_are_refused(world: World) -> None:
 
 @pytest.mark.parametrize("secret", LOGINS)
 def test_users_of_the_predecessor_that_work_are_kept(world: World, secret: str) -> None:
-    """A login with a random name that works and is in its group stays, untouched; ours is not made beside it."""
+    """A login with a random name that works and is in its group stays, untouched; ours is not made in addition."""
     world.sql("CREATE ROLE readwrite; CREATE ROLE tablecreator")
     if world.server.version >= 160000:  # where not even the creator of a role may grant in its name
         world.sql(f"GRANT readwrite, tablecreator TO {ADMIN}")
@@ -464,8 +466,8 @@ def test_users_that_cannot_be_tried_are_not_changed(
     assert standing(world) == before
 
 
-def test_users_mended_but_not_let_in_are_reported_as_such(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every new login is tried; its limit is told after its password was checked, and is no failure."""
+def test_users_repaired_but_not_let_in_are_reported_as_such(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new login is tried; its limit is reported after its password was checked, and is not a failure."""
     world.deploy()
     world.sql("ALTER ROLE app_rw CONNECTION LIMIT 0 NOLOGIN")
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
@@ -479,7 +481,7 @@ def test_users_mended_but_not_let_in_are_reported_as_such(world: World, monkeypa
 
 
 class ProcessDied(BaseException):
-    """Stands for the end of the process: nothing that catches exceptions catches this one."""
+    """Represents the end of the process: nothing that catches exceptions catches this one."""
 
 
 def die(*_: Any, **__: Any) -> None:
@@ -513,7 +515,7 @@ NOT_CHANGED = ". The login that it holds was left as it was; fix this and invoke
         pytest.param(True, AFTER, time_out, id="answer of Secrets Manager lost"),
     ],
 )
-def test_users_after_a_crash_before_the_commit_are_mended_by_the_next_run(
+def test_users_after_a_crash_before_the_commit_are_repaired_by_the_next_run(
     world: World, existed: bool, event: str, failure: Any
 ) -> None:
     """Before the commit the role is as it was, whatever the secret holds; the next run brings both together."""
@@ -533,7 +535,7 @@ def test_users_after_a_crash_before_the_commit_are_mended_by_the_next_run(
     assert logs_in(world, "user") == ("app_rw", True)
 
 
-def test_users_after_a_lost_connection_before_the_commit_are_mended_by_the_next_run(world: World) -> None:
+def test_users_after_a_lost_connection_before_the_commit_are_repaired_by_the_next_run(world: World) -> None:
     """A connection that breaks when the secret is written already leaves no login locked out for good."""
 
     def cut(**_: Any) -> None:
@@ -550,7 +552,7 @@ def test_users_after_a_lost_connection_before_the_commit_are_mended_by_the_next_
     assert logs_in(world, "user") == ("app_rw", True)
 
 
-def test_users_after_a_crash_behind_the_commit_are_kept_by_the_next_run(world: World) -> None:
+def test_users_after_a_crash_after_the_commit_are_kept_by_the_next_run(world: World) -> None:
     """Once the change is committed the secret holds a login that works, whether or not it was tried."""
     connect = database.connect
 
@@ -591,7 +593,7 @@ def test_users_whose_secret_is_out_of_reach_are_told_so(world: World) -> None:
 
 
 def everything_about(error: BaseException) -> str:
-    """The error and all behind it, as a careless handler would print it."""
+    """The error and its whole chain, as a careless handler would print it."""
     parts = ["".join(traceback.format_exception(type(error), error, error.__traceback__))]
     link: Optional[BaseException] = error
     while link is not None:
@@ -621,7 +623,7 @@ def test_users_passwords_are_in_no_log(world: World, caplog: pytest.LogCaptureFi
 def test_users_passwords_are_in_no_error(
     world: World, event: str, failure: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error holds no password, nor do the errors behind it, their texts, their attributes and the traceback."""
+    """An error holds no password, nor do the errors in its chain, their texts, their attributes and the traceback."""
     made = []
 
     def remember(params: dict[str, Any], **_: Any) -> None:

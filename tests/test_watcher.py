@@ -90,10 +90,8 @@ def test_watcher_of_a_blocked_statement_names_who_blocks_it(world: World, caplog
     )
 
 
-def test_watcher_knows_who_was_in_the_way_until_it_sees_the_server_work(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A look behind the end of the wait takes nobody back; one at a statement that nobody blocks does."""
+def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look after the end of the wait changes nothing; one at a statement that nobody blocks does."""
     monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
     endpoint = Endpoint(world.server.host, world.server.port, world.dbname)
     login = Login(endpoint, ADMIN, ADMIN_PASSWORD)

@@ -1,7 +1,7 @@
 """`make versions`: the tests on every supported PostgreSQL, and on every Python that is found, pairwise.
 
 The servers come from npm. Each is tested once; the Pythons take turns, the oldest with the oldest server and the newest
-with the newest one. Arguments go to pytest.
+with the newest one. Arguments go to pytest. MAJORS="13 18" takes these servers only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pythons() -> dict[str, str]:
 
 
 def makes_environments(interpreter: str) -> bool:
-    """It is no shim of a Python that is not there, and has what Debian packs separately."""
+    """It is not a shim of a missing Python, and has what Debian packs separately."""
     words = [interpreter, "-c", "import ensurepip, venv"]
     return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
@@ -47,7 +47,7 @@ def environment(version: str, interpreter: str) -> str:
     if not ready.exists() or ready.stat().st_mtime < lock.stat().st_mtime:
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
         pip = [folder / "bin" / "python", "-m", "pip"]
-        # The lock is complete: what it says is installed as it stands, and nothing is resolved.
+        # The lock is complete: what it lists is installed as it is, and nothing is resolved.
         install = ["install", "-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(lock)]
         subprocess.run([*pip, *install], check=True)
         subprocess.run([*pip, "check"], check=True, stdout=subprocess.DEVNULL)
@@ -64,8 +64,14 @@ def pairs(servers: tuple[str, ...], versions: list[str]) -> list[tuple[str, str]
 
 def main() -> int:
     found = pythons()
+    servers = tuple(os.environ.get("MAJORS", "").split()) or SERVERS
+    if unknown := sorted({*servers} - {*SERVERS}):
+        sys.exit(f"MAJORS can name {', '.join(SERVERS)}, not {', '.join(unknown)}")
+    versions = list(found)
+    if servers != SERVERS:  # each once, and no further Python
+        versions = [versions[0], versions[-1]][-len(servers) :]
     results = []
-    for server, version in pairs(SERVERS, list(found)):
+    for server, version in pairs(servers, versions):
         python = environment(version, found[version])
         started = time.monotonic()
         run = subprocess.run(

@@ -30,6 +30,14 @@ export interface DbSetupProps {
   /** Where the function runs. It has to reach the database and Secrets Manager. */
   readonly vpc: ec2.IVpc;
 
+  /**
+   * The VPC's interface endpoint for Secrets Manager. The function may then connect to it and to the database, and to
+   * nothing else, and a run waits for it.
+   * @default - HTTPS to the VPC's addresses from isolated subnets; to any address from others, because a NAT gateway
+   * leads to Secrets Manager's public addresses, and these change
+   */
+  readonly secretsEndpoint?: ec2.IInterfaceVpcEndpoint;
+
   /** The subnets in it. @default - private subnets, or isolated ones where there are no others */
   readonly vpcSubnets?: ec2.SubnetSelection;
 
@@ -40,8 +48,8 @@ export interface DbSetupProps {
   readonly environment?: { readonly [name in DbSetupVariable]?: string };
 
   /**
-   * What else has to be there before a run, such as the VPC endpoint for Secrets Manager.
-   * @default - the database, the secrets and the rules that open the port: they need not be named
+   * What else has to be there before a run.
+   * @default - the database, the secrets, secretsEndpoint and the rules that open ports: they need not be named
    */
   readonly executeAfter?: IDependable[];
 
@@ -64,7 +72,7 @@ export interface DbSetupProps {
   readonly logRetention?: logs.RetentionDays;
 
   /**
-   * Where the metrics stand: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
+   * The namespace of the metrics: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
    * @default - "DbSetup/" and a name made of the construct's path
    */
   readonly metricNamespace?: string;
@@ -92,13 +100,18 @@ export class DbSetup extends Construct {
       throw new Error(`${id}: a timeout above 13 minutes would outlive the trigger, which has 15 for everything.`);
     }
 
-    // It may go to Secrets Manager and to the database; allowToDefaultPort, below, adds the latter.
+    // It may go to Secrets Manager and to the database, and nowhere else.
     const securityGroup = new ec2.SecurityGroup(this, "SecurityGroup", { vpc: props.vpc, allowAllOutbound: false });
-    securityGroup.addEgressRule(ec2.Peer.anyIpv4(), ec2.Port.HTTPS, "Secrets Manager");
+    // Said from the function's side, so that the database and the endpoint can be in another stack.
+    const reached: ec2.IConnectable[] = [database, ...(props.secretsEndpoint ? [props.secretsEndpoint] : [])];
+    for (const one of reached) securityGroup.connections.allowToDefaultPort(one);
+    if (!props.secretsEndpoint) {
+      securityGroup.addEgressRule(secretsManagerFrom(props), ec2.Port.HTTPS, "Secrets Manager");
+    }
     // Kept when the stack goes: after a first deployment that failed, it is all that says why.
     this.logGroup = new logs.LogGroup(this, "Log", { retention: props.logRetention ?? logs.RetentionDays.ONE_YEAR });
     this.function = new lambda.Function(this, "Function", {
-      // No date and no name: a change of the migrations is a change of the code, and a fixed name is in the way when
+      // No date and no name: a change of the migrations is a change of the code, and a fixed name fails when
       // CloudFormation has to replace the function.
       description: "Database initializer and migration runner",
       runtime: RUNTIME,
@@ -119,13 +132,11 @@ export class DbSetup extends Construct {
       },
       logGroup: this.logGroup,
       loggingFormat: lambda.LoggingFormat.JSON,
-      // An asynchronous run that failed would fail again: the file has to be mended first.
+      // An asynchronous run that failed would fail again: the file has to be fixed first.
       retryAttempts: 0,
       currentVersionOptions: { retryAttempts: 0 },
     });
 
-    // Said from the function's side, so that the database may stand in another stack.
-    this.function.connections.allowToDefaultPort(database);
     const writable = [userSecret, creatorSecret].filter((secret) => secret !== undefined);
     this.allow("secretsmanager:GetSecretValue", "kms:Decrypt", [adminSecret, ...writable]);
     this.allow("secretsmanager:PutSecretValue", "kms:GenerateDataKey", writable);
@@ -135,9 +146,10 @@ export class DbSetup extends Construct {
       // Longer than the function can take: a trigger that loses patience invokes again while the first run is at work.
       timeout: timeout.plus(Duration.minutes(1)),
     });
-    // The rules that open the port stand in the security groups, and the metric filters in the log group.
-    this.trigger.node.addDependency(database, ...database.connections.securityGroups, securityGroup, this.logGroup);
-    this.trigger.node.addDependency(adminSecret, ...writable, ...(props.executeAfter ?? []));
+    // The rules that open ports are in the security groups, and the metric filters in the log group.
+    const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
+    this.trigger.node.addDependency(database, ...rules, this.logGroup, adminSecret, ...writable);
+    this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
 
     this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
       alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,
@@ -176,6 +188,13 @@ export class DbSetup extends Construct {
       },
     );
   }
+}
+
+/** Where Secrets Manager can be, if nobody names its endpoint: isolated subnets have no way out of the VPC. */
+function secretsManagerFrom({ vpc, vpcSubnets }: DbSetupProps): ec2.IPeer {
+  const isolated = new Set(vpc.isolatedSubnets);
+  const isOpen = vpc.selectSubnets(vpcSubnets).subnets.some((subnet) => !isolated.has(subnet));
+  return isOpen ? ec2.Peer.anyIpv4() : ec2.Peer.ipv4(vpc.vpcCidrBlock);
 }
 
 /** Modules, migrations and a certificate bundle go along; caches, notes and the entry for the terminal stay at home. */

@@ -1,6 +1,7 @@
 import * as path from "node:path";
 import { CfnOutput, Duration, RemovalPolicy, Stack, StackProps } from "aws-cdk-lib";
 import * as ec2 from "aws-cdk-lib/aws-ec2";
+import * as iam from "aws-cdk-lib/aws-iam";
 import * as rds from "aws-cdk-lib/aws-rds";
 import * as secretsmanager from "aws-cdk-lib/aws-secretsmanager";
 import { Construct } from "constructs";
@@ -29,9 +30,11 @@ export class ExampleStack extends Stack {
       natGateways: 0,
       subnetConfiguration: [{ name: "Isolated", subnetType: ec2.SubnetType.PRIVATE_ISOLATED }],
     });
-    // Without a NAT gateway this is the only way to Secrets Manager. It costs less than one.
+    // Without a NAT gateway this is the only way to Secrets Manager. It costs less than one. DbSetup opens it for its
+    // function alone; an application that reads its login asks for secretsEndpoint.connections.allowDefaultPortFrom.
     const secretsEndpoint = vpc.addInterfaceEndpoint("Secrets", {
       service: ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
+      open: false,
     });
     const database = (props.database ?? postgresInstance)(this, vpc);
 
@@ -41,13 +44,24 @@ export class ExampleStack extends Stack {
       description: "Login that may create tables",
     });
 
+    // The endpoint leads to every secret of every account. Through it goes what this account does with these three.
+    const adminSecret = database.adminSecret ?? database.database.secret!;
+    secretsEndpoint.addToPolicy(
+      new iam.PolicyStatement({
+        principals: [new iam.AnyPrincipal()],
+        actions: ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
+        resources: [adminSecret, userSecret, creatorSecret].map((secret) => secret.secretArn),
+        conditions: { StringEquals: { "aws:PrincipalAccount": this.account } },
+      }),
+    );
+
     this.dbSetup = new DbSetup(this, "DbSetup", {
       ...database,
       userSecret,
       creatorSecret,
       vpc,
+      secretsEndpoint,
       codePath: path.join(__dirname, "..", "..", "db_setup"),
-      executeAfter: [secretsEndpoint],
     });
 
     new CfnOutput(this, "FunctionName", { value: this.dbSetup.function.functionName });

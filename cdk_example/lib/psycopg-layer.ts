@@ -34,7 +34,7 @@ export class PsycopgLayer extends lambda.LayerVersion {
       compatibleArchitectures: [architecture],
       compatibleRuntimes: [RUNTIME],
       code: lambda.Code.fromAsset(FOLDER, {
-        // What is asked for, not what came: another version of pip, which writes other notes beside the package, must
+        // What is asked for, not what came: another version of pip, which writes other notes next to the package, must
         // not make another layer, and so another run.
         assetHashType: AssetHashType.CUSTOM,
         assetHash: hashOf(architecture),

@@ -65,6 +65,19 @@ function rights(resources: Record<string, Resource>, setUp: Resource): string[] 
     .sort();
 }
 
+/** Where a security group lets traffic out, in rules of its own and in separate ones. */
+function egressOf(resources: Record<string, Resource>, group: { "Fn::GetAtt": string[] }): object[] {
+  const inline = resources[group["Fn::GetAtt"][0]!]!.Properties.SecurityGroupEgress ?? [];
+  const others = ofType(resources, "AWS::EC2::SecurityGroupEgress").map(([, { Properties }]) => Properties);
+  const own = others.filter(({ GroupId }) => JSON.stringify(GroupId) === JSON.stringify(group));
+  return [...inline, ...own]
+    .filter((rule) => rule.CidrIp !== "255.255.255.255/32") // CDK's word for: nowhere
+    .map(({ Description, GroupId, IpProtocol, ...rule }) => {
+      assert.equal(IpProtocol, "tcp");
+      return rule;
+    });
+}
+
 const get = (arn: unknown) => `Allow secretsmanager:GetSecretValue ${JSON.stringify(arn)}`;
 const put = (arn: unknown) => `Allow secretsmanager:PutSecretValue ${JSON.stringify(arn)}`;
 
@@ -83,6 +96,9 @@ for (const [name, database] of Object.entries(databases)) {
     const creatorArn = ref(child("TableCreatorSecret"));
     const databaseGroup = { "Fn::GetAtt": [idOf(child("Database").node.findChild("SecurityGroup")), "GroupId"] };
     const ownGroup = { "Fn::GetAtt": [idOf(stack.dbSetup.node.findChild("SecurityGroup")), "GroupId"] };
+    const endpoint = child("Vpc").node.findChild("Secrets") as ec2.InterfaceVpcEndpoint;
+    const endpointGroup = { "Fn::GetAtt": [idOf(endpoint.node.findChild("SecurityGroup")), "GroupId"] };
+    const port = { "Fn::GetAtt": [idOf(child("Database")), "Endpoint.Port"] };
 
     test("reads exactly the three secrets and writes exactly the two", () => {
       const expected = [get(adminArn), get(userArn), get(creatorArn), put(userArn), put(creatorArn)];
@@ -90,7 +106,7 @@ for (const [name, database] of Object.entries(databases)) {
       assert.deepEqual(rights(resources, setUp), expected.sort());
     });
 
-    test("has no other right than to log and to stand in a VPC", () => {
+    test("has no other right than to log and to be in a VPC", () => {
       const role = resources[setUp.Properties.Role["Fn::GetAtt"][0]]!;
       const names = role.Properties.ManagedPolicyArns.map((arn: any) => arn["Fn::Join"][1].at(-1).split("/").at(-1));
 
@@ -103,26 +119,40 @@ for (const [name, database] of Object.entries(databases)) {
       assert.deepEqual([DB_SECRET_NAME, DB_USER_SECRET_NAME, DB_PROXY], [adminArn, userArn, creatorArn]);
     });
 
-    test("alone may reach the port", () => {
+    test("alone may reach the database and the endpoint", () => {
       const ingress = ofType(resources, "AWS::EC2::SecurityGroupIngress").map(([, { Properties }]) => Properties);
-      const port = { "Fn::GetAtt": [idOf(child("Database")), "Endpoint.Port"] };
 
-      assert.equal(resources[databaseGroup["Fn::GetAtt"][0]!]!.Properties.SecurityGroupIngress, undefined);
+      for (const group of [databaseGroup, endpointGroup]) {
+        assert.equal(resources[group["Fn::GetAtt"][0]!]!.Properties.SecurityGroupIngress, undefined);
+      }
       const rules = ingress.map(({ Description, ...rule }) => rule);
+      const from = { SourceSecurityGroupId: ownGroup, IpProtocol: "tcp" };
       assert.deepEqual(rules, [
-        { GroupId: databaseGroup, SourceSecurityGroupId: ownGroup, IpProtocol: "tcp", FromPort: port, ToPort: port },
+        { ...from, GroupId: endpointGroup, FromPort: 443, ToPort: 443 },
+        { ...from, GroupId: databaseGroup, FromPort: port, ToPort: port },
       ]);
       const instances = [...ofType(resources, "AWS::RDS::DBInstance")];
       assert.deepEqual([...new Set(instances.map(([, instance]) => instance.Properties.PubliclyAccessible))], [false]);
     });
 
-    test("may itself go to the database and to port 443 only", () => {
-      const [inline] = resources[ownGroup["Fn::GetAtt"][0]!]!.Properties.SecurityGroupEgress;
-      const egress = onlyOf(resources, "AWS::EC2::SecurityGroupEgress").Properties;
+    test("may itself go to the database and the endpoint, and nowhere else", () => {
+      const to = (group: object, port: unknown) => ({ DestinationSecurityGroupId: group, FromPort: port, ToPort: port });
 
-      assert.deepEqual([inline.IpProtocol, inline.FromPort, inline.ToPort], ["tcp", 443, 443]);
-      assert.equal(resources[ownGroup["Fn::GetAtt"][0]!]!.Properties.SecurityGroupEgress.length, 1);
-      assert.deepEqual([egress.GroupId, egress.DestinationSecurityGroupId], [ownGroup, databaseGroup]);
+      assert.deepEqual(egressOf(resources, ownGroup), [to(databaseGroup, port), to(endpointGroup, 443)]);
+    });
+
+    test("and nobody from elsewhere, may use the endpoint for these secrets alone", () => {
+      const [{ Resource, ...statement }, ...others] = resources[idOf(endpoint)]!.Properties.PolicyDocument.Statement;
+
+      const texts = (arns: object[]) => arns.map((arn) => JSON.stringify(arn)).sort();
+      assert.deepEqual(texts(Resource), texts([adminArn, userArn, creatorArn]));
+      assert.deepEqual(statement, {
+        Effect: "Allow",
+        Principal: { AWS: "*" },
+        Action: ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
+        Condition: { StringEquals: { "aws:PrincipalAccount": { Ref: "AWS::AccountId" } } },
+      });
+      assert.deepEqual(others, []);
     });
 
     test("runs in the VPC's isolated subnets", () => {
@@ -447,6 +477,54 @@ describe("DbSetup", () => {
     const [[trigger]] = ofType(resourcesOf(stack), "Custom::Trigger") as [[string, Resource]];
     assert.ok(resourcesOf(stack)[idOf(application)]!.DependsOn!.includes(trigger));
   });
+
+  const HTTPS = { FromPort: 443, ToPort: 443 };
+  const WITH_NAT = { vpcId: "vpc-0123456789abcdef0", availabilityZones: ["eu-west-1a"], privateSubnetIds: ["subnet-1"], privateSubnetRouteTableIds: ["rtb-1"] };
+  const places: Record<string, [(stack: Stack) => Partial<DbSetupProps>, object]> = {
+    "isolated subnets": [() => ({}), { CidrIp: "10.1.0.0/16", ...HTTPS }],
+    "subnets with a NAT gateway": [
+      (stack) => ({ vpc: ec2.Vpc.fromVpcAttributes(stack, "WithNat", WITH_NAT) }),
+      { CidrIp: "0.0.0.0/0", ...HTTPS },
+    ],
+    "isolated subnets next to others": [
+      (stack) => ({
+        vpc: ec2.Vpc.fromVpcAttributes(stack, "Both", {
+          ...WITH_NAT,
+          vpcCidrBlock: "10.2.0.0/16",
+          isolatedSubnetIds: ["subnet-2"],
+          isolatedSubnetRouteTableIds: ["rtb-2"],
+        }),
+        vpcSubnets: { subnetType: ec2.SubnetType.PRIVATE_ISOLATED },
+      }),
+      { CidrIp: "10.2.0.0/16", ...HTTPS },
+    ],
+    "any subnets, with an imported endpoint": [
+      (stack) => ({
+        vpc: ec2.Vpc.fromVpcAttributes(stack, "WithNat", WITH_NAT),
+        secretsEndpoint: ec2.InterfaceVpcEndpoint.fromInterfaceVpcEndpointAttributes(stack, "Secrets", {
+          vpcEndpointId: "vpce-0123456789abcdef0",
+          port: 443,
+          securityGroups: [ec2.SecurityGroup.fromSecurityGroupId(stack, "SecretsGroup", "sg-0123456789abcdef0")],
+        }),
+      }),
+      { DestinationSecurityGroupId: "sg-0123456789abcdef0", ...HTTPS },
+    ],
+  };
+  for (const [where, [props, expected]] of Object.entries(places)) {
+    test(`goes no further than it must from ${where}`, () => {
+      const { resources, dbSetup } = setUpOf(props);
+      const group = { "Fn::GetAtt": [idOf(dbSetup.node.findChild("SecurityGroup")), "GroupId"] };
+
+      const rules = egressOf(resources, group).map(JSON.stringify as (rule: object) => string);
+      const toDatabase = rules.filter((rule) => rule.includes("DestinationSecurityGroupId") && rule.includes("Database"));
+      assert.equal(toDatabase.length, 1);
+      const others = rules.filter((rule) => !toDatabase.includes(rule)).map((rule) => JSON.parse(rule));
+      assert.deepEqual(others, [expected]);
+      const opened = ofType(resources, "AWS::EC2::SecurityGroupIngress").map(([id]) => id);
+      const { DependsOn } = onlyOf(resources, "Custom::Trigger");
+      assert.deepEqual(opened.filter((id) => !DependsOn!.includes(id)), []);
+    });
+  }
 
   test("asks for the admin's secret where the database has none", () => {
     const without = (stack: Stack): Partial<DbSetupProps> => ({

@@ -9,7 +9,7 @@ import * as lambda from "aws-cdk-lib/aws-lambda";
 import { PsycopgLayer, RUNTIME, build } from "../lib/psycopg-layer";
 import { ROOT, filesIn, onlyOf, resourcesOf, temporaryFolder } from "./support";
 
-const README = readFileSync(path.join(ROOT, "..", "README.md"), "utf8");
+const BY_HAND = readFileSync(path.join(ROOT, "..", "docs", "frameworks", "cdk-by-hand.md"), "utf8");
 const PINNED = readFileSync(path.join(ROOT, "layer", "requirements.txt"), "utf8").match(/==(\S+)/)![1]!;
 
 /** Two Pythons, each with the pip that it brings: the oldest and the newest that `make versions` finds. */
@@ -53,8 +53,8 @@ for (const runtime of new Set([RUNTIME, lambda.Runtime.PYTHON_3_14])) {
   }
 }
 
-test("the README's command makes the same layer, whichever Python runs it", () => {
-  const command = README.match(/^python3 -m pip install --platform .*?(?=\n```)/ms)![0];
+test("the documented command makes the same layer, whichever Python runs it", () => {
+  const command = BY_HAND.match(/^python3 -m pip install --platform .*?(?=\n```)/ms)![0];
   const expected = temporaryFolder();
   build(expected, lambda.Architecture.X86_64);
 

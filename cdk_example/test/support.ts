@@ -41,6 +41,7 @@ export function ownStack(app: App, props: Partial<DbSetupProps> | ((stack: Stack
   const stack = new Stack(app, "Own");
   const vpc = ec2.Vpc.fromVpcAttributes(stack, "Vpc", {
     vpcId: "vpc-0123456789abcdef0",
+    vpcCidrBlock: "10.1.0.0/16",
     availabilityZones: ["eu-west-1a", "eu-west-1b"],
     isolatedSubnetIds: SUBNETS,
     isolatedSubnetRouteTableIds: ["rtb-0123456789abcdef0", "rtb-0123456789abcdef0"],

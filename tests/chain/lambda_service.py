@@ -1,4 +1,4 @@
-"""Stands in for the Lambda service: takes invocations over HTTP, and runs each in a process of Lambda's own client.
+"""Simulates the Lambda service: takes invocations over HTTP, and runs each in a process of Lambda's own client.
 
 The real parts are on both its sides: the AWS SDK, which invokes, and awslambdaric, which asks for work by the Runtime
 API, loads the handler and answers. In between it does what the service does: versions, sandboxes that are kept warm,
@@ -33,7 +33,7 @@ class Version:
     python: str
     code: Path
     handler: str
-    paths: Sequence[Path]  # what stands beside the code: the runtime's own packages, and the layers
+    paths: Sequence[Path]  # what is next to the code: the runtime's own packages, and the layers
     environ: dict[str, str]
     timeout_s: float
     log_format: str

@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 EXAMPLE = REPOSITORY / "cdk_example"
 RUNTIME = re.findall(r"RUNTIME = lambda\.Runtime\.PYTHON_3_(\d+)", (EXAMPLE / "lib" / "psycopg-layer.ts").read_text())
-PYTHONS = ("3.9", f"3.{RUNTIME[0]}")  # beside the running one: the oldest promised one, and the one that is deployed
+PYTHONS = ("3.9", f"3.{RUNTIME[0]}")  # besides the running one: the oldest promised one, and the one that is deployed
 PINS = ("lowest", "newest")
 INSTALL_TIMEOUT_S = 600
 

@@ -1,4 +1,4 @@
-"""Stands in for CloudFormation: deploys the function, lets CDK's provider invoke it, and shows what comes of that."""
+"""Simulates CloudFormation: deploys the function, lets CDK's provider invoke it, and shows what comes of that."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Event:
 
     @property
     def message(self) -> str:
-        """The reason without the provider's own stack, which stands behind it."""
+        """The reason without the provider's own stack trace, which follows it."""
         return self.reason.split("\n    at ")[0]
 
 

@@ -41,7 +41,7 @@ def ends_in_log(stack: Stack) -> list[int]:
 
 
 def assert_nothing_leaked(stack: Stack, *shown: str) -> None:
-    """No password, old or new, stands in a log or in what CloudFormation shows."""
+    """No password, old or new, is in a log or in what CloudFormation shows."""
     passwords = {ADMIN_PASSWORD}
     for name in ("user", "creator"):
         ids = stack.world.secrets.list_secret_version_ids(SecretId=name, IncludeDeprecated=True)["Versions"]
@@ -173,7 +173,7 @@ def test_missing_layer_is_named(stack: Stack) -> None:
 
 
 def test_server_of_another_authority_is_refused(stack: Stack) -> None:
-    """With a bundle beside the code the server has to prove who it is, without any variable."""
+    """With a bundle next to the code the server has to prove who it is, without any variable."""
     assert stack.world.server.tls, "a server without TLS cannot show this: leave TEST_DATABASE_URL out"
     stack.world.write("001_orders.sql", ORDERS)
     stack.bundle = tls.issue_certificate(stack.world.server.host).ca
@@ -261,7 +261,7 @@ def test_provider_that_loses_patience_invokes_again_which_is_harmless(stack: Sta
 
 
 def test_event_that_is_delivered_twice_is_harmless(stack: Stack) -> None:
-    """At once or one after the other: one run applies, each answers well."""
+    """At the same time or one after the other: one run applies, each reports success."""
     world = stack.world
     world.write("001_orders.sql", f"{ORDERS} INSERT INTO orders (item) VALUES ('once');")
     stack.service.copies_of_an_event = 2

@@ -1,1 +1,1 @@
-"""Tests that kill, freeze, cut and restart: `make chaos`. They take long, and are no part of `make test`."""
+"""Tests that kill, freeze, cut and restart: `make chaos`. They take long, and are not part of `make test`."""

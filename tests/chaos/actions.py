@@ -174,7 +174,7 @@ ACTIONS = {
         Action("kill", _kill, (SENT, ANSWERED), BOTH, ends_itself=False),
         Action("stop", _stop, (ANSWERED,), BOTH, ends_itself=False, short=True, stays_stopped=True),
         Action("pause", _stop, (ANSWERED,), BOTH, ends_itself=False, short=True, wakes_at_limit=True),
-        # What Lambda does not do: a process that goes on long after its deadline, beside its successor.
+        # What Lambda does not do: a process that goes on long after its deadline, at the same time as its successor.
         Action(
             "zombie",
             _stop,

@@ -1,4 +1,4 @@
-"""The handler in a process of its own for each run: forked from one that has imported everything, so it starts at once.
+"""The handler in a process of its own for each run, forked from one that has imported everything.
 
 As a program it is that first process. It ends, and its child with it, when the pipe to it closes.
 """

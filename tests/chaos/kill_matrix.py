@@ -216,7 +216,7 @@ def _complaints_of_second(second: Optional[Ending], seconds: float) -> Iterator[
 def _leaks(passwords: Sequence[str], *endings: Optional[Ending]) -> Iterator[str]:
     said = "".join(f"{ending.log}{ending.error}{ending.report}" for ending in endings if ending)
     if any(password in said for password in passwords):
-        yield "a password stands in the log or in the error"
+        yield "a password is in the log or in the error"
 
 
 # --- Which cases ----------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 def run_cases(lab: Laboratory, cases: Iterable[Case], expected: Observed, end: Optional[float]) -> Iterator[Result]:
-    """One after the other, until the time is over; each failure is told at once."""
+    """One after the other, until the time is over; each failure is reported immediately."""
     for case in cases:
         if end is not None and time.monotonic() > end:
             return
@@ -352,7 +352,7 @@ def main() -> int:
         wanted = drawn(mine, random.Random(seed))
         try:
             for result in run_cases(lab, wanted, observed, end):
-                results.append(result)  # each at once: an interruption loses none
+                results.append(result)  # each one immediately: an interruption loses none
                 if len(results) % 100 == 0:
                     print(f"{len(results)} of {len(wanted)} cases, {time.monotonic() - started:.0f} s")
         except KeyboardInterrupt:

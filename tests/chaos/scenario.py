@@ -165,9 +165,9 @@ class Scenario:
         dump = clients.run(
             clients.client("pg_dump", newest), "--exclude-table-data=public.schema_migrations", env=env, timeout=60
         )
-        # Where the tracking table's sequence stands depends on the failures behind it, as it may.
+        # The position of the tracking table's sequence depends on the failures before, and is allowed to.
         kept = [line for line in without_noise(dump).splitlines() if "schema_migrations_id_seq'," not in line]
-        # pg_dump writes rights in the order of internal numbers, which are given out anew in each case.
+        # pg_dump writes rights in the order of internal numbers, which differ from case to case.
         rights = ("GRANT ", "REVOKE ", "ALTER DEFAULT PRIVILEGES ")
         kept.sort(key=lambda line: (1, line) if line.startswith(rights) else (0, ""))
         with superuser_connection(self.server, DATABASE) as conn:

@@ -1,4 +1,4 @@
-"""Stands in front of moto's Secrets Manager, counts the calls, and can answer in its place, or not at all."""
+"""A front for moto's Secrets Manager: counts the calls, and can answer instead of it, or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twenty processes at once: on an empty database, on one with pending files, and during a long concurrent build."""
+"""Twenty processes together: on an empty database, on one with pending files, and during a long concurrent build."""
 
 from __future__ import annotations
 

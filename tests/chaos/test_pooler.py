@@ -79,7 +79,7 @@ def settings_through(world: World, port: int) -> tuple[int, list[tuple[str, ...]
 
 @pytest.mark.parametrize("mode", ["transaction", "session", "statement"])
 def test_pooler_is_refused_with_a_way_out_and_left_as_it_was(world: World, mode: str) -> None:
-    """Through PgBouncer, in each of its modes, the handler says at once what is wrong and where to connect instead;
+    """Through PgBouncer, in each of its modes, the handler says immediately what is wrong and where to connect instead;
     the database is untouched, and so is the session that the application gets from the pool next."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     with pgbouncer(world, mode) as port:

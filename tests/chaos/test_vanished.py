@@ -69,7 +69,7 @@ class Namespace:
         run(*self.prefix, "ip", "link", "set", "outside", "down")
         return time.monotonic()
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         run(*self.prefix, "ip", "link", "set", "outside", "up")
 
 
@@ -88,7 +88,7 @@ def namespace() -> Iterator[Namespace]:
         run("ip", "link", "set", link, "up")
         run(*there.prefix, "ip", "link", "set", "lo", "up")
         run(*there.prefix, "ip", "address", "add", f"{there.network}.2/30", "dev", "outside")
-        there.mend()
+        there.restore()
         yield there
     finally:
         run("ip", "netns", "delete", name)
@@ -176,7 +176,7 @@ def handler_afar(world: World, namespace: Namespace) -> Iterator[Handlers]:
         with handlers(world, 1, f"http://{namespace.here}:{port}", namespace.prefix) as processes:
             yield processes
     finally:
-        namespace.mend()
+        namespace.restore()
         server.stop()
 
 

@@ -1,4 +1,4 @@
-"""Each page's files, as they stand there, are taken by the framework's own tool, and run db_setup when they have to."""
+"""Each framework's own tool accepts the files of its page as they are, and db_setup runs when it has to."""
 
 from __future__ import annotations
 
@@ -77,8 +77,10 @@ def test_cdk_python_app_triggers_after_all_that_it_needs_and_again_when_the_fold
     trigger = only(before, "Custom::Trigger")
     kinds = ("RDS::DBInstance", "EC2::SecurityGroupIngress", "EC2::VPCEndpoint", "SecretsManager::Secret")
     needed = [key for kind in kinds for key in of_type(before, f"AWS::{kind}")]
-    assert len(needed) == 6
+    assert len(needed) == 7
     assert set(needed) <= set(trigger["DependsOn"])
+    waiting = [key for key, each in before["Resources"].items() if "DbSetupTrigger" in str(each.get("DependsOn"))]
+    assert [key.startswith("Application") for key in waiting] == [True]
     assert trigger["Properties"]["HandlerArn"] != only(after, "Custom::Trigger")["Properties"]["HandlerArn"]
 
 

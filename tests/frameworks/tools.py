@@ -90,7 +90,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 @contextmanager
 def endpoint(answer: Callable[[str, str, bytes], Answer]) -> Iterator[str]:
-    """Stands in for AWS: what `answer` makes of method, path and body is what a tool gets. Yields the URL."""
+    """Simulates AWS: what `answer` makes of method, path and body is what a tool gets. Yields the URL."""
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,1 +1,1 @@
-"""What the tests and the demo stand on: a real PostgreSQL server, and the databases and roles on it."""
+"""What the tests and the demo are based on: a real PostgreSQL server, and the databases and roles on it."""

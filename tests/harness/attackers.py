@@ -1,4 +1,4 @@
-"""Those who attack a world: a login that belongs to nothing, another application's admin, and traps that they leave.
+"""Attackers of a world: a login that belongs to nothing, another application's admin, and the traps that they leave.
 
 A trap is a function whose call by the admin is noticed: a sequence counts it, which no rollback takes back. In a
 read-only transaction it fails, and so does the run.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import pytest
+from initializer import InitializerError
 
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
@@ -62,6 +65,21 @@ def open_public(world: World) -> None:
 def close_public(world: World) -> None:
     """Schema public as PostgreSQL 15 and newer have it."""
     as_superuser(world, f"ALTER SCHEMA public OWNER TO {ADMIN}; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+
+def deploy_among_attackers(world: World) -> None:
+    """A first run with users, where schema public is closed; a trap is laid, and a stranger there."""
+    close_public(world)
+    lay_trap(world)
+    make_stranger(world)
+    world.deploy()
+
+
+def refused(world: World, event: Any = None, **environ: Any) -> str:
+    """What a run says that is refused."""
+    with pytest.raises(InitializerError) as error:
+        world.deploy(event, **environ)
+    return str(error.value)
 
 
 @contextmanager

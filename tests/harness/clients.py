@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -21,13 +22,15 @@ MAJORS = sorted(int(pin.stem) for pin in PINS.glob("*.txt"))
 
 def client(name: str, major: int) -> Path:
     """The program `name` of that major, installed or downloaded (12 MB, once)."""
+    # Debian's own folder first: what it puts into PATH is a script that costs more than the program.
     found = [Path(folder) / name for folder in os.environ.get("PATH", "").split(os.pathsep)]
-    for path in [*found, Path(f"/usr/lib/postgresql/{major}/bin/{name}")]:
+    for path in [Path(f"/usr/lib/postgresql/{major}/bin/{name}"), *found]:
         if path.is_file() and _major(path) == major:
             return path
     return _downloaded(major) / name
 
 
+@functools.cache
 def _major(program: Path) -> int:
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"\) (\d+)", said)

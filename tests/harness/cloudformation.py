@@ -55,7 +55,7 @@ class Bucket:
 
 @contextmanager
 def waiting(folder: Path, trusted: bool = True) -> Iterator[Bucket]:
-    """A server over TLS that stands in for S3, and whose certificate the machine trusts."""
+    """A server over TLS that simulates S3, and whose certificate the machine trusts."""
     bucket = Bucket()
     certificate = issue_certificate("localhost")
     pem, ca = folder / "bucket.pem", folder / "ca.pem"

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 HERE = Path(__file__).resolve()
 if __name__ == "__main__":
@@ -20,12 +19,12 @@ import initializer  # noqa: E402
 import migration_files  # noqa: E402
 import planning  # noqa: E402
 import sql_scanner  # noqa: E402
-from moto import mock_aws  # noqa: E402
 
 from harness import clients  # noqa: E402
+from harness.aws import played  # noqa: E402
 from harness.database import create_admin, create_database, drop_database  # noqa: E402
 from harness.server import Server, running_server  # noqa: E402
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World  # noqa: E402
+from harness.world import ADMIN, ADMIN_PASSWORD, World  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class Side:
 
 def run_side_by_side(server: Server, folder: Path) -> tuple[Side, Side]:
     """Handler and psql, each in a new database, one file after the other until one fails."""
-    aws = mock.patch.dict(os.environ, AWS_ENVIRONMENT)
-    with _database(server, "by_handler") as one, _database(server, "by_psql") as other, aws, mock_aws():
+    with _database(server, "by_handler") as one, _database(server, "by_psql") as other, played():
         world = World(server, one, folder)
         failed = reason = ""
         try:

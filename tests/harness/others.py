@@ -1,4 +1,4 @@
-"""Who else is there: other sessions that hold locks, and other processes that run the handler at the same time."""
+"""Other sessions that hold locks, and other processes that run the handler at the same time."""
 
 from __future__ import annotations
 

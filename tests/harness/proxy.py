@@ -78,7 +78,7 @@ class Link:
         self._silent = True
 
     def drain(self) -> None:
-        """Return when everything is passed on that a client which has gone said; at once where silence reigns."""
+        """Return when everything is passed on that a client which has gone said; immediately in silence."""
         if not self._silent:
             self._join()
 

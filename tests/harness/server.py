@@ -36,7 +36,7 @@ import psycopg2
 
 from harness import embedded, finding, tls
 from harness.finding import NoServerError, UnavailableError
-from harness.temporary import end_keeper, start_keeper, temporary_home
+from harness.temporary import end_keeper, folder_in_memory, start_keeper, temporary_home
 
 SUPERUSER = "postgres"
 START_TIMEOUT_S = 60
@@ -152,7 +152,7 @@ def _from_docker() -> Way:
     container, failure = None, ""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what these libraries warn of is not ours to mend; pytest would fail on it
+            warnings.simplefilter("ignore")  # what these libraries warn of is not ours to fix; pytest would fail on it
             try:
                 container = _container(image)
                 container.start()
@@ -177,7 +177,7 @@ def _from_docker() -> Way:
 
 
 def _container(image: str) -> Any:
-    """A container that is not started yet; fails at once where no Docker answers."""
+    """A container that is not started yet; fails immediately where no Docker answers."""
     # Imported here: 0.5 s that only this way has to pay.
     try:
         from testcontainers.community.postgres import PostgresContainer  # noqa: PLC0415
@@ -210,28 +210,29 @@ def _from_npm() -> Way:
 def _local_server(binaries: Path, how: str, movable: bool = False) -> Way:
     """Initialise and start a server of our own; its folder and its process are gone afterwards."""
     account = _unprivileged_account()
-    folder = Path(tempfile.mkdtemp(prefix="server-"))
     keeper = None
-    try:
-        if account:
-            os.chown(folder, account.pw_uid, account.pw_gid)
-            if movable:
-                binaries = _within_reach(binaries, folder, account)
-        password = secrets.token_hex(16)
-        _initdb(binaries, folder, password, account)
-        for _ in range(PORT_ATTEMPTS):
-            port = _free_port()
-            keeper = _start_keeper(binaries, folder, port, account)
-            server = Server(how, "127.0.0.1", port, SUPERUSER, password, log_file=folder / "server.log")
-            if _answers(server, keeper):
-                break
-        else:
-            raise UnavailableError(f"the server does not start:\n{_log_tail(folder / 'server.log')}")
-        yield _completed(server, folder)
-    finally:
-        if keeper:
-            end_keeper(keeper)
-        shutil.rmtree(folder, ignore_errors=True)
+    # Each test makes a database, which is 300 files: on a disk that is most of what a short test costs.
+    with folder_in_memory("server-") as folder:
+        try:
+            if account:
+                os.chown(folder, account.pw_uid, account.pw_gid)
+                if movable:
+                    binaries = _within_reach(binaries, account)
+            password = secrets.token_hex(16)
+            _initdb(binaries, folder, password, account)
+            for _ in range(PORT_ATTEMPTS):
+                port = _free_port()
+                keeper = _start_keeper(binaries, folder, port, account)
+                server = Server(how, "127.0.0.1", port, SUPERUSER, password, log_file=folder / "server.log")
+                if _answers(server, keeper):
+                    break
+            else:
+                raise UnavailableError(f"the server does not start:\n{_log_tail(folder / 'server.log')}")
+            yield _completed(server, folder)
+        finally:
+            if keeper:
+                end_keeper(keeper)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unprivileged_account() -> Optional[pwd.struct_passwd]:
@@ -253,16 +254,16 @@ def _run_as(account: Optional[pwd.struct_passwd]) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
 
 
-def _within_reach(binaries: Path, folder: Path, account: pwd.struct_passwd) -> Path:
+def _within_reach(binaries: Path, account: pwd.struct_passwd) -> Path:
     """The binaries, or a copy of their package where the account cannot reach them (a checkout below /root)."""
     try:
         subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, **_run_as(account))
     except (OSError, subprocess.CalledProcessError):
-        copy = folder / "package"
-        shutil.copytree(binaries.parent, copy, symlinks=True)
-        for path in (copy, *copy.rglob("*")):
+        package = Path(tempfile.mkdtemp(prefix="package-"))  # gone with the home: memory may hold no programs
+        shutil.copytree(binaries.parent, package, symlinks=True, dirs_exist_ok=True)
+        for path in (package, *package.rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        return copy / binaries.name
+        return package / binaries.name
     return binaries
 
 

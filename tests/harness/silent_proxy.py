@@ -1,6 +1,6 @@
 """A TCP proxy that falls silent at a chosen moment: it still accepts and keeps connections open, and answers nothing.
 
-The kernel behind it goes on acknowledging, so that neither keepalives nor TCP timeouts notice: what is left is the
+Its kernel goes on acknowledging, so that neither keepalives nor TCP timeouts notice: what is left is the
 client's own clock.
 """
 
@@ -18,10 +18,10 @@ TICK_S = 0.05
 
 
 class SilentProxy:
-    """Stands before `upstream` on a port of its own, and is silent from the moment at which a client says `word`.
+    """A proxy for `upstream` on a port of its own, which is silent from the moment at which a client says `word`.
 
     `word` itself is not passed on; an empty one means silence from the start, None none until be_silent(). Nobody
-    hangs for ever: after `mercy_s` seconds of silence every connection is closed.
+    hangs forever: after `mercy_s` seconds of silence every connection is closed.
     """
 
     def __init__(self, upstream: tuple[str, int], word: bytes | None = None, mercy_s: float = 30) -> None:

@@ -33,7 +33,7 @@ SETTINGS = {
 
 @contextmanager
 def talkative_server() -> Iterator[Server]:
-    """A server beside the tests' own."""
+    """A second server, besides the one of the tests."""
     with mock.patch.dict(server.SETTINGS, SETTINGS), server.own_server() as running:
         with superuser_connection(running) as conn:
             rows(conn, "CREATE EXTENSION pg_stat_statements")

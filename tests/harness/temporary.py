@@ -14,6 +14,7 @@ from unittest import mock
 
 KEEPER_TIMEOUT_S = 60
 PREFIX = "db-setup-"
+MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 2 << 30
 
 
 @contextmanager
@@ -30,6 +31,29 @@ def temporary_home() -> Iterator[Path]:
             yield home
     finally:
         end_keeper(keeper)
+
+
+@contextmanager
+def folder_in_memory(prefix: str) -> Iterator[Path]:
+    """Yield a folder for many small files: in memory where there is room, else in the temporary home."""
+    if not _has_room(MEMORY):
+        yield Path(tempfile.mkdtemp(prefix=prefix))  # gone with the home
+        return
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{prefix}", dir=MEMORY))
+    keeper = start_keeper(folder)
+    try:
+        yield folder
+    finally:
+        end_keeper(keeper)
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether this is a file system that a few servers fit into; a container's is often too small."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:  # macOS has none
+        return False
+    return os.access(folder, os.W_OK | os.X_OK) and found.f_bavail * found.f_frsize >= MEMORY_NEEDED
 
 
 def home_across_exec() -> Path:

@@ -12,19 +12,19 @@ from typing import Optional
 
 
 def spellings(password: str) -> set[str]:
-    """The password as it may stand somewhere: plain, escaped, or inside something in base64."""
+    """The ways in which the password can be written: plain, escaped, or inside something in base64."""
     found = {password, repr(password)[1:-1], json.dumps(password)[1:-1], urllib.parse.quote(password)}
     found |= {password.replace("'", "''"), password.replace("\\", "\\\\").replace("'", "\\'")}
     found |= {repr(spelling)[1:-1] for spelling in found}  # as part of a text that is shown in its turn
     raw = password.encode("utf-8", "surrogatepass")
-    for before in range(3):  # three bytes become four letters: it depends on what stands before
+    for before in range(3):  # three bytes become four letters: it depends on what precedes
         letters = base64.b64encode(bytes(before) + raw).decode()
         found.add(letters[4 if before else 0 : len(letters) // 4 * 4 - 4])
     return {spelling for spelling in found if len(spelling) >= 6}
 
 
 def shown(text: str, passwords: Iterable[str]) -> list[str]:
-    """Which of the passwords stand in the text, in whichever spelling."""
+    """Which of the passwords are in the text, in any encoding."""
     return sorted(password for password in set(passwords) if any(spelling in text for spelling in spellings(password)))
 
 
@@ -42,7 +42,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def places(error: BaseException, passwords: Iterable[str], outermost: str = "handler") -> list[str]:
     """Where an error tracker would show one of the passwords: in an error's text or attributes, or in the local
-    variables of a frame, from the function `outermost` inwards, of the error or of one behind it."""
+    variables of a frame, from the function `outermost` inwards, of the error or of one in its chain."""
     found, passwords = [], set(passwords)
     for link in chain(error):
         kind, frames = type(link).__name__, link.__traceback__

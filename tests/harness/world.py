@@ -43,6 +43,8 @@ def prepare(server: Server) -> None:
     create_admin(server, ADMIN, ADMIN_PASSWORD)
     drop_database(server, TEMPLATE)
     create_database(server, TEMPLATE, ADMIN)
+    with superuser_connection(server, TEMPLATE):
+        pass  # the first one writes down what every session needs of the catalogue; copies of the template get it too
 
 
 class Context:

@@ -1,2 +1,2 @@
-/** Where the README's snippet finds the construct: beside itself, as in a user's `lib/`. */
+/** Where the README's snippet finds the construct: next to itself, as in a user's `lib/`. */
 export * from "../../lib/db-setup";

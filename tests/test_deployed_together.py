@@ -21,7 +21,7 @@ TIMES = 10
 
 @pytest.fixture
 def second(world: World) -> Iterator[World]:
-    """Both with the same folder of migrations; libpq's variables stand still, since runs in threads read them."""
+    """Both with the same folder of migrations; libpq's variables do not change, since runs in threads read them."""
     world.write("001_things.sql", "CREATE TABLE IF NOT EXISTS things (id serial); GRANT TRUNCATE ON things TO PUBLIC;")
     folder = mock.patch.object(initializer, "MIGRATIONS_DIR", world.folder)
     with second_application(world) as second, folder, mock.patch.dict(os.environ, world.environ):
@@ -54,7 +54,7 @@ def all_work(world: World, second: World) -> bool:
     return all(mine + [works(second, second.secret(name)) for name in ("second/user", "second/creator")])
 
 
-def test_deployed_at_once_both_have_their_roles_made(world: World, second: World) -> None:
+def test_deployed_together_both_have_their_roles_made(world: World, second: World) -> None:
     """Ten times over, with roles that are new each time, both succeed, and all four logins work."""
     for number in range(TIMES):
         one, two = f"one{number}_", f"two{number}_"
@@ -65,7 +65,7 @@ def test_deployed_at_once_both_have_their_roles_made(world: World, second: World
         assert all_work(world, second)
 
 
-def test_deployed_at_once_both_have_their_roles_mended_or_rotated(world: World, second: World) -> None:
+def test_deployed_together_both_have_their_roles_repaired_or_rotated(world: World, second: World) -> None:
     """Ten times over, with logins that were lost or are to be rotated, both succeed, and all four logins work."""
     pair = environs(world, second, "one_", "two_")
     together(None, *pair)
