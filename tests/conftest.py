@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.attackers import deploy_among_attackers
+from harness.attackers import deploy_among_attackers, own_path_only
 from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import NoServerError, Server, running_server
@@ -89,7 +89,14 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
 
 
 @pytest.fixture
-def deployed(world: World) -> World:
+def own_path() -> Iterator[None]:
+    """No statement of ours meets a search path that others can write to."""
+    with own_path_only():
+        yield
+
+
+@pytest.fixture
+def deployed(world: World, own_path: None) -> World:
     """A world that has been deployed, with logins, and those who attack it."""
     deploy_among_attackers(world)
     return world

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,7 @@ from harness.attackers import (
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, rows
 from initializer import InitializerError
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
-from session import LOCK_KEY, Session
+from session import LOCK_KEY
 
 # --- Ours -----------------------------------------------------------------------------------------------------------
 
@@ -95,47 +92,8 @@ def lay_casts(conn: Any) -> None:
         rows(conn, trap(f"public.{name}", "public.hostile", "text", "NULL"))
 
 
-# What is sent in another path than pg_catalog: what names nothing that is looked up there, or sets the path first.
-OWN_PATH = "SET LOCAL search_path = pg_catalog"
-NAMELESS = (
-    r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
-    rf"SAVEPOINT \w+(; {OWN_PATH})?",
-    r"SET CONSTRAINTS ALL DEFERRED;",
-    r"RESET SESSION AUTHORIZATION; RESET ROLE; DEALLOCATE ALL; SET search_path = pg_catalog",
-    r"SHOW \w+",
-    r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
-    r"(SET \w+ = '?\w+'?;)+",
-    r"SELECT pg_catalog\.to_regclass\('\w+'\)::pg_catalog\.oid, "
-    r"pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid",
-    rf"(BEGIN READ WRITE; SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; )?{OWN_PATH}(; .*)?",
-)
-
-
-@pytest.fixture
-def sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What of ours is sent while the path is not pg_catalog, but for a script's own messages; asked before each one."""
-    found: list[str] = []
-    query = Session.query
-
-    def asking(session: Session, statement: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
-        is_of_script = sys._getframe(1).f_code.co_name == "send"
-        state = session.connection.info.transaction_status
-        if not is_of_script and state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
-            ((path,),) = query(session, "SHOW search_path")
-            if path != "pg_catalog":
-                words = args[0] if args else None
-                with session.connection.cursor() as cur:
-                    found.append(" ".join(cur.mogrify(statement, words).decode().split()))
-        return query(session, statement, *args, **options)
-
-    monkeypatch.setattr(Session, "query", asking)
-    yield found
-    assert {text for text in found if not any(re.fullmatch(words, text) for words in NAMELESS)} == set()
-    assert found != []
-
-
 @pytest.fixture(params=["", "public, pg_catalog"], ids=["usual path", "public first"])
-def trapped(world: World, sent_elsewhere: list[str], request: pytest.FixtureRequest) -> World:
+def trapped(world: World, own_path: None, request: pytest.FixtureRequest) -> World:
     """A world whose schema public is full of traps; in the second one scripts see them before PostgreSQL's own."""
     close_public(world)
     as_superuser(world, f'GRANT CREATE ON DATABASE "{world.dbname}" TO {ADMIN}')

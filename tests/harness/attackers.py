@@ -6,12 +6,17 @@ read-only transaction it fails, and so does the run.
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 from initializer import InitializerError
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+from session import Session
 
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
@@ -91,3 +96,42 @@ def open_transaction(conn: Any, statement: str) -> Iterator[None]:
     finally:
         if not conn.closed:
             rows(conn, "ROLLBACK")
+
+
+# What is sent in another path than pg_catalog: what names nothing that is looked up there, or sets the path first.
+OWN_PATH = "SET LOCAL search_path = pg_catalog"
+NAMELESS = (
+    r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
+    rf"SAVEPOINT \w+(; {OWN_PATH})?",
+    r"SET CONSTRAINTS ALL DEFERRED;",
+    r"RESET SESSION AUTHORIZATION; RESET ROLE; DEALLOCATE ALL; SET search_path = pg_catalog",
+    r"SHOW \w+",
+    r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
+    r"(SET \w+ = '?\w+'?;)+",
+    r"SELECT pg_catalog\.to_regclass\('\w+'\)::pg_catalog\.oid, "
+    r"pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid",
+    rf"(BEGIN READ WRITE; SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; )?{OWN_PATH}(; .*)?",
+)
+
+
+@contextmanager
+def own_path_only() -> Iterator[None]:
+    """Ask, before each of our statements, which path it is sent in: none that others could write to, but for NAMELESS
+    ones and a script's own messages."""
+    found: set[str] = set()
+    query = Session.query
+
+    def asking(session: Session, statement: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
+        is_of_script = sys._getframe(1).f_code.co_name == "send"
+        state = session.connection.info.transaction_status
+        if not is_of_script and state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
+            ((path,),) = query(session, "SHOW search_path")
+            if path != "pg_catalog":
+                with session.connection.cursor() as cur:
+                    found.add(" ".join(cur.mogrify(statement, args[0] if args else None).decode().split()))
+        return query(session, statement, *args, **options)
+
+    with mock.patch.object(Session, "query", asking):
+        yield
+    assert {text for text in found if not any(re.fullmatch(words, text) for words in NAMELESS)} == set()
+    assert found != set()  # at least what sets the path
