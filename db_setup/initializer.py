@@ -669,11 +669,11 @@ def forget_answers(error: Optional[BaseException]) -> None:
     links = [error]
     for link in links:
         for name in ("__cause__", "__context__"):
-            behind = getattr(link, name, None)
-            if isinstance(behind, psycopg2.Error) and behind.pgcode:
+            origin = getattr(link, name, None)
+            if isinstance(origin, psycopg2.Error) and origin.pgcode:
                 setattr(link, name, None)
-            elif behind not in links:  # they can form a circle
-                links.append(behind)
+            elif origin not in links:  # they can form a circle
+                links.append(origin)
 
 
 @contextmanager
