@@ -55,6 +55,10 @@ class ConnectError(InitializerError):
     locked_itself_out = False  # by a setting of the login's own
 
 
+class OvertakenError(Exception):
+    """Somebody else has replaced the stored credentials meanwhile."""
+
+
 class LockError(InitializerError):
     """Another run holds the lock."""
 

@@ -5,6 +5,7 @@ Knows libpq, nothing of migrations or AWS.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -13,7 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -32,6 +33,7 @@ CONNECT_PATIENCE_S = 90
 NOTICES_LIMIT = 200  # lines of the log for each file
 LOOK_AGAIN_S = 0.5
 TELL_AGAIN_S = 15  # the same reason for waiting
+PQERRORS_TERSE, PQERRORS_DEFAULT = range(2)  # of libpq
 NOTHING_CHANGED = "Nothing has been changed."
 
 
@@ -110,6 +112,25 @@ def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connectio
     conn.autocommit = True
     conn.notices = NoticeLog()  # type: ignore[assignment]  # any object with append() will do
     return conn
+
+
+@contextmanager
+def brief_errors(conn: Connection) -> Iterator[None]:
+    """libpq's errors come without the place in the statement, for which it needs eight bytes a
+    character. PostgreSQL's own fields, which are what we use, stay complete.
+    """
+    _set_verbosity(conn, PQERRORS_TERSE)
+    try:
+        yield
+    finally:
+        _set_verbosity(conn, PQERRORS_DEFAULT)
+
+
+def _set_verbosity(conn: Connection, verbosity: int) -> None:
+    """psycopg2 has no call for it. Where its build does not export libpq's, nothing changes."""
+    with suppress(AttributeError, OSError):
+        libpq = ctypes.CDLL(psycopg2._psycopg.__file__)
+        libpq.PQsetErrorVerbosity(ctypes.c_void_p(conn.pgconn_ptr), verbosity)
 
 
 def literal(text: str) -> sql.Composable:
@@ -284,6 +305,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"|terminating connection|canceling authentication",
         True,
         "the database is starting or busy; invoke again",
+    ),
+    Problem(
+        r"too many connections for (role|database)",
+        True,
+        "its CONNECTION LIMIT is reached: end sessions, or raise it with ALTER ROLE or ALTER "
+        "DATABASE",
     ),
     Problem(
         r"too many (clients|connections)|connection slots",

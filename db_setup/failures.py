@@ -154,6 +154,10 @@ def _syntax_explanation(text: str, offset: int) -> str:
     if re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
         code_point = f"U+{ord(at[0]):04X}"
         return f"; the character there is not a space but {code_point}: delete it"
+    if BEGINS_STATEMENT.match(text, offset) and UNFINISHED.search(
+        text[max(offset - 200, 0) : offset]
+    ):
+        return "; is a semicolon missing at the end of the line before?"
     return ""
 
 
@@ -180,12 +184,7 @@ def state_and_step(
     if failure.sqlstate in RETRYABLE or (failure.cancelled and blocked_by):
         return _state_and_step_of_blocked(failure, blocked_by)
     if failure.cancelled:
-        to_go_on = "" if failure.rehearsed else " to go on"
-        return (
-            f"{_state(failure)} It was stopped, by the deadline or by an administrator. "
-            f"Invoke again{to_go_on}; if it needs longer than the function's timeout, raise that "
-            "or split the file."
-        )
+        return _state_and_step_of_cancelled(failure)
     if failure.in_steps and script.statement_count > 1:
         return _state_and_step_of_marked(script, failure, extensions)
     return _state_and_step_of_transaction(script, failure, extensions)
@@ -246,10 +245,24 @@ def _index_that_failed(failure: Failure) -> str:
 def _state_and_step_of_blocked(failure: Failure, blocked_by: Sequence[str]) -> str:
     who, step = _by_whom(blocked_by)
     if failure.cancelled:
-        how = "It was stopped, by the deadline or by an administrator, while others blocked it"
+        how = f"{_who_stopped(failure)} while others blocked it"
         return f"{_state(failure)} {how}{who}. I{step}."
     how = "It conflicted with other sessions each time"
     return f"{_state(failure)} {how}{who}: i{step}."
+
+
+def _state_and_step_of_cancelled(failure: Failure) -> str:
+    to_go_on = "" if failure.rehearsed else " to go on"
+    said = f"{_state(failure)} {_who_stopped(failure)}. Invoke again{to_go_on}"
+    if not failure.out_of_time:
+        return f"{said}."
+    return f"{said}; if it needs longer than the function's timeout, raise that or split the file."
+
+
+def _who_stopped(failure: Failure) -> str:
+    if failure.out_of_time:
+        return "The deadline stopped it"
+    return "An administrator or another session cancelled it"
 
 
 def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
@@ -415,6 +428,10 @@ class Mistake(NamedTuple):
 
 LINE_WIDTH = 100  # characters that are shown of a line
 ROWS = re.compile(r"(INSERT|UPDATE|DELETE|MERGE|WITH|SELECT|VALUES|COPY)\b", re.IGNORECASE)
+BEGINS_STATEMENT = re.compile(
+    r"(CREATE|ALTER|DROP|INSERT|UPDATE|DELETE|GRANT|REVOKE|COMMENT)\b", re.I
+)
+UNFINISHED = re.compile(r"[^;\s][ \t]*\r?\n\s*$")
 # The innermost function of an error's context, "line" or "statement", and its number.
 FUNCTION = re.compile(r"^(?:PL/pgSQL|SQL) function (.+?),? (line|statement) (\d+)", re.MULTILINE)
 
@@ -609,8 +626,13 @@ MISTAKES = (
     Mistake(
         "42710|42P07|42701|42723|42P06",
         said="already exists",
-        advice="It was made by hand, by another file, or further up in this one; leave it out, or "
-        "write IF NOT EXISTS or OR REPLACE where that exists",
+        advice="It was made by hand, by another file, further up in this one, or by a run whose "
+        "row is gone; leave it out, or write IF NOT EXISTS or OR REPLACE where that exists",
+    ),
+    Mistake(
+        "42804",
+        said='column "(.+?)" cannot be cast automatically to type (.+)',
+        advice="Say after the type how to convert it, such as USING {0}::{1}",
     ),
     Mistake(
         "42501|42704",

@@ -38,9 +38,9 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,6 +71,7 @@ from common import (
     InitializerError,
     LockError,
     MigrationError,
+    OvertakenError,
     UserError,
     log,
     set_up_logging,
@@ -158,8 +159,6 @@ def run(
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
-    if not re.fullmatch("[0-9a-fA-F-]{32,64}", request_id):  # what a version's id can be
-        request_id = ""
     this_run = Run(setup, session, report, request_id)
     try:
         with errors_explained(this_run):
@@ -188,7 +187,13 @@ class Run:
 
     @cached_property
     def users(self) -> LimitedUsers:
-        return LimitedUsers(self.session, self.setup.application)
+        return LimitedUsers(self.session, self.setup.application, self.mark)
+
+    @property
+    def mark(self) -> str:
+        """What a password ends with that this event has made; empty outside of Lambda."""
+        request_id = self.request_id.encode()
+        return hashlib.sha256(request_id).hexdigest()[:12] if request_id else ""
 
     def warn_of_users(self) -> None:
         """What limited users did to themselves, and who else is a member of their roles."""
@@ -605,8 +610,8 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
-            f" No file has run on this database yet: {run.recorded[0]} was recorded without "
-            f"running, because its tables existed. If {one.name} was applied as well, set "
+            f" No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
+            f"because its tables existed. If {one.name} was applied as well, set "
             f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
         )
     if not_recorded:  # for which the file is not to blame
@@ -734,11 +739,17 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             ) from exc
         refuse_secret(run, secret, arns)
         stored = stored_login(run, client, secret, arns)
-        is_rotated = bool(run.request_id) and secret.version == run.request_id
-        if is_rotated or secret.value != target.value:  # by this event, or by another run
-            name, what = run.users.ensure_login(kind, stored)
-        else:
-            name, what = ensure_login(kind, stored)
+        password = str((secret.value or Credentials()).get("password"))
+        is_rotated = run.mark != "" and password.endswith(run.mark)
+        is_done = is_rotated or secret.value != target.value  # by this event, or by another run
+        act = run.users.ensure_login if is_done else ensure_login
+        while True:
+            try:
+                name, what = act(kind, stored)
+                break
+            except OvertakenError:
+                stored = replace(stored, value=stored.read())
+                act = run.users.ensure_login
         done[name] = what
         if what != "kept":
             log("login ready", login=name, secret=secret.name, state=what)
@@ -760,15 +771,19 @@ def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> Stor
     In a dry run nothing is written to it.
     """
     arns.append(secret.arn)
-    read = partial(secret_store.stored_value, client, secret.name)
-    version = run.request_id if run.report.action == "rotate" else ""
+    latest = secret
+
+    def read() -> Optional[Credentials]:
+        nonlocal latest
+        latest = secret_store.read_secret(client, secret.name)
+        return latest.value
 
     def write(value: Credentials) -> None:
-        arns.append(secret_store.write_secret(client, secret, value, version))
+        arns.append(secret_store.write_secret(client, latest, value))
 
     return StoredLogin(
         secret.value,
-        read=partial(read, secret_store.CURRENT),
+        read=read,
         read_next=partial(secret_store.being_rotated, client, secret),
         write=write_nothing if isinstance(run.session, Rehearsal) else write,
     )

@@ -8,34 +8,32 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 from __future__ import annotations
 
 import logging
-import random
 import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional
 
 import database
 import psycopg2
-from common import ConnectError, Credentials, UserError, log
+from common import ConnectError, Credentials, OvertakenError, UserError, log
 from database import Login
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 from rehearsal import Rehearsal
-from session import Session
+from session import RETRYABLE, Result, Session
 
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
-CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", "40001", "40P01", "55P03")
+CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 OUT_OF_LOCKS = "53200"
 OWNED_AT_ONCE = 200  # tables in one transaction
 
-Result = TypeVar("Result")
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
 
@@ -120,10 +118,6 @@ class StoredLogin:
     write: Callable[[Credentials], None]
 
 
-class OvertakenError(Exception):
-    """Somebody else has replaced the stored credentials meanwhile."""
-
-
 class GroupState(NamedTuple):
     """What a group role has in this database."""
 
@@ -178,12 +172,17 @@ class Trial(NamedTuple):
 class LimitedUsers:
     """The limited users of one application, seen and changed in an admin's session."""
 
-    def __init__(self, session: Session, app: Application) -> None:
+    def __init__(self, session: Session, app: Application, mark: str) -> None:
         self._session = session
         self._app = app
+        self._mark = mark  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
+
+    def _retried(self, action: Callable[[], Result]) -> Result:
+        """Also where another database's run changes the same role at the same moment."""
+        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE)
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
         """A warning for each role that others have put into one of ours: it may do what that one
@@ -236,7 +235,7 @@ class LimitedUsers:
         """
         if self._groups_are_fine(self._group_states()):
             return []
-        return retried(self._make_groups)
+        return self._retried(self._make_groups)
 
     def refuse_roles_of_others(self) -> None:
         """Raise UserError if the groups belong to another application on this server, or to
@@ -554,6 +553,9 @@ class LimitedUsers:
             raise self._rotated_by_aws(kind)
         return self._replace_login(kind, stored)
 
+    def _new_password(self) -> str:
+        return secrets.token_urlsafe(32) + self._mark
+
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
             f"the {kind.group_name} login is being rotated by AWS. It was not changed. "
@@ -561,7 +563,7 @@ class LimitedUsers:
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
-        login = self._to_this_database(self._app.login_name(kind), secrets.token_urlsafe(32))
+        login = self._to_this_database(self._app.login_name(kind), self._new_password())
         kept = stored.value or Credentials()
         is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
         is_ours = is_ours and self._is_for_this_database(kept)
@@ -575,11 +577,8 @@ class LimitedUsers:
                 stored.write(Credentials({**(stored.value or {}), **_as_secret(login)}))
             return created
 
-        try:
-            with self._logged_out(kind, login.username, is_ours):
-                created = retried(change)
-        except OvertakenError:
-            return self.ensure_login(kind, replace(stored, value=stored.read()))
+        with self._logged_out(kind, login.username, is_ours):
+            created = self._retried(change)
         what = "created" if created else "mended"
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
@@ -611,7 +610,7 @@ class LimitedUsers:
             raise self._rotated_by_aws(kind)
         first, second = self._app.login_names(kind)
         name = second if working.username == first else first
-        login = self._to_this_database(name, secrets.token_urlsafe(32))
+        login = self._to_this_database(name, self._new_password())
 
         def change() -> None:
             with self._session.transaction():
@@ -619,7 +618,7 @@ class LimitedUsers:
                 self._share_objects_of(kind, name)
 
         with self._logged_out(kind, name, is_ours=True):
-            retried(change)
+            self._retried(change)
         try:
             state = "Its secret was not changed."
             database.connect(login, self._session.deadline, state, is_trial=True).close()
@@ -651,14 +650,16 @@ class LimitedUsers:
         role = sql.Identifier(login)
         if state.can_login:
             no_login = sql.SQL("ALTER ROLE {} NOLOGIN").format(role)
-            retried(lambda: self._session.query(no_login))  # it may be changing itself just now
+            self._retried(
+                lambda: self._session.query(no_login)
+            )  # it may be changing itself just now
         try:
             self._end_sessions(login)
             yield
         except BaseException:
             if state.can_login and not self._session.is_lost:
                 let_in = sql.SQL("ALTER ROLE {} LOGIN").format(role)
-                retried(lambda: self._session.query(let_in))
+                self._retried(lambda: self._session.query(let_in))
             raise
 
     def _end_sessions(self, login: str) -> None:
@@ -870,18 +871,6 @@ def is_usable(value: Any) -> bool:
     one).
     """
     return isinstance(value, str) and value != "" and not re.search("[\0\ud800-\udfff]", value)
-
-
-def retried(action: Callable[[], Result]) -> Result:
-    """Do it again where another database's run changed the same role at the same moment."""
-    for attempt in range(9):
-        try:
-            return action()
-        except psycopg2.Error as exc:
-            if exc.pgcode not in CONCURRENT_ROLE_CHANGE:
-                raise
-        time.sleep(random.uniform(0.05, 0.1) * 2**attempt)
-    return action()
 
 
 def _as_secret(login: Login) -> dict[str, Any]:

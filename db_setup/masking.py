@@ -14,6 +14,8 @@ import sql_scanner
 from sql_scanner import ScanError
 
 MASK = "…"
+SHOWN = re.compile(r"[^; \t\r\f\v]")
+BEGINNING = 1 << 10  # characters of a token that are looked at
 SEARCHED = 1 << 21  # characters of a file in which names are looked for
 STRINGS = ("string", "escape_string", "bit_or_unicode_string")
 # A statement in which a password can be a word of its own, or part of a literal that is SQL again.
@@ -23,6 +25,13 @@ SETS_SECRET = re.compile(
       | \bset\b[^;=]*?(?:passw|pwd|secret|token|credential|api_?key|private_?key)""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
+# One of these is in whatever that pattern finds.
+WORDS_OF_SECRETS = (
+    *("passw", "pwd", "secret", "token", "credential", "apikey", "api_key"),
+    *("privatekey", "private_key", "subscription", "server", "mapping", "identified"),
+)
+LONGEST_WORD = max(map(len, WORDS_OF_SECRETS))
+BLOCK = 1 << 20  # characters
 SECRET_WORD = re.compile(r"passw|pwd|secret|credential|api_?key|private_?key|://", re.IGNORECASE)
 QUOTED = re.compile(r"\"(.*?)\"(?=$|[\s,.;:)\]])", re.DOTALL)
 # PostgreSQL names some things without quotes.
@@ -44,6 +53,15 @@ def sets_secret(text: str, offset: int, backslash_escapes: bool) -> bool:
     """The statement at this place can contain a password that is not a literal."""
     for start, end in regions(text, backslash_escapes):
         if start <= offset <= end:
+            return _sets_secret(text, start, end)
+    return False
+
+
+def _sets_secret(text: str, start: int, end: int) -> bool:
+    """This statement can. The pattern is slow: most of a long one is looked at for a word only."""
+    for at in range(start, end, BLOCK):
+        block = text[at : min(at + BLOCK + LONGEST_WORD, end)].lower()
+        if any(word in block for word in WORDS_OF_SECRETS):
             return SETS_SECRET.search(text, start, end) is not None
     return False
 
@@ -93,16 +111,16 @@ def _spans_of_line(text: str, start: int, end: int, backslash_escapes: bool) -> 
             continue
         if first >= end:
             break
-        if text[shown_to:first].strip("; \t\r\f\v"):  # a comment, or rows of COPY
+        if SHOWN.search(text, shown_to, first):  # a comment, or rows of COPY
             yield Span(shown_to, first, f"{MASK} ")
-        if SECRET_WORD.search(text, first, last) or SETS_SECRET.search(text, first, last):
+        if SECRET_WORD.search(text, first, last) or _sets_secret(text, first, last):
             yield Span(max(first, start), min(last, end), MASK)
         else:
             for span in hidden(text, first, last, backslash_escapes):
                 if span.start < end and span.end > start:
                     yield span if span.start >= start else span._replace(start=start, instead=MASK)
         shown_to = max(last, start)
-    if shown_to < end and text[shown_to:end].strip("; \t\r\f\v"):
+    if SHOWN.search(text, shown_to, end):
         yield Span(shown_to, end, f" {MASK}")
 
 
@@ -114,7 +132,7 @@ def hidden(text: str, start: int, end: int, backslash_escapes: bool = False) -> 
     before = ""
     is_language = False
     for kind, at, after in _tokens(text, start, end, backslash_escapes):
-        word = text[at:after]
+        word = text[at : min(after, at + BEGINNING)]
         follows = text[after : after + 1]
         if kind == "unclosed":
             yield Span(at, end, word[:1] + MASK)
@@ -128,7 +146,7 @@ def hidden(text: str, start: int, end: int, backslash_escapes: bool = False) -> 
             command = re.match(r"\\\S*", word)
             yield Span(at + (command.end() if command else 0), after, f" {MASK}")
         elif kind == "dollar_string":
-            tag = word[: word.index("$", 1) + 1]
+            tag = text[at : text.index("$", at + 1) + 1]
             if before in ("DO", "AS") or is_language:
                 yield from hidden(text, at + len(tag), after - len(tag), backslash_escapes)
             else:
@@ -168,8 +186,8 @@ class Words:
         for start, end in regions(text, backslash_escapes):
             if start > SEARCHED:
                 break
-            if not SETS_SECRET.search(text, start, end):
-                self._add(text, start, end, backslash_escapes)
+            if not _sets_secret(text, start, end):
+                self._add(text, start, min(end, SEARCHED), backslash_escapes)
 
     def _add(self, text: str, start: int, end: int, backslash_escapes: bool) -> None:
         at = start

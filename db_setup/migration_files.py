@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from file_names import FLYWAY, Version, version_of
 from sql_scanner import Script
 
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
+MEMORY_OF_A_RUN_MB = 90  # of the function, without the text of a long file; 52 without Lambda's own
 
 
 # --- The folder -----------------------------------------------------------------------------------
@@ -263,6 +265,8 @@ def read_text(migration: Migration) -> str:
             # A copy of a long one would be felt. The map is private: not all folders can share one.
             is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE
             data = mmap(file.fileno(), 0, access=ACCESS_COPY) if is_long else file.read()
+            if is_long:
+                _refuse_beyond_memory(migration, _memory_to_decode(data))
             text = str(data, "utf-8")
     except UnicodeDecodeError as exc:
         before = exc.object[: exc.start].decode("utf-8-sig")
@@ -281,6 +285,42 @@ def read_text(migration: Migration) -> str:
             "and deploy again."
         )
     return text
+
+
+def _memory_to_decode(data: Any) -> int:
+    """Bytes. Python takes as many for each character as the widest one needs.
+
+    Where it comes upon a wider one, it makes a copy of what it has.
+    """
+    width = 4 if re.search(b"[\xf0-\xff]", data) else 2 if re.search(b"[\xc4-\xff]", data) else 1
+    continuation = bytes(range(0x80, 0xC0))
+    blocks = (data[at : at + HASHED_AT_ONCE] for at in range(0, len(data), HASHED_AT_ONCE))
+    characters = sum(len(block.translate(None, continuation)) for block in blocks)
+    return characters * (1, 3, 6)[width // 2]
+
+
+def _memory_to_send(script: Script, file_size: int) -> int:
+    """Bytes: of the longest statement there are four copies beside the text. One is psycopg2's, two
+    are libpq's, and one is the error's, if it fails.
+    """
+    text_size = sys.getsizeof(script.text)
+    longest = max((piece.end - piece.start for piece in script.pieces), default=0)
+    width = round(text_size / len(script.text))
+    return text_size + 4 * min(longest * width, file_size)
+
+
+def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
+    """Lambda would end the function without a message."""
+    limit_mb = int(os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", sys.maxsize))
+    needed_mb = MEMORY_OF_A_RUN_MB + (needed >> 20)
+    if needed_mb > limit_mb:
+        size_mb = migration.path.stat().st_size >> 20
+        raise MigrationError(
+            f"{migration.path.name} has {size_mb} MB and needs {needed_mb} MB of memory, but the "
+            f"function has {limit_mb} MB. Nothing has been applied. Raise memorySize to "
+            f"{needed_mb} or more, or split the file and its long statements; rows of COPY need "
+            "the least."
+        )
 
 
 def _refuse_change(migration: Migration, text: str) -> None:
@@ -429,6 +469,8 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
             if schema in (None, "public") and name in ours:
                 complaint = f"table {name} is ours; set MIGRATIONS_TABLE to another name"
                 raise sql_scanner.ScanError(complaint, place)
+    if script.pieces:
+        _refuse_beyond_memory(migration, _memory_to_send(script, migration.path.stat().st_size))
     return script
 
 

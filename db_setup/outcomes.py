@@ -51,6 +51,7 @@ class Failure:
     at_end: bool = False  # all statements went well, and what follows them did not
     in_rows: bool = False  # the place is one of the rows of a COPY
     connection_lost: bool = False
+    out_of_time: bool = False  # the deadline had passed
     cancelled: bool = False  # by the deadline's watcher, or by an administrator
     builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
     index_dropped: bool = False  # what a build that failed had left INVALID

@@ -108,34 +108,21 @@ def _content(literal: str) -> str:
     return literal[literal.index("'") + 1 : -1].replace("''", "'")
 
 
-# Of what the admin's scripts can call by name: functions in a language that can do anything (true),
-# and what PostgreSQL executes with a relation.
+# What can be called by its name: functions (true: in a language that can do anything), and what
+# PostgreSQL executes with a relation. It makes its own objects with numbers below 16384.
 DEFINITIONS_SQL = """
-    WITH own AS (
-        SELECT c.oid, c.relname, c.relkind FROM pg_catalog.pg_class c
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
-          AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-                            AND d.objid = c.oid AND d.deptype = 'e'))
-    SELECT p.proname::text,
-           CASE WHEN p.prokind = 'a' THEN '' ELSE pg_catalog.pg_get_functiondef(p.oid) END,
-           l.lanname NOT IN ('sql', 'plpgsql')
-    FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-    JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')
-    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
-      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
-                      WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-                        AND d.objid = p.oid AND d.deptype = 'e')
+    SELECT proname::text, CASE WHEN prokind = 'a' THEN '' ELSE pg_get_functiondef(p.oid) END,
+           lanname NOT IN ('sql', 'plpgsql')
+    FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname NOT IN ('internal', 'c')
+    WHERE p.oid >= 16384 AND NOT EXISTS (
+        SELECT FROM pg_depend d
+        WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
     UNION ALL
-    SELECT relname::text, pg_catalog.pg_get_viewdef(oid), false FROM own
-    WHERE relkind IN ('v', 'm')
+    SELECT relname::text, pg_get_triggerdef(t.oid), false
+    FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal
+    UNION ALL  -- rules, of which a view is one
+    SELECT relname::text, pg_get_ruledef(r.oid), false
+    FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE r.oid >= 16384
     UNION ALL
-    SELECT relname::text, pg_catalog.pg_get_triggerdef(t.oid), false
-    FROM own JOIN pg_catalog.pg_trigger t ON t.tgrelid = own.oid AND NOT tgisinternal
-    UNION ALL
-    SELECT relname::text, pg_catalog.pg_get_ruledef(r.oid), false
-    FROM own JOIN pg_catalog.pg_rewrite r ON r.ev_class = own.oid AND rulename <> '_RETURN'
-    UNION ALL
-    SELECT relname::text, pg_catalog.pg_get_expr(adbin, adrelid), false
-    FROM own JOIN pg_catalog.pg_attrdef ON adrelid = own.oid"""
+    SELECT relname::text, pg_get_expr(adbin, adrelid), false
+    FROM pg_attrdef JOIN pg_class c ON c.oid = adrelid"""

@@ -132,8 +132,7 @@ def _renamed(files: Sequence[Migration], rows: Sequence[Row]) -> list[tuple[Row,
     Of several with the same content, names that are alike belong together; the others are paired in
     the order in which they ran and would run.
     """
-    content = _Content(rows)
-    candidates = {file: content.same(file) for file in files}
+    candidates = {file: _same_content(file, rows) for file in files}
     pairs: dict[Migration, Row] = {}
     taken: set[int] = set()
     for is_alike in (True, False):
@@ -163,21 +162,13 @@ def renamed_to(row: Row, file: Migration) -> str:
     return file.name
 
 
-class _Content:
-    """Rows by their content. A file is read for it only if there are any."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._kinds = sorted({(row.checksum or "")[:2] for row in rows if row.is_comparable})
-
-    def same(self, file: Migration) -> list[Row]:
-        """The rows with this file's content, in the order in which they were recorded."""
-        if not self._rows:
-            return []
-        values = {tokens_checksum(file, kind) for kind in self._kinds}
-        by_tokens = [row.id for row in self._rows if row.checksum in values]
-        by_bytes = [row.id for row in self._rows if row.file_sha256 == file.sha256]
-        return [row for row in self._rows if row.id in {*by_tokens, *by_bytes}]
+def _same_content(file: Migration, rows: Sequence[Row]) -> list[Row]:
+    """The rows with this file's content, in the order in which they were recorded. It is read
+    only if there are any.
+    """
+    kinds = sorted({(row.checksum or "")[:2] for row in rows if row.is_comparable})
+    values = {tokens_checksum(file, kind) for kind in kinds}
+    return [row for row in rows if row.file_sha256 == file.sha256 or row.checksum in values]
 
 
 def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:

@@ -6,6 +6,7 @@ comes as SQL. A script's own failure is an outcome, not an exception.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
@@ -34,7 +35,7 @@ from outcomes import (
     Success,
 )
 from rehearsal import Rehearsal
-from sending import Message, as_written, of_ours, send
+from sending import Message, as_written, of_ours, part_of, send
 from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
@@ -106,7 +107,10 @@ class ScriptRunner:
             ):
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
-            if not self._session.pause_to_retry(outcome.sqlstate, attempts, **fields):
+            can_pass = outcome.sqlstate in RETRYABLE
+            if not can_pass or not self._session.pause_to_retry(
+                outcome.sqlstate, attempts, **fields
+            ):
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
 
@@ -192,7 +196,7 @@ class ScriptRunner:
         last = script.first_offset
         for start, end, rows in script.pieces_to_send(by_statement):
             last = start
-            yield Message(start, script.text[start:end], start, rows, is_answered=False)
+            yield part_of(script, start, end, rows)
         closing_sql = closing_sql or self._closing_sql()
         yield of_ours(script, closing_sql, at_end=True, fallback=last)
 
@@ -300,11 +304,12 @@ class ScriptRunner:
         script = self._script
         opening = f"{opening_sql}; "
         closing = f"\n;{closing_sql}"
-        if any(statement.data or statement.changes_string_syntax for statement in step.statements):
-            each = [as_written(script, statement) for statement in step.statements]
-            messages = [of_ours(script, opening), *each, of_ours(script, closing)]
-            return send(self._session, script, messages)
         start = step.first.start
+        is_long = step.statements[-1].end - start > sql_scanner.ONE_MESSAGE
+        if is_long or any(each.data or each.changes_string_syntax for each in step.statements):
+            each = (as_written(script, statement) for statement in step.statements)
+            ends = of_ours(script, opening), of_ours(script, closing)
+            return send(self._session, script, itertools.chain(ends[:1], each, ends[1:]))
         text = opening + script.body_sql(start, step.statements[-1].end) + closing
         outcome = send(self._session, script, [Message(start - len(opening), text, start)])
         if isinstance(outcome, Success) or outcome.exact or outcome.connection_lost:

@@ -6,13 +6,16 @@ UserError.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any, Optional
 
-from common import ConfigError, Credentials, Deadline, UserError, shown
+from common import ConfigError, Credentials, Deadline, OvertakenError, UserError, shown
 
 try:
     import boto3
@@ -113,32 +116,39 @@ def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:
     return None if is_old else pending.value
 
 
-def stored_value(client: Any, name: str, stage: str) -> Optional[Credentials]:
-    """The JSON object that a secret holds, now (AWSCURRENT) or soon (AWSPENDING, while AWS
-    rotates it).
-    """
-    return read_secret(client, name, stage).value
+def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> str:
+    """Make `value` the secret's current value, if that is still the one that was read; returns its
+    ARN. Raises OvertakenError or UserError.
 
-
-def write_secret(client: Any, secret: Secret, value: dict[str, Any], version: str = "") -> str:
-    """Make `value` the secret's current value, under this version's id; returns its ARN, or raises
-    UserError.
+    What follows the same version has the same token, of which Secrets Manager accepts only the
+    first: a request of a killed run that arrives late cannot replace what a later run has written.
     """
-    problem = ""
-    arn = ""
-    token = {"ClientRequestToken": version} if version else {}
-    name = secret.arn or secret.name
-    try:
-        answer = client.put_secret_value(SecretId=name, SecretString=json.dumps(value), **token)
-        arn = str(answer["ARN"])
-    except (BotoCoreError, ClientError) as exc:
-        problem = _aws_problem(exc, "PutSecretValue", secret.name)
-    if problem:  # raised out here, without its cause: botocore's frames hold the password
-        raise UserError(
-            f"secret {secret.name} could not be written: it {problem}. "
-            "The login that it holds was left as it was; fix this and invoke again."
+    request = {"SecretId": secret.arn or secret.name, "SecretString": json.dumps(value)}
+    for number in itertools.count():
+        version = f"{_name_in(secret.name)} {secret.version} {number}"
+        try:
+            token = str(uuid.uuid5(uuid.NAMESPACE_URL, version))
+            return str(client.put_secret_value(**request, ClientRequestToken=token)["ARN"])
+        except (BotoCoreError, ClientError) as exc:
+            answer: Any = exc.response if isinstance(exc, ClientError) else {}
+            problem = _aws_problem(exc, "PutSecretValue", secret.name)
+        if answer.get("Error", {}).get("Code") != "ResourceExistsException":
+            break
+        if read_secret(client, secret.name).version != secret.version:
+            raise OvertakenError
+        # Somebody has made an older version current again.
+    state = "The login that it holds was left as it was; fix this and invoke again."
+    if answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500:
+        with suppress(ConfigError):
+            now = read_secret(client, secret.name)
+            if now.value == value:
+                return now.arn
+        state = (
+            "It may have been written all the same. Fix this and invoke again: the next run "
+            "repairs the login if it does not work."
         )
-    return arn
+    # Raised out here, without its cause: botocore's frames hold the password.
+    raise UserError(f"secret {secret.name} could not be written: it {problem}. {state}")
 
 
 def _aws_problem(exc: Exception, action: str, name: str) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple, Optional, Union
 
+import database
 import psycopg2
 from outcomes import CANCELLED, Failure, Success
 from session import Session
-from sql_scanner import Script, Statement
+from sql_scanner import ONE_MESSAGE, Script, Statement
 
 
 class Message(NamedTuple):
@@ -22,7 +24,7 @@ class Message(NamedTuple):
     """
 
     base: int
-    text: str
+    text: Union[str, bytes]
     fallback: int  # the place to name where PostgreSQL names none
     rows: Optional[tuple[int, int]] = None  # of a COPY, as a place in the script
     at_end: bool = False
@@ -31,8 +33,16 @@ class Message(NamedTuple):
 
 def as_written(script: Script, statement: Statement) -> Message:
     """A statement of the script."""
-    text = script.statement_sql(statement)
-    return Message(statement.start, text, statement.start, statement.data, is_answered=False)
+    return part_of(script, statement.start, statement.end, statement.data)
+
+
+def part_of(
+    script: Script, start: int, end: int, rows: Optional[tuple[int, int]] = None
+) -> Message:
+    """A part of the script; in UTF-8, since psycopg2 would hold a text as well."""
+    part = _Rows(script.text, start, end)
+    encoded = b"".join(iter(partial(part.read, ONE_MESSAGE), b""))
+    return Message(start, encoded, start, rows, is_answered=False)
 
 
 def of_ours(
@@ -55,6 +65,9 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
         for message in messages:
             if message.rows:
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
+            elif len(message.text) > ONE_MESSAGE:
+                with database.brief_errors(session.connection):
+                    session.query(message.text, fetches=message.is_answered)
             else:
                 answer = session.query(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
@@ -81,6 +94,7 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         at_end=message.at_end,
         in_rows=message.rows is not None and offset >= message.rows[0],
         connection_lost=connection_lost,
+        out_of_time=session.is_out_of_time,
         cancelled=was_cancelled(session, script, exc),
     )
 
@@ -117,7 +131,7 @@ def _failed_row(script: Script, message: Message, exc: psycopg2.Error) -> int:
     if not message.rows or not line:
         return message.fallback
     at, end = message.rows
-    is_csv = "CSV" in message.text.upper()
+    is_csv = b"CSV" in message.text.upper()
     for _ in range(int(line.group(1)) - 1):
         start = at
         while at < end:  # PostgreSQL counts rows: in CSV one continues while a quote is open

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, NamedTuple, Optional, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
 import database
 import psycopg2
@@ -198,7 +198,7 @@ class Session:
                 cur.execute(statement, args)
             return cur.fetchall() if fetches and cur.description else []
 
-    def copy_in(self, statement: str, rows: Any) -> None:
+    def copy_in(self, statement: Union[str, bytes], rows: Any) -> None:
         """Run COPY … FROM STDIN with the rows of a file-like object."""
         with self._waiting(), self.connection.cursor() as cur:
             cur.copy_expert(statement, rows, size=1 << 16)
@@ -354,19 +354,22 @@ class Session:
         """Growing, jittered pauses between two attempts, until the deadline; without one, ten."""
         return enumerate(pauses(self.deadline), 1)
 
-    def with_retries(self, action: Callable[[], Result]) -> Result:
+    def with_retries(
+        self, action: Callable[[], Result], sqlstates: Sequence[str] = RETRYABLE
+    ) -> Result:
         """Do it again, until the deadline, where other sessions block it for a moment."""
         attempts = self.attempts()
         while True:
             try:
                 return action()
             except psycopg2.Error as exc:
-                if not self.pause_to_retry(exc.pgcode or "", attempts):
+                sqlstate = exc.pgcode or ""
+                if sqlstate not in sqlstates or not self.pause_to_retry(sqlstate, attempts):
                     raise
 
     def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
-        """Wait a while if other sessions blocked ours, and if there is time for another attempt."""
-        if sqlstate not in RETRYABLE or self.is_lost or not self._can_retry():
+        """Wait a while after what can pass, if there is time for another attempt."""
+        if self.is_lost or not self._can_retry():
             return False
         attempt, pause = next(attempts, (0, 0.0))
         if attempt == 0:

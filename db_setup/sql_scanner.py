@@ -693,7 +693,7 @@ class _Scanner:
             end = len(text)
             after = len(text)
         if self.token_hash:
-            self.token_hash.add_rows(text, start, end)
+            self.token_hash.add_as_written(text, start, end)
         return replace(statement, data=(start, end)), after
 
     def _with_string_syntax(self, statement: Statement) -> Statement:
@@ -945,7 +945,9 @@ class _TokenHash:
 
     def add_plain_tokens(self, text: str, start: int, end: int) -> None:
         """What _PLAIN_TOKENS has found."""
-        if self.algorithm == LONG:
+        if self.algorithm == LONG and text.find("\r", start, end) < 0:
+            self.add_as_written(text, start, end)
+        elif self.algorithm == LONG:
             self._update(text[start:end])
         else:
             tokens = filter(None, _PLAIN_TOKEN.findall(text, start, end))
@@ -954,8 +956,8 @@ class _TokenHash:
     def end_statement(self) -> None:
         self._update("\0;\0")
 
-    def add_rows(self, text: str, start: int, end: int) -> None:
-        """The rows of a COPY as they are, a million characters at a time."""
+    def add_as_written(self, text: str, start: int, end: int) -> None:
+        """Such as the rows of a COPY; a million characters at a time."""
         for offset in range(start, end, 1 << 20):
             part = text[offset : min(offset + (1 << 20), end)]
             self._digest.update(part.encode())

@@ -91,6 +91,13 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
         if table is None:
             continue
         if table.kind != "r" or not columns <= set(table.columns):
+            if "file_sha256" in table.columns:
+                missing = ", ".join(columns - set(table.columns))
+                raise ConfigError(
+                    f"table public.{table.name} is db_setup's own, but has no column {missing} any "
+                    f"more (columns: {', '.join(table.columns)}): rename or restore that column. "
+                    "Nothing has been touched."
+                )
             raise ConfigError(
                 f'table public."{table.name}" belongs to another tool '
                 f"(columns: {', '.join(table.columns)}): "

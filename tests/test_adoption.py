@@ -457,7 +457,7 @@ def test_adopted_database_that_had_more_files_names_baseline_and_goes_on(world: 
 
     assert '002_items.sql:1: relation "items" already exists (42P07).' in str(caught.value)
     assert (
-        "No file has run on this database yet: 001_first was recorded without running, because its tables existed. "
+        "No run of a file is recorded here: 001_first was recorded without running, because its tables existed. "
         'If 002_items was applied as well, set BASELINE="002_items", or a later file that the database has, and deploy '
         "again." in str(caught.value)
     )

@@ -53,7 +53,8 @@ def whole(place: str, said: str, instead: str, *lines: str) -> str:
 # --- Each mistake, provoked -----------------------------------------------------------------------------------------
 
 MADE_BEFORE = (
-    "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or OR "
+    "It was made by hand, by another file, further up in this one, or by a run whose row is gone; leave it out, "
+    "or write IF NOT EXISTS or OR "
     "REPLACE where that exists"
 )
 NO_ROLE = (
@@ -254,6 +255,13 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         "Leave OWNER TO out (pg_dump --no-owner does), or first make sure that role nobody_such exists and GRANT it to "
         "the admin",
         ["LINE 1: ALTER TABLE t OWNER TO nobody_such;"],
+    ),
+    "Say after the type how to convert it, such as USING {0}::{1}": (
+        "ALTER TABLE t ALTER COLUMN n TYPE int[];",
+        "1",
+        'column "n" cannot be cast automatically to type integer[] (42804)',
+        "Say after the type how to convert it, such as USING n::integer[]",
+        ["LINE 1: ALTER TABLE t ALTER COLUMN n TYPE int[];", 'HINT: You might need to specify "…".'],
     ),
     "Write what the function does as a statement of its own": (
         "SELECT 1;\nSELECT vacuum_it();",
@@ -612,7 +620,8 @@ def test_mistake_in_a_marked_file_says_that_the_run_goes_on_there(there: World) 
 
     assert fail_with(there, text).splitlines()[0] == (
         '002_b.sql:3: column "n" of relation "t" already exists (42701). The statements before this one have run '
-        "and stay applied: do not edit them. It was made by hand, by another file, or further up in this one; "
+        "and stay applied: do not edit them. It was made by hand, by another file, further up in this one, or by a "
+        "run whose row is gone; "
         "leave it out, or write IF NOT EXISTS or OR REPLACE where that exists. Then deploy again: "
         "the run continues here. Applied in this run: nothing."
     )

@@ -317,7 +317,7 @@ def test_lock_wait_for_the_predecessors_table_is_tried_again(busy: World) -> Non
 # --- Who blocks it --------------------------------------------------------------------------------------------------
 
 BLOCKED_FILE = "out of time: 002_b.sql: canceling statement due to user request (57014). Rolled back. "
-STOPPED = "It was stopped, by the deadline or by an administrator, while others blocked it "
+STOPPED = "The deadline stopped it while others blocked it "
 SESSION = "(pid N rds_admin '' idle in transaction N s). Invoke again when they are done, or end them: "
 PREPARED = "(a prepared transaction, one of 'nightly''s'). Invoke again when they are done, or end them: "
 

@@ -244,7 +244,7 @@ def test_outside_transaction_whose_answer_is_lost_happens_once(world: World, cap
 
     deploy_cut(world, "BEGIN; INSERT INTO u (n) VALUES (1)")
     first = marks(world), numbers(world)
-    deploy_cut(world, "BEGIN READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; SET search_path")
+    deploy_cut(world, "BEGIN READ WRITE; SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE; SET search_path")
 
     assert first == ([(1, True)], [1])
     assert (marks(world), numbers(world), world.applied()) == ([], [1, 2], ["001_t", "002_x"])

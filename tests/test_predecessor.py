@@ -160,7 +160,8 @@ def test_fault_failed_migration_gave_a_green_deployment(field: World) -> None:
 
     assert str(caught.value).splitlines()[0] == (
         '004_bad.sql:1: column "nick" of relation "users" already exists (42701). Rolled back. '
-        "It was made by hand, by another file, or further up in this one; leave it out, or write IF NOT EXISTS or "
+        "It was made by hand, by another file, further up in this one, or by a run whose row is gone; leave it out, "
+        "or write IF NOT EXISTS or "
         "OR REPLACE where that exists. Then deploy again. Applied in this run: nothing. Not tried: 005_items."
     )
     assert applied(report) == ["004_bad", "005_items"]

@@ -512,7 +512,6 @@ NOT_CHANGED = ". The login that it holds was left as it was; fix this and invoke
         pytest.param(True, BEFORE, time_out, id="Secrets Manager out of reach"),
         pytest.param(False, AFTER, die, id="new login, died when the secret was written"),
         pytest.param(True, AFTER, die, id="died when the secret was written"),
-        pytest.param(True, AFTER, time_out, id="answer of Secrets Manager lost"),
     ],
 )
 def test_users_after_a_crash_before_the_commit_are_repaired_by_the_next_run(
@@ -575,17 +574,6 @@ def test_users_whose_secret_may_not_be_written_are_told_so(world: World) -> None
     assert str(caught.value) == (
         f"{WRITE_FAILED}it is closed to the function's role: grant it secretsmanager:PutSecretValue, and the use of "
         f"the KMS key{NOT_CHANGED}"
-    )
-
-
-def test_users_whose_secret_is_out_of_reach_are_told_so(world: World) -> None:
-    """A network that leads nowhere is named as such."""
-    with hooked(BEFORE, time_out), pytest.raises(UserError) as caught:
-        world.deploy()
-
-    assert str(caught.value) == (
-        f"{WRITE_FAILED}it could not be asked for (ReadTimeoutError): a function in a VPC needs an interface endpoint "
-        f"for Secrets Manager, or NAT, and a role{NOT_CHANGED}"
     )
 
 

@@ -1,0 +1,111 @@
+"""What a long file needs of the function's memory, and what is refused for needing more than there is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import initializer
+import pytest
+from harness.world import ADMIN, ADMIN_PASSWORD, World
+
+LIMIT_MB = 115  # of which 90 are for what is not the file
+TABLE = "CREATE TABLE long (a text);\n"
+
+# The handler in a process that gets no more memory of its own than a function of this size has.
+CODE = """
+import resource, sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import boto3, initializer
+from database import Endpoint, Login
+boto3.client("secretsmanager")
+if sys.argv[8]:
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[8]) << 20,) * 2)
+initializer.MIGRATIONS_DIR = Path(sys.argv[2])
+endpoint = Endpoint(sys.argv[3], int(sys.argv[4]), sys.argv[5])
+try:
+    initializer.handler(None, None, Login(endpoint, sys.argv[6], sys.argv[7]))
+except initializer.InitializerError as exc:
+    print(exc)
+else:
+    print("applied")
+status = Path("/proc/self/status")
+if status.exists():
+    peak = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+else:  # as on a Mac, which counts in bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak)
+"""
+
+
+def run_with_memory(world: World, is_enforced: bool) -> tuple[str, int]:
+    """What the handler said in a function of this size, and the most memory that it had, in bytes."""
+    place = world.server.host, str(world.server.port), world.dbname
+    enforced = str(LIMIT_MB) if is_enforced else ""
+    folders = Path(initializer.__file__).parent, world.folder
+    environ = {**os.environ, **world.environ, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(LIMIT_MB)}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *folders, *place, ADMIN, ADMIN_PASSWORD, enforced],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said, peak = done.stdout.strip().rsplit("\n", 1)
+    return said, int(peak)
+
+
+def one_statement(size: int, letter: str, last: str, end: str) -> str:
+    return f"{TABLE}INSERT INTO long VALUES ('{letter * (size // len(letter.encode()))}{last}'){end};\n"
+
+
+def copy(size: int, letter: str, last: str, end: str) -> str:
+    row = f"{letter * 99}\n"
+    return f"{TABLE}COPY long FROM stdin;\n{row * (size // len(row.encode()))}{last}\n\\.\nSELECT 1{end};\n"
+
+
+# The largest file of each kind, in bytes, that such a function is allowed.
+ALLOWED = {
+    "one statement, ASCII": (one_statement, 5_200_000, "a", ""),
+    "one statement, two bytes a character": (one_statement, 5_200_000, "\u0436", ""),
+    "one statement, one character of four bytes": (one_statement, 3_250_000, "a", "\U0001f600"),
+    "COPY, one character of four bytes": (copy, 4_350_000, "a", "\U0001f600"),
+}
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+def test_file_that_is_allowed_fits_the_memory_of_the_function(world: World, kind: str) -> None:
+    """Failing, which takes more, and good: the process gets no more than the function has."""
+    shape, size, letter, last = ALLOWED[kind]
+    world.write("001_long.sql", shape(size, letter, last, " nonsense oops"))
+    failed, peak_of_failed = run_with_memory(world, is_enforced=False)
+    world.write("001_long.sql", shape(size, letter, last, ""))
+
+    applied, peak_of_applied = run_with_memory(world, is_enforced=True)
+
+    assert "001_long.sql:" in failed
+    assert 'syntax error at or near "' in failed
+    assert applied == "applied"
+    # libpq only leaves something out where memory is short: what it takes otherwise shows here.
+    assert max(peak_of_failed, peak_of_applied) < LIMIT_MB << 20
+
+
+@pytest.mark.parametrize("kind", ALLOWED)
+def test_file_that_does_not_fit_the_memory_of_the_function_is_refused(world: World, kind: str) -> None:
+    """Lambda would kill the function without a word; nothing has run, of the files before it neither."""
+    shape, size, letter, last = ALLOWED[kind]
+    world.write("001_before.sql", "CREATE TABLE before (a int);\n")
+    world.write("002_long.sql", shape(round(size * 1.06), letter, last, ""))
+
+    with pytest.raises(initializer.MigrationError) as caught:
+        world.deploy(AWS_LAMBDA_FUNCTION_MEMORY_SIZE=str(LIMIT_MB))
+
+    assert str(caught.value) == (
+        f"002_long.sql has {round(size * 1.06) >> 20} MB and needs 116 MB of memory, but the function has 115 MB. "
+        "Nothing has been applied. Raise memorySize to 116 or more, or split the file and its long statements; rows "
+        "of COPY need the least."
+    )
+    assert world.tables() == []
