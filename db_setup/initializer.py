@@ -195,6 +195,10 @@ class Run:
         request_id = self.request_id.encode()
         return hashlib.sha256(request_id).hexdigest()[:12] if request_id else ""
 
+    def has_made(self, value: Optional[Credentials]) -> bool:
+        """This event, delivered before, has made the password."""
+        return self.mark != "" and str((value or Credentials()).get("password")).endswith(self.mark)
+
     def warn_of_users(self) -> None:
         """What limited users did to themselves, and who else is a member of their roles."""
         kept = kept_credentials(self.setup).values()
@@ -669,11 +673,11 @@ def forget_answers(error: Optional[BaseException]) -> None:
     links = [error]
     for link in links:
         for name in ("__cause__", "__context__"):
-            behind = getattr(link, name, None)
-            if isinstance(behind, psycopg2.Error) and behind.pgcode:
+            origin = getattr(link, name, None)
+            if isinstance(origin, psycopg2.Error) and origin.pgcode:
                 setattr(link, name, None)
-            elif behind not in links:  # they can form a circle
-                links.append(behind)
+            elif origin not in links:  # they can form a circle
+                links.append(origin)
 
 
 @contextmanager
@@ -739,9 +743,8 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             ) from exc
         refuse_secret(run, secret, arns)
         stored = stored_login(run, client, secret, arns)
-        password = str((secret.value or Credentials()).get("password"))
-        is_rotated = run.mark != "" and password.endswith(run.mark)
-        is_done = is_rotated or secret.value != target.value  # by this event, or by another run
+        # By this event, which can be delivered twice, or by another run.
+        is_done = run.has_made(secret.value) or secret.value != target.value
         act = run.users.ensure_login if is_done else ensure_login
         while True:
             try:

@@ -223,7 +223,7 @@ def number_files(
 
 # --- What may be a slip ---------------------------------------------------------------------------
 
-TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
+TIME_STAMP = 10_000  # a number from here on is not a count, and a gap means nothing
 
 
 def duplicates(files: Iterable[Migration]) -> list[list[str]]:
