@@ -559,8 +559,12 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
         def final_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
+            # A row that the file has removed is restored while the lock is still held.
+            release_if_sql = "false"
+            if more_follow:
+                release_if_sql = tracking.has_rows_sql(session, config, len(run.recorded) + 1)
             return script_runner.final_sql(
-                session, record_sql, question_sql, more_follow and may_set, more_follow
+                session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)

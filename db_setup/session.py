@@ -500,7 +500,7 @@ class Session:
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
         return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 
-    def session_check_sql(self, may_have_changed: bool, release_if_changed: bool) -> str:
+    def session_check_sql(self, may_have_changed: bool, release_if_sql: str) -> str:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
 
         Where it `may_have_changed` it counts as changed. Such a session can release the lock, which
@@ -529,8 +529,7 @@ class Session:
             f"FROM ({locks_sql}) l, ({functions_sql}) f OFFSET 0"
         )
         release_sql = (
-            f"CASE WHEN {release_if_changed} AND held AND NOT fresh THEN pg_advisory_unlock_all() "
-            "END"
+            f"CASE WHEN held AND NOT fresh AND {release_if_sql} THEN pg_advisory_unlock_all() END"
         )
         return f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql}) s"
 

@@ -149,6 +149,13 @@ def after_file_question(config: Config) -> sql.Composable:
     return sql.SQL(question).format(our_tables_question(config), config.tracking)
 
 
+def has_rows_sql(session: Session, config: Config, count: int) -> str:
+    """Whether the tracking table has as many rows as it should."""
+    question = sql.SQL("(SELECT count(*) >= {} FROM {})")
+    filled = question.format(sql.Literal(count), config.tracking)
+    return filled.as_string(session.connection)
+
+
 def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
     """Record these names again where they are not; returns those that were not.
 

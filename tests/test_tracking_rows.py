@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from harness.proxy import SENT, Link, Place, proxy_to
 from harness.world import World
 from initializer import ConfigError, InitializerError
 
@@ -106,6 +107,27 @@ def test_rows_that_a_file_removes_are_put_back(world: World, text: str) -> None:
     assert (report["warnings"], report["pending"]) == ([said], [])
     again = world.deploy()
     assert (again["applied"], again["warnings"]) == ([], [])
+    assert sorted(world.applied()) == ["001_a", "002_b", "003_c"]
+
+
+def test_rows_are_put_back_before_another_run_can_take_the_lock(world: World) -> None:
+    """Also where the session is given up after the file, for what it has set: another run would see no row."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("002_b.sql", "SET app.tenant = '1'; TRUNCATE schema_migrations;")
+    world.write("003_c.sql", "INSERT INTO a VALUES (3);")
+    is_locked = []
+
+    def look(place: Place, link: Link) -> None:
+        if place.phase == SENT and "unnest(" in link.said and "DO NOTHING RETURNING migration_name" in link.said:
+            is_locked.append(world.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"))
+
+    with proxy_to(world.server.host, world.server.port) as proxy:
+        world.environ.update(DB_HOST="127.0.0.1", DB_PORT=str(proxy.port), PGSSLMODE="disable")
+        proxy.watch(look)
+        report = world.deploy()
+
+    assert is_locked == [[(1,)]]
+    assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b", "003_c"]
     assert sorted(world.applied()) == ["001_a", "002_b", "003_c"]
 
 
