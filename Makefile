@@ -56,6 +56,9 @@ chaos: dev-and-server  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; 
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
 
+mutants: dev-and-server  ## does a test notice when a promise breaks? (MUTANTS_SECONDS=150 takes a sample)
+	PYTHONPATH=tests $(BIN)/python -m mutants.run $(ARGS)
+
 load: dev-and-server  ## how long the guide's recipes keep an application waiting (ARGS="--rows 100000")
 	$(BIN)/python tests/guide_under_load.py $(ARGS)
 
@@ -95,12 +98,13 @@ lock-with-node:
 	$(COMPILE) -o tests/chain/python/newest.txt tests/chain/python/newest.in
 	$(COMPILE) -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
 	$(COMPILE) -o tests/frameworks/python/requirements.txt tests/frameworks/python/requirements.in
+	$(COMPILE) -o tests/mutants/requirements.txt tests/mutants/requirements.in
 	for project in benchmarks/peers tests/frameworks/node tests/chain/node tests/harness/npm $(CDK); do \
 	  (cd $$project && npm install --package-lock-only --omit-lockfile-registry-resolved) || exit 1; done
 
 clean:  ## remove everything that make made
 	rm -rf $(CDK)/node_modules $(CDK)/cdk.out $(CDK)/layer/wheels
-	rm -rf $(VENV) .venv-demo .versions .postgres .bench .uv .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-demo .mutants .versions .postgres .bench .uv .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CDK)/node_modules/.package-lock.json: $(CDK)/package-lock.json
@@ -122,5 +126,5 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.PHONY: help test demo compare example example-with-node chain chain-with-node chaos load versions bench lint format \
+.PHONY: help test demo compare example example-with-node chain chain-with-node chaos mutants load versions bench lint format \
 	pips lock lock-with-node clean dev dev-and-server python

@@ -17,7 +17,7 @@ from sql_scanner import Script
 CALLS = "|".join(
     [
         r"dblink(?:_(?:connect|exec|open|fetch|send_query|get_result)\w*)?",
-        r"(?:aws_lambda|aws_s3|lambda_async)[\w.]*",
+        r'(?:aws_lambda|aws_s3|lambda_async)(?:"?\s*\.\s*"?\w+)?',
         r"http(?:_(?:get|post|put|patch|delete|head))?",
         r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_slot_advance",
         r"pg_replication_origin_\w+|pg_logical_slot_get_\w+|pg_logical_emit_message",
@@ -76,7 +76,7 @@ def executed(text: str, backslash_escapes: bool = False) -> str:
     strings, which may be SQL.
     """
     try:
-        return " ".join(_executed(text, backslash_escapes))
+        return "".join(_executed(text, backslash_escapes))
     except sql_scanner.ScanError:  # the body of another language
         return text
 
@@ -95,9 +95,9 @@ def _executed(text: str, backslash_escapes: bool) -> Iterator[str]:
         elif kind in STRINGS and has_body:
             body = _content(text[offset:end])
             code = executed(body)
+            yield " "
             yield body if re.search(r"\bEXECUTE\b", code, re.IGNORECASE) else code
-        if kind not in (*STRINGS, "space"):
-            yield text[offset:end]
+        yield " " if kind in (*STRINGS, "space") else text[offset:end]
         offset = end
 
 

@@ -490,8 +490,8 @@ class Session:
     def try_lock_sql(self, where_sql: str = "") -> str:
         """Publishes until when the lock can be held, and takes it if it is free.
 
-        In this order: a process that is frozen in between does not hold the lock permanently. It
-        does not wait for the lock that publishes: others can hold that.
+        It is one message, so a process that is frozen has done both or neither. It does not wait
+        for the lock that publishes: others can hold that.
         """
         if self.deadline.at is None:
             return f"{TRY_LOCK_SQL} {where_sql}"

@@ -38,7 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
         home = _started.enter_context(temporary_home())
         if config.option.basetemp is None:  # else pytest keeps the folders of its last three runs
             config.option.basetemp = str(home / "pytest")
-        _servers.append(Server(**pickle.loads(shared)) if shared else _started.enter_context(running_server()))
+        given = config.pluginmanager.get_plugin("given")  # by tests/mutants: one server for many runs
+        if given:
+            _servers.append(given.server)
+        elif shared:
+            _servers.append(Server(**pickle.loads(shared)))
+        else:
+            _servers.append(_started.enter_context(running_server()))
     except NoServerError as exc:
         raise pytest.UsageError(str(exc)) from exc
 

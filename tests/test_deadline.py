@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import chain, repeat
 from typing import Any, NamedTuple, Optional
 
 import common
 import pytest
+import session
 from harness.others import open_transaction, sessions, wait_until
 from harness.silent_proxy import HOST, SilentProxy, silent_proxy
 from harness.world import Context, World, exactly, rows
@@ -178,23 +180,52 @@ def test_deadline_among_the_users_keeps_the_files_and_the_secret(limited: World)
         assert rows(conn, "SELECT current_user") == [("app_rw",)]
 
 
-def test_deadline_among_retries_ends_them(limited: World) -> None:
-    """A file that is always blocked is retried until the deadline, and not after it."""
+def test_deadline_among_retries_ends_them(
+    limited: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that always gives way is tried again for as long as a pause and an attempt fit before the deadline; then
+    the run ends with the conflict as its reason, and not by the deadline itself."""
     limited.write("001_a.sql", "CREATE TABLE a (i int);")
     limited.deploy()
     limited.write("002_b.sql", "ALTER TABLE a ADD s text;")
+    patience_s = 15.0
+    factors = chain([0.1] * 4, repeat(10.0))  # one for connecting, three short pauses, and then one of 20 s
+    monkeypatch.setattr(session.random, "uniform", lambda *_: next(factors))
+    monkeypatch.setattr(
+        common.Deadline, "from_context", lambda _: common.Deadline(time.monotonic() + patience_s, TOLD_RESERVE_S)
+    )
 
     with open_transaction(limited, LOCK_A):
         started = time.monotonic()
         with pytest.raises(MigrationError) as caught:
-            limited.deploy(None, SOON, LOCK_TIMEOUT="100ms")
+            limited.deploy(None, SOON, LOCK_TIMEOUT="50ms")
         seconds = time.monotonic() - started
 
-    assert seconds < SOON_S + 1
-    # Whichever comes first: no time for another pause, or the deadline in the middle of an attempt.
-    assert re.match(
-        r"out of time( in|:| before) 002_b|002_b\.sql:1: .*\(55P03\)\. Rolled back\. It conflicted ", str(caught.value)
+    assert seconds < patience_s
+    assert re.match(r"002_b\.sql:1: .*\(55P03\)\. Rolled back\. It conflicted ", str(caught.value))
+    assert caplog.text.count("gave way migration=002_b sqlstate=55P03") == 3
+    assert names(limited.deploy()) == ["002_b"]
+
+
+def test_deadline_that_is_near_lets_no_file_begin(limited: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that could not end in time is not begun, and the message says which; the next run applies it."""
+    limited.write("001_a.sql", "CREATE TABLE a (i int);")
+    limited.deploy()
+    limited.write("002_b.sql", "CREATE SEQUENCE begun;")
+    deadline = common.Deadline(time.monotonic() + RESERVE_S / 2 - 1, RESERVE_S)
+    monkeypatch.setattr(
+        common.Deadline, "from_context", lambda context: deadline if context is SOON else common.Deadline()
     )
+
+    with pytest.raises(MigrationError) as caught:
+        limited.deploy(None, SOON)
+
+    assert str(caught.value) == (
+        "out of time before 002_b: it was not started. Applied in this run: nothing. Not applied: 002_b. Invoke again "
+        "to go on; if one file needs longer than the function's timeout, raise that or split the file."
+    )
+    assert deadline.left(0) > 0
+    assert limited.applied() == ["001_a"]
     assert names(limited.deploy()) == ["002_b"]
 
 

@@ -437,6 +437,20 @@ USED_AT_ONCE = {
 }
 
 
+def test_dry_run_does_not_set_a_sequence(world: World) -> None:
+    """No rollback takes a setval back: a file that calls it is not tried, and the sequence stays where it is."""
+    world.write("001_a.sql", "CREATE SEQUENCE numbers; SELECT nextval('numbers');")
+    world.deploy()
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nSELECT pg_catalog.setval ('numbers', 4711);")
+
+    report = world.deploy(DRY)
+
+    assert world.sql("SELECT last_value FROM numbers") == [(1,)]
+    assert [(entry["name"], entry["untried"]) for entry in report["tried"]] == [
+        ("002_b", ["it calls setval, which nothing takes back"])
+    ]
+
+
 def test_dry_run_of_an_enum_value_used_in_its_own_transaction_fails_as_a_run_does(plain: World) -> None:
     """Where the real run would fail with 55P04, so does the dry run."""
     plain.write("001_a.sql", ENUM)

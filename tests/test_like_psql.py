@@ -159,9 +159,14 @@ FOLDERS: dict[str, dict[str, str]] = {
         "3.sql": "INSERT INTO t SELECT length(lo_get(4711)), convert_from(lo_get(4711) || lo_get(4712), 'UTF8');\n"
         "DELETE FROM t WHERE b <> 'abc';\nSELECT lo_unlink(4711), lo_unlink(4712);",
     },
-    "fails: what belongs to the session of an earlier file": {
-        "1.sql": "CREATE TABLE s (i serial);\nINSERT INTO s DEFAULT VALUES;\nSELECT pg_advisory_lock(42);",
+    "fails: the last value of a sequence that an earlier file has used": {
+        "1.sql": "CREATE TABLE s (i serial);\nINSERT INTO s DEFAULT VALUES;",
         "2.sql": "SELECT lastval();",
+    },
+    "an advisory lock of an earlier file": {
+        "1.sql": "SELECT pg_advisory_lock(42);",
+        "2.sql": "CREATE TABLE locks AS SELECT count(*) FROM pg_locks "
+        "WHERE locktype = 'advisory' AND objid = 42 AND pid = pg_backend_pid();",
     },
     "read-only by default in a marked file": {
         "1.sql": T,

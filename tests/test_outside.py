@@ -517,6 +517,21 @@ def test_outside_unique_violation_during_a_long_read_is_reported_as_such(world: 
     assert indexes(world) == {"a": True}
 
 
+def test_outside_build_waits_for_others_beyond_the_lock_timeout(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It blocks nobody while it waits, and a lock timeout would only leave its index INVALID."""
+    world.write("002_x.sql", "CREATE INDEX CONCURRENTLY a ON t (i);")
+
+    with open_transaction(world, WRITER) as writer, deploying(world, LOCK_TIMEOUT="200ms") as future:
+        wait_until(lambda: waiting(world, "CREATE ", writer) != [])
+        time.sleep(0.6)
+        assert not future.done()
+        rows(writer, "COMMIT")
+        report = future.result(WAIT_S)
+
+    assert (names(report), indexes(world)) == (["002_x"], {"a": True})
+    assert "gave way" not in caplog.text
+
+
 # --- Other statements -----------------------------------------------------------------------------------------------
 
 

@@ -339,6 +339,18 @@ def test_rights_that_the_predecessor_gave_are_set_right(world: World) -> None:
     assert may(world, "app_rw", USE.format("notes")) is True
 
 
+def test_rights_on_the_marks_of_a_file_that_failed_are_nobodys(world: World) -> None:
+    """Where a run ends at a marked file, it has closed its own tables before: the groups may not touch the marks."""
+    world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
+    with pytest.raises(MigrationError, match="nope"):
+        world.deploy()
+
+    rights = "SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER"
+    may_any = "SELECT has_table_privilege(%s, 'schema_migrations_progress', %s)"
+    assert world.sql("SELECT count(*) FROM schema_migrations_progress") == [(1,)]
+    assert [world.sql(may_any, group, rights) for group in ("readwrite", "tablecreator")] == [[(False,)]] * 2
+
+
 TRIGGER = (
     "CREATE TRIGGER own BEFORE UPDATE ON schema_migrations FOR EACH ROW "
     "EXECUTE FUNCTION suppress_redundant_updates_trigger()"

@@ -60,7 +60,8 @@ def test_rotation_twice_takes_the_first_credentials_away(world: World) -> None:
 
 
 def test_rotation_never_leaves_a_secret_whose_login_does_not_work(world: World) -> None:
-    """Just before a secret is written, its current value works, and so does the one that is about to be written."""
+    """Each login is tried before its secret is written: where the new one is refused, the secret keeps the one that
+    works; where it is not, both work at that moment."""
     world.deploy()
     seen: list[bool] = []
     write = secret_store.write_secret
@@ -69,7 +70,20 @@ def test_rotation_never_leaves_a_secret_whose_login_does_not_work(world: World) 
         seen.extend([works(world, secret.value), works(world, value)])
         return write(client, secret, value, *given, **named)
 
+    with world.superuser() as superuser:  # a clone that gets nothing by its group cannot connect
+        rows(superuser, f'REVOKE CONNECT ON DATABASE "{world.dbname}" FROM PUBLIC')
+    world.sql("CREATE ROLE app_rw_clone NOINHERIT IN ROLE readwrite")
+    before = secrets(world)
+
     with mock.patch.object(secret_store, "write_secret", tried):
+        with pytest.raises(UserError, match=r"^login app_rw_clone was made, but: .* Its secret was not changed\."):
+            world.deploy(ROTATE)
+
+        assert (secrets(world), seen) == (before, [])
+        assert all(works(world, value) for value in before)
+        if world.server.version >= 160000:
+            world.sql("GRANT readwrite TO app_rw_clone WITH INHERIT TRUE")
+        world.sql("ALTER ROLE app_rw_clone INHERIT")
         world.deploy(ROTATE)
 
     assert seen == [True] * 4

@@ -383,6 +383,7 @@ def test_read_script_utf8_declared_is_accepted(declared: str) -> None:
 SCRIPT = "CREATE TABLE t (a int DEFAULT 1, b text);\nINSERT INTO t VALUES (1, 'a\nb'), (2, $$c\nd$$);\n"
 SAME = {
     "line comment": "-- hello\n" + SCRIPT,
+    "line comment in a statement": SCRIPT.replace("(a int", "( -- no;\n a int"),
     "block comment": SCRIPT.replace("(a int", "(/* no; */ a int"),
     "blank lines": SCRIPT.replace(";", "\n\n;\t\n"),
     "no final semicolon": SCRIPT.rstrip().rstrip(";"),
@@ -415,6 +416,16 @@ def test_checksum_of_the_same_tokens_is_the_same(text: str) -> None:
 def test_checksum_of_other_tokens_differs() -> None:
     """Whatever PostgreSQL would see differently counts, white space in a literal and comments in a body too."""
     assert len({checksum(text) for text in [SCRIPT, *DIFFERENT.values()]}) == 1 + len(DIFFERENT)
+
+
+@pytest.mark.parametrize("before", ["", "SELECT 1;\n" * 120_000], ids=["short", "long"])
+def test_checksum_of_other_rows_differs(before: str) -> None:
+    """The rows of a COPY count to the last character, white space and line ends included."""
+    rows = ["1\ta\n", "1\tb\n", "1\ta \n", "1\ta\n1\ta\n", "1\ta\r\n", ""]
+
+    found = {checksum(f"{before}COPY t FROM stdin;\n{text}\\.\n") for text in rows}
+
+    assert len(found) == len(rows)
 
 
 def test_checksum_names_its_algorithm_and_never_changes() -> None:

@@ -10,7 +10,7 @@ from typing import Optional
 
 import pglast
 import sql_scanner
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 CASES = int(os.environ.get("SCANNER_CASES", "2000"))
@@ -149,19 +149,29 @@ scripts = st.binary(min_size=CHOICES, max_size=CHOICES).map(composed)
 noise = st.text(alphabet=list("';\"$-/*\\eEuU&nNbBxX a1_\n\r(ü."), max_size=30)
 
 
-@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(scripts)
-@example("SELECT 1;;;SELECT 2")
-def test_scanner_on_composed_scripts_splits_like_postgresql(sql: str) -> None:
-    """Statements with everything that is hard to split, glued by comments and white space."""
-    compare(sql)
+def share_compared(texts: st.SearchStrategy[str], *examples: str) -> float:
+    """Compare texts; returns of how many the parser took for right, since nothing else is compared."""
+    tried = compared = 0
+
+    def one(text: str) -> None:
+        nonlocal tried, compared
+        tried += 1
+        compared += compare(text) > 0
+
+    for text in examples:
+        one(text)
+    settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))(given(texts)(one))()
+    return compared / tried
 
 
-@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
-@given(noise)
-def test_scanner_on_noise_splits_like_postgresql(text: str) -> None:
-    """Random quotes, dollars, comments and backslashes: what the parser takes is split alike."""
-    compare(f"SELECT {text}; SELECT 2")
+def test_scanner_on_composed_scripts_splits_like_postgresql() -> None:
+    """Statements with everything that is hard to split, glued by comments and white space; the parser takes most."""
+    assert share_compared(scripts, "SELECT 1;;;SELECT 2") > 0.9
+
+
+def test_scanner_on_noise_splits_like_postgresql() -> None:
+    """Random quotes, dollars, comments and backslashes: what the parser takes is split alike, and that is enough."""
+    assert share_compared(noise.map("SELECT {}; SELECT 2".format)) > 0.1
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

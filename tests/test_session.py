@@ -211,6 +211,35 @@ def test_session_settings_are_in_force_for_the_file_that_made_them(world: World)
     assert world.sql("SELECT zone FROM s.zones, s.t RIGHT JOIN (VALUES (1)) v(x) ON true") == [("Asia/Tokyo",)]
 
 
+# At most so many ms until the server notices that a run has vanished or is frozen.
+NOTICED_WITHIN_MS = {
+    "idle_in_transaction_session_timeout": 120_000,
+    "idle_session_timeout": 300_000,
+    "client_connection_check_interval": 2_000,
+    "tcp_user_timeout": 15_000,
+}
+
+
+def test_session_of_a_run_that_is_frozen_or_gone_is_ended_by_the_server(world: World) -> None:
+    """Whatever happens to the client, its locks do not stay: each of these settings is on, and short enough."""
+    known = [name for (name,) in world.sql("SELECT name FROM pg_settings WHERE name = ANY (%s)", [*NOTICED_WITHIN_MS])]
+    world.write(
+        "001_a.sql",
+        "CREATE TABLE seen AS SELECT name, setting::int FROM pg_settings "
+        f"WHERE name IN ({', '.join(map(repr, known))}) OR name LIKE 'tcp_keepalives%';",
+    )
+
+    world.deploy()
+
+    seen = dict(world.sql("SELECT name, setting FROM seen"))
+    keepalives_s = seen.pop("tcp_keepalives_idle") + seen.pop("tcp_keepalives_interval") * seen.pop(
+        "tcp_keepalives_count"
+    )
+    assert 0 < keepalives_s <= 15
+    assert len(seen) >= (4 if world.server.version >= 140000 else 2)
+    assert [name for name, value in seen.items() if not 0 < value <= NOTICED_WITHIN_MS[name]] == []
+
+
 def test_session_users_are_made_after_any_file(world: World) -> None:
     """What the last file leaves in the session does not reach the users either."""
     world.write(

@@ -25,6 +25,7 @@ LOCKS = [
     *sorted((REPOSITORY / "tests" / "harness" / "clients").glob("*.txt")),
     *sorted((REPOSITORY / "tests" / "chain" / "python").glob("*.txt")),
     REPOSITORY / "tests" / "frameworks" / "python" / "requirements.txt",
+    REPOSITORY / "tests" / "mutants" / "requirements.txt",
     REPOSITORY / "benchmarks" / "peers" / "requirements.txt",
 ]
 TIMEOUT_S = 100

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import psycopg2
 import pytest
+import tracking
 from harness.world import World, rows
-from session import LOCK_KEY
+from initializer import InitializerError
+from session import LOCK_KEY, Session
 
 STATUS = {"action": "status"}
 
@@ -76,8 +79,25 @@ def test_status_names_a_run_that_is_at_work_and_does_not_wait_for_it(world: Worl
     assert re.fullmatch(rf"another run \(pid {pid}, user rds_admin, '', connected for \d s\)", report["running"][0])
 
 
+def test_status_cannot_write(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads: whatever it asked the server to write, as the admin, the server would refuse."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+    read = tracking.history
+
+    def writing(session: Session, *given: Any) -> Any:
+        session.query("INSERT INTO public.a VALUES (1)")
+        return read(session, *given)
+
+    monkeypatch.setattr(tracking, "history", writing)
+
+    with pytest.raises(InitializerError, match=r"cannot execute INSERT in a read-only transaction \(25006\)"):
+        world.deploy(STATUS)
+    assert world.sql("SELECT i FROM a") == []
+
+
 def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
-    """`status` only reads: a login without any right to write gets the same answer."""
+    """A login that may not even write tells the same as the admin's, whose tables and rows stay as they are."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.deploy()
     report = world.deploy(STATUS)
@@ -92,8 +112,9 @@ def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
         with world.superuser() as superuser:
             rows(superuser, "DROP OWNED BY tmp_reader")
 
-    same = ("applied", "pending", "edited", "missing", "users", "server_version")
-    assert {key: reader[key] for key in same} == {key: report[key] for key in same}
+    own = ("database", "duration_ms")
+    assert {**reader, **dict.fromkeys(own)} == {**report, **dict.fromkeys(own)}
+    assert (reader["users"], reader["applied"][0]["name"]) == ({"app_rw": "works", "app_tc": "works"}, "001_a")
 
 
 def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,13 +130,19 @@ def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog:
     )
 
 
-def test_status_as_a_reader_by_default_privileges_after_a_marked_file(world: World) -> None:
-    """The table of marks is closed to everybody else."""
-    world.write("001_a.sql", "-- no-transaction\nSELECT 1;\nSELECT 2;")
+def test_status_as_a_reader_by_default_privileges_tells_what_is_applied_but_no_marks(world: World) -> None:
+    """Default privileges let a login read the tracking table, but not the table of marks; it gets an answer all the
+    same."""
+    world.write("001_a.sql", "SELECT 1;")
+    world.write("002_b.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
     with world.superuser() as superuser:
         rows(superuser, "CREATE ROLE tmp_reader LOGIN PASSWORD 'reads'")
     world.sql("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO tmp_reader")
-    world.deploy(CREATE_USERS="false")
+    with pytest.raises(InitializerError, match="nope"):
+        world.deploy(CREATE_USERS="false")
+    admins = world.deploy(STATUS, CREATE_USERS="false")
+    may_read = "SELECT has_table_privilege('tmp_reader', %s, 'SELECT')"
+    rights = [world.sql(may_read, table)[0][0] for table in ("schema_migrations", "schema_migrations_progress")]
     world.put_secret("admin", {**world.secret("admin"), "username": "tmp_reader", "password": "reads"})
     try:
         report = world.deploy(STATUS, CREATE_USERS="false")
@@ -124,4 +151,6 @@ def test_status_as_a_reader_by_default_privileges_after_a_marked_file(world: Wor
             rows(superuser, "DROP OWNED BY tmp_reader")
             rows(superuser, "DROP ROLE tmp_reader")
 
+    assert rights == [True, False]
     assert [entry["name"] for entry in report["applied"]] == ["001_a"]
+    assert (admins["unfinished"], report["unfinished"]) == (["002_b"], [])

@@ -370,8 +370,8 @@ def test_users_with_an_attribute_only_a_superuser_takes_away_are_refused(world: 
 def test_users_in_a_more_powerful_role_are_refused(world: World) -> None:
     """The message names the role that gives the power; nothing is changed, and its advice helps."""
     world.deploy()
-    rows_as_superuser(world, "CREATE ROLE tmp_chief CREATEROLE")
-    for power in ("tablecreator", "tmp_chief"):
+    rows_as_superuser(world, "CREATE ROLE tmp_chief CREATEROLE; CREATE ROLE rds_superuser")  # RDS's has no attribute
+    for power in ("tablecreator", "tmp_chief", "rds_superuser"):
         rows_as_superuser(world, f"GRANT {power} TO app_rw")
         before = standing(world)
 
@@ -384,6 +384,7 @@ def test_users_in_a_more_powerful_role_are_refused(world: World) -> None:
         )
         assert standing(world) == before
         rows_as_superuser(world, f"REVOKE {power} FROM app_rw")
+    rows_as_superuser(world, "DROP ROLE rds_superuser")
     assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
@@ -575,6 +576,7 @@ def test_users_whose_secret_may_not_be_written_are_told_so(world: World) -> None
         f"{WRITE_FAILED}it is closed to the function's role: grant it secretsmanager:PutSecretValue, and the use of "
         f"the KMS key{NOT_CHANGED}"
     )
+    assert rows_as_superuser(world, "SELECT FROM pg_roles WHERE rolname = 'app_rw'") == []  # which nobody could use
 
 
 # --- Passwords in no log --------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -111,6 +112,21 @@ def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, m
             working.result(20)
 
     assert in_the_way.startswith(f"pid {pid} rds_admin")
+
+
+def test_watcher_asks_the_very_same_server_without_dns(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name can lead elsewhere after a failover, and DNS can fall silent: the watcher goes to the address that the
+    watched connection has."""
+    monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
+    address = Endpoint(world.server.host, world.server.port, world.dbname)
+    login = Login(address, ADMIN, ADMIN_PASSWORD)
+    renamed = replace(login, endpoint=replace(address, host="db.invalid"))  # a name that no DNS knows
+    with closing(database.connect(login, Deadline())) as conn:
+        watching = watcher.Watcher(conn, renamed, Deadline(), watcher.Activity(), 1)
+
+        answer = watching._ask("SELECT pid FROM pg_stat_activity WHERE pid = %(pid)s", watcher.ANSWER_S)
+
+        assert answer == [(conn.info.backend_pid,)]
 
 
 @pytest.mark.usefixtures("_soon")
