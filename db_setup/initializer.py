@@ -25,7 +25,8 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     boundary         whom the admin trusts           report           what to say at the end
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there.
-The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes.
+The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes; the
+session has kept_types.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -187,17 +188,18 @@ class Run:
 
     @cached_property
     def users(self) -> LimitedUsers:
-        return LimitedUsers(self.session, self.setup.application, self.mark)
+        return LimitedUsers(self.session, self.setup.application, self.password_tag)
 
     @property
-    def mark(self) -> str:
+    def password_tag(self) -> str:
         """What a password ends with that this event has made; empty outside of Lambda."""
         request_id = self.request_id.encode()
         return hashlib.sha256(request_id).hexdigest()[:12] if request_id else ""
 
     def has_made(self, value: Optional[Credentials]) -> bool:
         """This event, delivered before, has made the password."""
-        return self.mark != "" and str((value or Credentials()).get("password")).endswith(self.mark)
+        password = str((value or Credentials()).get("password"))
+        return self.password_tag != "" and password.endswith(self.password_tag)
 
     def warn_of_users(self) -> None:
         """What limited users did to themselves, and who else is a member of their roles."""

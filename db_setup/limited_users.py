@@ -172,10 +172,10 @@ class Trial(NamedTuple):
 class LimitedUsers:
     """The limited users of one application, seen and changed in an admin's session."""
 
-    def __init__(self, session: Session, app: Application, mark: str) -> None:
+    def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
-        self._mark = mark  # what a new password ends with
+        self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
@@ -289,6 +289,7 @@ class LimitedUsers:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
                 self._ensure_rights(kind)
+            query("SET LOCAL client_min_messages TO DEFAULT")  # a dry run's transaction goes on
         return missing
 
     def _group_states(self) -> dict[Kind, GroupState]:
@@ -554,7 +555,7 @@ class LimitedUsers:
         return self._replace_login(kind, stored)
 
     def _new_password(self) -> str:
-        return secrets.token_urlsafe(32) + self._mark
+        return secrets.token_urlsafe(32) + self._password_tag
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
