@@ -729,7 +729,9 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
 
 def unpack_commit(commit: str, place: Path) -> None:
     """Write the files that the migrations' folder had in this commit, without its sub-folders."""
-    archive = git("archive", "--format=tar", commit) if commit else None
+    # A newer git makes an archive without files where the commit does not have the folder.
+    is_there = bool(commit and git("ls-tree", commit))
+    archive = git("archive", "--format=tar", commit) if is_there else None
     if archive is None:  # the folder was not there, or had another name
         if commit:
             unpack_moved_folder(commit, place)

@@ -52,7 +52,7 @@ def title(name: str) -> str:
 
 # --- Versions -------------------------------------------------------------------------------------
 
-# 1.10.0, 00.05.00_01, 2024-01-15-120000. What a letter follows is no part: 001-2fa is 1.
+# 1.10.0, 00.05.00_01, 2024-01-15-120000. What a letter follows is not a part: 001-2fa is 1.
 _PART_ENDS = r"(?=[-._ ]|T[0-9]|$)"
 _DATE = re.compile(rf"((?:19|20)[0-9]{{2}})[-._]([0-9]{{1,2}})[-._]([0-9]{{1,2}}){_PART_ENDS}")
 _FIRST = re.compile(r"[0-9]+")

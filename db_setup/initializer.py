@@ -25,7 +25,8 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     boundary         whom the admin trusts           report           what to say at the end
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there.
-The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes.
+The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes; the
+session has kept_types.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -187,13 +188,18 @@ class Run:
 
     @cached_property
     def users(self) -> LimitedUsers:
-        return LimitedUsers(self.session, self.setup.application, self.mark)
+        return LimitedUsers(self.session, self.setup.application, self.password_tag)
 
     @property
-    def mark(self) -> str:
+    def password_tag(self) -> str:
         """What a password ends with that this event has made; empty outside of Lambda."""
         request_id = self.request_id.encode()
         return hashlib.sha256(request_id).hexdigest()[:12] if request_id else ""
+
+    def has_made(self, value: Optional[Credentials]) -> bool:
+        """This event, delivered before, has made the password."""
+        password = str((value or Credentials()).get("password"))
+        return self.password_tag != "" and password.endswith(self.password_tag)
 
     def warn_of_users(self) -> None:
         """What limited users did to themselves, and who else is a member of their roles."""
@@ -555,8 +561,12 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
         def final_sql() -> str:
             record_sql = tracking.record_sql(session, config, one.name, hashes())
+            # A row that the file has removed is restored while the lock is still held.
+            release_if_sql = "false"
+            if more_follow:
+                release_if_sql = tracking.has_rows_sql(session, config, len(run.recorded) + 1)
             return script_runner.final_sql(
-                session, record_sql, question_sql, more_follow and may_set, more_follow
+                session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)
@@ -669,11 +679,11 @@ def forget_answers(error: Optional[BaseException]) -> None:
     links = [error]
     for link in links:
         for name in ("__cause__", "__context__"):
-            behind = getattr(link, name, None)
-            if isinstance(behind, psycopg2.Error) and behind.pgcode:
+            origin = getattr(link, name, None)
+            if isinstance(origin, psycopg2.Error) and origin.pgcode:
                 setattr(link, name, None)
-            elif behind not in links:  # they can form a circle
-                links.append(behind)
+            elif origin not in links:  # they can form a circle
+                links.append(origin)
 
 
 @contextmanager
@@ -739,9 +749,8 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             ) from exc
         refuse_secret(run, secret, arns)
         stored = stored_login(run, client, secret, arns)
-        password = str((secret.value or Credentials()).get("password"))
-        is_rotated = run.mark != "" and password.endswith(run.mark)
-        is_done = is_rotated or secret.value != target.value  # by this event, or by another run
+        # By this event, which can be delivered twice, or by another run.
+        is_done = run.has_made(secret.value) or secret.value != target.value
         act = run.users.ensure_login if is_done else ensure_login
         while True:
             try:

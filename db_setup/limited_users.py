@@ -172,10 +172,10 @@ class Trial(NamedTuple):
 class LimitedUsers:
     """The limited users of one application, seen and changed in an admin's session."""
 
-    def __init__(self, session: Session, app: Application, mark: str) -> None:
+    def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
-        self._mark = mark  # what a new password ends with
+        self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
         self.warnings: list[str] = []
@@ -289,6 +289,7 @@ class LimitedUsers:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
                 self._ensure_rights(kind)
+            query("SET LOCAL client_min_messages TO DEFAULT")  # a dry run's transaction goes on
         return missing
 
     def _group_states(self) -> dict[Kind, GroupState]:
@@ -554,7 +555,7 @@ class LimitedUsers:
         return self._replace_login(kind, stored)
 
     def _new_password(self) -> str:
-        return secrets.token_urlsafe(32) + self._mark
+        return secrets.token_urlsafe(32) + self._password_tag
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
@@ -919,20 +920,21 @@ FOREIGN_DATABASES_SQL = """
           AND w.oid <> d.datdba AND w.rolname <> current_user AND NOT w.rolsuper)"""
 
 # Since PostgreSQL 16 a REVOKE takes back only what its own role, or the one it names, has granted.
-# Before 16 the grantor may have been dropped.
-REVOKE_SQL = """format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
-               || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '')"""
-FROM_MEMBERSHIPS_SQL = """FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-               JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
-# Since PostgreSQL 16 the admin who made a role is a member who can neither use it nor become it.
-MEMBERS_SQL = f"""(
-               SELECT coalesce(json_agg(json_build_array(m.rolname, {REVOKE_SQL})
-                                        ORDER BY m.rolname, l.rolname), '[]')
-               {FROM_MEMBERSHIPS_SQL}
-               WHERE a.roleid = r.oid AND m.rolname <> ALL (%(limited)s)
-                 AND m.rolname <> current_user AND NOT m.rolsuper
-                 AND coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                              OR (to_jsonb(a) ->> 'set_option')::bool, true))"""
+# Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
+# can neither use it nor become it.
+MEMBERSHIPS_SQL = """
+    SELECT a.roleid, m.rolname AS member, m.rolsuper, l.rolname AS grantor,
+           format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
+           || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
+           coalesce((to_jsonb(a) ->> 'inherit_option')::bool
+                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable
+    FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+    JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
+MEMBERS_SQL = f"""
+    SELECT coalesce(json_agg(json_build_array(member, remedy) ORDER BY member, grantor), '[]')
+    FROM ({MEMBERSHIPS_SQL}) s
+    WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
+      AND NOT rolsuper AND is_usable"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
 GROUP_STATE_SQL = f"""
@@ -946,9 +948,9 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           {MEMBERS_SQL},
-           (SELECT coalesce(json_agg(json_build_array(l.rolname, {REVOKE_SQL} || ' CASCADE')), '[]')
-            {FROM_MEMBERSHIPS_SQL} WHERE l.rolname = ANY (%(limited)s))
+           ({MEMBERS_SQL}),
+           (SELECT coalesce(json_agg(json_build_array(grantor, remedy || ' CASCADE')), '[]')
+            FROM ({MEMBERSHIPS_SQL}) s WHERE grantor = ANY (%(limited)s))
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """
@@ -980,7 +982,7 @@ LOGIN_STATE_SQL = f"""
                  OR m.rolcreaterole OR m.rolcreatedb
                  OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
                  OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))),
-           {MEMBERS_SQL}
+           ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 

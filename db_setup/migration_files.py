@@ -300,8 +300,8 @@ def _memory_to_decode(data: Any) -> int:
 
 
 def _memory_to_send(script: Script, file_size: int) -> int:
-    """Bytes: of the longest statement there are four copies beside the text. One is psycopg2's, two
-    are libpq's, and one is the error's, if it fails.
+    """Bytes. Besides the text there are four copies of the longest statement: one of psycopg2, two
+    of libpq, and one of the error, if it fails.
     """
     text_size = sys.getsizeof(script.text)
     longest = max((piece.end - piece.start for piece in script.pieces), default=0)

@@ -223,7 +223,7 @@ def number_files(
 
 # --- What may be a slip ---------------------------------------------------------------------------
 
-TIME_STAMP = 10_000  # a number from here on is no count, and no gap means anything
+TIME_STAMP = 10_000  # a number from here on is not a count, and a gap means nothing
 
 
 def duplicates(files: Iterable[Migration]) -> list[list[str]]:
@@ -241,8 +241,8 @@ def _warnings(
     rows: Sequence[Row],
 ) -> Iterator[str]:
     """What may be a slip: no file at all, a version used twice, a late one, a gap."""
-    if not files:
-        yield NO_FILES if rows else NO_FILES.partition(",")[0]
+    if rows and not files:
+        yield NO_FILES
     new = [(file.version, file.name) for file in pending if file.version]
     if not new:
         return

@@ -37,8 +37,6 @@ class Rehearsal(Session):
     Everything is rolled back except the values of sequences.
     """
 
-    _after_commit_sql = "; RESET client_min_messages"  # a SET LOCAL lasts beyond its savepoint
-
     def __init__(self, login: Login, deadline: Deadline, lock_timeout_ms: int) -> None:
         super().__init__(login, deadline, lock_timeout_ms)
         self.has_sequences = False

@@ -349,7 +349,7 @@ def final_sql(
     record_sql: str,
     question_sql: str,
     may_have_changed: bool,
-    release_if_changed: bool,
+    release_if_sql: str,
 ) -> str:
     """The end of a script's last transaction: the session is put back, the record written, the
     session looked at, and a question asked of which the answer is part of the outcome.
@@ -357,7 +357,7 @@ def final_sql(
     Cursors and temporary tables go after the COMMIT, which may still find fault with them. The next
     script finds the session as a new one would be: psql, started for each file, is the model.
     """
-    check_sql = session.session_check_sql(may_have_changed, release_if_changed)
+    check_sql = session.session_check_sql(may_have_changed, release_if_sql)
     return (
         f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
         f"{session.settings_sql()}"

@@ -13,6 +13,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Optional
 
 from common import ConfigError, Credentials, Deadline, OvertakenError, UserError, shown
@@ -123,12 +124,13 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> str:
     What follows the same version has the same token, of which Secrets Manager accepts only the
     first: a request of a killed run that arrives late cannot replace what a later run has written.
     """
-    request = {"SecretId": secret.arn or secret.name, "SecretString": json.dumps(value)}
+    name = secret.arn or secret.name
     for number in itertools.count():
         version = f"{_name_in(secret.name)} {secret.version} {number}"
         try:
             token = str(uuid.uuid5(uuid.NAMESPACE_URL, version))
-            return str(client.put_secret_value(**request, ClientRequestToken=token)["ARN"])
+            put = partial(client.put_secret_value, SecretId=name, ClientRequestToken=token)
+            return str(put(SecretString=json.dumps(value))["ARN"])
         except (BotoCoreError, ClientError) as exc:
             answer: Any = exc.response if isinstance(exc, ClientError) else {}
             problem = _aws_problem(exc, "PutSecretValue", secret.name)

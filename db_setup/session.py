@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 
 import database
+import kept_types
 import psycopg2
 from common import ConnectError, Deadline, LockError, log, shortened
 from database import Connection, Login
@@ -54,8 +55,6 @@ class Session:
     In autocommit: what is to be one transaction begins and commits by the methods below.
     """
 
-    _after_commit_sql = ""
-
     def __init__(self, login: Login, deadline: Deadline, lock_timeout_ms: int) -> None:
         self.login = login
         self.deadline = deadline
@@ -68,8 +67,8 @@ class Session:
         self.limited_roles: Sequence[str] = ()  # their members run no migration, see acquire_lock
         self.activity = Activity()
         self._defaults_when_begun = ""
-        self._functions_keep_types = False  # one that is there does; see KEEP_TYPES_SQL
-        self._functions_seen_to = BEFORE_ALL
+        self._functions_keep_types = False  # one that is there does; see kept_types
+        self._functions_seen_to = kept_types.BEFORE_ALL
         self._read_only_by = ""  # where default_transaction_read_only is set; empty: it is off
         self._connection: Optional[Connection] = None
         self._watcher: Optional[Watcher] = None
@@ -331,7 +330,7 @@ class Session:
         self.query(self.begin_sql())
         try:
             yield
-            self.query(self.commit_sql() + self._after_commit_sql)
+            self.query(self.commit_sql())
         except BaseException:
             self.roll_back()
             raise
@@ -500,7 +499,7 @@ class Session:
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
         return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 
-    def session_check_sql(self, may_have_changed: bool, release_if_changed: bool) -> str:
+    def session_check_sql(self, may_have_changed: bool, release_if_sql: str) -> str:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
 
         Where it `may_have_changed` it counts as changed. Such a session can release the lock, which
@@ -516,21 +515,21 @@ class Session:
         # Functions that were harmless at the last check are not looked into again.
         keep_types_sql = "true"
         if not self._functions_keep_types:
-            keep_types_sql = KEEP_TYPES_SQL.format(since=self._functions_seen_to)
+            keep_types_sql = kept_types.KEEP_TYPES_SQL.format(since=self._functions_seen_to)
         functions_sql = (
-            f"SELECT CASE WHEN {USES_PLPGSQL_SQL} THEN {keep_types_sql} END AS keep_types OFFSET 0"
+            f"SELECT CASE WHEN {kept_types.USES_PLPGSQL_SQL} THEN {keep_types_sql} END "
+            "AS keep_types OFFSET 0"
         )
         fresh_sql = (
             f"NOT {may_have_changed} AND alone AND keep_types IS NOT true "
             f"AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}'"
         )
         state_sql = (
-            f"SELECT held, {fresh_sql} AS fresh, keep_types, {SEEN_TO_SQL} AS seen_to "
+            f"SELECT held, {fresh_sql} AS fresh, keep_types, {kept_types.SEEN_TO_SQL} AS seen_to "
             f"FROM ({locks_sql}) l, ({functions_sql}) f OFFSET 0"
         )
         release_sql = (
-            f"CASE WHEN {release_if_changed} AND held AND NOT fresh THEN pg_advisory_unlock_all() "
-            "END"
+            f"CASE WHEN held AND NOT fresh AND {release_if_sql} THEN pg_advisory_unlock_all() END"
         )
         return f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql}) s"
 
@@ -639,35 +638,3 @@ EXTENSIONS_SQL = (
     "SELECT extname::text, pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_extension "
     "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) extnamespace"
 )
-
-USES_PLPGSQL_SQL = "current_setting('plpgsql.variable_conflict', true) IS NOT NULL"
-# The first transaction that the next check may not have seen: a row that it writes is younger.
-SEEN_TO_SQL = "(pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text"
-BEFORE_ALL = "2"  # the transaction that is older than all
-
-# What a DECLARE may contain without harm: names of PostgreSQL's own types always mean the same.
-# Each other one is looked up when the function is first called in a session, and kept: a %TYPE
-# whose column has another type by now, an enum that was dropped and made again, a name that another
-# search path leads elsewhere. (tests/test_kept_types.py has the table.) Parameters and results
-# are in the catalog, where a change of them counts, and NEW, OLD and records are looked at each
-# time.
-_GAP = r"(?:\s|--[^\n]*\n|/\*[^*]*\*/)"
-_BUILT_IN = (
-    "bigint|bit( varying)?|bool(ean)?|bytea|(bp)?char|character( varying)?|cidr|date"
-    "|dec(imal)?|double precision|float[48]?|inet|int[248]?|integer|interval|jsonb?|jsonpath"
-    "|macaddr8?|money|name|numeric|oid|point|real|record|refcursor|reg(class|proc(edure)?|role|type)"
-    "|smallint|text|time(stamp)?(tz| with(out)? time zone)?|tsquery|tsvector|uuid|varchar|void|xml"
-)
-_DECLARATION = (
-    rf"[a-z_][a-z0-9_]*{_GAP}+(?:constant{_GAP}+)?(?:{_BUILT_IN})(?:{_GAP}*\([0-9, ]+\))?"
-    rf"(?:\[[0-9]*\])*(?:{_GAP}+not{_GAP}+null)?(?:{_GAP}*(?::=|=|default\M)[^;]*)?;"
-)
-_HARMLESS = rf"^(?:{_GAP}*{_DECLARATION})*{_GAP}*\Z"
-# Megabytes are not read for that, whoever made them.
-KEEP_TYPES_SQL = rf"""(SELECT coalesce(sum(octet_length(prosrc)), 0) > 1000000
-        OR coalesce(bool_or(prosrc ~* $$\mdeclare\M$$ AND EXISTS (
-            SELECT FROM regexp_matches(prosrc, $$\mdeclare\M(.*?)\mbegin\M(?![$])$$, 'gi') d(part)
-            WHERE part[1] !~* $${_HARMLESS}$$)), false)
-    FROM (SELECT prosrc FROM pg_proc
-          WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
-            AND age(xmin) <= age('{{since}}'::xid) OFFSET 0) p)"""

@@ -149,6 +149,13 @@ def after_file_question(config: Config) -> sql.Composable:
     return sql.SQL(question).format(our_tables_question(config), config.tracking)
 
 
+def has_rows_sql(session: Session, config: Config, count: int) -> str:
+    """Whether the tracking table has as many rows as it should."""
+    question = sql.SQL("(SELECT count(*) >= {} FROM {})")
+    filled = question.format(sql.Literal(count), config.tracking)
+    return filled.as_string(session.connection)
+
+
 def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
     """Record these names again where they are not; returns those that were not.
 
@@ -281,15 +288,27 @@ def _adopted(names: list[str]) -> list[str]:
 def has_tables(session: Session, setup: Setup) -> bool:
     """Whether a database without tracking table has any other.
 
-    Raises ConfigError where ours was moved, or MIGRATIONS_TABLE was changed: without its rows,
-    every file would run again.
+    Raises ConfigError where ours was moved: without its rows, every file would run again.
     """
     config = setup.config
     name = sql.Literal(config.table)
     question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
-    has_any, moved, others = session.query(question)[0]
-    contents = {file.sha256 for file in setup.files if others}
-    for schema, table in others:
+    has_any, moved = session.query(question)[0]
+    if moved:
+        raise ConfigError(
+            f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
+            "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
+            "Nothing has been touched."
+        )
+    return bool(has_any)
+
+
+def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
+    """Raise ConfigError where a tracking table of another name has these files: adoption would
+    take the first one as applied, and run the others again.
+    """
+    contents = {file.sha256 for file in setup.files}
+    for schema, table in session.query(OTHER_TABLES_SQL, [setup.config.table]):
         select = sql.SQL("SELECT file_sha256 FROM {}").format(sql.Identifier(schema, table))
         recorded = {sha256 for (sha256,) in session.query(select)}
         if recorded and recorded <= contents:
@@ -299,13 +318,6 @@ def has_tables(session: Session, setup: Setup) -> bool:
                 "table belongs to another application that has the same ones. Nothing has been "
                 "touched."
             )
-    if moved:
-        raise ConfigError(
-            f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
-            "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
-            "Nothing has been touched."
-        )
-    return bool(has_any)
 
 
 def adoptable(session: Session, setup: Setup) -> Adoption:
@@ -330,6 +342,7 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
         log("baseline not used: no table of the first migration exists", baseline=baseline)
         reason = "no table of the first migration exists, so every file runs"
         return Adoption(warning=f"BASELINE={baseline} has no effect: {reason}")
+    refuse_recorded_elsewhere(session, setup)
     if baseline:
         last = next(
             i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
@@ -558,17 +571,18 @@ SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
 )
-# Whether there is any table, where one of our name is that is not in public, and which others are
-# made as ours.
+# Whether there is any table, and where one of our name is that is not in public.
 FIRST_RUN_SQL = """
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
          WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
-           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1),
-        (SELECT coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]') FROM pg_class c
-         JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-         WHERE c.relname <> {name} AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
-           AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
-                AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4)"""
+           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
+# Tables of another name that are made as ours.
+OTHER_TABLES_SQL = """
+    SELECT n.nspname, c.relname FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
+    WHERE c.relname <> %s AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+      AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
+           AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""

@@ -106,7 +106,7 @@ def test_rights_on_our_tables_given_by_hand_are_taken_back_by_the_next_run(
 
     assert all_forgeries(deployed) == NOBODY
     assert [text for text in report["warnings"] if "schema_migrations" in text] != []
-    assert deployed.deploy(CREATE_USERS=users)["warnings"] == []
+    assert warned(deployed.deploy(CREATE_USERS=users)) == []
 
 
 def test_rights_by_default_for_everybody_do_not_reach_our_tables(world: World) -> None:
@@ -172,6 +172,11 @@ def test_rights_of_a_monitor_are_not_too_many(deployed: World) -> None:
     assert deployed.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
+def warned(report: dict[str, Any]) -> list[str]:
+    """The warnings of a run whose folder may be empty."""
+    return [text for text in report["warnings"] if not text.startswith("migrations/ holds no file")]
+
+
 # --- Members --------------------------------------------------------------------------------------------------------
 
 
@@ -183,10 +188,10 @@ def test_members_of_groups_that_were_there_before_are_named(world: World) -> Non
     reports = [world.deploy(), world.deploy()]
 
     for report in reports:
-        (warning,) = report["warnings"]
+        (warning,) = warned(report)
         (remedy,) = re.findall(f"REVOKE readwrite FROM {STRANGER} GRANTED BY .*", warning)
     as_superuser(world, remedy)
-    assert world.deploy()["warnings"] == []
+    assert warned(world.deploy()) == []
 
 
 def test_members_of_groups_that_several_have_put_there_are_named_once_for_each(world: World) -> None:
@@ -196,12 +201,12 @@ def test_members_of_groups_that_several_have_put_there_are_named_once_for_each(w
     as_superuser(world, f"GRANT readwrite TO {STRANGER}")
     world.sql(f"GRANT readwrite TO {STRANGER}")
 
-    warnings = world.deploy()["warnings"]
+    warnings = warned(world.deploy())
 
     assert len(warnings) == (2 if world.server.version >= 160000 else 1)
     for warning in warnings:
         as_superuser(world, warning.partition("if it should not: ")[2])
-    assert world.deploy()["warnings"] == []
+    assert warned(world.deploy()) == []
 
 
 def test_members_that_a_limited_user_has_put_there_are_taken_out(deployed: World) -> None:
@@ -226,7 +231,7 @@ def test_members_of_a_login_that_was_there_before_are_named(world: World) -> Non
     )
 
     for _ in range(2):
-        (warning,) = world.deploy()["warnings"]
+        (warning,) = warned(world.deploy())
         assert f"REVOKE app_rw FROM {STRANGER}" in warning
 
 
@@ -238,4 +243,4 @@ def test_members_that_we_put_there_are_not_named(deployed: World) -> None:
     )
     deployed.put_secret("creator", {"username": "tmp_0123456789abcdef", "password": "its own"})
 
-    assert [deployed.deploy()["warnings"] for _ in range(2)] == [[], []]
+    assert [warned(deployed.deploy()) for _ in range(2)] == [[], []]

@@ -130,7 +130,7 @@ OF_OURS = {  # what the trigger does, and what may be said of it
 def test_secrets_in_an_error_of_our_own_statements_are_not_said(
     vault: World, case: str, trigger: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a trigger that we set off fails with: neither by the message, nor by an error behind it, nor in the log."""
+    """The words of a trigger that we set off are in no message, in no error of its chain, and not in the log."""
     body, said = OF_OURS[case]
     of_events = trigger == "event trigger"
     returns, end = ("event_trigger", "END") if of_events else ("trigger", "RETURN NULL; END")

@@ -647,8 +647,8 @@ def test_deadline_stops_the_running_statement(world: World) -> None:
     message, seconds = failure(world, initializer.MigrationError, Context(3))
 
     assert message == (
-        "out of time: 002_slow.sql: canceling statement due to user request (57014). Rolled back. It was stopped, by "
-        "the deadline or by an administrator. Invoke again to go on; if it needs longer than the function's timeout, "
+        "out of time: 002_slow.sql: canceling statement due to user request (57014). Rolled back. The deadline "
+        "stopped it. Invoke again to go on; if it needs longer than the function's timeout, "
         "raise that or split the file. Applied in this run: 001_users. Not tried: 003_later."
     )
     assert seconds < 3

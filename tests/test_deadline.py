@@ -183,7 +183,7 @@ def test_deadline_among_the_users_keeps_the_files_and_the_secret(limited: World)
 def test_deadline_among_retries_ends_them(
     limited: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file that always gives way is tried again for as long as a pause and an attempt fit before the deadline; then
+    """A file that is always blocked is retried for as long as a pause and an attempt fit before the deadline; then
     the run ends with the conflict as its reason, and not by the deadline itself."""
     limited.write("001_a.sql", "CREATE TABLE a (i int);")
     limited.deploy()

@@ -801,9 +801,7 @@ def test_statement_that_was_stopped_is_known_by_its_sqlstate(there: World) -> No
     """PostgreSQL's words are in the language of its server: they do not decide."""
     message = fail_with(there, STOPPED)
 
-    assert message.startswith(
-        "002_b.sql: storniere Anfrage (57014). Rolled back. It was stopped, by the deadline or by "
-    )
+    assert message.startswith("002_b.sql: storniere Anfrage (57014). Rolled back. An administrator or another session ")
 
 
 def test_statement_that_exceeds_the_timeout_of_its_file_is_none_that_was_stopped(there: World) -> None:

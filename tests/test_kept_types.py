@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import kept_types
 import psycopg2
 import pytest
-import session
 from harness.world import World, rows
 
 STALE, FRESH = True, False
@@ -243,7 +243,7 @@ def test_each_function_that_can_keep_a_meaning_is_recognised_alone(world: World)
 
 
 def keeps_types(conn: Any) -> bool:
-    ((answer,),) = rows(conn, "SELECT " + session.KEEP_TYPES_SQL.format(since=session.BEFORE_ALL))
+    ((answer,),) = rows(conn, "SELECT " + kept_types.KEEP_TYPES_SQL.format(since=kept_types.BEFORE_ALL))
     return bool(answer)
 
 

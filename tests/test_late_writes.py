@@ -21,7 +21,7 @@ LOST = (
 
 
 class ProcessDied(BaseException):
-    """Stands for the end of the process: nothing that catches exceptions catches this one."""
+    """Represents the end of the process: nothing that catches exceptions catches this one."""
 
 
 def die(**_: Any) -> None:
@@ -38,7 +38,7 @@ def _one_user(world: World) -> None:
 
 
 def killed(world: World, event: Any) -> dict[str, Any]:
-    """The write that is on its way when a run is killed: nobody has got it yet."""
+    """The write that is on its way when a run is killed: nobody has received it yet."""
     late: dict[str, Any] = {}
 
     def hold_back(params: dict[str, Any], **_: Any) -> None:

@@ -32,7 +32,7 @@ LINES = [
 
 @pytest.mark.parametrize(("text", "expected"), LINES)
 def test_shown_line_has_names_and_keywords_but_no_literal(text: str, expected: str) -> None:
-    """When in doubt, it hides; and the caret stands where the place is."""
+    """When in doubt, it hides; and the caret is where the place is."""
     line, column = masking.shown_line(text, text.index("nope"))
 
     assert f"{line[:column]}^{line[column:]}" == expected

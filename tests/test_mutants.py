@@ -170,7 +170,7 @@ def answer(**known: Any) -> dict[str, Any]:
     ],
 )
 def test_mutant_is_noticed_by_all_tests_that_it_names(known: dict[str, Any], verdict: str) -> None:
-    """A test that fails notices; a file that cannot be collected, or a mistake of the mutant's own, is no proof."""
+    """A test that fails notices; a file that cannot be collected, or a mistake of the mutant's own, proves nothing."""
     assert run.judge(answer(**known), TESTS, needs_all=True) == verdict
 
 

@@ -260,7 +260,7 @@ def call_in(text: str, counts_setval: bool = True) -> str:
     ],
 )
 def test_call_that_no_rollback_takes_back_is_seen(text: str, call: str) -> None:
-    """It is not made twice to find a line, and not made in a dry run; a string or a comment is no call."""
+    """It is not made twice to find a line, and not made in a dry run; a string or a comment is not a call."""
     assert call_in(text) == call
 
 

@@ -159,7 +159,26 @@ def failing_statement(word: str) -> Callable[[World], AbstractContextManager[Any
 
 
 BROKEN = "ALTER ROLE app_rw NOLOGIN"
+
+
 # What is done before, what fails, the event.
+@contextmanager
+def lost(_: World) -> Iterator[None]:
+    """From the moment when a secret is written on, Secrets Manager answers nothing."""
+    written: list[bool] = []
+
+    def lose(**_: Any) -> None:
+        written.append(True)
+        aws.out_of_reach()
+
+    def ask(**_: Any) -> None:
+        if written:
+            aws.out_of_reach()
+
+    with aws.at(aws.AFTER_WRITE, lose), aws.at(aws.BEFORE_READ, ask):
+        yield
+
+
 FAILURES: dict[str, tuple[str, Callable[[World], AbstractContextManager[Any]], Any]] = {
     "the admin's password is wrong": ("", wrong_admin, None),
     "the database does not exist": ("", elsewhere, None),
@@ -167,7 +186,7 @@ FAILURES: dict[str, tuple[str, Callable[[World], AbstractContextManager[Any]], A
     "the secrets are out of reach": ("", at(aws.BEFORE_READ, aws.out_of_reach), None),
     "a secret is closed": (BROKEN, at(aws.BEFORE_WRITE, aws.refused("AccessDeniedException")), None),
     "a secret is out of reach": (BROKEN, at(aws.BEFORE_WRITE, aws.out_of_reach), None),
-    "the answer is lost": (BROKEN, at(aws.AFTER_WRITE, aws.out_of_reach), None),
+    "the answer is lost": (BROKEN, lost, None),
     "the connection is lost": (BROKEN, cut, None),
     "a role cannot be changed": (BROKEN, failing_statement("ALTER ROLE"), None),
     "a role cannot be made": ("DROP OWNED BY app_rw; DROP ROLE app_rw", failing_statement("CREATE ROLE"), None),

@@ -15,7 +15,7 @@ TABLE = "CREATE TABLE t (a int PRIMARY KEY, b text);"
 
 @pytest.fixture(autouse=True)
 def _without_users(world: World) -> None:
-    """Users are no matter here."""
+    """Users do not matter here."""
     world.environ["CREATE_USERS"] = "false"
 
 

@@ -10,7 +10,7 @@ An entry of a file in list/ is a paragraph:
     + what replaces it
 
 The text, of one line or several, must be found exactly once: who rewrites the code repairs the list. Every test that is
-named must fail. `survives:` gives the reason why none can, and takes the place of `test:`.
+named must fail. `survives:` gives the reason why none can, instead of `test:`.
 
 Standard library only.
 """
@@ -78,7 +78,7 @@ def read_entry(paragraph: str) -> Mutant:
         fields.setdefault(key, []).append(value)
     unknown = set(fields) - {"promise", "file", "test", "survives", "-", "+"}
     if unknown or not NAME.fullmatch(name) or not {"promise", "file", "-"} <= set(fields):
-        raise ListError(f"this is no entry ({', '.join(unknown) or 'something is missing'}):\n{paragraph}")
+        raise ListError(f"this is not an entry ({', '.join(unknown) or 'something is missing'}):\n{paragraph}")
     if ("test" in fields) == ("survives" in fields):
         raise ListError(f"{name} names tests, or the reason why none can notice it")
     document, _, promise = fields["promise"][0].partition(" | ")

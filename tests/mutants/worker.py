@@ -145,7 +145,7 @@ def main() -> None:
     sys.path[:0] = [str(COPY / "tests")]
     os.chdir(COPY)
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what anything else prints is no answer
+    os.dup2(2, 1)  # what anything else prints is not an answer
     import_what_tests_import(with_server)
     worker = Worker(with_server)
     try:
