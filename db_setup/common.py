@@ -20,6 +20,8 @@ MESSAGE_LIMIT = 1500  # characters
 MESSAGE_BYTES = 3100
 # Categories of Unicode: control, format, surrogate, private, unassigned, line and paragraph ends.
 CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+# Of the function, without a file's text and rows; 52 without Lambda's own.
+MEMORY_OF_A_RUN_MB = 90
 RESERVE_S = 20  # kept back from Lambda's limit for cancelling, rolling back and answering
 
 logger = logging.getLogger("db_setup")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
+import mmap
 import os
 import random
 import re
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple, Optional
 
 import psycopg2
 import psycopg2.extensions
-from common import ConnectError, Deadline, log
+from common import MEMORY_OF_A_RUN_MB, ConnectError, Deadline, log
 from psycopg2 import sql
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_wait_callback
 
@@ -35,6 +37,10 @@ LOOK_AGAIN_S = 0.5
 TELL_AGAIN_S = 15  # the same reason for waiting
 PQERRORS_TERSE, PQERRORS_DEFAULT = range(2)  # of libpq
 NOTHING_CHANGED = "Nothing has been changed."
+
+
+class MemoryFullError(Exception):
+    """libpq holds all rows of an answer, and there are too many for the function's memory."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +157,17 @@ def settle(conn: Any, end: Optional[float] = None) -> None:
         left = LOOK_AGAIN_S if end is None else max(end - time.monotonic(), 0)
         if not any(select.select(read, write, [], left)) and end is not None:
             raise psycopg2.OperationalError("no answer in time")
+        if end is None and _resident_mb() > _most_resident_mb.get(threading.get_ident(), math.inf):
+            raise MemoryFullError
 
 
-_streaming: set[int] = set()  # threads
+def _resident_mb() -> int:
+    """The memory of this process, as Linux counts it."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * mmap.PAGESIZE >> 20
+
+
+_most_resident_mb: dict[int, float] = {}  # that an answer may make it, by thread
 _streaming_lock = threading.Lock()
 
 
@@ -164,15 +178,19 @@ def streamed_notices() -> Iterator[None]:
     Otherwise it keeps all of them in memory until the answer is complete. It has one callback for
     all threads, with which it can neither COPY nor limit the time of a connect.
     """
+    limit_mb = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
+    most_mb = math.inf
+    if limit_mb:  # where Lambda would end the function without a message
+        most_mb = _resident_mb() + int(limit_mb) - MEMORY_OF_A_RUN_MB
     with _streaming_lock:
-        _streaming.add(threading.get_ident())
+        _most_resident_mb[threading.get_ident()] = most_mb
         set_wait_callback(settle)
     try:
         yield
     finally:
         with _streaming_lock:
-            _streaming.discard(threading.get_ident())
-            if not _streaming:
+            del _most_resident_mb[threading.get_ident()]
+            if not _most_resident_mb:
                 set_wait_callback(None)
 
 

@@ -23,12 +23,11 @@ from typing import Any, NamedTuple, Optional
 import failures
 import file_names
 import sql_scanner
-from common import MigrationError, log
+from common import MEMORY_OF_A_RUN_MB, MigrationError, log
 from file_names import FLYWAY, Version, version_of
 from sql_scanner import Script
 
 HASHED_AT_ONCE = 1 << 20  # bytes, or characters
-MEMORY_OF_A_RUN_MB = 90  # of the function, without the text of a long file; 52 without Lambda's own
 
 
 # --- The folder -----------------------------------------------------------------------------------

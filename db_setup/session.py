@@ -18,7 +18,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 import database
 import kept_types
 import psycopg2
-from common import ConnectError, Deadline, LockError, log, shortened
+from common import ConnectError, Deadline, LockError, MigrationError, log, shortened
 from database import Connection, Login
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
@@ -30,6 +30,11 @@ LOCK_PATIENCE_S = 900
 GIVE_UP_EARLY_S = 2
 RETRIES_WITHOUT_DEADLINE = 10
 RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization failure
+
+TOO_MANY_ROWS = (
+    "a statement returns more rows than the function's memory holds. It is rolled back. Write "
+    "SELECT count(*) FROM (…) q, or PERFORM in a DO block, or raise memorySize; then deploy again."
+)
 
 # Both permanent: versions that do not agree on them would not see each other.
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
@@ -193,8 +198,12 @@ class Session:
         Without `args` a % is left alone.
         """
         with self._waiting(), self.connection.cursor() as cur:
-            with database.streamed_notices():
-                cur.execute(statement, args)
+            try:
+                with database.streamed_notices():
+                    cur.execute(statement, args)
+            except database.MemoryFullError:
+                self.connection.close()
+                raise MigrationError(f"{self.current}: {TOO_MANY_ROWS}") from None
             return cur.fetchall() if fetches and cur.description else []
 
     def copy_in(self, statement: Union[str, bytes], rows: Any) -> None:

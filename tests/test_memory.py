@@ -109,3 +109,19 @@ def test_file_that_does_not_fit_the_memory_of_the_function_is_refused(world: Wor
         "of COPY need the least."
     )
     assert world.tables() == []
+
+
+def test_rows_that_do_not_fit_the_memory_are_refused(world: World) -> None:
+    """libpq holds the rows of a SELECT: Lambda would end the function without a word, and retry."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("002_b.sql", "CREATE TABLE b (i int);\nSELECT repeat('x', 1000) FROM generate_series(1, 1000000);")
+
+    said, peak = run_with_memory(world, is_enforced=False)
+
+    assert said == (
+        "002_b: a statement returns more rows than the function's memory holds. It is rolled back. Write "
+        "SELECT count(*) FROM (…) q, or PERFORM in a DO block, or raise memorySize; then deploy again. "
+        "Applied in this run: 001_a."
+    )
+    assert peak < LIMIT_MB << 20
+    assert (world.tables(), world.applied()) == (["a"], ["001_a"])
