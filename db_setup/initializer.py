@@ -184,7 +184,7 @@ class Run:
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
-    only_adopted: bool = False  # none of which has run here
+    first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
 
     @cached_property
     def users(self) -> LimitedUsers:
@@ -265,7 +265,8 @@ def plan_pending(run: Run) -> list[Pending]:
         names[row.id] = planning.renamed_to(row, file)
     run.recorded = list(names.values())
     run.orphans = plan.orphans
-    run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
+    if pending and state.rows and all(row.adopted for row in state.rows):
+        run.first_after_adopted = pending[0].name
     return pending
 
 
@@ -618,7 +619,7 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     blocked_by = run.session.activity.blocked_by
     state = failures.state_and_step(script, failure, blocked_by, extensions)
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
-    if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
+    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
             f" No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
             f"because its tables existed. If {one.name} was applied as well, set "
