@@ -469,17 +469,18 @@ class Session:
             try:
                 if not is_member:
                     self.query(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
-                if pid is not None:
-                    self.query("SELECT pg_terminate_backend(%s)", [pid])
-                else:
-                    self.query(sql.SQL("SET ROLE {}").format(name))
-                    self.query("ROLLBACK PREPARED %s", [transaction])
+                try:
+                    if pid is not None:
+                        self.query("SELECT pg_terminate_backend(%s)", [pid])
+                    else:
+                        self.query(sql.SQL("SET ROLE {}").format(name))
+                        self.query("ROLLBACK PREPARED %s", [transaction])
+                finally:
+                    self.query("RESET ROLE")
+                    if not is_member:
+                        self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
             except psycopg2.Error as exc:  # the message about the lock names who holds it
                 log("it cannot be ended", logging.WARNING, reason=str(exc).split("\n")[0])
-            finally:
-                self.query("RESET ROLE")
-                if not is_member:
-                    self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
         return bool(found)
 
     def lock_holders(self) -> list[Holder]:
