@@ -455,7 +455,8 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     for name, file in plan.pending:
         one = with_text(run.session, scan_file(run, name, file, state, plan))
         checksum = script_runner.first_checksum(one.script)
-        if one.script.no_transaction and file.name not in state.unfinished and checksum:
+        in_steps = one.script.no_transaction or one.script.statement_count == 1
+        if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
     return tracking.move_marks(run.session, run.setup.config, gone, beginnings)
 
