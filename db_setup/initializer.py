@@ -738,32 +738,30 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     """A working login in each target secret; returns what was done, by login."""
     done: dict[str, str] = {}
     arns: list[str] = []
-    client = run.setup.secrets_client
-    if not secret_store.has_time_for_retries(run.session.deadline):
-        client = secret_store.secrets_client(run.session.deadline)
-    for kind, target in run.setup.user_secrets.items():
-        try:
+    try:
+        client = run.setup.secrets_client
+        if not secret_store.has_time_for_retries(run.session.deadline):
+            client = secret_store.secrets_client(run.session.deadline)
+        for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
             secret = secret_store.read_secret(client, target.name)
-        except ConfigError as exc:
-            raise UserError(
-                f"{exc}. Its login was not changed; fix this and invoke again."
-            ) from exc
-        refuse_secret(run, secret, arns)
-        stored = stored_login(run, client, secret, arns)
-        # By this event, which can be delivered twice, or by another run.
-        is_done = run.has_made(secret.value) or secret.value != target.value
-        act = run.users.ensure_login if is_done else ensure_login
-        while True:
-            try:
-                name, what = act(kind, stored)
-                break
-            except OvertakenError:
-                stored = replace(stored, value=stored.read())
-                act = run.users.ensure_login
-        done[name] = what
-        if what != "kept":
-            log("login ready", login=name, secret=secret.name, state=what)
+            refuse_secret(run, secret, arns)
+            stored = stored_login(run, client, secret, arns)
+            # By this event, which can be delivered twice, or by another run.
+            is_done = run.has_made(secret.value) or secret.value != target.value
+            act = run.users.ensure_login if is_done else ensure_login
+            while True:
+                try:
+                    name, what = act(kind, stored)
+                    break
+                except OvertakenError:
+                    stored = replace(stored, value=stored.read())
+                    act = run.users.ensure_login
+            done[name] = what
+            if what != "kept":
+                log("login ready", login=name, secret=secret.name, state=what)
+    except ConfigError as exc:
+        raise UserError(f"{exc}. Its login was not changed; fix this and invoke again.") from exc
     return done
 
 
@@ -777,10 +775,7 @@ def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
 
 
 def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> StoredLogin:
-    """The login as this secret stores it. The secret's ARN is known at last when it was written.
-
-    In a dry run nothing is written to it.
-    """
+    """The login as this secret stores it. The secret's ARN is known at last when it was written."""
     arns.append(secret.arn)
     latest = secret
 
@@ -790,18 +785,15 @@ def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> Stor
         return latest.value
 
     def write(value: Credentials) -> None:
-        arns.append(secret_store.write_secret(client, latest, value))
+        if not isinstance(run.session, Rehearsal):
+            arns.append(secret_store.write_secret(client, latest, value))
 
     return StoredLogin(
         secret.value,
         read=read,
         read_next=partial(secret_store.being_rotated, client, secret),
-        write=write_nothing if isinstance(run.session, Rehearsal) else write,
+        write=write,
     )
-
-
-def write_nothing(_: Credentials) -> None:
-    """A dry run's way to write a secret."""
 
 
 # --- The other actions ------------------------------------------------------------------------
