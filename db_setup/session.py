@@ -141,8 +141,8 @@ class Session:
 
     @property
     def is_lost(self) -> bool:
-        """The connection has ended."""
-        return self.connection.closed != 0
+        """The connection has ended, or was never there."""
+        return self._connection is None or self._connection.closed != 0
 
     @property
     def is_out_of_time(self) -> bool:
