@@ -902,8 +902,6 @@ def status(run: Run, found: TablesFound) -> None:
         tracking.has_tables(session, run.setup)
     plan = planning.make_plan(run.setup.files, state.rows)
     history = tracking.history(session, run.setup.config, state)
-    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
-    report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
     report.users = dict(tried_logins(run))
@@ -916,6 +914,9 @@ def status(run: Run, found: TablesFound) -> None:
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),
     }
+    # Last, since a failure would say that this run has applied them.
+    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
+    report.adopted = [name for name, _, was_adopted in history if was_adopted]
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
