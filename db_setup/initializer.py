@@ -167,7 +167,8 @@ def run(
             ACTIONS[report.action](this_run, TablesFound(*answer))
     finally:
         session.close()
-        report.pending = session.pending
+        tried = [entry["name"] for entry in report.details.get("tried", [])]
+        report.pending = tried + session.pending
         report.lock_wait_ms = session.lock_wait_ms
 
 
@@ -834,8 +835,6 @@ def dry_run(run: Run, found: TablesFound) -> None:
             raise
         hint = f"It may need what a dry run could not try: {'; '.join(untried)}."
         raise MigrationError(f"{exc}\n{hint}") from exc
-    finally:
-        session.pending = [entry["name"] for entry in tried] + session.pending
 
 
 def rehearse_migration(
