@@ -496,7 +496,8 @@ class Session:
         if self.deadline.at is None:
             return f"{TRY_LOCK_SQL} {where_sql}"
         left_s = self.deadline.left(0) + self.deadline.reserve
-        until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::int"
+        # 32 bits without a sign, as pg_locks shows them, are enough until 2106.
+        until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::bigint::bit(32)::int"
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
         return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 
