@@ -255,7 +255,7 @@ def test_temporary_table_of_the_first_migration_does_not_count(world: World) -> 
 
 def test_view_of_that_name_is_not_a_table(world: World) -> None:
     """Only tables count: with a view in their place the file runs, and PostgreSQL says what is wrong."""
-    world.sql("CREATE VIEW users AS SELECT 1 AS id")
+    world.sql("CREATE TABLE others (id int); CREATE VIEW users AS SELECT 1 AS id")
     fill(world, _001_first=USERS)
 
     with pytest.raises(MigrationError) as caught:

@@ -340,7 +340,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     failures.LIMIT_REACHED: (
         "SELECT 1;\nSELECT i FROM generate_series(1, 100000) i ORDER BY -i;",
         "2",
-        "temporary file size exceeds temp_file_limit (64kB) (53400)",
+        "temporary file size exceeds temp_file_limit (1024kB) (53400)",
         failures.LIMIT_REACHED,
         ["LINE 2: SELECT i FROM generate_series(1, 100000) i ORDER BY -i;"],
     ),
@@ -357,7 +357,7 @@ SET_BY_A_SUPERUSER = {
         "CREATE FUNCTION fill_disk() RETURNS void LANGUAGE sql SECURITY DEFINER AS "
         "$$ COPY (SELECT repeat('x', 100000)) TO '/dev/full' $$"
     ),
-    failures.LIMIT_REACHED: "ALTER DATABASE {0} SET temp_file_limit = '64kB'; ALTER DATABASE {0} SET work_mem = '64kB'",
+    failures.LIMIT_REACHED: "ALTER DATABASE {0} SET temp_file_limit = '1MB'; ALTER DATABASE {0} SET work_mem = '64kB'",
 }
 NO_EXTENSION = (  # PostgreSQL's words differ
     "This server does not have that extension; SELECT name FROM pg_available_extensions lists those that it has"

@@ -903,3 +903,9 @@ def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Pa
         script = migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
 
         assert script.statement_count == 1
+
+
+def test_gaps_are_looked_for_among_counts_alone() -> None:
+    """Between 1.1 and 3 nothing has to be missing."""
+    assert list(planning._gap([file_names.version_of("1.1_a"), file_names.version_of("3_b")])) == []
+    assert list(planning._gap([file_names.version_of("1_a"), file_names.version_of("3_b")])) == ["no file has number 2"]

@@ -26,6 +26,7 @@ LINES = [
     (f"SELECT f('postgresql://u:{SECRET}@h/d'), nope", "^…"),
     (f"DO $$ BEGIN PERFORM '{SECRET}'; nope; END $$", "DO $$ BEGIN PERFORM '…'; ^nope; END $$"),
     (f"COPY t FROM stdin;\n{SECRET} nope\n\\.\n", "^ …"),
+    (f"SELECT 1;  SELECT nope, '{SECRET}", "SELECT 1;  SELECT ^nope, '…"),
     ('SELECT "a;b", nope', 'SELECT "a;b", ^nope'),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -185,3 +186,11 @@ def test_test_that_fails_without_a_change_proves_nothing() -> None:
     assert run.complaint(answer(failed={TESTS[0]: "assert 1 == 2"}), TESTS[0]) == f"{TESTS[0]} fails: assert 1 == 2"
     assert run.complaint(answer(passed=TESTS[:1]), TESTS[1]) == f"{TESTS[1]} does not exist"
     assert run.complaint(answer(hung=True), TESTS[0]) == f"{TESTS[0]} hangs"
+
+
+def test_excuses_are_about_modules_whose_mutants_are_made() -> None:
+    """Each says which change no test notices, and why."""
+    excuses = json.loads((ROOT / "tests" / "mutants" / "excused.json").read_text())
+
+    assert {change.partition(": ")[0] for change in excuses} <= set(run.ROOMS)
+    assert [change for change, reason in excuses.items() if " -> " not in change or not reason.endswith(".")] == []

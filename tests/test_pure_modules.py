@@ -36,6 +36,16 @@ def test_variables_that_are_not_set_have_their_defaults() -> None:
     assert found.tables == ("schema_migrations", "schema_migrations_progress")
 
 
+def test_admins_secret_has_to_be_named_where_there_are_secrets() -> None:
+    """With a login of the terminal's own there are none."""
+    problems: list[str] = []
+
+    Config.from_env({}, problems, with_secrets=False)
+    assert problems == []
+    Config.from_env({}, problems)
+    assert [problem.partition(":")[0] for problem in problems] == ["DB_SECRET_NAME is missing"]
+
+
 @pytest.mark.parametrize(
     "name", ["DB_SECRET_NAME", "DB_PROXY", "DB_HOST", "DB_PORT", "BASELINE", "CREATE_USERS", "ROLE_PREFIX"]
 )

@@ -921,3 +921,37 @@ def test_read_script_reading_named_in_data_is_accepted() -> None:
     )
 
     assert read_script(text).pieces == ()
+
+
+def test_read_script_says_where_it_first_commits_by_itself() -> None:
+    """The line is what a warning names."""
+    assert read_script("SELECT 1;\nCOMMIT;\nSELECT 2;\nCOMMIT;\nSELECT 3;").commits_in_line == 2
+
+
+def test_read_script_no_transaction_names_the_word_of_what_a_kill_would_take_away() -> None:
+    """The refusal says which statement it is about."""
+    with pytest.raises(ScanError, match=r"^this DECLARE creates something that is gone"):
+        read_script("-- no-transaction\nDECLARE c CURSOR WITH HOLD FOR SELECT 1;\nSELECT 1;")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CREATE INDEX CONCURRENTLY ON t (a)", True),
+        ("REINDEX TABLE CONCURRENTLY t", True),
+        ("DROP INDEX CONCURRENTLY i", True),
+        ("CREATE DATABASE d", False),
+    ],
+)
+def test_target_of_a_concurrent_statement_is_known_as_such(text: str, expected: bool) -> None:
+    """Such a statement waits for others for as long as it takes."""
+    (statement,) = scan(text)
+
+    assert statement.target.is_concurrent is expected
+
+
+def test_target_that_is_a_database_is_its_name_alone() -> None:
+    """What follows the name are options."""
+    (statement,) = scan("CREATE DATABASE d OWNER o")
+
+    assert (statement.target.kind, statement.target.name) == ("DATABASE", "d")

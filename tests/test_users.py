@@ -576,7 +576,9 @@ def test_users_whose_secret_may_not_be_written_are_told_so(world: World) -> None
         f"{WRITE_FAILED}it is closed to the function's role: grant it secretsmanager:PutSecretValue, and the use of "
         f"the KMS key{NOT_CHANGED}"
     )
-    assert rows_as_superuser(world, "SELECT FROM pg_roles WHERE rolname = 'app_rw'") == []  # which nobody could use
+    assert (
+        rows_as_superuser(world, "SELECT rolname FROM pg_roles WHERE rolname = 'app_rw'") == []
+    )  # which nobody could use
 
 
 # --- Passwords in no log --------------------------------------------------------------------------------------------

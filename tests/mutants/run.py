@@ -147,7 +147,7 @@ class Trial:
             try:
                 copy = Copy(folder, self._with_server)
                 while (found := waiting.get()) is not None:
-                    if failures or time.monotonic() > self._end:
+                    if failures or self._is_over(tally):
                         continue
                     if isinstance(found, Found):
                         self._try(copy, tally, list(options), found)
@@ -171,7 +171,7 @@ class Trial:
             for batch in batches:
                 waiting.put(batch)
             for found in mutants:
-                if time.monotonic() > self._end or failures:
+                if failures or self._is_over(tally):
                     break
                 waiting.put(found)
             for _ in threads:
@@ -182,6 +182,10 @@ class Trial:
             raise failures[0]
         tally.left = count - tally.tried - len(tally.wrong)
         return tally
+
+    def _is_over(self, tally: Tally) -> bool:
+        """The time is up, and at least one was tried, however slow the machine is."""
+        return tally.tried > 0 and time.monotonic() > self._end
 
     def _run_without_a_change(self, copy: Copy, tests: list[str], options: list[str]) -> None:
         """Note which tests pass; what is wrong with the others shows when they are run alone."""
