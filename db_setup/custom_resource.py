@@ -22,7 +22,7 @@ from urllib.error import HTTPError
 
 from common import ConfigError, ConnectError, log, set_up_logging, shown
 
-# Less in all than a run keeps back of the function's time.
+# Less in all than a run keeps back of a function's time of 42 s or more.
 ATTEMPTS, TIMEOUT_S, PAUSE_S = 3, 4, 1
 ANSWER_BYTES = 4000  # CloudFormation refuses answers above 4,096
 COPIED = ("StackId", "RequestId", "LogicalResourceId")

@@ -167,7 +167,8 @@ def run(
             ACTIONS[report.action](this_run, TablesFound(*answer))
     finally:
         session.close()
-        report.pending = session.pending
+        tried = [entry["name"] for entry in report.details.get("tried", [])]
+        report.pending = tried + session.pending
         report.lock_wait_ms = session.lock_wait_ms
 
 
@@ -184,7 +185,7 @@ class Run:
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
-    only_adopted: bool = False  # none of which has run here
+    first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
 
     @cached_property
     def users(self) -> LimitedUsers:
@@ -265,7 +266,8 @@ def plan_pending(run: Run) -> list[Pending]:
         names[row.id] = planning.renamed_to(row, file)
     run.recorded = list(names.values())
     run.orphans = plan.orphans
-    run.only_adopted = bool(state.rows) and all(row.adopted for row in state.rows)
+    if pending and state.rows and all(row.adopted for row in state.rows):
+        run.first_after_adopted = pending[0].name
     return pending
 
 
@@ -454,7 +456,8 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     for name, file in plan.pending:
         one = with_text(run.session, scan_file(run, name, file, state, plan))
         checksum = script_runner.first_checksum(one.script)
-        if one.script.no_transaction and file.name not in state.unfinished and checksum:
+        in_steps = one.script.no_transaction or one.script.statement_count == 1
+        if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
     return tracking.move_marks(run.session, run.setup.config, gone, beginnings)
 
@@ -618,7 +621,7 @@ def failure_message(run: Run, one: Pending, failure: Failure) -> str:
     blocked_by = run.session.activity.blocked_by
     state = failures.state_and_step(script, failure, blocked_by, extensions)
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
-    if run.only_adopted and failure.sqlstate in ALREADY_EXISTS:
+    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
         state += (
             f" No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
             f"because its tables existed. If {one.name} was applied as well, set "
@@ -736,32 +739,30 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     """A working login in each target secret; returns what was done, by login."""
     done: dict[str, str] = {}
     arns: list[str] = []
-    client = run.setup.secrets_client
-    if not secret_store.has_time_for_retries(run.session.deadline):
-        client = secret_store.secrets_client(run.session.deadline)
-    for kind, target in run.setup.user_secrets.items():
-        try:
+    try:
+        client = run.setup.secrets_client
+        if not secret_store.has_time_for_retries(run.session.deadline):
+            client = secret_store.secrets_client(run.session.deadline)
+        for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
             secret = secret_store.read_secret(client, target.name)
-        except ConfigError as exc:
-            raise UserError(
-                f"{exc}. Its login was not changed; fix this and invoke again."
-            ) from exc
-        refuse_secret(run, secret, arns)
-        stored = stored_login(run, client, secret, arns)
-        # By this event, which can be delivered twice, or by another run.
-        is_done = run.has_made(secret.value) or secret.value != target.value
-        act = run.users.ensure_login if is_done else ensure_login
-        while True:
-            try:
-                name, what = act(kind, stored)
-                break
-            except OvertakenError:
-                stored = replace(stored, value=stored.read())
-                act = run.users.ensure_login
-        done[name] = what
-        if what != "kept":
-            log("login ready", login=name, secret=secret.name, state=what)
+            refuse_secret(run, secret, arns)
+            stored = stored_login(run, client, secret, arns)
+            # By this event, which can be delivered twice, or by another run.
+            is_done = run.has_made(secret.value) or secret.value != target.value
+            act = run.users.ensure_login if is_done else ensure_login
+            while True:
+                try:
+                    name, what = act(kind, stored)
+                    break
+                except OvertakenError:
+                    stored = replace(stored, value=stored.read())
+                    act = run.users.ensure_login
+            done[name] = what
+            if what != "kept":
+                log("login ready", login=name, secret=secret.name, state=what)
+    except ConfigError as exc:
+        raise UserError(f"{exc}. Its login was not changed; fix this and invoke again.") from exc
     return done
 
 
@@ -775,10 +776,7 @@ def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
 
 
 def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> StoredLogin:
-    """The login as this secret stores it. The secret's ARN is known at last when it was written.
-
-    In a dry run nothing is written to it.
-    """
+    """The login as this secret stores it. The secret's ARN is known at last when it was written."""
     arns.append(secret.arn)
     latest = secret
 
@@ -788,18 +786,15 @@ def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> Stor
         return latest.value
 
     def write(value: Credentials) -> None:
-        arns.append(secret_store.write_secret(client, latest, value))
+        if not isinstance(run.session, Rehearsal):
+            arns.append(secret_store.write_secret(client, latest, value))
 
     return StoredLogin(
         secret.value,
         read=read,
         read_next=partial(secret_store.being_rotated, client, secret),
-        write=write_nothing if isinstance(run.session, Rehearsal) else write,
+        write=write,
     )
-
-
-def write_nothing(_: Credentials) -> None:
-    """A dry run's way to write a secret."""
 
 
 # --- The other actions ------------------------------------------------------------------------
@@ -840,8 +835,6 @@ def dry_run(run: Run, found: TablesFound) -> None:
             raise
         hint = f"It may need what a dry run could not try: {'; '.join(untried)}."
         raise MigrationError(f"{exc}\n{hint}") from exc
-    finally:
-        session.pending = [entry["name"] for entry in tried] + session.pending
 
 
 def rehearse_migration(
@@ -908,8 +901,6 @@ def status(run: Run, found: TablesFound) -> None:
         tracking.has_tables(session, run.setup)
     plan = planning.make_plan(run.setup.files, state.rows)
     history = tracking.history(session, run.setup.config, state)
-    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
-    report.adopted = [name for name, _, was_adopted in history if was_adopted]
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
     report.users = dict(tried_logins(run))
@@ -922,6 +913,9 @@ def status(run: Run, found: TablesFound) -> None:
         "running": [str(holder) for holder in session.lock_holders()],
         "server_version": session.parameter("server_version"),
     }
+    # Last, since a failure would say that this run has applied them.
+    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
+    report.adopted = [name for name, _, was_adopted in history if was_adopted]
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:

@@ -628,10 +628,10 @@ class LimitedUsers:
                 self._reset_libraries(name)
             elif not exc.password_accepted:
                 raise UserError(f"login {name} was made, but: {exc}") from exc
+        if kind.may_create:  # before the secret: an event that comes again finds that written
+            self._give_objects_to_group(working.username, self._app.group_name(kind))
         rotated = Credentials(stored.value or {}, username=name, password=login.password)
         stored.write(rotated)
-        if kind.may_create:
-            self._give_objects_to_group(working.username, self._app.group_name(kind))
         return name, "rotated"
 
     @contextmanager

@@ -11,12 +11,14 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable, Optional, Union
 
 import failures
 import nontransactional
 import outside
+import psycopg2
 import sql_scanner
 from common import log
 from marks import Marks
@@ -148,8 +150,10 @@ class ScriptRunner:
         """There is time, and running the statements once more does nothing that stays."""
         if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
             return False
-        reach = outside.Reach.of(self._session)
-        return not reach.names and not reach.call_in(self._script)
+        with suppress(psycopg2.Error):  # the script's own error is what counts
+            reach = outside.Reach.of(self._session)
+            return not reach.names and not reach.call_in(self._script)
+        return False
 
     def _look_again(self, first: Failure) -> Failure:
         """Find the statement that failed: run them one by one, and roll all of them back.

@@ -146,8 +146,8 @@ class Session:
 
     @property
     def is_lost(self) -> bool:
-        """The connection has ended."""
-        return self.connection.closed != 0
+        """The connection has ended, or was never there."""
+        return self._connection is None or self._connection.closed != 0
 
     @property
     def is_out_of_time(self) -> bool:
@@ -478,17 +478,18 @@ class Session:
             try:
                 if not is_member:
                     self.query(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
-                if pid is not None:
-                    self.query("SELECT pg_terminate_backend(%s)", [pid])
-                else:
-                    self.query(sql.SQL("SET ROLE {}").format(name))
-                    self.query("ROLLBACK PREPARED %s", [transaction])
+                try:
+                    if pid is not None:
+                        self.query("SELECT pg_terminate_backend(%s)", [pid])
+                    else:
+                        self.query(sql.SQL("SET ROLE {}").format(name))
+                        self.query("ROLLBACK PREPARED %s", [transaction])
+                finally:
+                    self.query("RESET ROLE")
+                    if not is_member:
+                        self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
             except psycopg2.Error as exc:  # the message about the lock names who holds it
                 log("it cannot be ended", logging.WARNING, reason=str(exc).split("\n")[0])
-            finally:
-                self.query("RESET ROLE")
-                if not is_member:
-                    self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
         return bool(found)
 
     def lock_holders(self) -> list[Holder]:
@@ -504,7 +505,8 @@ class Session:
         if self.deadline.at is None:
             return f"{TRY_LOCK_SQL} {where_sql}"
         left_s = self.deadline.left(0) + self.deadline.reserve
-        until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::int"
+        # 32 bits without a sign, as pg_locks shows them, are enough until 2106.
+        until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::bigint::bit(32)::int"
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
         return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
 

@@ -122,12 +122,12 @@ class Watcher:
         self._look_after_s = min(look_after_s, FIRST_LINE_S)
         self._pid = conn.info.backend_pid
         self._version = conn.server_version
-        self._socket = conn.fileno()
+        # One of our own: libpq can close its, and something else gets that number.
+        self._socket = socket.socket(fileno=os.dup(conn.fileno()))
         self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
         # The very same server, and no wait for DNS.
-        with socket.socket(fileno=os.dup(self._socket)) as handle:
-            if handle.family in (socket.AF_INET, socket.AF_INET6):
-                self._options["hostaddr"] = handle.getpeername()[0]
+        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            self._options["hostaddr"] = self._socket.getpeername()[0]
         share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
         self._answer_s = min(ANSWER_S, share_s)
         self._cancelled_s = min(CANCELLED_S, share_s)
@@ -141,6 +141,7 @@ class Watcher:
         """Leaves no thread and no connection."""
         self._over.set()
         self._thread.join(timeout=2 * ANSWER_S)
+        self._socket.close()
 
     def sees_build(self) -> Optional[bool]:
         """Whether the server still builds an index for the watched connection; None: no answer."""
@@ -207,8 +208,8 @@ class Watcher:
             if is_running:
                 self._activity.blocked_by = blocked_by
         if not self._over.wait(self._cancelled_s):
-            with suppress(OSError), socket.socket(fileno=os.dup(self._socket)) as handle:
-                handle.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, statement: str, within_s: float) -> list[tuple[Any, ...]]:
         """The answer to a query on the second connection; nothing where none comes in time.

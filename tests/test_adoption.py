@@ -466,6 +466,18 @@ def test_adopted_database_that_had_more_files_names_baseline_and_goes_on(world: 
     assert world.applied() == ["001_first", "002_items", "003_second"]
 
 
+@pytest.mark.parametrize("action", ["migrate", "dry_run"])
+def test_adopted_database_on_which_a_file_has_run_is_not_sent_to_baseline(world: World, action: str) -> None:
+    """What this run has applied before is a run of a file, and BASELINE would leave out what it did."""
+    world.sql(USERS)
+    fill(world, _001_first=USERS, _002_items=ITEMS, _003_second=SECOND, _004_items="CREATE TABLE items (i int)")
+
+    with pytest.raises(MigrationError, match=r'^004_items\.sql:1: relation "items" already exists') as caught:
+        world.deploy({"action": action})
+
+    assert "BASELINE" not in str(caught.value)
+
+
 def test_baseline_without_effect_is_said_in_the_report(world: World) -> None:
     """On a new database, and on one on which files have run; not where the file is recorded already."""
     fill(world, _001_first=FIRST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import uuid
@@ -12,6 +13,7 @@ import psycopg2
 import pytest
 import secret_store
 from harness.attackers import open_transaction
+from harness.aws import AFTER_WRITE, at
 from harness.logins import works
 from harness.world import Context, World, rows
 from initializer import UserError
@@ -101,6 +103,20 @@ def test_rotation_of_an_event_that_is_delivered_twice_happens_once(deployed: Wor
     assert deployed.secret("user")["username"] == "app_rw_clone"
     assert works(deployed, before)
     assert set(deployed.deploy(ROTATE, Invocation())["users"].values()) == {"rotated"}
+
+
+def test_rotation_that_is_killed_when_it_has_written_the_secret_has_handed_the_tables_on(deployed: World) -> None:
+    """The second delivery finds the secret written, and does not come back to what the former login has made."""
+    event = Invocation()
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE TABLE first (id int)")
+
+    with at(AFTER_WRITE, lambda **_: sys.exit()), pytest.raises(SystemExit):
+        deployed.deploy(ROTATE, event, DB_USER_SECRET_NAME=None)
+    report = deployed.deploy(ROTATE, event, DB_USER_SECRET_NAME=None)
+
+    assert report["users"] == {"app_tc_clone": "kept"}
+    assert deployed.sql("SELECT relowner::regrole::text FROM pg_class WHERE relname = 'first'") == [("tablecreator",)]
 
 
 # --- A rotation by AWS ----------------------------------------------------------------------------------------------

@@ -100,9 +100,9 @@ def dry_failure(world: World, context: Any = None, **environ: str) -> str:
     return str(caught.value)
 
 
-def failure(world: World, event: Any = None) -> str:
+def failure(world: World, event: Any = None, context: Any = None) -> str:
     with pytest.raises(InitializerError) as caught:
-        world.deploy(event)
+        world.deploy(event, context)
     return str(caught.value)
 
 
@@ -758,6 +758,19 @@ def test_dry_run_that_runs_out_of_time_rolls_all_back_and_does_not_promise_to_go
     assert re.match("out of time", message)
     assert "to go on" not in message
     assert "It may need" not in message
+
+
+def test_dry_run_that_runs_out_of_time_among_the_users_does_not_say_that_no_file_was_started(world: World) -> None:
+    """All were tried; nothing of them stays."""
+    world.deploy()
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.put_secret("user", {**world.secret("user"), "password": "a wrong one"})
+    superuser = {"username": world.server.user, "password": world.server.password}
+
+    with open_transaction(world, "ALTER ROLE app_rw CONNECTION LIMIT 50", **superuser):
+        message = failure(world, DRY, Context(4))
+
+    assert re.match(r"out of time\. Applied in this run: nothing\. The rest is not done yet\. ", message)
 
 
 def test_dry_run_whose_connection_is_lost_leaves_nothing(plain: World) -> None:

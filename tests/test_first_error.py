@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.others import open_transaction
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World, rows
 from initializer import MigrationError
 
@@ -126,3 +127,12 @@ def test_lock_of_a_file_that_fails_is_held_once(world: World) -> None:
     failure(world, "SELECT pg_sleep(3);\nINSERT INTO a VALUES (1);")
 
     assert time.monotonic() - started < 5
+
+
+def test_first_error_counts_where_the_catalogue_cannot_be_read_for_its_place(world: World) -> None:
+    """A table that others have locked, with a view on it, keeps us from looking further: that is not the error."""
+    world.sql("CREATE TABLE locked (i int); CREATE VIEW v AS SELECT i FROM locked")
+    world.write("001_a.sql", "CREATE TABLE a (i int);\nSELECT 1 / 0;")
+
+    with open_transaction(world, "LOCK TABLE locked"), pytest.raises(MigrationError, match="division by zero"):
+        world.deploy(CREATE_USERS="false", LOCK_TIMEOUT="200ms")

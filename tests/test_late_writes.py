@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from botocore.exceptions import ReadTimeoutError
 from common import UserError
-from harness.aws import AFTER_WRITE, BEFORE_WRITE, at
-from harness.logins import works
+from harness.aws import AFTER_WRITE, BEFORE_READ, BEFORE_WRITE, at, refused
+from harness.logins import verifiers, works
 from harness.world import World
 
 ROTATE = {"action": "rotate"}
@@ -128,3 +129,31 @@ def test_write_that_is_not_answered_may_still_arrive(world: World) -> None:
 
     assert str(caught.value) == LOST
     assert world.deploy()["users"] == {"app_rw": "created"}
+
+
+@pytest.mark.parametrize("answered", [2, 3, 4, 5])
+def test_secret_that_cannot_be_read_after_the_files_is_told_with_what_stays(world: World, answered: int) -> None:
+    """Whichever read it is (before the login, of a rotation by AWS, before the write, after it): the role stays."""
+    world.deploy()
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.put_secret("user", {**world.secret("user"), "password": "a wrong one"})
+    before = verifiers(world)
+    reads: list[Any] = []
+
+    def close(**named: Any) -> Any:
+        reads.append(named)
+        return refused("AccessDeniedException")() if len(reads) > answered else None
+
+    with (
+        at(BEFORE_WRITE, refused("ResourceExistsException")),
+        at(BEFORE_READ, close),
+        pytest.raises(UserError) as caught,
+    ):
+        world.deploy()
+
+    assert re.fullmatch(
+        "secret '?user'? is closed to the function's role: .* Its login was not changed; fix this and invoke again. "
+        "Applied in this run: 001_a.",
+        str(caught.value),
+    )
+    assert verifiers(world) == before

@@ -276,6 +276,17 @@ def test_lock_holder_publishes_its_deadline(world: World) -> None:
     assert 290 <= left_s <= 301
 
 
+def test_lock_holder_publishes_a_deadline_after_2038(world: World) -> None:
+    """From then on seconds since 1970 take 32 bits, of which PostgreSQL's integers have one for the sign."""
+    world.write("001_a.sql", DEADLINES)
+    twenty_years_s = 20 * 365 * 86400
+
+    world.deploy(context=Context(twenty_years_s))
+
+    ((left_s,),) = world.sql("SELECT left_s FROM seen")
+    assert twenty_years_s - 10 <= left_s <= twenty_years_s + 1
+
+
 def test_lock_holder_without_a_deadline_publishes_none(world: World) -> None:
     """Without a context a run may last for as long as it likes."""
     world.write("001_a.sql", DEADLINES)

@@ -218,6 +218,20 @@ def test_outside_build_that_never_arrived_is_built(world: World, caplog: pytest.
     assert caplog.text.count(INTERRUPTED) == len(BUILDS) - 1
 
 
+def test_outside_build_whose_answer_is_lost_and_whose_file_is_renamed_is_recorded(world: World) -> None:
+    """A file of one statement needs no mark, and what is known of it follows it all the same."""
+    world.write("002_x.sql", BUILDS["alone"][0])
+    deploy_cut(world, "CREATE INDEX")
+    built = oid(world, "a")
+    world.remove("002_x.sql")
+    world.write("002_y.sql", BUILDS["alone"][0])
+
+    report = world.deploy()
+
+    assert (names(report), report["warnings"]) == (["002_y"], [])
+    assert (oid(world, "a"), marks(world)) == (built, [])
+
+
 def test_outside_exactly_one_statement_is_in_doubt(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What precedes an interrupted statement is done, what follows it has not begun: each happens once."""
     world.sql("CREATE TABLE u (id serial, n int)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from unittest import mock
 
 import psycopg2
 import pytest
 import tracking
 from harness.world import World, rows
 from initializer import InitializerError
+from limited_users import LimitedUsers
 from session import LOCK_KEY, Session
 
 STATUS = {"action": "status"}
@@ -65,6 +67,16 @@ def test_status_tries_both_logins_and_changes_none(world: World) -> None:
     assert report["users"] == {"app_rw": "works", "app_tc": "does not work; the next run repairs it"}
     with pytest.raises(psycopg2.OperationalError), world.login("creator"):
         pass
+
+
+def test_status_that_fails_does_not_say_that_it_has_applied_the_files_of_all_runs(world: World) -> None:
+    """It has applied none, wherever it fails."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.deploy()
+
+    broken = mock.patch.object(LimitedUsers, "tried", side_effect=TypeError)
+    with broken, pytest.raises(InitializerError, match=r"^unexpected TypeError .* Applied in this run: nothing\. "):
+        world.deploy(STATUS)
 
 
 def test_status_names_a_run_that_is_at_work_and_does_not_wait_for_it(world: World) -> None:

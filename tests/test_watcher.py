@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -99,7 +101,9 @@ def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, m
     activity = watcher.Activity()
     world.sql("CREATE TABLE things (id int)")
     with closing(database.connect(login, Deadline())) as conn, ThreadPoolExecutor(1) as pool:
-        look = partial(watcher.Watcher(conn, login, Deadline(), activity, 1)._look, 1, tell=False)
+        watching = watcher.Watcher(conn, login, Deadline(), activity, 1)
+        watching.start()
+        look = partial(watching._look, 1, tell=False)
         with open_transaction(world, "LOCK TABLE things") as other:
             waiting = pool.submit(rows, conn, "SET lock_timeout = '2s'; SELECT FROM things")
             wait_until(lambda: look() or activity.blocked_by)
@@ -110,6 +114,7 @@ def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, m
             working = pool.submit(rows, conn, "SELECT pg_sleep(2)")
             wait_until(lambda: look() or not activity.blocked_by)
             working.result(20)
+        watching.stop()
 
     assert in_the_way.startswith(f"pid {pid} rds_admin")
 
@@ -124,7 +129,10 @@ def test_watcher_asks_the_very_same_server_without_dns(world: World, monkeypatch
     with closing(database.connect(login, Deadline())) as conn:
         watching = watcher.Watcher(conn, renamed, Deadline(), watcher.Activity(), 1)
 
+        watching.start()
+
         answer = watching._ask("SELECT pid FROM pg_stat_activity WHERE pid = %(pid)s", watcher.ANSWER_S)
+        watching.stop()
 
         assert answer == [(conn.info.backend_pid,)]
 
@@ -160,3 +168,24 @@ def test_watcher_that_cannot_connect_harms_nothing(
     assert [entry["name"] for entry in report["applied"]] == ["001_slow"]
     assert len(connections) > 0
     assert "still running" not in caplog.text
+
+
+def test_watcher_stops_no_other_socket_where_libpq_has_closed_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The number of a closed socket is given to the next one that is opened, such as one to AWS."""
+    monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
+    login = Login(Endpoint(world.server.host, world.server.port, world.dbname), ADMIN, ADMIN_PASSWORD)
+    near, far = socket.socketpair()
+    with near, far, closing(database.connect(login, Deadline())) as conn:
+        number = conn.fileno()
+        watching = watcher.Watcher(conn, login, Deadline(time.monotonic() + 1), watcher.Activity(), 1)
+        conn.close()
+        with socket.socket(fileno=os.dup2(near.fileno(), number)):
+            watching.start()
+            assert watching.deadline_passed.wait(20)
+            time.sleep(watcher.ANSWER_S + watcher.CANCELLED_S)
+            far.sendall(b"still open")
+        watching.stop()
+
+        assert near.recv(20) == b"still open"
