@@ -67,9 +67,9 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
             elif len(message.text) > ONE_MESSAGE:
                 with database.brief_errors(session.connection):
-                    session.query(message.text, fetches=message.is_answered)
+                    session.run_script(message.text, fetches=message.is_answered)
             else:
-                answer = session.query(message.text, fetches=message.is_answered)
+                answer = session.run_script(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
     if len(answer[0]) == 1:  # SELECT true: this is not the end of a script

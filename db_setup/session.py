@@ -190,17 +190,21 @@ class Session:
         verdict, *details = message.split("\n")
         return "\n".join([f"{verdict} {self.what_stays}", *details])
 
-    def query(
-        self, statement: Any, args: Any = None, fetches: bool = True
-    ) -> list[tuple[Any, ...]]:
+    def query(self, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
         """Send one message and return the rows of its last statement.
 
         Without `args` a % is left alone.
         """
         with self._waiting(), self.connection.cursor() as cur:
+            cur.execute(statement, args)
+            return cur.fetchall() if cur.description else []
+
+    def run_script(self, text: Union[str, bytes], fetches: bool) -> list[tuple[Any, ...]]:
+        """Send a message of a script, whose notices and rows may be a flood."""
+        with self._waiting(), self.connection.cursor() as cur:
             try:
                 with database.streamed_notices():
-                    cur.execute(statement, args)
+                    cur.execute(text)
             except database.MemoryFullError:
                 self.connection.close()
                 raise MigrationError(f"{self.current}: {TOO_MANY_ROWS}") from None

@@ -305,7 +305,7 @@ def test_lock_holder_that_had_to_wait_has_published_its_deadline_once(
         with holder(world):
             waiting = pool.submit(initializer.handler, None, Context(30))
             wait_until(lambda: "waiting for another run" in caplog.text)
-            time.sleep(1.5)  # several attempts
+            time.sleep(2)  # several attempts
             assert not waiting.done()
         waiting.result(WAIT_S)
 

@@ -7,7 +7,6 @@ read-only transaction it fails, and so does the run.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -117,14 +116,13 @@ NAMELESS = (
 @contextmanager
 def own_path_only() -> Iterator[None]:
     """Ask, before each of our statements, which path it is sent in: none that others could write to, but for NAMELESS
-    ones and a script's own messages."""
+    ones. A script's own messages are sent by another method."""
     found: set[str] = set()
     query = Session.query
 
     def asking(session: Session, statement: Any, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
-        is_of_script = sys._getframe(1).f_code.co_name == "send"
         state = session.connection.info.transaction_status
-        if not is_of_script and state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
+        if state in (TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS):
             ((path,),) = query(session, "SHOW search_path")
             if path != "pg_catalog":
                 with session.connection.cursor() as cur:

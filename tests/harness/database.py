@@ -23,17 +23,26 @@ def superuser_connection(server: Server, dbname: str = "postgres") -> Iterator[A
         connection.close()
 
 
-def _connect(server: Server, dbname: str) -> Any:
-    connection = psycopg2.connect(
-        host=server.host,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        dbname=dbname,
-        connect_timeout=10,
-    )
+def connect(server: Server, dbname: str, user: str, password: str) -> Any:
+    """A connection in autocommit.
+
+    psycopg2 has one wait callback for all threads. If a run in another thread takes it away at this moment, psycopg2
+    refuses to connect.
+    """
+    login = {"host": server.host, "port": server.port, "dbname": dbname, "user": user, "password": password}
+    for _ in range(20):
+        try:
+            connection = psycopg2.connect(**login, connect_timeout=10)
+            break
+        except psycopg2.OperationalError as exc:
+            if "wait callback" not in str(exc):
+                raise
     connection.autocommit = True
     return connection
+
+
+def _connect(server: Server, dbname: str) -> Any:
+    return connect(server, dbname, server.user, server.password)
 
 
 _kept: dict[int, Any] = {}

@@ -16,9 +16,8 @@ from unittest import mock
 
 import boto3
 import initializer
-import psycopg2
 
-from harness.database import create_admin, create_database, drop_database, superuser_connection
+from harness.database import connect, create_admin, create_database, drop_database, superuser_connection
 from harness.server import Server
 
 ADMIN, ADMIN_PASSWORD = "rds_admin", "admin's %s password"
@@ -117,10 +116,7 @@ class World:
 
     @contextmanager
     def connection(self, username: str = ADMIN, password: str = ADMIN_PASSWORD) -> Iterator[Any]:
-        conn = psycopg2.connect(
-            host=self.server.host, port=self.server.port, dbname=self.dbname, user=username, password=password
-        )
-        conn.autocommit = True
+        conn = connect(self.server, self.dbname, username, password)
         try:
             yield conn
         finally:
