@@ -285,8 +285,8 @@ def has_tables(session: Session, setup: Setup) -> bool:
     every file would run again.
     """
     config = setup.config
-    name = sql.Literal(config.table)
-    question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
+    words = {"any_table": sql.SQL(ANY_TABLE_SQL), "name": sql.Literal(config.table)}
+    question = boundary.with_trusted(FIRST_RUN_SQL, config.limited_roles, **words)
     has_any, moved, others = session.query(question)[0]
     contents = {file.sha256 for file in setup.files if others}
     for schema, table in others:
@@ -549,10 +549,12 @@ ANY_TABLE_SQL = """
 EXAMPLE_SQL = """
     SELECT (SELECT array_agg(attname::text ORDER BY attnum)
             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0),
+            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0
+              AND c.relowner = current_user::regrole),
            (SELECT array_agg(attname::text ORDER BY attnum)
             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0)"""
+            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0
+              AND c.relowner = current_user::regrole)"""
 EXAMPLE_COLUMNS = [["id", "email", "created_at"], ["id", "name", "price", "user_id"]]
 SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
@@ -561,14 +563,15 @@ SCHEMAS_SQL = (
 # Whether there is any table, where one of our name is that is not in public, and which others are
 # made as ours.
 FIRST_RUN_SQL = """
+    WITH {trusted}
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
          WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
-           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1),
+           AND c.relowner IN (SELECT oid FROM trusted) LIMIT 1),
         (SELECT coalesce(json_agg(json_build_array(n.nspname, c.relname)), '[]') FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-         WHERE c.relname <> {name} AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+         WHERE c.relname <> {name} AND c.relkind = 'r' AND c.relowner IN (SELECT oid FROM trusted)
            AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
                 AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4)"""
