@@ -14,7 +14,7 @@ import sql_scanner
 from session import Session
 from sql_scanner import Script
 
-# Names end, as PostgreSQL's do: others can have written what is searched, and it would take hours.
+# Names end, as PostgreSQL's do: others can have written what is searched.
 CALLS = "|".join(
     [
         r"dblink(?:_(?:connect|exec|open|fetch|send_query|get_result)\w{0,63})?",
