@@ -99,23 +99,38 @@ def evidence_question(limited: Sequence[str]) -> sql.Composable:
     return sql.SQL(EVIDENCE_SQL).format(trusted=_trusted(limited))
 
 
+def with_trusted(question: str, limited: Sequence[str], **words: Any) -> sql.Composable:
+    """The question, in which `trusted` are the roles that are."""
+    return sql.SQL(question).format(trusted=_trusted(limited), **words)
+
+
 def _trusted(limited: Sequence[str]) -> sql.Composable:
     return sql.SQL(TRUSTED_SQL).format(limited=sql.Literal(list(limited)))
 
 
-# The admin, the database's owner, and the roles that these may act for; never a limited user, for
-# whom the admin may act as well. Membership is taken as it was granted: a superuser counts as a
-# member of every role.
+# The admin, the database's owner, and the roles that these may act for; never a limited user, of
+# whatever prefix, for whom the admin may act as well. Membership is taken as it was granted: a
+# superuser counts as a member of every role. It counts if one of these or a superuser granted it:
+# up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin is a member
+# of each role that it made; one that it can neither use nor become is not meant by that.
 TRUSTED_SQL = """
-    RECURSIVE acted_for(oid) AS (
+    RECURSIVE rulers(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user
-            OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())
-        UNION SELECT m.roleid FROM acted_for a JOIN pg_auth_members m ON m.member = a.oid),
+            OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())),
+    acted_for(oid) AS (
+        SELECT oid FROM rulers
+        UNION SELECT m.roleid FROM acted_for a JOIN pg_auth_members m ON m.member = a.oid
+        JOIN pg_roles g ON g.oid = m.grantor
+        WHERE (g.rolsuper OR g.oid IN (SELECT oid FROM rulers)
+               OR (g.rolcreaterole AND current_setting('server_version_num')::int < 160000))
+          AND coalesce((to_jsonb(m) ->> 'inherit_option')::bool
+                       OR (to_jsonb(m) ->> 'set_option')::bool, true)),
     trusted(oid) AS (
         SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
         WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole OR NOT EXISTS (
-            SELECT FROM pg_roles l
-            WHERE l.rolname = ANY ({limited}) AND pg_has_role(r.oid, l.oid, 'MEMBER')))"""
+            SELECT FROM pg_roles l WHERE pg_has_role(r.oid, l.oid, 'MEMBER')
+                AND (l.rolname = ANY ({limited})
+                     OR l.rolname ~ '(tablecreator|app_(rw|tc)(_clone)?)$')))"""
 
 OUR_TABLES_SQL = """
     WITH {trusted},
@@ -180,7 +195,7 @@ OUR_TABLES_SQL = """
 # up in the catalogs' indexes. They are few, and no temporary file is needed.)
 HIDING_SQL = """
     WITH {trusted},
-    rulers(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
+    ruling(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
     path(oid, at) AS (
         SELECT n.oid, CASE n.nspname WHEN 'pg_catalog' THEN max(at) ELSE min(at) END
         FROM pg_namespace n, regexp_split_to_table('pg_catalog,' || (
@@ -190,7 +205,7 @@ HIDING_SQL = """
             OR (btrim(name, '"') = '$user' AND n.nspname = current_user)
         GROUP BY n.oid, n.nspname),
     named(kind, class, oid, name, owner, at, is_ruled) AS NOT MATERIALIZED (
-        SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM rulers) FROM (
+        SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM ruling) FROM (
             SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner
             FROM pg_proc
             UNION ALL
@@ -198,7 +213,7 @@ HIDING_SQL = """
             FROM pg_operator
             UNION ALL
             SELECT 'TYPE', 'pg_type'::regclass, oid, typname, typnamespace, typowner
-            FROM pg_type WHERE typcategory <> 'A'
+            FROM pg_type WHERE typcategory <> 'A' OR typtype = 'd'
             UNION ALL
             SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
                                 WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
@@ -225,7 +240,7 @@ HIDING_SQL = """
           AND NOT EXISTS (
             SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
-              AND e.extowner IN (SELECT oid FROM rulers))
+              AND e.extowner IN (SELECT oid FROM ruling))
           ORDER BY kind, name, oid LIMIT 20) f"""
 
 # An extension's table (PostGIS brings some) does not count.

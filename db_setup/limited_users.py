@@ -32,6 +32,7 @@ CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 OUT_OF_LOCKS = "53200"
+INSUFFICIENT_PRIVILEGE = "42501"
 OWNED_AT_ONCE = 200  # tables in one transaction
 
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
@@ -526,7 +527,14 @@ class LimitedUsers:
         dbname = sql.Identifier(self._app.admin.endpoint.dbname)
         reset = "ALTER ROLE {0} RESET {2}; ALTER ROLE {0} IN DATABASE {1} RESET {2}"
         setting = sql.SQL("local_preload_libraries")
-        self._session.query_in_transaction(sql.SQL(reset).format(role, dbname, setting))
+        statements = sql.SQL(reset).format(role, dbname, setting)
+
+        def act() -> None:
+            if not isinstance(self._session, Rehearsal):
+                self._end_each_session(login)  # one that changes its role would block us
+            self._session.query_in_transaction(statements)
+
+        self._retried(act)
         self.warnings.append(
             f"login {login} kept itself out with a library that cannot be loaded; that was reset"
         )
@@ -651,9 +659,12 @@ class LimitedUsers:
         role = sql.Identifier(login)
         if state.can_login:
             no_login = sql.SQL("ALTER ROLE {} NOLOGIN").format(role)
-            self._retried(
-                lambda: self._session.query(no_login)
-            )  # it may be changing itself just now
+
+            def shut() -> None:
+                self._end_each_session(login)  # one that changes its role would block us
+                self._session.query(no_login)
+
+            self._retried(shut)
         try:
             self._end_sessions(login)
             yield
@@ -664,18 +675,23 @@ class LimitedUsers:
             raise
 
     def _end_sessions(self, login: str) -> None:
-        query = self._session.query
         for _ in range(100):
-            found = query(SESSIONS_OF_SQL, [login])
-            if not found:
+            if not self._session.query(SESSIONS_OF_SQL, [login]):
                 return
-            try:
-                self._join(login)
-                query(f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS_OF_SQL}) s", [login])
-            except (psycopg2.errors.InsufficientPrivilege, UserError):
+            if not self._end_each_session(login):
                 break
             time.sleep(0.05)
         self.warnings.append(f"sessions of {login} with its old password could not be ended")
+
+    def _end_each_session(self, login: str) -> bool:
+        """Says whether we may."""
+        try:
+            self._join(login)
+            terminate = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS_OF_SQL}) s"
+            self._session.query(terminate, [login])
+        except (psycopg2.errors.InsufficientPrivilege, UserError):
+            return False
+        return True
 
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
@@ -692,7 +708,8 @@ class LimitedUsers:
                 query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
             return
         except psycopg2.Error as exc:
-            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS):
+            # The group may not own, for example, a function in somebody's temporary schema.
+            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, INSUFFICIENT_PRIVILEGE):
                 raise
         names = [name for (name,) in query(OWNED_TABLES_SQL, [creator])]
         left = 0
@@ -800,8 +817,8 @@ class LimitedUsers:
             return
         ours = (self._app.admin.username, *limited_roles(self._app.prefix))
         of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
-        if username in ours or of_another_prefix:
-            return
+        if username in ours or of_another_prefix or "," in str(kept.get("host")):
+            return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
         port = str(kept.get("port", here.port))
         endpoint = replace(

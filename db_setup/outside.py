@@ -14,15 +14,16 @@ import sql_scanner
 from session import Session
 from sql_scanner import Script
 
+# Names end, as PostgreSQL's do: others can have written what is searched.
 CALLS = "|".join(
     [
-        r"dblink(?:_(?:connect|exec|open|fetch|send_query|get_result)\w*)?",
-        r'(?:aws_lambda|aws_s3|lambda_async)(?:"?\s*\.\s*"?\w+)?',
+        r"dblink(?:_(?:connect|exec|open|fetch|send_query|get_result)\w{0,63})?",
+        r'(?:aws_lambda|aws_s3|lambda_async)(?:"?\s{0,9}\.\s{0,9}"?\w{1,63})?',
         r"http(?:_(?:get|post|put|patch|delete|head))?",
-        r"pg_(?:create|drop|copy)_\w*replication_slot|pg_replication_slot_advance",
-        r"pg_replication_origin_\w+|pg_logical_slot_get_\w+|pg_logical_emit_message",
+        r"pg_(?:create|drop|copy)_\w{0,63}replication_slot|pg_replication_slot_advance",
+        r"pg_replication_origin_\w{1,63}|pg_logical_slot_get_\w{1,63}|pg_logical_emit_message",
         r"pg_switch_wal|pg_create_restore_point|pg_reload_conf|pg_rotate_logfile|pg_promote",
-        r"pg_background_launch|pg_stat_\w*reset\w*",
+        r"pg_background_launch|pg_stat_\w{0,63}reset\w{0,63}",
         r"pg_file_(?:write|rename|unlink|sync)|lo_export",
     ]
 )

@@ -292,7 +292,9 @@ def has_tables(session: Session, setup: Setup) -> bool:
     """
     config = setup.config
     name = sql.Literal(config.table)
-    question = sql.SQL(FIRST_RUN_SQL).format(any_table=sql.SQL(ANY_TABLE_SQL), name=name)
+    question = boundary.with_trusted(
+        FIRST_RUN_SQL, config.limited_roles, any_table=sql.SQL(ANY_TABLE_SQL), name=name
+    )
     has_any, moved = session.query(question)[0]
     if moved:
         raise ConfigError(
@@ -308,7 +310,9 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
     take the first one as applied, and run the others again.
     """
     contents = {file.sha256 for file in setup.files}
-    for schema, table in session.query(OTHER_TABLES_SQL, [setup.config.table]):
+    name = sql.Literal(setup.config.table)
+    question = boundary.with_trusted(OTHER_TABLES_SQL, setup.config.limited_roles, name=name)
+    for schema, table in session.query(question):
         select = sql.SQL("SELECT file_sha256 FROM {}").format(sql.Identifier(schema, table))
         recorded = {sha256 for (sha256,) in session.query(select)}
         if recorded and recorded <= contents:
@@ -562,10 +566,12 @@ ANY_TABLE_SQL = """
 EXAMPLE_SQL = """
     SELECT (SELECT array_agg(attname::text ORDER BY attnum)
             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0),
+            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0
+              AND c.relowner = current_user::regrole),
            (SELECT array_agg(attname::text ORDER BY attnum)
             FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0)"""
+            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0
+              AND c.relowner = current_user::regrole)"""
 EXAMPLE_COLUMNS = [["id", "email", "created_at"], ["id", "name", "price", "user_id"]]
 SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
@@ -573,16 +579,19 @@ SCHEMAS_SQL = (
 )
 # Whether there is any table, and where one of our name is that is not in public.
 FIRST_RUN_SQL = """
+    WITH {trusted}
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
          WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
-           AND pg_has_role(c.relowner, 'MEMBER') LIMIT 1)"""
+           AND c.relowner IN (SELECT oid FROM trusted) LIMIT 1)"""
 # Tables of another name that are made as ours.
 OTHER_TABLES_SQL = """
+    WITH {trusted}
     SELECT n.nspname, c.relname FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-    WHERE c.relname <> %s AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+    WHERE c.relname <> {name} AND c.relkind = 'r'
+      AND c.relowner IN (SELECT oid FROM trusted)
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
            AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""

@@ -360,3 +360,13 @@ def test_deployments_end_in_time_in_a_flood(deployed: World, flood: str) -> None
     assert deployed.applied() == ["001_things"]
     deployed.remove("002_loud.sql")
     assert deployed.deploy()["status"] == "ok"
+
+
+def test_long_text_of_others_does_not_hold_a_dry_run_up(deployed: World) -> None:
+    with deployed.login("creator") as conn:
+        for number, words in enumerate(("aws_s3." * 60_000, "pg_stat_" + "reset" * 60_000)):
+            rows(conn, f"CREATE FUNCTION own{number}() RETURNS int LANGUAGE sql AS $$ SELECT 1 -- {words}\n$$")
+    deployed.write("002_one.sql", "SELECT 1")
+    started = time.monotonic()
+    deployed.deploy({"action": "dry_run"})
+    assert time.monotonic() - started < 20

@@ -1,0 +1,72 @@
+"""A login that keeps its own role locked, or its objects where its group cannot own them, stops nothing."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg2
+import pytest
+from harness.logins import works
+from harness.world import Context, World, rows
+
+
+@contextmanager
+def kept_open(conn: Any, statement: str) -> Iterator[None]:
+    """Meanwhile the statement's transaction is open, if nobody ends it; then it is committed, if it still can be."""
+    rows(conn, f"BEGIN; {statement}")
+    yield
+    with suppress(psycopg2.Error):
+        rows(conn, "COMMIT")
+
+
+def test_leaked_login_is_rotated_away_while_it_changes_its_password(deployed: World) -> None:
+    leaked = deployed.secret("creator")
+    with deployed.connection(leaked["username"], leaked["password"]) as thief:
+        deployed.deploy({"action": "rotate"}, Context(60))
+        with kept_open(thief, "ALTER ROLE CURRENT_USER PASSWORD 'of its own'"):
+            deployed.deploy({"action": "rotate"}, Context(30))
+    assert works(deployed, deployed.secret("creator"))
+    assert not works(deployed, {**leaked, "password": "of its own"})
+    assert not works(deployed, leaked)
+
+
+def test_login_that_keeps_its_role_locked_is_mended(deployed: World) -> None:
+    deployed.write("002_more.sql", "CREATE TABLE more (id int)")
+    with deployed.login("user") as conn, deployed.login("user") as other:
+        rows(other, "ALTER ROLE CURRENT_USER PASSWORD 'lost'")
+        with kept_open(conn, "ALTER ROLE CURRENT_USER PASSWORD 'of its own'"):
+            assert deployed.deploy(context=Context(30))["users"]["app_rw"] == "mended"
+    assert works(deployed, deployed.secret("user"))
+
+
+@pytest.mark.parametrize("secret", ["user", "creator"])
+def test_login_that_keeps_its_own_setting_locked_stops_no_run(deployed: World, secret: str) -> None:
+    with deployed.login(secret) as conn, deployed.login(secret) as other:
+        rows(other, "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nothing'")
+        with kept_open(conn, "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nothing_else'"):
+            deployed.deploy(context=Context(30))
+    assert works(deployed, deployed.secret(secret))
+
+
+def test_function_in_a_temporary_schema_stops_no_rotation(deployed: World) -> None:
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE TABLE made (id int)")
+        rows(conn, "CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        assert deployed.deploy({"action": "rotate"})["users"]["app_tc_clone"] == "rotated"
+    assert deployed.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'made'") == [("tablecreator",)]
+
+
+def test_secret_that_names_many_silent_hosts_does_not_hold_a_run_up(deployed: World) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hosts = ",".join(["127.0.0.1"] * 8)
+        value = {**deployed.secret("user"), "username": "whoever", "host": hosts, "port": silent.getsockname()[1]}
+        deployed.put_secret("user", value)
+        started = time.monotonic()
+        assert deployed.deploy()["users"]["app_rw"] == "mended"
+        assert time.monotonic() - started < 20
