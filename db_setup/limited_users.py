@@ -685,6 +685,8 @@ class LimitedUsers:
 
     def _end_each_session(self, login: str) -> bool:
         """Says whether we may."""
+        if not self._session.query(SESSIONS_OF_SQL, [login]):
+            return True
         try:
             self._join(login)
             terminate = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS_OF_SQL}) s"

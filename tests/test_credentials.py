@@ -14,6 +14,7 @@ import pytest
 from common import UserError
 from harness import aws
 from harness.logins import SECRETS, as_superuser, verifiers, works
+from harness.others import wait_until
 from harness.second import second_application
 from harness.world import World, rows
 from initializer import InitializerError
@@ -374,6 +375,12 @@ def stepping(deadly: int = 0) -> Iterator[Steps]:
         yield steps
 
 
+def wait_until_logged_out(world: World, login: str) -> None:
+    """A session that is still there would be ended, which takes more steps."""
+    sessions = f"SELECT FROM pg_stat_activity WHERE usename IN ('{login}', '{login}_clone')"
+    wait_until(lambda: as_superuser(world, sessions) == [])
+
+
 MADE = {"BEGIN", "CREATE ROLE", 'GRANT "tablecreator"', "ALTER DEFAULT", "COMMIT"}
 
 
@@ -396,12 +403,14 @@ def test_credentials_after_a_crash_at_any_step_are_repaired_by_the_next_run(
     world.deploy(event)
     world.deploy(event)
     as_superuser(world, damage)
+    wait_until_logged_out(world, login)
     with stepping() as whole:
         world.deploy(event)
     assert expected | {"trial", "before-call", "after-call"} <= set(whole.done)
 
     for number, step in enumerate(whole.done, 1):
         as_superuser(world, damage)
+        wait_until_logged_out(world, login)
 
         with stepping(number), pytest.raises(ProcessDied, match=f"^{step}$"):
             world.deploy(event)

@@ -21,11 +21,11 @@ NEW_TABLE = ["any table", "create", "look", "rows"]
 # By what the message begins with, what it asks for.
 MEANINGS = {
     "set_config(name": "session",
-    "WITH RECURSIVE acted_for": "look",
-    "SELECT id, migration_name": "rows",
-    "pg_try_advisory_lock": "lock",
     "SAVEPOINT db_setup_file": "file",
     "relkind IN ('r', 'p', 'f') AND n.nspname": "any table",
+    "WITH RECURSIVE rulers": "look",
+    "SELECT id, migration_name": "rows",
+    "pg_try_advisory_lock": "lock",
     'CREATE TABLE "public"."schema_migrations"': "create",
     "SELECT g.name, r.oid IS NOT NULL": "groups",
     "r.rolvaliduntil IS NOT NULL": "login's role",

@@ -37,6 +37,11 @@ def issue_certificate(host: str) -> Certificate:
     )
 
 
+_USES = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+_OTHER_USES = ("crl_sign", "encipher_only", "decipher_only")
+KEY_USAGE_OF_AN_AUTHORITY = x509.KeyUsage(key_cert_sign=True, **dict.fromkeys(_USES + _OTHER_USES, False))
+
+
 def _certificate(
     name: str,
     key: ec.EllipticCurvePrivateKey,
@@ -56,6 +61,14 @@ def _certificate(
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
+    authority = issuer_key.public_key()
+    for extension in (  # without which Python 3.13 trusts no certificate
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority),
+    ):
+        builder = builder.add_extension(extension, critical=False)
+    if issuer is None:
+        builder = builder.add_extension(KEY_USAGE_OF_AN_AUTHORITY, critical=True)
     if hosts:
         builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in sorted(hosts)]), False)
     return builder.sign(issuer_key, hashes.SHA256())
