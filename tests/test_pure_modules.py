@@ -8,6 +8,7 @@ from typing import Any
 
 import common
 import config
+import outside
 import pytest
 import sql_scanner
 from common import ConfigError, Deadline, InitializerError
@@ -277,3 +278,8 @@ def test_call_that_no_rollback_takes_back_is_seen(text: str, call: str) -> None:
 def test_setval_counts_only_where_there_are_sequences() -> None:
     """A new database has none whose value could be lost."""
     assert call_in("SELECT setval('s', 1)", counts_setval=False) == ""
+
+
+def test_outside_body_in_quotes_is_read_from_its_first_letter() -> None:
+    """The body of a DO can be an ordinary string; what it calls counts, wherever in it."""
+    assert "lo_export" in outside.executed("DO 'lo_export(1, ''f'')'")

@@ -210,7 +210,7 @@ class Trial:
         is_kept = tally.kind.startswith("kept")
         answer = copy.run(list(mutant.tests), options if is_kept else [*options, "-x"], mutant.file, text)
         verdict = judge(answer, mutant.tests, needs_all=is_kept)
-        if verdict == "noticed" and not mutant.survives:
+        if verdict == "noticed":
             with self._lock:
                 tally.noticed += 1
                 if self._verbose:
@@ -218,8 +218,6 @@ class Trial:
         elif verdict == "survived" and mutant.survives:
             with self._lock:
                 tally.excused += 1
-        elif verdict == "noticed":
-            self._say(tally.wrong, f"{shown}: noticed, though the list says why it cannot be")
         elif verdict == "survived":
             self._say(tally.survived, f"SURVIVED {shown}\n{mutant.shown()}")
         else:
