@@ -157,7 +157,8 @@ def settle(conn: Any, end: Optional[float] = None) -> None:
         left = LOOK_AGAIN_S if end is None else max(end - time.monotonic(), 0)
         if not any(select.select(read, write, [], left)) and end is not None:
             raise psycopg2.OperationalError("no answer in time")
-        if end is None and _resident_mb() > _most_resident_mb.get(threading.get_ident(), math.inf):
+        most_mb = _most_resident_mb.get(threading.get_ident(), math.inf)
+        if end is None and most_mb < math.inf and _resident_mb() > most_mb:
             raise MemoryFullError
 
 
