@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -531,7 +531,7 @@ class LimitedUsers:
 
         def act() -> None:
             if not isinstance(self._session, Rehearsal):
-                self._end_each_session(login)  # one that changes its role would block us
+                self._terminate_sessions(login)  # one that changes its role would block us
             self._session.query_in_transaction(statements)
 
         self._retried(act)
@@ -661,7 +661,7 @@ class LimitedUsers:
             no_login = sql.SQL("ALTER ROLE {} NOLOGIN").format(role)
 
             def shut() -> None:
-                self._end_each_session(login)  # one that changes its role would block us
+                self._terminate_sessions(login)  # one that changes its role would block us
                 self._session.query(no_login)
 
             self._retried(shut)
@@ -676,23 +676,19 @@ class LimitedUsers:
 
     def _end_sessions(self, login: str) -> None:
         for _ in range(100):
-            if not self._session.query(SESSIONS_OF_SQL, [login]):
+            if not self._terminate_sessions(login):
                 return
-            if not self._end_each_session(login):
-                break
             time.sleep(0.05)
         self.warnings.append(f"sessions of {login} with its old password could not be ended")
 
-    def _end_each_session(self, login: str) -> bool:
-        """Says whether we may."""
+    def _terminate_sessions(self, login: str) -> bool:
+        """Says whether there were any, which need not be gone yet."""
         if not self._session.query(SESSIONS_OF_SQL, [login]):
-            return True
-        try:
+            return False
+        with suppress(psycopg2.errors.InsufficientPrivilege, UserError):
             self._join(login)
             terminate = f"SELECT pg_terminate_backend(pid) FROM ({SESSIONS_OF_SQL}) s"
             self._session.query(terminate, [login])
-        except (psycopg2.errors.InsufficientPrivilege, UserError):
-            return False
         return True
 
     def _give_objects_to_group(self, creator: str, group: str) -> None:

@@ -70,6 +70,19 @@ def test_rotation_of_a_login_that_is_repaired_ends_its_sessions(deployed: World,
     assert works(deployed, deployed.secret(secret))
 
 
+@BOTH
+def test_repair_of_a_login_that_was_locked_ends_its_sessions(deployed: World, secret: str) -> None:
+    """NOLOGIN, the first thing that one does about a leak, leaves the open sessions."""
+    with deployed.login(secret) as conn:
+        deployed.sql(f"ALTER ROLE {deployed.secret(secret)['username']} NOLOGIN")
+        assert is_alive(conn)
+
+        deployed.deploy()
+
+        assert not is_alive(conn)
+    assert works(deployed, deployed.secret(secret))
+
+
 def test_rotation_is_not_kept_up_by_a_lock_on_a_table(deployed: World) -> None:
     """The new login is handed out; what is locked keeps its owner for now, which the report says."""
     with deployed.login("creator") as conn:
