@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, NamedTuple, Optional
 
+import boundary
 import database
 import psycopg2
 from common import ConnectError, Credentials, OvertakenError, UserError, log
@@ -176,6 +177,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
+        self._limited = limited_roles(app.prefix)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
@@ -244,7 +246,7 @@ class LimitedUsers:
         """
         if self._groups_are_fine(self._group_states()):
             return
-        databases, is_used_here = self._databases_with_rights()
+        databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
         for group in self._group_states().values():
@@ -299,7 +301,7 @@ class LimitedUsers:
             "tracking": self._text(self._app.tracking),
             "progress": self._text(self._app.progress),
             "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
-            "limited": limited_roles(self._app.prefix),
+            "limited": self._limited,
         }
         states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
         by_name = {state.name: state for state in states}
@@ -450,14 +452,12 @@ class LimitedUsers:
         except psycopg2.errors.InsufficientPrivilege as exc:
             raise self._made_by_another_admin(role) from exc
 
-    def _databases_with_rights(self) -> tuple[list[str], bool]:
+    def _databases_with_rights(self, roles: Sequence[str]) -> tuple[list[str], bool]:
         """The other databases in which one of the roles has rights, and whether one has some in
         this.
         """
-        clones = [self._app.login_names(kind)[1] for kind in KINDS]
-        databases, is_used_here = self._session.query(
-            FOREIGN_DATABASES_SQL, [self._app.roles + clones]
-        )[0]
+        question = boundary.with_trusted(FOREIGN_DATABASES_SQL, self._limited)
+        databases, is_used_here = self._session.query(question, [roles])[0]
         return databases, bool(is_used_here)
 
     def _may_grant(self, role: str) -> bool:
@@ -778,7 +778,7 @@ class LimitedUsers:
 
         One that `is_ours`, since our secret holds it, can always be given another password.
         """
-        databases, _ = self._databases_with_rights()
+        databases, _ = self._databases_with_rights(self._limited)
         if databases and not is_ours:
             raise self._shared(databases)
         if state.superuser_remedies:
@@ -797,8 +797,8 @@ class LimitedUsers:
         username = (kept or Credentials()).get("username")
         if not is_usable(username) or username == self._app.admin.username:
             return
-        its_roles = self._session.query(ROLES_OF_SQL, [username])[0]
-        databases, is_used_here = self._session.query(FOREIGN_DATABASES_SQL, its_roles)[0]
+        ((its_roles,),) = self._session.query(ROLES_OF_SQL, [username])
+        databases, is_used_here = self._databases_with_rights(its_roles)
         if databases and not is_used_here:
             raise UserError(
                 f"the secret for the {kind.group_name} login holds {username}, which belongs to "
@@ -813,7 +813,7 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        ours = (self._app.admin.username, *limited_roles(self._app.prefix))
+        ours = (self._app.admin.username, *self._limited)
         of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
         if username in ours or of_another_prefix or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
@@ -858,7 +858,7 @@ class LimitedUsers:
             "group": self._app.group_name(kind),
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
-            "limited": limited_roles(self._app.prefix),
+            "limited": self._limited,
         }
         found = self._session.query(LOGIN_STATE_SQL, args)
         if not found:
@@ -919,15 +919,20 @@ def _missing_attributes(state: LoginState) -> str:
 # --- The questions ----------------------------------------------------------------------------
 
 # Where the roles were given rights on what a database's owner has made. Any login can give some on
-# what is its own: that shows nothing.
+# what is its own, a database included: only who could have made the role is another application.
 FOREIGN_DATABASES_SQL = """
+    WITH {trusted}
     SELECT coalesce(array_agg(DISTINCT d.datname::text)
-                    FILTER (WHERE d.datname <> current_database()), '{}'),
+                    FILTER (WHERE d.datname <> current_database()), '{{}}'),
            bool_or(d.datname = current_database())
     FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
     JOIN pg_database d ON d.oid = CASE WHEN s.dbid <> 0 THEN s.dbid ELSE s.objid END
+    JOIN pg_roles a ON a.oid = d.datdba
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
       AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))
+      AND (a.oid IN (SELECT oid FROM trusted) OR a.rolsuper OR (a.rolcreaterole
+           AND (current_setting('server_version_num')::int < 160000
+                OR pg_has_role(a.oid, r.oid, 'USAGE WITH ADMIN OPTION'))))
       AND s.deptype = 'a' AND NOT EXISTS (
         SELECT FROM pg_shdepend o JOIN pg_roles w ON w.oid = o.refobjid
         WHERE o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
