@@ -130,7 +130,8 @@ class GroupState(NamedTuple):
     writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
     members: Members  # that we did not put there
-    granted_by_limited: Members  # by a limited user; its name, and what takes a member out
+    # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
+    unwanted: Sequence[tuple[Optional[str], bool, str]]
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -284,10 +285,8 @@ class LimitedUsers:
             missing = [group.name for group in self._group_states().values() if not group.exists]
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
-            for grantor, statement in self._group_states()[READWRITE].granted_by_limited:
-                self._join(grantor)
-                query(sql.SQL(statement))
-                self.warnings.append(f"a limited user let another role in: {statement}")
+            for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
+                self._take_back(grantor or "a role that was dropped", is_limited, statement)
             for kind in KINDS:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
@@ -298,12 +297,18 @@ class LimitedUsers:
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in KINDS],
+            "creators": [
+                self._app.group_name(TABLECREATOR),
+                *self._app.login_names(TABLECREATOR),
+            ],
+            "harmless": list(HARMLESS_ROLES),
             "tracking": self._text(self._app.tracking),
             "progress": self._text(self._app.progress),
             "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
             "limited": self._limited,
         }
-        states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
+        question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
+        states = [GroupState(*row) for row in self._session.query(question, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
         return {kind: by_name[self._app.group_name(kind)] for kind in KINDS}
@@ -314,9 +319,9 @@ class LimitedUsers:
         for kind, group in groups.items():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.granted_by_limited:
+            if group.unwanted or group.writes_our_tables:
                 return False
-            if group.writes_our_tables or any(group.lacks(creator, kind) for creator in creators):
+            if any(group.lacks(creator, kind) for creator in creators):
                 return False
         return True
 
@@ -394,27 +399,41 @@ class LimitedUsers:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
 
-    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Grant what `creator` has made.
+    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
+        """Take back a membership that others have granted; where that is not ours to do, say so."""
+        step = f"as {grantor} or a superuser, {revoke}"
+        with self._unless_blocked(f"{grantor} made a limited user more powerful: {step}"):
+            if is_limited:
+                self._join(grantor)
+            self._session.query(sql.SQL(revoke))
+            what = "let another role in" if is_limited else "became more powerful"
+            self.warnings.append(f"a limited user {what}: {revoke}")
 
-        A table creator can keep its own objects locked: then a later run does it.
-        """
-        query = self._session.query
+    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
+        """Grant what `creator` has made."""
         if creator == self._session.user or not group.lacks(creator, kind):
             self._grant_objects_of(creator, group, kind)
             return
+        with self._unless_blocked(
+            f"what {creator} has made is locked, so {group.name} gets its rights on that from a "
+            "later run"
+        ):
+            self._grant_objects_of(creator, group, kind)
+
+    @contextmanager
+    def _unless_blocked(self, warning: str) -> Iterator[None]:
+        """Others can keep locked what is theirs, or it is not ours to change: that is a warning."""
+        query = self._session.query
         query("SAVEPOINT db_setup_objects")
         query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
         try:
-            self._grant_objects_of(creator, group, kind)
-        except psycopg2.Error as exc:
-            if exc.pgcode not in CONCURRENT_ROLE_CHANGE:
+            yield
+        except (psycopg2.Error, UserError) as exc:
+            sqlstate = getattr(exc, "pgcode", INSUFFICIENT_PRIVILEGE)
+            if sqlstate not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
                 raise
             query("ROLLBACK TO SAVEPOINT db_setup_objects")
-            self.warnings.append(
-                f"what {creator} has made is locked, so {group.name} gets its rights on that from "
-                f"a later run ({exc.pgcode})"
-            )
+            self.warnings.append(f"{warning} ({sqlstate})")
             return
         query(f"SET LOCAL lock_timeout = {self._session.lock_timeout_ms}")
         query("RELEASE SAVEPOINT db_setup_objects")
@@ -860,7 +879,7 @@ class LimitedUsers:
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
         }
-        found = self._session.query(LOGIN_STATE_SQL, args)
+        found = self._session.query(boundary.with_trusted(LOGIN_STATE_SQL, self._limited), args)
         if not found:
             return None
         state = LoginState(*found[0])
@@ -939,15 +958,23 @@ FOREIGN_DATABASES_SQL = """
           AND (o.dbid, o.classid, o.objid) = (s.dbid, s.classid, s.objid)
           AND w.oid <> d.datdba AND w.rolname <> current_user AND NOT w.rolsuper)"""
 
+# Roles of which a limited user may not be a member.
+POWER_SQL = r"""(
+    m.rolsuper OR m.rolreplication OR m.rolbypassrls OR m.rolcreaterole OR m.rolcreatedb
+    OR m.rolname IN (current_user, 'rds_superuser')
+    OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))"""
 # Since PostgreSQL 16 a REVOKE takes back only what its own role, or the one it names, has granted.
 # Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
-    SELECT a.roleid, m.rolname AS member, m.rolsuper, l.rolname AS grantor,
+    SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
+           l.rolname AS grantor,
            format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
            || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
            coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable
+                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
+           (a.roleid, a.member, a.grantor) IN (
+               SELECT roleid, member, grantor FROM granted) AS counts
     FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
     JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
 MEMBERS_SQL = f"""
@@ -955,9 +982,22 @@ MEMBERS_SQL = f"""
     FROM ({MEMBERSHIPS_SQL}) s
     WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
       AND NOT rolsuper AND is_usable"""
+# What limited users have granted; and what others have, by which one of these can do too much. A
+# role that a limited user is in may be the one that was put into another.
+UNWANTED_SQL = f"""
+    SELECT coalesce(json_agg(json_build_array(
+        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
+    FROM ({MEMBERSHIPS_SQL}) s
+    WHERE grantor = ANY (%(limited)s) OR (NOT counts
+      AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
+                  AND pg_has_role(l.oid, member_id, 'MEMBER'))
+      AND EXISTS (SELECT FROM pg_roles m WHERE pg_has_role(roleid, m.oid, 'MEMBER')
+                  AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
+                      ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
 GROUP_STATE_SQL = f"""
+    WITH {{trusted}}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
@@ -968,9 +1008,7 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           ({MEMBERS_SQL}),
-           (SELECT coalesce(json_agg(json_build_array(grantor, remedy || ' CASCADE')), '[]')
-            FROM ({MEMBERSHIPS_SQL}) s WHERE grantor = ANY (%(limited)s))
+           ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """
@@ -990,18 +1028,19 @@ OWN_OBJECTS_SQL = """
     WHERE n.nspname = 'public' AND o.rolname = %(creator)s
       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
+# What others have put a login into does not count: see UNWANTED_SQL.
 LOGIN_STATE_SQL = f"""
+    WITH {{trusted}},
+    reached(oid) AS (
+        SELECT oid FROM pg_roles WHERE rolname = %(login)s
+        UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid)
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
                               CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
-           ARRAY(SELECT m.rolname::text FROM pg_roles m
-                 WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
-                 AND (m.rolsuper OR m.rolreplication OR m.rolbypassrls
-                 OR m.rolcreaterole OR m.rolcreatedb
-                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
-                 OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))),
+           ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
+                 WHERE {POWER_SQL} OR m.rolname = %(forbidden)s),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
