@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from unittest import mock
 
@@ -76,6 +76,25 @@ def test_deployments_go_on_whatever_a_login_sets_for_itself(deployed: World, sec
 
     assert applied(deployed.deploy()) == ["001_things"]
     assert deployed.deploy({"action": "rotate"})["status"] == "ok"
+
+
+AT_ONCE = {"idle_session_timeout": "1", "statement_timeout": "1", "transaction_timeout": "1"}
+
+
+@BOTH
+@pytest.mark.parametrize("timeout", AT_ONCE)
+def test_deployments_go_on_where_a_login_ends_its_sessions_at_once(deployed: World, secret: str, timeout: str) -> None:
+    """Whatever a session of it would be asked first, such as for the style of dates, would get no answer."""
+    with deployed.login(secret) as conn:
+        rows(conn, "ALTER ROLE CURRENT_USER SET datestyle = 'SQL, DMY'")
+        with suppress(Exception):  # a timeout that this server does not know
+            rows(conn, f"ALTER ROLE CURRENT_USER SET {timeout} = {AT_ONCE[timeout]}")
+    started = time.monotonic()
+
+    report = deployed.deploy(context=Context(60))
+
+    assert set(report["users"].values()) == {"kept"}
+    assert time.monotonic() - started < 10
 
 
 @BOTH
