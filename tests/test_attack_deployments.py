@@ -246,6 +246,35 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
         drop_roles(prepares, "%readwrite", "%tablecreator", "app\\_%")
 
 
+READ_OPEN = {
+    "in a session": "BEGIN; SELECT * FROM schema_migrations",
+    "prepared": "BEGIN; SELECT * FROM schema_migrations; PREPARE TRANSACTION 'tmp_read'",
+}
+
+
+@pytest.mark.parametrize("how", READ_OPEN)
+@BOTH
+def test_deployments_go_on_where_a_login_goes_on_reading_our_table(deployed: World, how: str, secret: str) -> None:
+    """Whoever may read it could keep a newer version from adding its columns."""
+    deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
+    with deployed.login(secret) as conn:
+        rows(conn, READ_OPEN[how])
+        try:
+            assert applied(deployed.deploy(context=Context(20), LOCK_TIMEOUT="500ms")) == ["001_things"]
+        finally:
+            with suppress(Exception):
+                rows(conn, "ROLLBACK PREPARED 'tmp_read'")
+
+
+def test_deployments_wait_for_others_that_read_our_table(deployed: World) -> None:
+    """Such as for a backup: only limited users are ended."""
+    deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
+    with deployed.connection() as conn, open_transaction(conn, "SELECT * FROM schema_migrations"):
+        with pytest.raises(InitializerError, match="Other sessions blocked it"):
+            deployed.deploy(context=Context(6), LOCK_TIMEOUT="500ms")
+        assert rows(conn, "SELECT true") == [(True,)]
+
+
 def test_deployments_say_who_holds_the_lock_where_it_cannot_be_taken(deployed: World) -> None:
     """A login of others may be another admin's run: it is waited for, and named."""
     with deployed.connection(STRANGER, PASSWORD) as conn:
