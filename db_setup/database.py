@@ -309,6 +309,11 @@ UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that t
 # The first whose pattern is found counts.
 CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
+        "out of shared memory",
+        True,
+        "a session holds all locks that the server has room for: end it, or reboot the server",
+    ),
+    Problem(
         "PAM authentication failed",
         False,
         "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam "

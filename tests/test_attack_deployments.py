@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -10,9 +11,10 @@ from typing import Any
 from unittest import mock
 
 import database
+import psycopg2
 import pytest
 from harness import server as harness_server
-from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction
+from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction, refused
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import as_superuser, works
 from harness.proxy import Link, Place, proxy_to
@@ -293,6 +295,36 @@ def test_deployments_name_the_holder_whom_another_admin_has_made(deployed: World
             return
         with pytest.raises(LockError, match=f"user {STRANGER}"):
             deployed.deploy(context=Context(4))
+
+
+def hold_all_locks(conn: Any, but: int = 0) -> None:
+    """All sessions share one table of locks, whose size is set for the server."""
+    with pytest.raises(psycopg2.errors.OutOfMemory):
+        rows(conn, "SELECT pg_advisory_lock(s) FROM generate_series(1, 10000000) s")
+    rows(conn, f"SELECT pg_advisory_unlock(s) FROM generate_series(1, {but}) s")
+
+
+def test_deployments_name_the_way_out_where_a_login_holds_most_locks_of_the_server(deployed: World) -> None:
+    """The file that fails then holds few, so to split it would not help."""
+    deployed.write("001_things.sql", "SELECT count(pg_advisory_xact_lock(s)) FROM generate_series(1, 2000) s")
+    with deployed.login("user") as conn:
+        hold_all_locks(conn, but=1000)
+        message = refused(deployed)
+        assert "out of shared memory (53200)" in message
+        (remedy,) = re.findall(r"another session .*?: (SELECT .*?), and", message)
+        assert deployed.sql(remedy)[0][0] == conn.info.backend_pid
+    assert applied(deployed.deploy()) == ["001_things"]
+
+
+def test_deployments_name_the_way_out_where_a_login_holds_all_locks_of_the_server(
+    deployed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nobody can log in, and the login is not to blame."""
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 1)
+    with deployed.login("user") as conn:
+        hold_all_locks(conn)
+        assert "a session holds all locks that the server has room for: end it" in refused(deployed)
+    assert applied(deployed.deploy()) == ["001_things"]
 
 
 # --- What it leaves open --------------------------------------------------------------------------------------------
