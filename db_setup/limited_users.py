@@ -34,7 +34,14 @@ CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 OUT_OF_LOCKS = "53200"
 INSUFFICIENT_PRIVILEGE = "42501"
-OWNED_AT_ONCE = 200  # tables in one transaction
+OWNED_AT_ONCE = 200  # objects in one transaction
+# An object that is locked, cannot be the group's, or has been dropped meanwhile.
+CANNOT_BE_GIVEN = (
+    *CONCURRENT_ROLE_CHANGE,
+    OUT_OF_LOCKS,
+    INSUFFICIENT_PRIVILEGE,
+    *("42P01", "42704", "42883", "3F000"),
+)
 
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
@@ -713,8 +720,8 @@ class LimitedUsers:
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
-        In one statement, or else table by table: many tables need more locks than a transaction
-        can have.
+        In one statement, or else one by one: many tables need more locks than a transaction can
+        have, and the group can own nothing in a session's temporary schema.
         """
         query = self._session.query
         roles = sql.Identifier(creator), sql.Identifier(group)
@@ -725,39 +732,34 @@ class LimitedUsers:
                 query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
             return
         except psycopg2.Error as exc:
-            # The group may not own, for example, a function in somebody's temporary schema.
-            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, INSUFFICIENT_PRIVILEGE):
+            if exc.pgcode not in CANNOT_BE_GIVEN:
                 raise
-        names = [name for (name,) in query(OWNED_TABLES_SQL, [creator])]
-        left = 0
-        for at in range(0, len(names), OWNED_AT_ONCE):
-            if self._session.deadline.is_near:
-                left += len(names) - at
-                break
-            left += self._give_tables_to_group(names[at : at + OWNED_AT_ONCE], roles[1])
+        changes = [change for change, _ in query(OWNED_SQL, [group, creator])]
+        for at in range(0, len(changes), OWNED_AT_ONCE):
+            if not self._session.deadline.is_near:
+                self._give_to_group(changes[at : at + OWNED_AT_ONCE])
+        left = [name for _, name in query(OWNED_SQL, [group, creator])]
         if left:
+            named = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
             self.warnings.append(
-                f"{left} tables still belong to {creator}, since they are locked or time is short; "
-                f"later: REASSIGN OWNED BY {creator} TO {group}"
+                f"{len(left)} objects still belong to {creator} ({named}), since they are locked, "
+                f"{group} may not own them, or time is short; later: REASSIGN OWNED BY {creator} "
+                f"TO {group}"
             )
 
-    def _give_tables_to_group(self, names: Sequence[str], group: sql.Identifier) -> int:
-        """Change the owner of these tables; returns how many are left."""
-        alter = sql.SQL("ALTER TABLE {} OWNER TO {}")
-        statements = [alter.format(sql.SQL(name), group) for name in names]
+    def _give_to_group(self, changes: Sequence[str]) -> None:
+        """Change the owners, of as many as possible."""
         try:
             with self._session.transaction():
                 self._session.query("SET LOCAL lock_timeout = 100")
-                self._session.query(sql.SQL("; ").join(statements))
-            return 0
+                self._session.query(sql.SQL("; ".join(changes)))
         except psycopg2.Error as exc:
-            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, "42P01"):
+            if exc.pgcode not in CANNOT_BE_GIVEN:
                 raise
-        if len(names) == 1:
-            return 1
-        half = len(names) // 2
-        left = self._give_tables_to_group(names[:half], group)
-        return left + self._give_tables_to_group(names[half:], group)
+            half = len(changes) // 2
+            if half:
+                self._give_to_group(changes[:half])
+                self._give_to_group(changes[half:])
 
     def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -1047,14 +1049,18 @@ LOGIN_STATE_SQL = f"""
 
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
-OWNED_TABLES_SQL = """
-    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_roles o ON o.oid = c.relowner
-    WHERE o.rolname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-      AND n.nspname !~ '^pg_' AND NOT EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-        AND d.deptype IN ('a', 'i') AND c.relkind = 'S')"""
+# What a role owns in this database, and what gives it to another one. Default privileges have no
+# other owner, the sequence of a column has its table's, and a temporary schema ends by itself.
+OWNED_SQL = """
+    SELECT format('ALTER %%s %%s OWNER TO %%I', p.type, p.identity, %s::text),
+           p.type || ' ' || p.identity
+    FROM pg_shdepend s JOIN pg_database b ON b.oid = s.dbid AND b.datname = current_database(),
+         pg_identify_object(s.classid, s.objid, s.objsubid) p
+    WHERE s.refobjid = to_regrole(quote_ident(%s)) AND s.deptype = 'o'
+      AND s.classid <> 'pg_default_acl'::regclass AND coalesce(p.schema, '') !~ '^pg_temp_'
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = s.classid AND d.objid = s.objid
+                      AND d.deptype IN ('a', 'i') AND p.type = 'sequence')
+    ORDER BY s.classid, s.objid"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "
