@@ -113,8 +113,9 @@ def _trusted(limited: Sequence[str]) -> sql.Composable:
 # The admin, the database's owner, and the roles that these may act for; never a limited user, of
 # whatever prefix, for whom the admin may act as well. Membership is taken as it was granted: a
 # superuser counts as a member of every role. It counts (`granted`) if one of these or a superuser
-# granted it: up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin is a member
-# of each role that it made; one that it can neither use nor become is not meant by that.
+# granted it: up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin
+# is a member of each role that it made; one that it can neither use nor become is not meant by
+# that.
 TRUSTED_SQL = """
     RECURSIVE rulers(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user

@@ -578,10 +578,10 @@ LIMIT_REACHED = (
     "instance, or change fewer rows at a time"
 )
 LOCKS_FULL = (
-    "The lock table that all sessions share is full. If the file changes thousands of tables, split "
-    "it, or raise max_locks_per_transaction (in the parameter group). If not, another session holds "
-    "the locks: SELECT pid, count(*) FROM pg_locks GROUP BY 1 ORDER BY 2 DESC, and end that one "
-    "with pg_terminate_backend"
+    "The lock table that all sessions share is full. If the file changes thousands of tables, "
+    "split it, or raise max_locks_per_transaction (in the parameter group). If not, another "
+    "session holds the locks: SELECT pid, count(*) FROM pg_locks GROUP BY 1 ORDER BY 2 DESC, and "
+    "end that one with pg_terminate_backend"
 )
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
