@@ -188,7 +188,8 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
-        self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
+        # What _read_objects_of_others has found before the first file.
+        self._before: Optional[tuple[Mapping[str, Any], Mapping[str, Any]]] = None
         self.warnings: list[str] = []
 
     def _retried(self, action: Callable[[], Result]) -> Result:
@@ -210,19 +211,20 @@ class LimitedUsers:
     # --- Groups and their rights --------------------------------------------------------------
 
     def note_unreadable(self) -> None:
-        """Before the first file: what cannot be read now is not for this run to say."""
-        if self._unreadable is None:
-            self._unreadable = self._read_unreadable()
+        """Before the first file: what is so already is not for this run to say."""
+        if self._before is None:
+            self._before = self._read_objects_of_others()
 
     def newly_unreadable(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
-        default privileges.
+        default privileges; and of what they have replaced, and a limited user can replace again.
         """
-        known = self._unreadable
-        if known is None:
+        if self._before is None:
             return
+        known, versions = self._before
+        unreadable, versions_now = self._read_objects_of_others()
         group = self._app.group_name(READWRITE)
-        for owner, tables in self._read_unreadable().items():
+        for owner, tables in unreadable.items():
             new = [table for table in tables if table not in known.get(owner, ())]
             if not new:
                 continue
@@ -231,12 +233,22 @@ class LimitedUsers:
                 f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
                 f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
             )
+        for name, (owner, version) in versions_now.items():
+            if versions.get(name, (owner, version))[1] != version:
+                yield (
+                    f"{name} was replaced, but still belongs to {owner}, who can change what it "
+                    f"does where the admin uses it; unless that is right: ALTER {name} OWNER TO "
+                    "CURRENT_USER"
+                )
 
-    def _read_unreadable(self) -> dict[str, list[str]]:
-        """The tables of others that the group cannot read, by owner."""
+    def _read_objects_of_others(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The tables of others that the group cannot read, by owner; and what of limited users
+        CREATE OR REPLACE would leave with them: the owner and the version of each.
+        """
         ours = [self._text(self._app.tracking), self._text(self._app.progress)]
-        args = [self._app.group_name(READWRITE), self._app.roles, ours]
-        return dict(self._session.query(UNREADABLE_SQL, args))
+        args = [self._limited, self._app.group_name(READWRITE), self._app.roles, ours]
+        unreadable, versions = self._session.query(OBJECTS_OF_OTHERS_SQL, args)[0]
+        return unreadable, versions
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -1081,3 +1093,16 @@ UNREADABLE_SQL = """
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')
     GROUP BY 1 ORDER BY 1"""
+OBJECTS_OF_OTHERS_SQL = f"""
+    WITH limited AS (SELECT oid, rolname FROM pg_roles WHERE rolname = ANY (%s)),
+    replaceable(name, owner, version) AS (
+        SELECT 'ROUTINE ' || p.oid::regprocedure::text, rolname, p.xmin::text
+        FROM pg_proc p JOIN limited l ON l.oid = proowner
+        UNION ALL
+        SELECT 'VIEW ' || c.oid::regclass::text, rolname, w.xmin::text
+        FROM pg_class c JOIN limited l ON l.oid = relowner
+        JOIN pg_rewrite w ON w.ev_class = c.oid WHERE relkind = 'v')
+    SELECT (SELECT coalesce(json_object_agg(owner, tables), '{{}}')
+            FROM ({UNREADABLE_SQL}) u(owner, tables)),
+           (SELECT coalesce(json_object_agg(name, json_build_array(owner, version)), '{{}}')
+            FROM replaceable)"""
