@@ -29,6 +29,8 @@ from session import RETRYABLE, Result, Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
+# Where a limited user can keep its own row locked, also after its session has ended.
+TABLES_OF_ROLES = ("pg_authid", "pg_db_role_setting", "pg_auth_members")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
@@ -194,7 +196,7 @@ class LimitedUsers:
 
     def _retried(self, action: Callable[[], Result]) -> Result:
         """Also where another database's run changes the same role at the same moment."""
-        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE)
+        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE, TABLES_OF_ROLES)
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
         """A warning for each role that others have put into one of ours: it may do what that one
@@ -305,7 +307,7 @@ class LimitedUsers:
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
             for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
-                self._take_back(grantor or "a role that was dropped", is_limited, statement)
+                self._take_back(grantor or "somebody", is_limited, statement)
             for kind in KINDS:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
@@ -420,13 +422,16 @@ class LimitedUsers:
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
-        step = f"as {grantor} or a superuser, {revoke}"
-        with self._unless_blocked(f"{grantor} made a limited user more powerful: {step}"):
+        with self._unless_blocked(
+            f"{grantor} made a limited user more powerful: as {grantor} or a superuser, {revoke}"
+        ):
             if is_limited:
                 self._join(grantor)
             self._session.query(sql.SQL(revoke))
-            what = "let another role in" if is_limited else "became more powerful"
-            self.warnings.append(f"a limited user {what}: {revoke}")
+            if is_limited:
+                self.warnings.append(f"a limited user let another role in: {revoke}")
+            else:
+                self.warnings.append(f"a limited user became more powerful: {revoke}")
 
     def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
         """Grant what `creator` has made."""

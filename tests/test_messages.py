@@ -45,6 +45,7 @@ NOT_OURS = {
     "does not support SSL",
     "invalid response to SSL negotiation",
     "no transaction in progress",
+    "out of shared memory",
     "permission denied for database",
     "will be truncated to",
     "secret value for staging label",
