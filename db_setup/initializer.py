@@ -341,6 +341,7 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
         if isinstance(outcome, Failure):
             raise failed(run, one, outcome)
         note_applied(run, one.name, started)
+        one.script.forget_text()
         if isinstance(outcome, Success):
             tables, row_count = outcome.answer
             undo_changes_of_our_tables(run, one.name, tables)
@@ -456,6 +457,7 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     for name, file in plan.pending:
         one = with_text(run.session, scan_file(run, name, file, state, plan))
         checksum = script_runner.first_checksum(one.script)
+        one.script.forget_text()
         in_steps = one.script.no_transaction or one.script.statement_count == 1
         if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
@@ -481,7 +483,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
     if script is None:
         script = migration_files.load_script(migration, run.setup.config.tables, backslashes)
         if len(plan.pending) > 1:
-            script = replace(script, text="")
+            script.forget_text()
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
         script = replace(script, no_transaction=True)
@@ -559,6 +561,8 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
+        if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
+            hashes()
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
@@ -579,8 +583,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
 def with_text(session: Session, one: Pending) -> Pending:
     """The file with its text, and without the settings that only newer servers know."""
-    text = one.script.text or migration_files.read_text(one.migration)
-    script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
+    script = one.script.without_settings_unknown_to(session.server_version)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
@@ -854,6 +857,7 @@ def rehearse_migration(
     outcome = script_runner.as_rehearsed(outcome, one.script)
     if isinstance(outcome, Failure):
         raise failed(run, one, outcome)
+    one.script.forget_text()
     session.defer_constraints()
     if (
         not outcome.kept_lock
