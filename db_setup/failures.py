@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
@@ -37,6 +38,10 @@ NAMES_NO_VALUE = (NO_SUCH_CHARACTER, "53")  # but encodings, and the settings th
 OWN_SQL_OF_FUNCTION = re.compile(
     r"PL/pgSQL function .* at (?:SQL statement|assignment|PERFORM|IF|RETURN)$", re.MULTILINE
 )
+RAISED_ELSEWHERE = "the function's words are not shown, since a RAISE can quote any value"
+# They quote names of PostgreSQL's catalogs and settings.
+POSTGRESQLS_OWN_HINTS = ("Perhaps you meant", "Increase the configuration")
+RAISED = re.compile(r"\A.* at (?:RAISE|ASSERT)$", re.MULTILINE)
 NAMES_NOTHING = ("42883", "42704")  # a function, or a type and other objects, that do not exist
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
@@ -103,7 +108,7 @@ def describe(script: Script, failure: Failure) -> str:
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
-        said = _mask(script, failure)(said)[:400]
+        said = _unless_masked(_mask(script, failure)(said)[:400])
     if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
@@ -111,10 +116,17 @@ def describe(script: Script, failure: Failure) -> str:
     return f"{said} ({sqlstate}){when}"
 
 
+def _unless_masked(said: str) -> str:
+    return RAISED_ELSEWHERE if said == masking.MASK else said
+
+
 def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
     """What masks PostgreSQL's words."""
     if failure.error is None or failure.sqlstate.startswith(NAMES_NO_VALUE):
         return str
+    if RAISED.search(failure.error.diag.context or ""):
+        own = (script.text,) if len(script.text) <= ONE_MESSAGE else ()
+        return partial(masking.as_raised, sources=(*own, *failure.raised_by))
     return _words(script.text, script.backslash_escapes, failure.error).mask
 
 
@@ -125,7 +137,7 @@ def _words(text: str, backslash_escapes: bool, error: psycopg2.Error) -> masking
     return masking.Words(text, backslash_escapes, (*known, diag.datatype_name))
 
 
-def said_of_ours(error: psycopg2.Error) -> str:
+def said_of_ours(error: psycopg2.Error, raised_by: Sequence[str] = ()) -> str:
     """What PostgreSQL said of a statement of ours, in one line.
 
     A trigger of others can fail in it, and quote anything. What it names is in the SQL that it
@@ -133,7 +145,9 @@ def said_of_ours(error: psycopg2.Error) -> str:
     """
     said = " ".join((error.diag.message_primary or str(error)).split())
     context = error.diag.context or ""
-    if context or (error.pgcode or "").startswith(ABOUT_ROWS):
+    if RAISED.search(context):
+        said = _unless_masked(masking.as_raised(said, raised_by))
+    elif context or (error.pgcode or "").startswith(ABOUT_ROWS):
         is_static = OWN_SQL_OF_FUNCTION.match(context)
         text = (error.diag.internal_query or "") if is_static else ""
         said = _words(text, False, error).mask(said)
@@ -515,12 +529,13 @@ def _fields(
         names.append(f"column {diag.column_name}")
     if is_about_rows and names:
         yield "ON: " + ", ".join(names)
-    if diag.message_detail and not is_about_rows:
-        yield f"DETAIL: {mask(diag.message_detail)[:300]}"
-    if diag.message_hint:
-        hint = diag.message_hint
-        if not hint.startswith("Perhaps you meant"):  # a name of PostgreSQL's catalogs
-            hint = mask(hint)
+    hint = diag.message_hint or ""
+    if not hint.startswith(POSTGRESQLS_OWN_HINTS):
+        hint = mask(hint)
+    detail = "" if is_about_rows else mask(diag.message_detail or "")
+    if detail not in ("", masking.MASK):
+        yield f"DETAIL: {detail[:300]}"
+    if hint not in ("", masking.MASK):
         yield f"HINT: {hint[:300]}"
 
 
@@ -796,6 +811,12 @@ MISTAKES = (
         "53100",
         said="",
         advice=DISK_FULL,
+    ),
+    Mistake(
+        "54001",
+        said="",
+        advice="Something is nested too deeply: a function that calls itself without end, or an "
+        "expression of thousands of terms; write it as rows, or in parts",
     ),
     Mistake(
         "53200",

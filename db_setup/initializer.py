@@ -600,6 +600,7 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
 
 def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
     """The error without PostgreSQL's own, which quotes what must not be shown."""
+    failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     error = MigrationError(failure_message(run, one, failure))
     error.sqlstate = failure.sqlstate
     return error
@@ -713,7 +714,7 @@ def errors_explained(run: Run) -> Iterator[None]:
             raise MigrationError(message) from exc
         place = f"{session.current}: " if session.current else ""
         kept = f"{session.what_stays} " if session.applied else ""
-        said = failures.said_of_ours(exc)
+        said = failures.said_of_ours(exc, session.raised_by(exc))
         code = f" ({exc.pgcode})" if exc.pgcode else ""
         step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
         functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]

@@ -174,6 +174,33 @@ def _tokens(
         at = after
 
 
+# In PL/pgSQL, what a RAISE or ASSERT says.
+WRITTEN = re.compile(r"(?:\b(?:RAISE|ASSERT)\b|=)[^;'=]{0,200}'((?:[^']|'')*)'", re.IGNORECASE)
+
+
+def as_raised(said: str, sources: Iterable[str]) -> str:
+    """The words of a RAISE as one of these functions has them, with … for each value; else …"""
+    for source in sources:
+        if re.search(rf"\bRAISE\s+(EXCEPTION\s+)?{re.escape(said)}\b", source, re.IGNORECASE):
+            return said  # the name of a condition
+        for written in WRITTEN.findall(source.replace("''", "'") + source):
+            words = " ".join(written.replace("''", "'").split())
+            if _has_parts(said, words.split("%")):
+                return words.replace("%", MASK)
+    return MASK
+
+
+def _has_parts(said: str, parts: list[str]) -> bool:
+    """It consists of these in their order, and values between them."""
+    at = 0
+    for part in parts:
+        at = said.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    is_at_end = said.endswith(parts[-1]) if len(parts) > 1 else said == parts[0]
+    return said.startswith(parts[0]) and is_at_end
+
+
 class Words:
     """What a text of SQL says outside of its literals, and names that are `known`: this may be
     repeated.
