@@ -315,12 +315,22 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "this login may not CONNECT to that database: GRANT it as the database's owner",
     ),
     Problem(
+        r"\bnot permitted to log in",
+        False,
+        "this login is locked: ALTER ROLE … LOGIN",
+    ),
+    Problem(
+        r"\bnot currently accepting",
+        False,
+        "this database is closed: ALTER DATABASE … ALLOW_CONNECTIONS true, as its owner",
+    ),
+    Problem(
         rf"{REFUSED}|no password supplied",
         False,
         "check username and password in the secret (or DATABASE_URL)",
     ),
     Problem(
-        r"starting up|shutting down|recovery mode|not yet accepting"
+        r"starting up|shutting down|recovery mode|not (yet )?accepting"
         r"|terminating connection|canceling authentication",
         True,
         "the database is starting or busy; invoke again",

@@ -34,7 +34,10 @@ from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
 NO_SUCH_CHARACTER = "22P05"
-NAMES_NO_VALUE = (NO_SUCH_CHARACTER, "53")  # but encodings, and the settings that limit a server
+NO_CHARACTER = "22021"
+DAMAGED = ("XX001", "XX002")
+# But encodings, the settings that limit a server, indexes, and the server's files.
+NAMES_NO_VALUE = (NO_SUCH_CHARACTER, NO_CHARACTER, "53", "54", "58", *DAMAGED)
 OWN_SQL_OF_FUNCTION = re.compile(
     r"PL/pgSQL function .* at (?:SQL statement|assignment|PERFORM|IF|RETURN)$", re.MULTILINE
 )
@@ -122,11 +125,13 @@ def _unless_masked(said: str) -> str:
 
 def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
     """What masks PostgreSQL's words."""
-    if failure.error is None or failure.sqlstate.startswith(NAMES_NO_VALUE):
+    if failure.error is None:
         return str
     if RAISED.search(failure.error.diag.context or ""):
         own = (script.text,) if len(script.text) <= ONE_MESSAGE else ()
         return partial(masking.as_raised, sources=(*own, *failure.raised_by))
+    if failure.sqlstate.startswith(NAMES_NO_VALUE):
+        return str
     return _words(script.text, script.backslash_escapes, failure.error).mask
 
 
@@ -588,6 +593,7 @@ DISK_FULL = (
     "The file is not the reason: the server's disk is full. Enlarge it, or delete what is not "
     "needed"
 )
+DAMAGE = "The file is not the reason: something on the server's disk is damaged or missing"
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
     "instance, or change fewer rows at a time"
@@ -598,6 +604,10 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         '^3F000 schema "public"',
         "db_setup keeps its table in schema public, which is missing: CREATE SCHEMA public, as the "
         "admin, and invoke again",
+    ),
+    (
+        r"^42501 permission denied to create role\b",
+        "Give the admin CREATEROLE, or set CREATE_USERS to false; then invoke again",
     ),
     ("^42501", "Give the admin that right, or make it the owner"),
     (
@@ -637,6 +647,11 @@ MISTAKES = (
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
         advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
+    ),
+    Mistake(
+        "42710|42P07|42701|42723|42P06",
+        said='"[^"]{63}"',
+        advice="PostgreSQL keeps 63 bytes of a name, so two long ones can be the same; shorten it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",
@@ -813,8 +828,45 @@ MISTAKES = (
         advice=DISK_FULL,
     ),
     Mistake(
-        "54001",
+        NO_CHARACTER,
+        said='for encoding "(.+?)"',
+        advice="These bytes are no text in {0}; write the character itself, or use bytea",
+    ),
+    Mistake(
+        "XX00[12]|58P01",
+        said=r'(?:relation|file) "?base/\d+/(\d+)',
+        advice=f"{DAMAGE}. SELECT pg_filenode_relation(0, {{0}}) names it: REINDEX it if it is an "
+        "index, else restore a backup",
+    ),
+    Mistake(
+        "XX00[12]",
+        said='index "(.+?)"',
+        advice=f'{DAMAGE}. Rebuild the index: REINDEX INDEX "{{0}}"',
+    ),
+    Mistake(
+        "58P01",
+        said="could not (access|load|find)",
+        advice="The server lacks the library of this function; install its extension, or leave it "
+        "out",
+    ),
+    Mistake(
+        "XX00[12]|58...",
         said="",
+        advice=f"{DAMAGE}; its log says more",
+    ),
+    Mistake(
+        "54000",
+        said="^index row",
+        advice="A value is too long for an index; index its md5(), or leave the index out",
+    ),
+    Mistake(
+        "54000",
+        said=r"^row is too big\b",
+        advice="A row must fit 8 kB, apart from long values; use fewer columns, or one of jsonb",
+    ),
+    Mistake(
+        "54001|42601",
+        said="^(stack depth|memory exhausted)",
         advice="Something is nested too deeply: a function that calls itself without end, or an "
         "expression of thousands of terms; write it as rows, or in parts",
     ),

@@ -14,6 +14,7 @@ import sql_scanner
 from sql_scanner import ScanError
 
 MASK = "…"
+LONGEST_NAME = 63  # bytes
 SHOWN = re.compile(r"[^; \t\r\f\v]")
 BEGINNING = 1 << 10  # characters of a token that are looked at
 SEARCHED = 1 << 21  # characters of a file in which names are looked for
@@ -201,6 +202,11 @@ def _has_parts(said: str, parts: list[str]) -> bool:
     return said.startswith(parts[0]) and is_at_end
 
 
+def _as_kept(name: str) -> str:
+    """A name as PostgreSQL keeps it, without the bytes beyond its limit."""
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
 class Words:
     """What a text of SQL says outside of its literals, and names that are `known`: this may be
     repeated.
@@ -224,6 +230,8 @@ class Words:
                 if kind == "quoted_name":
                     word = word[word.index('"') + 1 : -1].replace('""', '"')
                 self._words.add(word.casefold())
+                if len(word) > LONGEST_NAME:
+                    self._words.add(_as_kept(word).casefold())
             at = span.end
 
     def __contains__(self, said: object) -> bool:

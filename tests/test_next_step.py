@@ -74,6 +74,22 @@ def test_schema_public_that_is_missing_is_named_with_what_needs_it(world: World)
     assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["001_a"]
 
 
+def test_admin_that_may_not_make_roles_is_told_which_right_it_lacks(world: World) -> None:
+    """The files have run, and stay applied; a deployment without users is the other way out."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    as_superuser(world, f"ALTER ROLE {ADMIN} NOCREATEROLE")
+    try:
+        message = message_of(world, InitializerError)
+    finally:
+        as_superuser(world, f"ALTER ROLE {ADMIN} CREATEROLE")
+
+    assert message == (
+        "PostgreSQL: permission denied to create role (42501). Whatever was not finished is rolled back. Give the "
+        "admin CREATEROLE, or set CREATE_USERS to false; then invoke again."
+    )
+    assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
+
+
 def test_connect_that_the_admin_may_not_grant_is_said_before_any_password_changes(world: World) -> None:
     """PostgreSQL only warns. No role and no secret changes, at this run or the next."""
     as_superuser(world, f"REVOKE CONNECT ON DATABASE {world.dbname} FROM PUBLIC")
