@@ -347,6 +347,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "all connections of the database are in use",
     ),
     Problem(
+        "CONTEXT: +PL/pgSQL function",
+        False,
+        "an event trigger fails each login: as a superuser, with "
+        "PGOPTIONS='-c event_triggers=off', ALTER EVENT TRIGGER … DISABLE",
+    ),
+    Problem(
         r"no pg_hba.conf entry.*(no encryption|SSL off)",
         False,
         "the server wants TLS: set PGSSLMODE=require",

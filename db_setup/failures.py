@@ -417,6 +417,21 @@ def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] 
     return "Invoke again"
 
 
+def step_after_event_trigger(sqlstate: str, function: str, triggers: Sequence[str]) -> str:
+    """What to do where an event trigger has failed a statement of ours.
+
+    Ours run under a search path in which the function does not find what it names without schema.
+    """
+    names = ", ".join(triggers)
+    step = f"let it pass what the admin does, or ALTER EVENT TRIGGER {names} DISABLE, as its owner"
+    if sqlstate.startswith(("42", "3F")):
+        step = (
+            "write the schema before each name in that function, or ALTER FUNCTION "
+            f"{function} SET search_path = public"
+        )
+    return f"It failed in {function}, which event trigger {names} calls: {step}; then invoke again"
+
+
 class Mistake(NamedTuple):
     """A common mistake: how to recognise it, and what to write instead.
 

@@ -724,12 +724,7 @@ def errors_explained(run: Run) -> Iterator[None]:
         functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
         triggers = session.event_triggers(functions) if functions else []
         if triggers:
-            name = functions[0]
-            step = (
-                f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
-                f"schema before each name in that function, or ALTER FUNCTION {name} SET "
-                "search_path = public; then invoke again"
-            )
+            step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
         kind = ConnectError if session.is_lost else InitializerError
         raise kind(
             f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "

@@ -356,6 +356,8 @@ GIVEN_UP = {
     "this login may not CONNECT to that database: GRANT it as the database's owner": answer_fatal(
         "42501", 'permission denied for database "shop"'
     ),
+    "an event trigger fails each login: as a superuser, with PGOPTIONS='-c event_triggers=off', ALTER EVENT TRIGGER … "
+    "DISABLE": answer_fatal("42P01", 'relation "audit" does not exist\nCONTEXT:  PL/pgSQL function note() line 1'),
     "the server refused this login": answer_fatal("28000", 'no user mapping in "pg_ident.conf"'),
     "check host, port, security group and that the database runs": hang_up,
 }
