@@ -66,7 +66,7 @@ class World:
     dbname: str
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
-    _idle: list[Any] = field(default_factory=list)
+    idle: list[Any] = field(default_factory=list)  # sessions of `sql`
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,14 +136,19 @@ class World:
     def sql(self, statement: str, *args: Any) -> list[tuple[Any, ...]]:
         """Run a statement as the admin, in a session that may have run others."""
         try:
-            conn = self._idle.pop()  # by one thread at a time: it may wait for what another one does
+            conn = self.idle.pop()  # by one thread at a time: it may wait for what another one does
             rows(conn, "SELECT")
         except (IndexError, psycopg2.Error):  # none yet, or a test has ended it
             conn = self._connect()
         try:
             return rows(conn, statement, *args)
         finally:
-            self._idle.append(conn)
+            self.idle.append(conn)
+
+    def hang_up(self) -> None:
+        """End the sessions of `sql`, where a test counts sessions."""
+        while self.idle:
+            self.idle.pop().close()
 
     def superuser(self) -> Any:
         return superuser_connection(self.server, self.dbname)
