@@ -345,6 +345,7 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
         if isinstance(outcome, Failure):
             raise failed(run, one, outcome)
         note_applied(run, one.name, started)
+        one.script.forget_text()
         if isinstance(outcome, Success):
             tables, row_count = outcome.answer
             undo_changes_of_our_tables(run, one.name, tables)
@@ -461,6 +462,7 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     for name, file in plan.pending:
         one = with_text(run.session, scan_file(run, name, file, state, plan))
         checksum = script_runner.first_checksum(one.script)
+        one.script.forget_text()
         in_steps = one.script.no_transaction or one.script.statement_count == 1
         if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
@@ -486,7 +488,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
     if script is None:
         script = migration_files.load_script(migration, run.setup.config.tables, backslashes)
         if len(plan.pending) > 1:
-            script = replace(script, text="")
+            script.forget_text()
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
         script = replace(script, no_transaction=True)
@@ -564,6 +566,8 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
+        if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
+            hashes()
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
@@ -584,8 +588,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
 
 def with_text(session: Session, one: Pending) -> Pending:
     """The file with its text, and without the settings that only newer servers know."""
-    text = one.script.text or migration_files.read_text(one.migration)
-    script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
+    script = one.script.without_settings_unknown_to(session.server_version)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
@@ -602,6 +605,7 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
 
 def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
     """The error without PostgreSQL's own, which quotes what must not be shown."""
+    failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     error = MigrationError(failure_message(run, one, failure))
     error.sqlstate = failure.sqlstate
     return error
@@ -715,18 +719,13 @@ def errors_explained(run: Run) -> Iterator[None]:
             raise MigrationError(message) from exc
         place = f"{session.current}: " if session.current else ""
         kept = f"{session.what_stays} " if session.applied else ""
-        said = failures.said_of_ours(exc)
+        said = failures.said_of_ours(exc, session.raised_by(exc))
         code = f" ({exc.pgcode})" if exc.pgcode else ""
         step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
         functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
         triggers = session.event_triggers(functions) if functions else []
         if triggers:
-            name = functions[0]
-            step = (
-                f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
-                f"schema before each name in that function, or ALTER FUNCTION {name} SET "
-                "search_path = public; then invoke again"
-            )
+            step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
         kind = ConnectError if session.is_lost else InitializerError
         raise kind(
             f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "
@@ -859,6 +858,7 @@ def rehearse_migration(
     outcome = script_runner.as_rehearsed(outcome, one.script)
     if isinstance(outcome, Failure):
         raise failed(run, one, outcome)
+    one.script.forget_text()
     session.defer_constraints()
     if (
         not outcome.kept_lock

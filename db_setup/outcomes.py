@@ -60,6 +60,7 @@ class Failure:
     in_steps: bool = False  # outside one transaction
     earlier_stay: bool = False  # of the file's steps
     unit_line: int = 0  # where the step begins that is rolled back, if it has several statements
+    raised_by: tuple[str, ...] = ()  # sources of the functions that a RAISE can be in
     rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property
