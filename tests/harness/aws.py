@@ -25,6 +25,7 @@ ANY = "before-parameter-build.secrets-manager"
 BEFORE_READ, AFTER_READ = "before-call.secrets-manager.GetSecretValue", "after-call.secrets-manager.GetSecretValue"
 BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after-call.secrets-manager.PutSecretValue"
 
+
 @contextmanager
 def played() -> Iterator[None]:
     """AWS as moto plays it, empty, for the credentials of AWS_ENVIRONMENT."""
