@@ -986,19 +986,21 @@ POWER_SQL = r"""(
 # Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
-    SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
-           l.rolname AS grantor,
-           format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
-           || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
-           coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
-           (a.roleid, a.member, a.grantor) IN (
-               SELECT roleid, member, grantor FROM granted) AS counts
-    FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-    JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
-MEMBERS_SQL = f"""
+    WITH {trusted},
+    memberships AS MATERIALIZED (
+        SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
+               l.rolname AS grantor,
+               format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
+               || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
+               coalesce((to_jsonb(a) ->> 'inherit_option')::bool
+                        OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
+               (a.roleid, a.member, a.grantor) IN (
+                   SELECT roleid, member, grantor FROM granted) AS counts
+        FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+        JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor)"""
+MEMBERS_SQL = """
     SELECT coalesce(json_agg(json_build_array(member, remedy) ORDER BY member, grantor), '[]')
-    FROM ({MEMBERSHIPS_SQL}) s
+    FROM memberships
     WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
       AND NOT rolsuper AND is_usable"""
 # What limited users have granted; and what others have, by which one of these can do too much. A
@@ -1006,7 +1008,7 @@ MEMBERS_SQL = f"""
 UNWANTED_SQL = f"""
     SELECT coalesce(json_agg(json_build_array(
         grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
-    FROM ({MEMBERSHIPS_SQL}) s
+    FROM memberships
     WHERE grantor = ANY (%(limited)s) OR (NOT counts
       AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
                   AND pg_has_role(l.oid, member_id, 'MEMBER'))
@@ -1015,8 +1017,7 @@ UNWANTED_SQL = f"""
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
 # for which creators' objects it has default privileges.
-GROUP_STATE_SQL = f"""
-    WITH {{trusted}}
+GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
@@ -1048,8 +1049,7 @@ OWN_OBJECTS_SQL = """
       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
-LOGIN_STATE_SQL = f"""
-    WITH {{trusted}},
+LOGIN_STATE_SQL = f"""{MEMBERSHIPS_SQL},
     reached(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = %(login)s
         UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid)
