@@ -35,6 +35,11 @@ class Row(NamedTuple):
     adopted: bool = False  # recorded without running
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing ran: the file had no statement."""
+        return self.checksum == sql_scanner.checksum("", (self.checksum or "")[:2])
+
+    @property
     def is_comparable(self) -> bool:
         """Its checksum is of a kind that this version knows."""
         return (self.checksum or "").startswith(CHECKSUMS)
@@ -48,6 +53,7 @@ class Plan:
     renumbered: tuple[tuple[Row, Migration], ...] = ()  # or renamed in any other way
     unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
     edited: tuple[tuple[Row, Migration], ...] = ()
+    filled: tuple[Row, ...] = ()  # of pending files that had no statement when they were recorded
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
     example: Optional[Row] = None  # the only row, and the files replace what it records
@@ -77,6 +83,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     unchecked = []
     edited = []
+    filled: dict[Migration, Row] = {}
     for file, row in claimed.items():
         if row.file_sha256 == file.sha256:
             continue
@@ -84,14 +91,20 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             unchecked.append((row, file))
             continue
         is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
-        if is_edited and not is_example(file):  # which a rolled-back deployment may bring again
+        if is_edited and row.is_empty:
+            filled[file] = row
+        elif is_edited and not is_example(file):  # which a rolled-back deployment may bring again
             edited.append((row, file))
 
+    if filled:
+        to_run = {*pending, *filled}
+        pending = [file for file in files if file in to_run]
     return Plan(
         pending=tuple(number_files(pending, files, rows)),
         renumbered=tuple(renamed),
         unchecked=tuple(unchecked),
         edited=tuple(edited),
+        filled=tuple(filled.values()),
         orphans=tuple(row.name for row in orphans),
         warnings=tuple(_warnings(pending, files, named)),
     )
