@@ -22,6 +22,7 @@ CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 # Of the file that comes with db_setup.
 EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
+EMPTIED = "{} was applied, but has no statement any more, which changes nothing"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -83,6 +84,7 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     unchecked = []
     edited = []
+    emptied = []
     filled: dict[Migration, Row] = {}
     for file, row in claimed.items():
         if row.file_sha256 == file.sha256:
@@ -91,9 +93,12 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             unchecked.append((row, file))
             continue
         is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
+        # A rolled-back deployment may bring back an empty file, or the example.
         if is_edited and row.is_empty:
             filled[file] = row
-        elif is_edited and not is_example(file):  # which a rolled-back deployment may bring again
+        elif is_edited and _is_empty(file):
+            emptied.append(file.path.name)
+        elif is_edited and not is_example(file):
             edited.append((row, file))
 
     if filled:
@@ -106,8 +111,13 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         edited=tuple(edited),
         filled=tuple(filled.values()),
         orphans=tuple(row.name for row in orphans),
-        warnings=tuple(_warnings(pending, files, named)),
+        warnings=(*_warnings(pending, files, named), *map(EMPTIED.format, emptied)),
     )
+
+
+def _is_empty(file: Migration) -> bool:
+    """It has no statement."""
+    return tokens_checksum(file, sql_scanner.TOKENS) == sql_scanner.checksum("")
 
 
 def is_example(file: Migration) -> bool:

@@ -908,6 +908,8 @@ def test_apply_file_that_is_filled_in_after_it_was_recorded_runs_once(world: Wor
     assert world.applied() == ["001_a", "004_d", "002_b", "006_e", "007_c"]
     assert world.tables() == ["a", "b", "c", "d", "e"]
     assert names(world.deploy()) == []
+    world.write("002_b.sql", empty)  # by a deployment that is rolled back
+    assert world.deploy()["warnings"] == ["002_b.sql was applied, but has no statement any more, which changes nothing"]
     world.write("002_b.sql", "CREATE TABLE other (i int);")
     assert "002_b.sql: edited after it was applied" in failure(world)
 
