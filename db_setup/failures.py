@@ -106,13 +106,14 @@ def describe(script: Script, failure: Failure) -> str:
     """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
     if failure.error is None:
         return failure.refusal
-    if _sets_secret(script, failure):
+    sets_secret = _sets_secret(script, failure)  # which takes its time in a long file
+    if sets_secret:
         said = "PostgreSQL's words are not shown, since this statement can set a password"
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
         said = _unless_masked(_mask(script, failure)(said)[:400])
-    if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
+    if failure.sqlstate == SYNTAX_ERROR and failure.exact and not sets_secret:
         said += _syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
     when = ", which showed at the end of the file" if failure.at_end else ""
@@ -489,9 +490,11 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_statement(script, failure)
     else:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
-    if failure.error and not _sets_secret(script, failure):
+    if failure.error:
         is_about_rows = failure.sqlstate[:2] in ABOUT_ROWS
-        yield from _fields(failure.error.diag, is_about_rows, _mask(script, failure))
+        fields = list(_fields(failure.error.diag, is_about_rows, _mask(script, failure)))
+        if fields and not _sets_secret(script, failure):
+            yield from fields
 
 
 def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
