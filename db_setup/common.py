@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -159,10 +160,10 @@ def set_up_logging() -> None:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When this run has to stop, on the monotonic clock; None: never."""
+    """When this run has to stop, on the monotonic clock; by default never."""
 
-    at: Optional[float] = None
-    reserve: float = 0.0  # seconds after the deadline that Lambda still allows
+    at: float = math.inf
+    reserve: float = math.inf  # seconds after the deadline that Lambda still allows
     somebody_waits: bool = False  # and can correct an address that leads nowhere
 
     @classmethod
@@ -175,11 +176,16 @@ class Deadline:
         reserve = min(RESERVE_S, whole / 3)
         return cls(time.monotonic() + whole - reserve, reserve)
 
-    def left(self, otherwise: float) -> float:
-        """Seconds until the deadline, or `otherwise` where there is none."""
-        return otherwise if self.at is None else self.at - time.monotonic()
+    @property
+    def exists(self) -> bool:
+        return self.at < math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds until then; infinitely many where there is no deadline."""
+        return self.at - time.monotonic()
 
     @property
     def is_near(self) -> bool:
         """Too late to begin something: less than half the reserve is left before the deadline."""
-        return self.at is not None and self.left(0) < self.reserve / 2
+        return self.left < self.reserve / 2

@@ -76,7 +76,7 @@ def connect(
     Gives up after 90 s or at the deadline with a ConnectError that says what to check, and then
     `state`.
     """
-    end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left(CONNECT_PATIENCE_S))
+    end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left)
     pause = 0.5
     told = ""
     tell_again = 0.0

@@ -148,7 +148,7 @@ class ScriptRunner:
 
     def _can_look_again(self, took_s: float) -> bool:
         """There is time, and running the statements once more does nothing that stays."""
-        if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
+        if self._session.deadline.left < SECOND_LOOK_S + 4 * took_s:
             return False
         with suppress(psycopg2.Error):  # the script's own error is what counts
             reach = outside.Reach.of(self._session)

@@ -57,7 +57,7 @@ def secrets_client(deadline: Deadline) -> Any:
     botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is
     missing.
     """
-    left = max(deadline.left(60), 4)
+    left = max(deadline.left, 4)
     attempts = 3 if has_time_for_retries(deadline) else 1
     try:
         options = AwsConfig(
@@ -71,7 +71,7 @@ def secrets_client(deadline: Deadline) -> Any:
 
 
 def has_time_for_retries(deadline: Deadline) -> bool:
-    return deadline.left(60) > 40
+    return deadline.left > 40
 
 
 def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:

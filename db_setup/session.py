@@ -103,8 +103,7 @@ class Session:
 
         After a failover a name leads to a standby for a while, or to the old writer.
         """
-        patience_s = database.CONNECT_PATIENCE_S
-        end = time.monotonic() + min(patience_s, self.deadline.left(patience_s))
+        end = time.monotonic() + min(database.CONNECT_PATIENCE_S, self.deadline.left)
         for pause in pauses(self.deadline):
             self._connect()
             try:
@@ -418,7 +417,7 @@ class Session:
             waited = time.monotonic() - started
             holder = self._end_overdue_holder()
             ended = self._end_limited_holders()
-            if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
+            if waited > LOCK_PATIENCE_S or self.deadline.left < GIVE_UP_EARLY_S:
                 state = self.what_stays if self.applied else "This run has changed nothing."
                 step = "Invoke again when that one is done."
                 if holder.startswith(PREPARED):
@@ -506,9 +505,9 @@ class Session:
         It is one message, so a process that is frozen has done both or neither. It does not wait
         for the lock that publishes: others can hold that.
         """
-        if self.deadline.at is None:
+        if not self.deadline.exists:
             return f"{TRY_LOCK_SQL} {where_sql}"
-        left_s = self.deadline.left(0) + self.deadline.reserve
+        left_s = self.deadline.left + self.deadline.reserve
         # 32 bits without a sign, as pg_locks shows them, are enough until 2106.
         until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::bigint::bit(32)::int"
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
@@ -559,8 +558,8 @@ def pauses(deadline: Deadline) -> Iterator[float]:
     """Growing, jittered pauses in seconds, until the deadline; without one, ten."""
     for number in itertools.count():
         pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
-        is_last = deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE
-        if is_last or deadline.left(pause + 1) <= pause:
+        is_last = not deadline.exists and number >= RETRIES_WITHOUT_DEADLINE
+        if is_last or deadline.left <= pause:
             return
         yield pause
 

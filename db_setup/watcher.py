@@ -128,7 +128,7 @@ class Watcher:
         # The very same server, and no wait for DNS.
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._options["hostaddr"] = self._socket.getpeername()[0]
-        share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
+        share_s = max(deadline.reserve / 3, 0.5)
         self._answer_s = min(ANSWER_S, share_s)
         self._cancelled_s = min(CANCELLED_S, share_s)
         self._over = threading.Event()
@@ -154,8 +154,8 @@ class Watcher:
         next_look = 0.0
         due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
         tick = min(TICK_S, self._look_after_s / 4)
-        while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
-            if self._deadline.left(1) <= 0:
+        while not self._over.wait(min(tick, max(self._deadline.left, 0))):
+            if self._deadline.left <= 0:
                 self._cancel()
                 return
             if self._activity.busy_since != since:
@@ -169,7 +169,7 @@ class Watcher:
                 next_look = next(due)
 
     def _look(self, elapsed_s: float, tell: bool) -> None:
-        found = self._ask(WAITS_FOR_SQL, self._deadline.left(ANSWER_S))
+        found = self._ask(WAITS_FOR_SQL, self._deadline.left)
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
@@ -183,7 +183,7 @@ class Watcher:
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
-        found = self._ask(progress_sql(self._version), self._deadline.left(ANSWER_S))
+        found = self._ask(progress_sql(self._version), self._deadline.left)
         if not found:
             return {}
         phase, done, total = found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_deadline_keeps_back_twenty_seconds_or_a_third(whole: int, left: int, re
     deadline = Deadline.from_context(Lambda(whole))
 
     assert deadline.reserve == reserve
-    assert left - 0.5 < deadline.left(0) <= left
+    assert left - 0.5 < deadline.left <= left
     assert not deadline.is_near
 
 
@@ -176,7 +177,7 @@ def test_deadline_is_near_when_less_than_half_the_reserve_is_left() -> None:
     now = time.monotonic()
 
     assert [Deadline(now + left, 20).is_near for left in (11, 9, -1)] == [False, True, True]
-    assert (Deadline().is_near, Deadline().left(7), Deadline.from_context(None).at) == (False, 7, None)
+    assert (Deadline().is_near, Deadline().left, Deadline.from_context(None).exists) == (False, math.inf, False)
 
 
 def test_message_is_cut_to_what_cloudformation_shows() -> None:
