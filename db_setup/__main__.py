@@ -110,10 +110,7 @@ def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
     if login is None:
         check_secrets_can_be_read()
     elif action == "rotate":
-        raise ConfigError(
-            "rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was "
-            "touched."
-        )
+        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables")
     event = {"action": action}
     context = OnATerminal(somebody_waits=action == "status" or sys.stderr.isatty())
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, context, login)
@@ -393,12 +390,12 @@ LOGIN_VARIABLES = {
 def check_secrets_can_be_read() -> None:
     if ADMIN_VARIABLE not in os.environ:
         raise ConfigError(
-            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda."
+            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda"
         )
     if vars(secret_store)["boto3"] is None:
         raise ConfigError(
             "boto3 is missing, which reads secrets: python3 -m pip install boto3, or set "
-            "DATABASE_URL instead."
+            "DATABASE_URL instead"
         )
 
 
@@ -416,7 +413,7 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
     if also_set:
         names = ", ".join(also_set)
         raise ConfigError(
-            f"DATABASE_URL and {names} both say where to connect: unset the one or the other."
+            f"DATABASE_URL and {names} both say where to connect: unset the one or the other"
         )
     given = parse_url(environ["DATABASE_URL"])
     parts = {"port": "5432"}
@@ -439,13 +436,13 @@ def parse_url(url: str) -> dict[str, str]:
     except (psycopg2.Error, ValueError):
         options = "=…&".join(TLS_VARIABLES)
         raise ConfigError(
-            f"DATABASE_URL cannot be read: {URL}; after it only ?{options}=…."
+            f"DATABASE_URL cannot be read: {URL}; after it only ?{options}=…"
         ) from None
     unknown = [part for part in given if part not in (*LOGIN_VARIABLES, *TLS_VARIABLES)]
     if unknown:
         unsupported = ", ".join(unknown)
         supported = ", ".join(TLS_VARIABLES)
-        raise ConfigError(f"DATABASE_URL: {unsupported} is not supported, only {supported}.")
+        raise ConfigError(f"DATABASE_URL: {unsupported} is not supported, only {supported}")
     return given
 
 
@@ -457,7 +454,7 @@ def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
     is_port = re.fullmatch(PORT, parts["port"])
     has_several_hosts = "," in parts.get("host", "")
     if has_stray_at or has_several_hosts or not is_port:
-        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
+        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}")
     missing = [
         f"{part} (or set {LOGIN_VARIABLES[part]})"
         for part in ("host", "user", "dbname")
@@ -465,7 +462,7 @@ def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
     ]
     if missing:
         parts_missing = ", no ".join(missing)
-        raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}.")
+        raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}")
 
 
 # --- new ------------------------------------------------------------------------------------------
@@ -482,14 +479,14 @@ def write_new(name: str) -> Path:
     problems: list[str] = []
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
     if problems:
-        raise MigrationError("; ".join(problems))
+        raise MigrationError("; ".join(problems), state="")
     version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
     path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(TEMPLATE)
     except OSError as exc:
-        raise MigrationError(f"{path}: {exc.strerror}") from exc
+        raise MigrationError(f"{path}: {exc.strerror}", state="") from exc
     return from_here(path)
 
 
@@ -588,8 +585,7 @@ def load_scripts(
             script = migration_files.load_script(file, config.tables)
             refusal = statement_refused_in_transaction(file, script)
         except MigrationError as exc:
-            message, _, _ = str(exc).partition(" Nothing has been applied.")
-            findings.problems.append(message)
+            findings.problems.append(exc.problem)
             continue
         scripts[file] = replace(script, text="")
         findings.notes += migration_files.oddities(file.path.name, script)

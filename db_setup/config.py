@@ -82,7 +82,7 @@ def load_setup(
         listed = "; ".join(problems)
         if len(listed) > MISTAKES_LIMIT:
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
-        raise ConfigError(f"{listed}. Nothing has been touched.")
+        raise ConfigError(listed)
     return Setup(config, login, user_secrets, files, secrets.client, warnings, secrets.admin_arn)
 
 
@@ -286,7 +286,7 @@ class _Secrets:
             self.client = self.client or secret_store.secrets_client(self._deadline)
             return secret_store.read_secret(self.client, name)
         except ConfigError as exc:
-            self._problems.append(f"{variable}: {exc}")
+            self._problems.append(f"{variable}: {exc.problem}")
             is_lost = isinstance(exc, secret_store.UnreachableError)
             self._is_unreachable = is_lost or self.client is None
             return None

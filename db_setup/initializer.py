@@ -83,7 +83,16 @@ from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
 from migration_files import Migration
-from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
+from outcomes import (
+    CANCELLED,
+    LOCK_TIMEOUT,
+    Ending,
+    Failure,
+    NotTried,
+    Outcome,
+    Place,
+    Success,
+)
 from outside import Reach
 from planning import Plan
 from psycopg2 import sql
@@ -312,9 +321,8 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
-    complaint = boundary.hiding_complaint(found.hiding, session.login.username)
-    if complaint and plan.pending:
-        raise MigrationError(complaint)
+    if plan.pending:
+        boundary.refuse_hiding(found.hiding, session.login.username)
     return state, plan
 
 
@@ -443,7 +451,7 @@ def asked_action(event: Any) -> str:
     what = f"action {action!r:.60}" if "action" in asked else "this event"
     raise ConfigError(
         f'{what} is not for db_setup: send {{}}, or {{"action": …}} with one of '
-        f"{', '.join(ACTIONS)}. Nothing has been touched."
+        f"{', '.join(ACTIONS)}"
     )
 
 
@@ -503,10 +511,9 @@ def refuse_edited(run: Run, plan: Plan) -> None:
         when = f"the first {when}"
     names, edited = edited_files(plan)
     raise MigrationError(
-        f"{names}: {edited} ({when}), which has no effect on this database. Nothing has "
-        "been applied. Restore what was applied, and put the change (git log -p -- "
-        f"'*{file.path.name}' shows it) into a new "
-        'file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
+        f"{names}: {edited} ({when}), which has no effect on this database",
+        f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows "
+        'it) into a new file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true"',
     )
 
 
@@ -551,7 +558,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     session = run.session
     config = run.setup.config
     if session.deadline.is_near:
-        raise MigrationError(out_of_time_message(session, run.report.action))
+        raise out_of_time(session, run.report.action)
     script = one.script
     marks = Marks(config.marks, one.migration.name)
     question_sql = tracking.after_file_question(config).as_string(session.connection)
@@ -595,70 +602,73 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
     return script.checksum, sha256
 
 
+ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
+NOTHING_APPLIED = "Applied in this run: nothing."
+
+
 def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
-    """The error without PostgreSQL's own, which quotes what must not be shown."""
-    error = MigrationError(failure_message(run, one, failure))
+    """file:line:column, what PostgreSQL said, the state, the next step: without row data.
+
+    PostgreSQL's own error, which quotes that, is not a part of it.
+    """
+    script = one.script
+    line, column = sql_scanner.locate(script.text, failure.offset)
+    place = f"{one.migration.path.name}:{line}"
+    if failure.place is Place.EXACT:
+        place = f"{place}:{column}"
+    has_ended = failure.was_stopped or failure.ending is Ending.LOST
+    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
+        place = one.migration.path.name  # nothing tells how far the server was
+    extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
+    situation = failures.Situation(
+        run.session.activity.blocked_by, extensions, isinstance(run.session, Rehearsal)
+    )
+    sentences = [
+        failures.describe(script, failure),
+        failures.state_and_step(script, failure, situation),
+    ]
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
+        sentences.append(
+            f"No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
+            f"because its tables existed. If {one.name} was applied as well, set "
+            f'BASELINE="{one.name}", or a later file that the database has, and deploy again'
+        )
+    if not_recorded:  # for which the file is not to blame
+        place = one.migration.path.name
+        state = "The file ran, and is rolled back"
+        if failure.step:
+            state = "The file ran, and does not run again"
+        sentences = [not_recorded, state, "Deploy again then"]
+    waiting = shortened(run.session.pending[1:])
+    error = MigrationError(
+        f"{place}: {'. '.join(sentences)}",
+        f"Not tried: {waiting}" if waiting else "",
+        state=NOTHING_APPLIED,
+        details=() if not_recorded else failures.details(script, failure),
+    )
     error.sqlstate = failure.sqlstate
     return error
 
 
-ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
-
-
-def failure_message(run: Run, one: Pending, failure: Failure) -> str:
-    """file:line:column, what PostgreSQL said, the state, the next step: without row data."""
-    script = one.script
-    line, column = sql_scanner.locate(script.text, failure.offset)
-    place = f"{one.migration.path.name}:{line}"
-    if failure.exact:
-        place = f"{place}:{column}"
-    was_one_message = not failure.in_steps
-    has_ended = failure.cancelled or failure.connection_lost
-    if failure.anywhere or (has_ended and was_one_message):
-        place = one.migration.path.name  # nothing tells how far the server was
-    said = failures.describe(script, failure)
-    extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
-    blocked_by = run.session.activity.blocked_by
-    state = failures.state_and_step(script, failure, blocked_by, extensions)
-    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
-    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
-        state += (
-            f" No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
-            f"because its tables existed. If {one.name} was applied as well, set "
-            f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
-        )
-    if not_recorded:  # for which the file is not to blame
-        place = one.migration.path.name
-        said = not_recorded
-        state = "The file ran, and is rolled back. Deploy again then."
-        if failure.in_steps:
-            state = "The file ran, and does not run again. Deploy again then."
-    applied = shortened(run.session.applied) or "nothing"
-    verdict = [f"{place}: {said}.", state, f"Applied in this run: {applied}."]
-    not_tried = run.session.pending[1:]
-    if not_tried:
-        verdict.append(f"Not tried: {shortened(not_tried)}.")
-    details = () if not_recorded else failures.details(script, failure)
-    return "\n".join([" ".join(verdict), *details])
-
-
-def out_of_time_message(session: Session, action: str) -> str:
+def out_of_time(session: Session, action: str) -> MigrationError:
     place = ""
     if session.current:
         place = f" in {session.current}: it is rolled back unless it had just finished"
     elif session.pending:
         place = f" before {session.pending[0]}: it was not started"
-    applied = shortened(session.applied) or "nothing"
     waiting = shortened(session.pending)
     not_applied = f"Not applied: {waiting}." if waiting else "The rest is not done yet."
     go_on = "" if action == "dry_run" else " to go on"
+    step = (
+        f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise that "
+        "or split the file"
+    )
     if session.activity.blocked_by:
         step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
-        return f"out of time{place}. Applied in this run: {applied}. {not_applied} {step}."
-    return (
-        f"out of time{place}. Applied in this run: {applied}. {not_applied} Invoke again{go_on}; "
-        "if one file needs longer than the function's timeout, raise that or split the file."
-    )
+    error = MigrationError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)
+    error.tells_time = True
+    return error
 
 
 def unexpected_error(exc: Exception, report: Report) -> InitializerError:
@@ -669,12 +679,14 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
     frames = traceback.extract_tb(exc.__traceback__)
     stack = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
     log("unexpected error", logging.ERROR, kind=type(exc).__name__, stack=stack)
-    applied = shortened([entry["name"] for entry in report.applied]) or "nothing"
-    return InitializerError(
-        f"unexpected {type(exc).__name__} at {stack[-1]} of db_setup {__version__}{what}. "
-        f"Applied in this run: {applied}. Whatever was not finished is rolled back. "
-        "Check what it names, and invoke again; the log has its stack."
+    error = InitializerError(
+        f"unexpected {type(exc).__name__} at {stack[-1]} of db_setup {__version__}{what}",
+        "Whatever was not finished is rolled back. Check what it names, and invoke again; the log "
+        "has its stack",
+        state=NOTHING_APPLIED,
     )
+    error.applied = [entry["name"] for entry in report.applied]
+    return error
 
 
 def forget_answers(error: Optional[BaseException]) -> None:
@@ -698,35 +710,36 @@ def errors_explained(run: Run) -> Iterator[None]:
     try:
         yield
     except InitializerError as exc:
-        message = session.with_what_stays(str(exc))
-        says_so_already = message.startswith("out of time") or isinstance(exc, LockError)
-        if session.is_out_of_time and not says_so_already:
-            message = f"out of time: {message}"
-        exc.args = (message,)
+        exc.applied = session.applied
+        exc.is_late = session.is_out_of_time
         raise
     except psycopg2.Error as exc:
-        if session.is_out_of_time:
-            message = out_of_time_message(session, run.report.action)
-            raise MigrationError(message) from exc
-        place = f"{session.current}: " if session.current else ""
-        kept = f"{session.what_stays} " if session.applied else ""
-        said = failures.said_of_ours(exc)
-        code = f" ({exc.pgcode})" if exc.pgcode else ""
-        step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
-        functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
-        triggers = session.event_triggers(functions) if functions else []
-        if triggers:
-            name = functions[0]
-            step = (
-                f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
-                f"schema before each name in that function, or ALTER FUNCTION {name} SET "
-                "search_path = public; then invoke again"
-            )
-        kind = ConnectError if session.is_lost else InitializerError
-        raise kind(
-            f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "
-            f"{kept}{step}."
-        ) from exc
+        error = postgresql_error(run, exc)
+        error.applied = session.applied
+        raise error from exc
+
+
+def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
+    """What to say where a statement of ours failed, and not a file's."""
+    session = run.session
+    if session.is_out_of_time:
+        return out_of_time(session, run.report.action)
+    place = f"{session.current}: " if session.current else ""
+    said = failures.said_of_ours(exc)
+    code = f" ({exc.pgcode})" if exc.pgcode else ""
+    step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
+    functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
+    triggers = session.event_triggers(functions) if functions else []
+    if triggers:
+        name = functions[0]
+        step = (
+            f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
+            f"schema before each name in that function, or ALTER FUNCTION {name} SET "
+            "search_path = public; then invoke again"
+        )
+    kind = ConnectError if session.is_lost else InitializerError
+    problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"
+    return kind(problem, step, state="")
 
 
 # --- Users and their secrets ------------------------------------------------------------------
@@ -762,7 +775,9 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
             if what != "kept":
                 log("login ready", login=name, secret=secret.name, state=what)
     except ConfigError as exc:
-        raise UserError(f"{exc}. Its login was not changed; fix this and invoke again.") from exc
+        raise UserError(
+            f"{exc.problem}. Its login was not changed; fix this and invoke again"
+        ) from exc
     return done
 
 
@@ -771,7 +786,8 @@ def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
     if secret.arn and secret.arn in (run.setup.admin_arn, *written):
         raise UserError(
             f"secret {secret.name} holds another login, the admin's or the other user's. It was "
-            "not changed. Give each login a secret of its own."
+            "not changed",
+            "Give each login a secret of its own",
         )
 
 
@@ -833,8 +849,8 @@ def dry_run(run: Run, found: TablesFound) -> None:
         ]
         if not untried or exc.sqlstate in ("", CANCELLED, *RETRYABLE):
             raise
-        hint = f"It may need what a dry run could not try: {'; '.join(untried)}."
-        raise MigrationError(f"{exc}\n{hint}") from exc
+        exc.details.append(f"It may need what a dry run could not try: {'; '.join(untried)}.")
+        raise
 
 
 def rehearse_migration(
@@ -860,7 +876,7 @@ def rehearse_migration(
         and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
     ):
         raise LockError(
-            f"{one.name} released the lock, and another run holds it now. Invoke again."
+            f"{one.name} released the lock, and another run holds it now", "Invoke again", state=""
         )
     session.pending.remove(one.name)
     duration_ms = milliseconds_since(started)
@@ -880,7 +896,7 @@ def rotate(run: Run, _: TablesFound) -> None:
     if not run.setup.user_secrets:
         raise ConfigError(
             "there is nothing to rotate: CREATE_USERS is false, or neither DB_USER_SECRET_NAME "
-            "nor DB_PROXY names a secret. Nothing has been touched."
+            "nor DB_PROXY names a secret"
         )
     run.session.acquire_lock()
     ensure_groups(run)

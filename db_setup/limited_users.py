@@ -346,8 +346,9 @@ class LimitedUsers:
         if not self._session.query(question, [group])[0][0]:
             raise UserError(
                 f"{self._session.user} may not grant CONNECT on database {dbname} to {group}. No "
-                f"role has been changed. As the database's owner: GRANT CONNECT ON DATABASE "
-                f"{dbname} TO {group}; then invoke again."
+                "role has been changed",
+                f"As the database's owner: GRANT CONNECT ON DATABASE {dbname} TO {group}; then "
+                "invoke again",
             )
 
     def _close_our_tables(self, group: sql.Identifier) -> None:
@@ -385,8 +386,9 @@ class LimitedUsers:
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
                 f"{self._session.user} may not grant rights on schema public to {group}. No role "
-                f"has been changed. As the schema's owner: GRANT {rights} ON SCHEMA public TO "
-                f"{group}; then invoke again."
+                "has been changed",
+                f"As the schema's owner: GRANT {rights} ON SCHEMA public TO {group}; then invoke "
+                "again",
             )
         if may_create and not kind.may_create:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
@@ -475,17 +477,18 @@ class LimitedUsers:
         prefix = (re.sub("[^a-z0-9_]", "_", dbname)[:40] + "_").lstrip("0123456789_") or "app_"
         return UserError(
             f"the roles {', '.join(self._app.roles)} belong to database {', '.join(databases)} on "
-            "the same server, and roles are one for the whole server. Nothing has been changed. "
-            "Set ROLE_PREFIX (such as "
-            f'"{prefix}") to give this application roles of its own, or CREATE_USERS="false".'
+            "the same server, and roles are one for the whole server",
+            f'Set ROLE_PREFIX (such as "{prefix}") to give this application roles of its own, or '
+            'CREATE_USERS="false"',
+            state=ConnectError.state,
         )
 
     def _made_by_another_admin(self, role: str) -> UserError:
         me = self._session.user
         return UserError(
-            f"role {role} exists and was made by another admin, and {me} may not use it. Nothing "
-            f"has been changed. As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set "
-            "ROLE_PREFIX."
+            f"role {role} exists and was made by another admin, and {me} may not use it",
+            f"As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set ROLE_PREFIX",
+            state=ConnectError.state,
         )
 
     # --- Logins -------------------------------------------------------------------------------
@@ -511,7 +514,7 @@ class LimitedUsers:
                 return Trial(None, BROKEN)
             if exc.locked_itself_out:
                 return Trial(login, LOCKED_OUT)
-            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, str(exc))
+            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
         return Trial(login, WORKS)
 
     def _said(self, trial: Trial) -> str:
@@ -567,8 +570,8 @@ class LimitedUsers:
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
-            f"the {kind.group_name} login is being rotated by AWS. It was not changed. "
-            "Invoke again when the rotation has ended."
+            f"the {kind.group_name} login is being rotated by AWS. It was not changed",
+            "Invoke again when the rotation has ended",
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -591,16 +594,7 @@ class LimitedUsers:
         what = "created" if created else "mended"
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
-        try:
-            state = "Check the reason, and invoke again."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(login.username)
-            elif not exc.password_accepted:
-                raise UserError(
-                    f"login {login.username} was made and its secret was written, but: {exc}"
-                ) from exc
+        self._prove(login, "Its secret was written. Check the reason, and invoke again")
         return login.username, what
 
     def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -628,19 +622,23 @@ class LimitedUsers:
 
         with self._logged_out(kind, name, is_ours=True):
             self._retried(change)
-        try:
-            state = "Its secret was not changed."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(name)
-            elif not exc.password_accepted:
-                raise UserError(f"login {name} was made, but: {exc}") from exc
+        self._prove(login, "Its secret was not changed")
         if kind.may_create:  # before the secret: an event that comes again finds that written
             self._give_objects_to_group(working.username, self._app.group_name(kind))
         rotated = Credentials(stored.value or {}, username=name, password=login.password)
         stored.write(rotated)
         return name, "rotated"
+
+    def _prove(self, login: Login, otherwise: str) -> None:
+        """Log in with new credentials; raises UserError where the server does not take them."""
+        try:
+            database.connect(login, self._session.deadline, is_trial=True).close()
+        except ConnectError as exc:
+            if exc.locked_itself_out:
+                self._reset_libraries(login.username)
+            elif not exc.password_accepted:
+                reason = f"login {login.username} was made, but: {exc.problem}"
+                raise UserError(reason, otherwise) from exc
 
     @contextmanager
     def _logged_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
@@ -768,7 +766,8 @@ class LimitedUsers:
             powers = ", ".join(after.powers) if after else ""
             raise UserError(
                 f"role {login.username} is more powerful than a limited user may be, through "
-                f"{powers}. It was not changed. REVOKE that, and invoke again."
+                f"{powers}. It was not changed",
+                "REVOKE that, and invoke again",
             )
         return state is None
 
@@ -783,9 +782,9 @@ class LimitedUsers:
             raise self._shared(databases)
         if state.superuser_remedies:
             raise UserError(
-                f"role {login} is more powerful than a limited user may be. It was not changed. "
+                f"role {login} is more powerful than a limited user may be. It was not changed",
                 f"As a superuser: ALTER ROLE {login} {' '.join(state.superuser_remedies)}; then "
-                "invoke again."
+                "invoke again",
             )
         if not self._may_grant(login):
             raise self._made_by_another_admin(login)
@@ -803,7 +802,8 @@ class LimitedUsers:
             raise UserError(
                 f"the secret for the {kind.group_name} login holds {username}, which belongs to "
                 f"database {', '.join(databases)} on the same server and would be lost. It was "
-                "not changed. Give this application secrets of its own."
+                "not changed",
+                "Give this application secrets of its own",
             )
 
     def _refuse_login_that_works(self, kind: Kind, kept: Optional[Credentials]) -> None:
@@ -831,8 +831,8 @@ class LimitedUsers:
             return
         raise UserError(
             f"the secret for the {kind.group_name} login holds {username}, which works, and is not "
-            f"a login of {kind.group_name}. It was not changed. Name another secret, or GRANT "
-            f"{self._app.group_name(kind)} TO {username}."
+            f"a login of {kind.group_name}. It was not changed",
+            f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
     def _share_objects_of(self, kind: Kind, login: str) -> None:

@@ -249,7 +249,7 @@ def _opened(migration: Migration) -> Iterator[Any]:
             yield file
     except OSError as exc:
         complaint = f"{migration.path.name} cannot be read: {exc.strerror}"
-        raise MigrationError(f"{complaint}. Invoke again when it can.") from exc
+        raise MigrationError(complaint, "Invoke again when it can") from exc
 
 
 def read_text(migration: Migration) -> str:
@@ -271,17 +271,16 @@ def read_text(migration: Migration) -> str:
         before = exc.object[: exc.start].decode("utf-8-sig")
         line, column = sql_scanner.locate(before, len(before))
         raise MigrationError(
-            f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8. "
-            "Nothing has been applied. Save the file as UTF-8 and deploy again."
+            f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8",
+            "Save the file as UTF-8 and deploy again",
         ) from exc
     _refuse_change(migration, text)
     text = text.removeprefix("\ufeff")
     if "\0" in text:
         line, column = sql_scanner.locate(text, text.index("\0"))
         raise MigrationError(
-            f"{name}:{line}:{column}: a NUL character, which PostgreSQL cannot take. "
-            "Nothing has been applied. Remove it (the file may be UTF-16: save it as UTF-8) "
-            "and deploy again."
+            f"{name}:{line}:{column}: a NUL character, which PostgreSQL cannot take",
+            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again",
         )
     return text
 
@@ -316,9 +315,9 @@ def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
         size_mb = migration.path.stat().st_size >> 20
         raise MigrationError(
             f"{migration.path.name} has {size_mb} MB and needs {needed_mb} MB of memory, but the "
-            f"function has {limit_mb} MB. Nothing has been applied. Raise memorySize to "
-            f"{needed_mb} or more, or split the file and its long statements; rows of COPY need "
-            "the least."
+            f"function has {limit_mb} MB",
+            f"Raise memorySize to {needed_mb} or more, or split the file and its long statements; "
+            "rows of COPY need the least",
         )
 
 
@@ -331,8 +330,8 @@ def _refuse_change(migration: Migration, text: str) -> None:
     known = vars(migration).setdefault("sha256", digest.hexdigest())
     if known != digest.hexdigest():
         raise MigrationError(
-            f"{migration.path.name}: it was changed while this run read it, so it was not started. "
-            "Invoke again when nobody writes to it."
+            f"{migration.path.name}: it was changed while this run read it, so it was not started",
+            "Invoke again when nobody writes to it",
         )
 
 
@@ -369,8 +368,9 @@ def located(migration: Migration, text: str) -> Iterator[None]:
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
         place = f"{migration.path.name}:{line}:{column}"
-        verdict = f"{place}: {exc}. Nothing has been applied. Fix the file and deploy again."
-        raise MigrationError("\n".join([verdict, *failures.excerpt(text, exc.offset)])) from exc
+        step = "Fix the file and deploy again"
+        details = failures.excerpt(text, exc.offset)
+        raise MigrationError(f"{place}: {exc}", step, details=details) from exc
 
 
 class CreatedTable(NamedTuple):

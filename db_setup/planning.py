@@ -182,8 +182,8 @@ def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
         instead = "another name after the number" if same_title else "another number"
         raise MigrationError(
             f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? "
-            f"It was recorded {how}, so nothing can tell. Nothing has been applied. If it is, name "
-            f"the file {row.name}.sql{then}; if not, give it {instead}."
+            f"It was recorded {how}, so nothing can tell",
+            f"If it is, name the file {row.name}.sql{then}; if not, give it {instead}",
         )
 
 
@@ -216,8 +216,9 @@ def number_files(
         if file.number is None:
             name = f"{next(following):03d}_{file.name}"
         if len(name) > NAME_LIMIT:
-            complaint = f"{name}: a name may have {NAME_LIMIT} characters"
-            raise MigrationError(f"{complaint}. Nothing has been applied. Choose a shorter one.")
+            raise MigrationError(
+                f"{name}: a name may have {NAME_LIMIT} characters", "Choose a shorter one"
+            )
         yield name, file
 
 

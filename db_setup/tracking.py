@@ -95,18 +95,16 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
                 missing = ", ".join(columns - set(table.columns))
                 raise ConfigError(
                     f"table public.{table.name} is db_setup's own, but has no column {missing} any "
-                    f"more (columns: {', '.join(table.columns)}): rename or restore that column. "
-                    "Nothing has been touched."
+                    f"more (columns: {', '.join(table.columns)}): rename or restore that column"
                 )
             raise ConfigError(
                 f'table public."{table.name}" belongs to another tool '
                 f"(columns: {', '.join(table.columns)}): "
-                "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing "
-                "has been touched."
+                "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations"
             )
         complaint = table.complaint(session.login.username)
         if complaint:
-            raise ConfigError(complaint)
+            raise complaint
     excess = tuple(statement for table in tables.values() for statement in table.excess)
     if tracking_table is None:
         return State(None, (), has_marks=marks_table is not None, excess=excess)
@@ -230,9 +228,9 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
         forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
         raise MigrationError(
             f"{row.name}.sql was replaced, but what is applied is the example that comes with "
-            f"db_setup, and its tables users and products {why}. Nothing has been applied. Restore "
-            "the example, and put your schema into a new file; or drop the two tables, if nobody "
-            f"needs them, and the row: {forget}"
+            f"db_setup, and its tables users and products {why}",
+            "Restore the example, and put your schema into a new file; or drop the two tables, if "
+            f"nobody needs them, and the row: {forget}",
         )
 
 
@@ -242,8 +240,8 @@ def refuse_example(files: Sequence[Migration]) -> None:
         if planning.is_example(file):
             raise MigrationError(
                 f"{file.path.name} is the example that comes with db_setup, and this database is "
-                "not empty. Nothing has been changed. Put your own schema in its place, or "
-                "delete it."
+                "not empty",
+                "Put your own schema in its place, or delete it",
             )
 
 
@@ -299,8 +297,7 @@ def has_tables(session: Session, setup: Setup) -> bool:
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
-            "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
-            "Nothing has been touched."
+            "or set MIGRATIONS_TABLE to another name if that one belongs to another application"
         )
     return bool(has_any)
 
@@ -319,8 +316,7 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
             raise ConfigError(
                 f"table {schema}.{table} records the files of this folder, which would run again: "
                 "was MIGRATIONS_TABLE changed? Set it back; or edit one of the files, if that "
-                "table belongs to another application that has the same ones. Nothing has been "
-                "touched."
+                "table belongs to another application that has the same ones"
             )
 
 
@@ -360,9 +356,9 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     raise MigrationError(
         f"{files[0].path.name}: the database has no tracking table, and only some of the tables "
         f"of the first migration. There: {_table_list(existing)}. Missing: "
-        f"{_table_list(missing)}. Nothing has been changed. Write the file's statements with IF "
-        "NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
-        "that this database already contains."
+        f"{_table_list(missing)}",
+        "Write the file's statements with IF NOT EXISTS, so that it can create what is missing, or "
+        "set BASELINE to the last file that this database already contains",
     )
 
 
@@ -386,8 +382,9 @@ def existing_tables(
                 raise MigrationError(
                     f"{file.path.name}: is its table {table.name} the one in schema "
                     f"{candidates[0]}? The file sets search_path in a way that nothing can "
-                    "follow. Nothing has been changed. Write the schema before the table's name, "
-                    "or set BASELINE to the last file that this database already contains."
+                    "follow",
+                    "Write the schema before the table's name, or set BASELINE to the last file "
+                    "that this database already contains",
                 )
             if candidates:
                 found.append(table)
@@ -415,9 +412,9 @@ def table_exists(session: Session, config: Config, schema: str, name: str) -> bo
     if not is_trusted:
         raise MigrationError(
             f"table {label} belongs to {owner}, who is not the admin: it does not show that this "
-            "database was set up before. Nothing has been changed. If the first migration "
-            f"describes it, as its owner or a superuser: ALTER TABLE {label} OWNER TO "
-            f"{session.login.username}; if not, rename or drop it."
+            "database was set up before",
+            "If the first migration describes it, as its owner or a superuser: ALTER TABLE "
+            f"{label} OWNER TO {session.login.username}; if not, rename or drop it",
         )
     return True
 

@@ -451,7 +451,8 @@ def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str,
 # --- Texts ----------------------------------------------------------------------------------------------------------
 
 CHANGED = (
-    "001_a.sql: it was changed while this run read it, so it was not started. Invoke again when nobody writes to it."
+    "001_a.sql: it was changed while this run read it, so it was not started. Nothing has been applied. "
+    "Invoke again when nobody writes to it."
 )
 NOT_UTF_8 = "is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again."
 NUL = (
@@ -548,7 +549,9 @@ def test_read_text_of_a_file_that_has_gone_says_so(folder: Path) -> None:
     for read in (migration_files.read_text, lambda migration: migration.sha256):
         with pytest.raises(MigrationError) as caught:
             read(file)
-        assert str(caught.value) == "001_a.sql cannot be read: No such file or directory. Invoke again when it can."
+        assert str(caught.value) == (
+            "001_a.sql cannot be read: No such file or directory. Nothing has been applied. Invoke again when it can."
+        )
 
 
 # --- Which row belongs to which file --------------------------------------------------------------------------------

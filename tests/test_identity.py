@@ -446,7 +446,7 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
 
     assert str(caught.value) == (
         "002_b.sql: it was changed while this run read it, so it was not started. "
-        "Invoke again when nobody writes to it. Applied in this run: 001_slow."
+        "Applied in this run: 001_slow. Invoke again when nobody writes to it."
     )
     assert world.applied() == ["001_slow"]
     assert world.tables() == []

@@ -460,7 +460,7 @@ def test_no_place_to_connect_to_is_said(project: Project) -> None:
 
     assert (run.returncode, run.stderr) == (
         1,
-        "where is the database? Set DATABASE_URL, or DB_SECRET_NAME as in Lambda.\n",
+        "where is the database? Set DATABASE_URL, or DB_SECRET_NAME as in Lambda. Nothing has been touched.\n",
     )
 
 
