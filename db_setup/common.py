@@ -157,7 +157,7 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     In Lambda's JSON format the keys are top-level keys as well.
     """
     phrase = LOG_PREFIX.get() + phrase
-    text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
+    text = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
     extra = {}
     for key, value in fields.items():
         is_plain = isinstance(value, (int, float, list, dict))
@@ -165,7 +165,8 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     logger.log(level, "%s%s", phrase, " " + text if text else "", extra=extra)
 
 
-def _printable(value: Any) -> str:
+def _quoted(value: Any) -> str:
+    """A value in a line of the log, in quotes where these are needed to see its end."""
     if isinstance(value, dict):
         value = [f"{key}:{what}" for key, what in value.items()]
     if isinstance(value, (list, tuple)):

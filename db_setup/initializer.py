@@ -101,7 +101,7 @@ from report import Report
 from secret_store import Secret
 from session import LOCK_KEY, RETRYABLE, Session
 from sql_scanner import Script
-from tracking import State, TablesFound
+from tracking import State
 
 __version__ = "1.1.0"
 __all__ = [
@@ -114,6 +114,7 @@ __all__ = [
     "handler",
 ]
 
+OurTables = Sequence[dict[str, Any]]  # what is known of them, see boundary.our_tables_question
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 
@@ -172,8 +173,8 @@ def run(
     this_run = Run(setup, session, report, request_id)
     try:
         with errors_explained(this_run):
-            answer = session.open(tracking.tables_question(setup.config))
-            ACTIONS[report.action](this_run, TablesFound(*answer))
+            (found,) = session.open(tracking.our_tables_question(setup.config))
+            ACTIONS[report.action](this_run, found)
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
@@ -218,7 +219,7 @@ class Run:
         self.report.warn([*self.users.warnings, *self.users.outsiders(known)])
 
 
-def migrate(run: Run, found: TablesFound) -> None:
+def migrate(run: Run, found: OurTables) -> None:
     """Bring the database to the state of the folder."""
     if nothing_to_do(run, found):
         return
@@ -228,7 +229,7 @@ def migrate(run: Run, found: TablesFound) -> None:
     ensure_users(run)
 
 
-def nothing_to_do(run: Run, found: TablesFound) -> bool:
+def nothing_to_do(run: Run, found: OurTables) -> bool:
     """Database and users are as they should be: the lock need not be taken."""
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
@@ -250,7 +251,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
     return True
 
 
-def plan_pending(run: Run) -> list[Pending]:
+def plan_pending(run: Run) -> list[PendingFile]:
     """The files that are to be applied, with the tracking table and the groups ready for them.
 
     What cannot work is refused before anything has run.
@@ -264,8 +265,8 @@ def plan_pending(run: Run) -> list[Pending]:
     refuse_edited(run, plan)
     warn_of_oddities(run, state, plan)
     pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
-    for one in pending:
-        run.report.warn(migration_files.oddities(one.name, one.script))
+    for each in pending:
+        run.report.warn(migration_files.oddities(each.name, each.script))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -318,11 +319,14 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     """
     session = run.session
     config = run.setup.config
-    found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
+    both = sql.SQL("SELECT ({}), ({})").format(
+        tracking.our_tables_question(config), boundary.hiding_question(config.limited_roles)
+    )
+    ((found, hiding),) = session.query(both)
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
     if plan.pending:
-        boundary.refuse_hiding(found.hiding, session.login.username)
+        boundary.refuse_hiding(hiding, session.login.username)
     return state, plan
 
 
@@ -331,12 +335,12 @@ def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     if not statements:
         return
     closing = sql.SQL("; ".join(statements))
-    run.session.with_retries(lambda: run.session.query_in_transaction(closing))
+    run.session.with_retries(lambda: run.session.query_all_or_none(closing))
     text = "rights on our tables that nobody should have were taken back"
     run.report.warn(f"{text}: {statement}" for statement in statements)
 
 
-def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
+def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
     """Apply the files in order.
 
     Where one has changed the session, the next one gets a new session.
@@ -344,19 +348,19 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
     remaining = list(pending)
     while remaining:
         started = time.monotonic()
-        one = with_text(run.session, remaining.pop(0))
-        outcome = apply_migration(run, one, more_follow=bool(remaining))
+        file = with_text(run.session, remaining.pop(0))
+        outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
-            raise failed(run, one, outcome)
-        note_applied(run, one.name, started)
+            raise failed(run, file, outcome)
+        note_applied(run, file.name, started)
         if isinstance(outcome, Success):
             tables, row_count = outcome.answer
-            undo_changes_of_our_tables(run, one.name, tables)
+            undo_changes_of_our_tables(run, file.name, tables)
             if row_count < len(run.recorded):
-                restore_rows(run, one.name)
+                restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
-            log(text, logging.WARNING, migration=one.name)
+            log(text, logging.WARNING, migration=file.name)
         is_fresh = isinstance(outcome, Success) and outcome.is_fresh
         session_serves = outcome.kept_lock and (is_fresh or not remaining)
         if not session_serves and not resume_in_new_session(run, remaining):
@@ -373,11 +377,11 @@ def undo_changes_of_our_tables(run: Run, name: str, found: Sequence[dict[str, An
     if not done:
         return
     repairs = sql.SQL("; ".join(done))
-    session.with_retries(lambda: session.query_in_transaction(repairs))
+    session.with_retries(lambda: session.query_all_or_none(repairs))
     ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
     excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
     if excess:  # a new owner has the rights that the old one gave
-        session.query_in_transaction(sql.SQL("; ".join(excess)))
+        session.query_all_or_none(sql.SQL("; ".join(excess)))
     text = f"{name} changed who may do what with our tables, which was undone"
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
@@ -392,7 +396,7 @@ def restore_rows(run: Run, name: str) -> None:
     run.recorded = [known for known in still_there if known not in lost] + lost
 
 
-def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
+def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
     """Go on in a new session, if that has the lock and the plan still holds.
 
     It does if nobody has recorded anything since, no file can have run in part, and strings are
@@ -402,7 +406,7 @@ def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     has_lock, (recorded, no_marks) = run.session.resume(question)
     is_same = file_names.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
-    reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
+    reads_as_before = all(each.script.backslash_escapes is backslashes for each in remaining)
     return has_lock and no_marks and is_same and reads_as_before
 
 
@@ -462,15 +466,15 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
         return False
     beginnings = {}
     for name, file in plan.pending:
-        one = with_text(run.session, scan_file(run, name, file, state, plan))
-        checksum = script_runner.first_checksum(one.script)
-        in_steps = one.script.no_transaction or one.script.statement_count == 1
+        script = with_text(run.session, scan_file(run, name, file, state, plan)).script
+        checksum = script_runner.first_checksum(script)
+        in_steps = script.no_transaction or script.statement_count == 1
         if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
     return tracking.move_marks(run.session, run.setup.config, gone, beginnings)
 
 
-class Pending(NamedTuple):
+class PendingFile(NamedTuple):
     """A file that is to be applied, and recorded as `name`."""
 
     name: str
@@ -478,7 +482,7 @@ class Pending(NamedTuple):
     script: Script
 
 
-def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> Pending:
+def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> PendingFile:
     """The file, looked through once in a run.
 
     Its text is read again later: memory stays that of one file.
@@ -493,7 +497,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
         script = replace(script, no_transaction=True)
-    return Pending(name, migration, script)
+    return PendingFile(name, migration, script)
 
 
 def reads_backslashes(session: Session) -> bool:
@@ -549,7 +553,7 @@ def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
 # --- Applying a file --------------------------------------------------------------------------
 
 
-def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
+def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     """Apply a file and record it, both or neither; what blocks it for a moment is tried again.
 
     If `more_follow`, a session that is not as a new one would be releases the lock for the next
@@ -559,18 +563,18 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     config = run.setup.config
     if session.deadline.is_near:
         raise out_of_time(session, run.report.action)
-    script = one.script
-    marks = Marks(config.marks, one.migration.name)
+    script = file.script
+    marks = Marks(config.marks, file.migration.name)
     question_sql = tracking.after_file_question(config).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
-        hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
+        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
-            record_sql = tracking.record_sql(session, config, one.name, hashes())
+            record_sql = tracking.record_sql(session, config, file.name, hashes())
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -580,20 +584,20 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)
-        with session.working_on(one.name):
-            return runner.run(migration=one.name)
+        with session.working_on(file.name):
+            return runner.run(migration=file.name)
 
 
-def with_text(session: Session, one: Pending) -> Pending:
+def with_text(session: Session, file: PendingFile) -> PendingFile:
     """The file with its text, and without the settings that only newer servers know."""
-    text = one.script.text or migration_files.read_text(one.migration)
-    script = replace(one.script, text=text).without_settings_unknown_to(session.server_version)
+    text = file.script.text or migration_files.read_text(file.migration)
+    script = replace(file.script, text=text).without_settings_unknown_to(session.server_version)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
             phrase = "column stamps of another server left out"
-        log(phrase, logging.WARNING, migration=one.name, setting=setting)
-    return one._replace(script=script)
+        log(phrase, logging.WARNING, migration=file.name, setting=setting)
+    return file._replace(script=script)
 
 
 def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
@@ -606,19 +610,19 @@ ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
 NOTHING_APPLIED = "Applied in this run: nothing."
 
 
-def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
+def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
     """file:line:column, what PostgreSQL said, the state, the next step: without row data.
 
     PostgreSQL's own error, which quotes that, is not a part of it.
     """
-    script = one.script
+    script = file.script
     line, column = sql_scanner.locate(script.text, failure.offset)
-    place = f"{one.migration.path.name}:{line}"
+    place = f"{file.migration.path.name}:{line}"
     if failure.place is Place.EXACT:
         place = f"{place}:{column}"
     has_ended = failure.was_stopped or failure.ending is Ending.LOST
     if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
-        place = one.migration.path.name  # nothing tells how far the server was
+        place = file.migration.path.name  # nothing tells how far the server was
     extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
     situation = failures.Situation(
         run.session.activity.blocked_by, extensions, isinstance(run.session, Rehearsal)
@@ -628,14 +632,14 @@ def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
         failures.state_and_step(script, failure, situation),
     ]
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
-    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
+    if file.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
         sentences.append(
             f"No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
-            f"because its tables existed. If {one.name} was applied as well, set "
-            f'BASELINE="{one.name}", or a later file that the database has, and deploy again'
+            f"because its tables existed. If {file.name} was applied as well, set "
+            f'BASELINE="{file.name}", or a later file that the database has, and deploy again'
         )
     if not_recorded:  # for which the file is not to blame
-        place = one.migration.path.name
+        place = file.migration.path.name
         state = "The file ran, and is rolled back"
         if failure.step:
             state = "The file ran, and does not run again"
@@ -745,13 +749,16 @@ def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
 # --- Users and their secrets ------------------------------------------------------------------
 
 
-EnsureLogin = Callable[[Kind, StoredLogin], tuple[str, str]]
+MakeLogin = Callable[[Kind, StoredLogin], tuple[str, str]]
 
 
-def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
-    """A working login in each target secret; returns what was done, by login."""
+def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
+    """A working login in each target secret; returns what was done, by login.
+
+    `make_login` is how: ensure_login or rotate_login.
+    """
     done: dict[str, str] = {}
-    arns: list[str] = []
+    holds_another = {run.setup.admin_arn}  # which secrets hold a login that is not to be replaced
     try:
         client = run.setup.secrets_client
         if not secret_store.has_time_for_retries(run.session.deadline):
@@ -759,18 +766,20 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
         for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
             secret = secret_store.read_secret(client, target.name)
-            refuse_secret(run, secret, arns)
-            stored = stored_login(run, client, secret, arns)
+            if secret.arn and secret.arn in holds_another:
+                raise UserError(
+                    f"secret {secret.name} holds another login, the admin's or the other user's. "
+                    "It was not changed",
+                    "Give each login a secret of its own",
+                )
+            is_writable = not isinstance(run.session, Rehearsal)
+            stored = StoredInSecret(client, secret, is_writable)
             # By this event, which can be delivered twice, or by another run.
             is_done = run.has_made(secret.value) or secret.value != target.value
-            act = run.users.ensure_login if is_done else ensure_login
-            while True:
-                try:
-                    name, what = act(kind, stored)
-                    break
-                except OvertakenError:
-                    stored = replace(stored, value=stored.read())
-                    act = run.users.ensure_login
+            name, what = replace_login(
+                run, kind, stored, run.users.ensure_login if is_done else make_login
+            )
+            holds_another.add(stored.arn)
             done[name] = what
             if what != "kept":
                 log("login ready", login=name, secret=secret.name, state=what)
@@ -781,42 +790,45 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
     return done
 
 
-def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
-    """Raise UserError for a secret that holds another login, whatever it is called here."""
-    if secret.arn and secret.arn in (run.setup.admin_arn, *written):
-        raise UserError(
-            f"secret {secret.name} holds another login, the admin's or the other user's. It was "
-            "not changed",
-            "Give each login a secret of its own",
-        )
+def replace_login(
+    run: Run, kind: Kind, stored: StoredInSecret, make_login: MakeLogin
+) -> tuple[str, str]:
+    """Make the login; where another run replaces the credentials meanwhile, these are to work."""
+    while True:
+        try:
+            return make_login(kind, stored)
+        except OvertakenError:
+            stored.value = stored.read()
+            make_login = run.users.ensure_login
 
 
-def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> StoredLogin:
-    """The login as this secret stores it. The secret's ARN is known at last when it was written."""
-    arns.append(secret.arn)
-    latest = secret
+class StoredInSecret:
+    """A StoredLogin in a secret, which is only written if it `is_writable`."""
 
-    def read() -> Optional[Credentials]:
-        nonlocal latest
-        latest = secret_store.read_secret(client, secret.name)
-        return latest.value
+    def __init__(self, client: Any, secret: Secret, is_writable: bool) -> None:
+        self.value = secret.value
+        self.arn = secret.arn  # of a secret that was empty it is known once it was written
+        self._client = client
+        self._secret = secret
+        self._latest = secret
+        self._is_writable = is_writable
 
-    def write(value: Credentials) -> None:
-        if not isinstance(run.session, Rehearsal):
-            arns.append(secret_store.write_secret(client, latest, value))
+    def read(self) -> Optional[Credentials]:
+        self._latest = secret_store.read_secret(self._client, self._secret.name)
+        return self._latest.value
 
-    return StoredLogin(
-        secret.value,
-        read=read,
-        read_next=partial(secret_store.being_rotated, client, secret),
-        write=write,
-    )
+    def read_next(self) -> Optional[Credentials]:
+        return secret_store.being_rotated(self._client, self._secret)
+
+    def write(self, value: Credentials) -> None:
+        if self._is_writable:
+            self.arn = secret_store.write_secret(self._client, self._latest, value)
 
 
 # --- The other actions ------------------------------------------------------------------------
 
 
-def dry_run(run: Run, found: TablesFound) -> None:
+def dry_run(run: Run, found: OurTables) -> None:
     """Do what a migration does, users included, in one transaction that is rolled back; no secret
     is written.
 
@@ -838,8 +850,8 @@ def dry_run(run: Run, found: TablesFound) -> None:
         with session.rehearsing(run.setup.config.tables):
             pending = plan_pending(run)
             reach = Reach.of(session, counts_setval=session.has_sequences)
-            for one in pending:
-                tried.append(rehearse_migration(run, session, one, reach))
+            for each in pending:
+                tried.append(rehearse_migration(run, session, each, reach))
             ensure_users(run)
     except MigrationError as exc:
         untried = [
@@ -854,31 +866,31 @@ def dry_run(run: Run, found: TablesFound) -> None:
 
 
 def rehearse_migration(
-    run: Run, session: Rehearsal, light: Pending, reach: Reach
+    run: Run, session: Rehearsal, scanned: PendingFile, reach: Reach
 ) -> dict[str, Any]:
     """Try a file; returns what the report says of it.
 
     Raises LockError where the file lost the lock.
     """
     started = time.monotonic()
-    one = with_text(session, light)
-    call = reach.call_in(one.script)
+    file = with_text(session, scanned)
+    call = reach.call_in(file.script)
     if call:
         outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
     else:
-        outcome = apply_migration(run, one, more_follow=False)
-    outcome = script_runner.as_rehearsed(outcome, one.script)
+        outcome = apply_migration(run, file, more_follow=False)
+    outcome = script_runner.as_rehearsed(outcome, file.script)
     if isinstance(outcome, Failure):
-        raise failed(run, one, outcome)
+        raise failed(run, file, outcome)
     session.defer_constraints()
     if (
         not outcome.kept_lock
         and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
     ):
         raise LockError(
-            f"{one.name} released the lock, and another run holds it now", "Invoke again", state=""
+            f"{file.name} released the lock, and another run holds it now", "Invoke again", state=""
         )
-    session.pending.remove(one.name)
+    session.pending.remove(file.name)
     duration_ms = milliseconds_since(started)
     locks = session.new_locks()
     untried = list(outcome.reasons) if isinstance(outcome, NotTried) else []
@@ -887,11 +899,11 @@ def rehearse_migration(
         fields["locks"] = [f"{lock['lock']} on {lock['table']}" for lock in locks]
     if untried:
         fields["untried"] = untried
-    log("tried", migration=one.name, **fields)
-    return {"name": one.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
+    log("tried", migration=file.name, **fields)
+    return {"name": file.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
 
 
-def rotate(run: Run, _: TablesFound) -> None:
+def rotate(run: Run, _: OurTables) -> None:
     """New credentials in the target secrets; migrations are left alone."""
     if not run.setup.user_secrets:
         raise ConfigError(
@@ -904,7 +916,7 @@ def rotate(run: Run, _: TablesFound) -> None:
     run.warn_of_users()
 
 
-def status(run: Run, found: TablesFound) -> None:
+def status(run: Run, found: OurTables) -> None:
     """Say what is applied, pending, edited and so on.
 
     Reads only: a login that may only read is enough.
@@ -951,7 +963,7 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
             yield login, "does not work; the next run repairs it"
 
 
-ACTIONS: Mapping[str, Callable[[Run, TablesFound], None]] = {
+ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
     "migrate": migrate,
     "dry_run": dry_run,
     "rotate": rotate,

@@ -13,8 +13,8 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Callable, NamedTuple, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import database
 import psycopg2
@@ -106,17 +106,19 @@ class Application:
         return groups + [self.login_name(kind) for kind in KINDS]
 
 
-@dataclass(frozen=True)
-class StoredLogin:
-    """The place where a login's credentials are stored: the JSON object that was read from it (or
-    None), and how to read and replace that.
-    """
+class StoredLogin(Protocol):
+    """The place where a login's credentials are stored."""
 
-    value: Optional[Credentials] = field(repr=False)
-    read: Callable[[], Optional[Credentials]]
-    # What will be stored there when the rotation of somebody else has ended.
-    read_next: Callable[[], Optional[Credentials]]
-    write: Callable[[Credentials], None]
+    value: Optional[Credentials]  # the JSON object that was read from it; None: there was none
+
+    def read(self) -> Optional[Credentials]:
+        """What is stored there now."""
+
+    def read_next(self) -> Optional[Credentials]:
+        """What will be stored there when the rotation of somebody else has ended."""
+
+    def write(self, value: Credentials) -> None:
+        """Replace what is stored there."""
 
 
 class GroupState(NamedTuple):
@@ -535,7 +537,7 @@ class LimitedUsers:
         def act() -> None:
             if not isinstance(self._session, Rehearsal):
                 self._terminate_sessions(login)  # one that changes its role would block us
-            self._session.query_in_transaction(statements)
+            self._session.query_all_or_none(statements)
 
         self._retried(act)
         self.warnings.append(

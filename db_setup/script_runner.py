@@ -187,7 +187,7 @@ class ScriptRunner:
         return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
 
     def _opening_sql(self) -> str:
-        begin_sql = self._session.begin_sql(self._script.begin_sql)
+        begin_sql = self._session.start_transaction(self._script.begin_sql)
         # What is prepared in a session outlives the transaction of a first attempt.
         return f"{begin_sql}; DEALLOCATE ALL; {SCRIPT_SETTINGS_SQL}; SAVEPOINT {SAVEPOINT};\n"
 
@@ -242,7 +242,7 @@ class ScriptRunner:
         return outcome
 
     def _end_message(self) -> Message:
-        begin_sql = self._session.begin_sql("BEGIN READ WRITE")
+        begin_sql = self._session.start_transaction("BEGIN READ WRITE")
         forget_sql = self._marks.forget_sql(self._session)
         opening = f"{begin_sql}; {OWN_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
         return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
@@ -327,7 +327,7 @@ class ScriptRunner:
     def _rehearse_step(self, session: Rehearsal, step: Step) -> Outcome:
         """Run a step in a savepoint, with no mark, which would have to change the script's role."""
         closing_sql = f"SET CONSTRAINTS ALL IMMEDIATE; {session.commit_sql()}; SELECT true"
-        outcome = self._run_in_transaction(step, session.begin_sql(step.begin), closing_sql)
+        outcome = self._run_in_transaction(step, session.start_transaction(step.begin), closing_sql)
         if isinstance(outcome, Success):
             session.defer_constraints()
             modes = " ".join(step.begin.split()[1:])

@@ -53,35 +53,17 @@ class State:
         )
 
 
-class TablesFound(NamedTuple):
-    """What is known of our tables, and of what hides PostgreSQL's own from a script; see
-    boundary.
-    """
-
-    tables: Sequence[dict[str, Any]]
-    hiding: Sequence[dict[str, str]] = ()  # asked for only where files can run
-
-
-def tables_question(config: Config, before_files: bool = False) -> sql.Composable:
-    """Its answer is a TablesFound; it can be asked when the session is set up."""
-    questions = [our_tables_question(config)]
-    if before_files:
-        questions.append(boundary.hiding_question(config.limited_roles))
-    columns = (sql.SQL("({})").format(question) for question in questions)
-    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(columns))
-
-
 def our_tables_question(config: Config) -> sql.Composable:
-    """Its answer are the tables of a TablesFound."""
+    """Its answer, one value, is for boundary.tables; it can be asked when the session is set up."""
     return boundary.our_tables_question(config.tables, config.limited_roles)
 
 
-def read_state(session: Session, config: Config, found: TablesFound) -> State:
+def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]) -> State:
     """Read the tracking table, whichever version made it.
 
     Another tool's is refused, and what others have made.
     """
-    tables = boundary.tables(found.tables)
+    tables = boundary.tables(found)
     tracking_table, marks_table = (tables.get(name) for name in config.tables)
     own_columns = (
         (tracking_table, {"id", "migration_name"}),
@@ -201,7 +183,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
-    session.query_in_transaction(sql.SQL("; ").join(changes))
+    session.query_all_or_none(sql.SQL("; ").join(changes))
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
@@ -219,7 +201,7 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
     else:
         drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
         try:
-            session.query_in_transaction(drop)
+            session.query_all_or_none(drop)
         except psycopg2.Error as exc:
             why = NOT_DROPPED.get(exc.pgcode or "", "")
             if not why:
@@ -268,7 +250,7 @@ def adopt_up_to_baseline(
     before = set(files[: last + 1])
     named = [(name, file) for name, file in plan.pending if file in before]
     changes = [_adopt_sql(setup.config, name, file) for name, file in named]
-    session.query_in_transaction(sql.SQL("; ").join(changes))
+    session.query_all_or_none(sql.SQL("; ").join(changes))
     return _adopted([name for name, _ in named]), ""
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import initializer
 import pytest
-from common import Credentials
 from config import Config, Setup
 from database import Endpoint, Login
 from harness.process import deploy_elsewhere
 from harness.world import ADMIN, ADMIN_PASSWORD, World
-from limited_users import READWRITE, StoredLogin
+from initializer import StoredInSecret
+from limited_users import READWRITE
 from secret_store import Secret
 
 DB_SETUP = Path(initializer.__file__).parent
@@ -284,7 +284,7 @@ def test_objects_that_hold_a_password_do_not_show_it() -> None:
     """A repr() in a stack trace or a debugger's output is a log, too."""
     login = Login(Endpoint("h", 1, "d"), "u", "the password")
     secret = Secret("name", "arn", {"password": "the password"})
-    keeper = StoredLogin(Credentials({"password": "the password"}), print, print, print)
+    keeper = StoredInSecret(None, secret, True)
     setup = Setup(Config("name"), login, {READWRITE: secret}, (), None)
 
     assert [text for text in map(repr, (login, secret, keeper, setup)) if "the password" in text] == []
