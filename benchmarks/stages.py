@@ -130,7 +130,7 @@ with collected("140 certificates", ssl.SSLContext, "load_verify_locations"), sta
 with stage("second and third secret"):
     targets = {kind: secret_store.read_secret(client, name) for kind, name in config.user_secret_names.items()}
 with stage("list of files"):
-    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [])
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [], [])
 login = config.login(admin.value, [])
 session = Session(login, deadline, config.lock_timeout_ms)
 with stage("connecting (TCP, TLS, SCRAM)"):

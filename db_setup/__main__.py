@@ -39,6 +39,7 @@ try:
 except ImportError:
     pglast = None  # type: ignore[assignment]
 
+import failures
 import file_names
 import initializer
 import migration_files
@@ -477,7 +478,7 @@ TEMPLATE = """\
 def write_new(name: str) -> Path:
     """Write an empty migration with the next number; never overwrite a file."""
     problems: list[str] = []
-    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems, warnings=[])
     if problems:
         raise MigrationError("; ".join(problems), state="")
     version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
@@ -589,66 +590,25 @@ def load_scripts(
             continue
         scripts[file] = replace(script, text="")
         findings.notes += migration_files.oddities(file.path.name, script)
-        findings.problems += mistakes(file, script)
+        findings.problems += syntax_errors(file, script)
         if refusal:
             findings.problems.append(refusal)
     return scripts
 
 
-COLON = re.compile(r"(?<![:\w\])]):(?![:=])")
-VARIABLE = re.compile(r""":(?:[A-Za-z_]\w*|'[A-Za-z_]\w*'|"[A-Za-z_]\w*")""")
-ODD_SPACE = re.compile("[\u00a0\u2000-\u200f\u202f\ufeff]")
-ADDED_VALUE = re.compile(
-    r"ALTER\s+TYPE\s+(\S+)\s+ADD\s+VALUE\s+(?:IF\s+NOT\s+EXISTS\s+)?('(?:[^']|'')+')", re.IGNORECASE
-)
-
-
-def mistakes(file: Migration, script: Script) -> Iterator[str]:
-    """What the text alone tells that the server will refuse; of a text that people have written."""
-    text = script.text
-    if len(text) > sql_scanner.ONE_MESSAGE or any(piece.data for piece in script.pieces):
-        return
-    code = sql_scanner.without_quotes(text, script.backslash_escapes)
-    with_names = re.sub("--.*", "", text)
-    for found in COLON.finditer(code):
-        name = VARIABLE.match(text, found.start())
-        if name and "[" not in code[max(found.start() - 20, 0) : found.start()]:
-            what = f"{name.group()} is a variable of psql: write the value itself"
-            yield f"{place(file, text, found.start())}: {what}"
-            break
-    odd = ODD_SPACE.search(code)
-    if odd:
-        what = f"this is not a space but U+{ord(odd.group()):04X}: delete it"
-        yield f"{place(file, text, odd.start())}: {what}"
-    for added in ADDED_VALUE.finditer(with_names):
-        type_name, value = added.groups()
-        is_new = re.search(rf"CREATE\s+TYPE\s+{re.escape(type_name)}\s", with_names, re.IGNORECASE)
-        used = value in with_names[added.end() :]
-        if used and not is_new and not script.no_transaction:
-            line, _ = sql_scanner.locate(text, max(text.find(added.group()), 0))
-            yield (
-                f"{file.path.name}:{line}: {value} is added to {type_name} and used in the same "
-                "transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
-            )
-    yield from syntax_errors(file, script)
-
-
-def place(file: Migration, text: str, offset: int) -> str:
-    line, column = sql_scanner.locate(text, offset)
-    return f"{file.path.name}:{line}:{column}"
-
-
 def syntax_errors(file: Migration, script: Script) -> Iterator[str]:
     """What PostgreSQL's own parser says, if pglast is installed, which has it."""
-    if pglast is None:
+    # Rows of COPY are not for it, and who has written a long file was a program.
+    if pglast is None or has_rows(script) or len(script.text) > sql_scanner.ONE_MESSAGE:
         return
     body = script.body_sql()
     try:
         pglast.parse_sql(body)
     except pglast.parser.ParseError as exc:
-        said = exc.args[0]
-        offset = exc.args[1] if len(exc.args) > 1 and exc.args[1] is not None else 0
-        yield f"{place(file, body, offset)}: {said}"
+        said, offset, *_ = (*exc.args, None)
+        line, column = sql_scanner.locate(body, offset or 0)
+        explanation = failures.syntax_explanation(body, offset or 0)
+        yield f"{file.path.name}:{line}:{column}: {said}{explanation}"
 
 
 def statement_refused_in_transaction(file: Migration, script: Script) -> Optional[str]:

@@ -110,7 +110,7 @@ def describe(script: Script, failure: Failure) -> str:
         said = _mask(script, failure)(said)[:400]
     is_exact = failure.place is Place.EXACT
     if failure.sqlstate == SYNTAX_ERROR and is_exact and not _sets_secret(script, failure):
-        said += _syntax_explanation(script.text, failure.offset)
+        said += syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
     when = ", which showed at the end of the file" if failure.place is Place.END else ""
     return f"{said} ({sqlstate}){when}"
@@ -151,7 +151,7 @@ def _sets_secret(script: Script, failure: Failure) -> bool:
     return masking.sets_secret(script.text, failure.offset, script.backslash_escapes)
 
 
-def _syntax_explanation(text: str, offset: int) -> str:
+def syntax_explanation(text: str, offset: int) -> str:
     """What the server could not know about the characters that it stumbled over."""
     at = text[offset : offset + 2]
     if re.match(r""":[A-Za-z_'"]""", at):

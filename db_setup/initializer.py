@@ -296,12 +296,6 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
     revoke_rights_on_our_tables(run, state.excess)
-    if plan.example:
-        tracking.remove_example(session, config, plan.example)
-        run.report.warn(
-            ["the example was replaced: its empty tables users and products were dropped"]
-        )
-        state, plan = read_state_and_plan(run)
     if state.rows:
         tracking.refuse_example([file for _, file in plan.pending])
     if config.baseline:
@@ -514,10 +508,14 @@ def refuse_edited(run: Run, plan: Plan) -> None:
     if len(plan.edited) > 1:
         when = f"the first {when}"
     names, edited = edited_files(plan)
+    drop = ""
+    if row.checksum == planning.EXAMPLE:
+        drop = ", which can begin with DROP TABLE products, users; (the example's)"
     raise MigrationError(
         f"{names}: {edited} ({when}), which has no effect on this database",
         f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows "
-        'it) into a new file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true"',
+        f"it) into a new file{drop}; or accept the difference with "
+        'ALLOW_EDITED_MIGRATIONS="true"',
     )
 
 

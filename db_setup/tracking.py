@@ -189,33 +189,6 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     return _adopted([name for name, _ in named]), adoption.warning
 
 
-def remove_example(session: Session, config: Config, row: Row) -> None:
-    """Take the example back, which was never meant: its empty tables and its row.
-
-    Raises MigrationError where the tables are in use, or are not as the example made them.
-    """
-    found = session.query(EXAMPLE_SQL)[0]
-    why = ""
-    if list(found) != EXAMPLE_COLUMNS:
-        why = "are not as it made them"
-    else:
-        drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
-        try:
-            session.query_all_or_none(drop)
-        except psycopg2.Error as exc:
-            why = NOT_DROPPED.get(exc.pgcode or "", "")
-            if not why:
-                raise
-    if why:
-        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
-        raise MigrationError(
-            f"{row.name}.sql was replaced, but what is applied is the example that comes with "
-            f"db_setup, and its tables users and products {why}",
-            "Restore the example, and put your schema into a new file; or drop the two tables, if "
-            f"nobody needs them, and the row: {forget}",
-        )
-
-
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:
@@ -513,21 +486,6 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
-# Locked before they are looked into: a row that somebody adds now must not be lost.
-DROP_EXAMPLE_SQL = """
-    DO $do$ BEGIN
-        LOCK TABLE public.products, public.users IN ACCESS EXCLUSIVE MODE;
-        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
-            RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
-        END IF;
-        DROP TABLE public.products, public.users;
-    END $do$;
-    DELETE FROM {} WHERE id = {}"""
-NOT_DROPPED = {
-    "55006": "hold rows",
-    "2BP01": "are used by others",
-    "42501": "are used by others",
-}
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
@@ -541,17 +499,6 @@ ANY_TABLE_SQL = """
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
-# The columns of the example's two tables, in public and of the admin.
-EXAMPLE_SQL = """
-    SELECT (SELECT array_agg(attname::text ORDER BY attnum)
-            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0
-              AND c.relowner = current_user::regrole),
-           (SELECT array_agg(attname::text ORDER BY attnum)
-            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0
-              AND c.relowner = current_user::regrole)"""
-EXAMPLE_COLUMNS = [["id", "email", "created_at"], ["id", "name", "price", "user_id"]]
 SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"

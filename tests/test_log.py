@@ -86,12 +86,12 @@ def test_report_names_what_was_adopted_and_warned_of(world: World) -> None:
     """Both are lists of plain texts."""
     world.sql(USERS)
     world.write("001_users.sql", USERS)
-    world.write("007_orders.sql", "CREATE TABLE orders (id int)")
+    world.write("001_visits.sql", "CREATE TABLE orders (id int)")
 
     report = json.loads(json.dumps(world.deploy()))
 
     assert report["adopted"] == ["001_users"]
-    assert report["warnings"] == ["no file has number 2, 3, 4, 5 or 6"]
+    assert report["warnings"] == ["number 1 is used more than once: 001_users, 001_visits"]
 
 
 def test_event_that_means_migrate_is_accepted(world: World) -> None:
