@@ -730,14 +730,13 @@ def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
     said = failures.said_of_ours(exc)
     code = f" ({exc.pgcode})" if exc.pgcode else ""
     step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
-    functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
-    triggers = session.event_triggers(functions) if functions else []
-    if triggers:
-        name = functions[0]
+    function = failures.FUNCTION.search(exc.diag.context or "")
+    if function and (exc.pgcode or "").startswith("42"):  # something that it names
+        name = function.group(1)
         step = (
-            f"It failed in {name}, which event trigger {', '.join(triggers)} calls: write the "
-            f"schema before each name in that function, or ALTER FUNCTION {name} SET "
-            "search_path = public; then invoke again"
+            f"It failed in {name}, which a trigger or an event trigger calls: write the schema "
+            f"before each name in that function, or ALTER FUNCTION {name} SET search_path = "
+            "public; then invoke again"
         )
     kind = ConnectError if session.is_lost else InitializerError
     problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"

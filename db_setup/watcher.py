@@ -28,30 +28,27 @@ FIRST_LINE_S = 5
 NEXT_LINE_S = 10
 TICK_S = 0.25
 
-# View, since which server, what it is at, how much is done and of how much.
+# View, what it is at, how much is done and of how much; the last one since PostgreSQL 14.
 PROGRESS = (
     (
         "pg_stat_progress_create_index",
-        120000,
         "command || ': ' || phase",
         "CASE WHEN tuples_total > 0 THEN tuples_done ELSE blocks_done END",
         "CASE WHEN tuples_total > 0 THEN tuples_total ELSE blocks_total END",
     ),
     (
         "pg_stat_progress_cluster",
-        120000,
         "command || ': ' || phase",
         "heap_blks_scanned",
         "heap_blks_total",
     ),
     (
         "pg_stat_progress_vacuum",
-        90600,
         "'VACUUM: ' || phase",
         "heap_blks_scanned",
         "heap_blks_total",
     ),
-    ("pg_stat_progress_copy", 140000, "command", "bytes_processed", "bytes_total"),
+    ("pg_stat_progress_copy", "command", "bytes_processed", "bytes_total"),
 )
 # The sessions that block the one called a. What is prepared has no process.
 BLOCKED_BY_SQL = """ARRAY(
@@ -85,12 +82,11 @@ SEES_BUILD_SQL = (
 
 def progress_sql(version: int) -> str:
     """Asks the server how far a process id is: phase, done, total."""
-    views = (
+    views = PROGRESS if version >= 140000 else PROGRESS[:-1]
+    return " UNION ALL ".join(
         f"SELECT {phase}, ({done})::float8, ({total})::float8 FROM {view} WHERE pid = %(pid)s"
-        for view, since, phase, done, total in PROGRESS
-        if version >= since
+        for view, phase, done, total in views
     )
-    return " UNION ALL ".join(views)
 
 
 @dataclass

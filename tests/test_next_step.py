@@ -104,8 +104,8 @@ def test_event_trigger_that_fails_our_own_statement_is_named_with_its_function(w
 
     assert message_of(world, InitializerError, CREATE_USERS="false") == (
         'PostgreSQL: relation "audit" does not exist (42P01). Whatever was not finished is rolled back. It failed in '
-        "public.note(), which event trigger notes calls: write the schema before each name in that function, or ALTER "
-        "FUNCTION public.note() SET search_path = public; then invoke again."
+        "public.note(), which a trigger or an event trigger calls: write the schema before each name in that function, "
+        "or ALTER FUNCTION public.note() SET search_path = public; then invoke again."
     )
 
     as_superuser(world, "ALTER FUNCTION public.note() SET search_path = public")
