@@ -191,7 +191,7 @@ def state_and_step(script: Script, failure: Failure, situation: Situation) -> st
         how = "It conflicted with other sessions each time"
         if failure.was_stopped:
             how = f"{_who_stopped(failure)} while others blocked it"
-        return f"{state} {how}{_blockers(situation)}. {_when_unblocked(situation.blocked_by)}"
+        return f"{state} {how}{_when_unblocked(situation.blocked_by)}"
     if failure.was_stopped:
         return f"{state} {_who_stopped(failure)}. {_when_stopped(failure, situation)}"
     if failure.step and script.statement_count > 1:
@@ -273,13 +273,10 @@ def _when_stopped(failure: Failure, situation: Situation) -> str:
     )
 
 
-def _blockers(situation: Situation) -> str:
-    return f" ({', '.join(situation.blocked_by)})" if situation.blocked_by else ""
-
-
 def _when_unblocked(blocked_by: Sequence[str]) -> str:
-    """The next step where other sessions, or prepared transactions, blocked it."""
-    step = "Invoke again when they are done"
+    """The sessions and prepared transactions that blocked it, and the next step."""
+    who = f" ({', '.join(blocked_by)})" if blocked_by else ""
+    step = f"{who}. Invoke again when they are done"
     ends = []
     if any(blocker.startswith("pid") for blocker in blocked_by):
         ends.append("SELECT pg_terminate_backend(PID)")
@@ -382,8 +379,7 @@ def _missing_extension(code: str, said: str) -> str:
 def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] = ()) -> str:
     """What to do where a statement of ours failed: one sentence without its full stop."""
     if sqlstate in RETRYABLE:
-        situation = Situation(blocked_by)
-        return f"Other sessions blocked it{_blockers(situation)}. {_when_unblocked(blocked_by)}"
+        return f"Other sessions blocked it{_when_unblocked(blocked_by)}"
     for pattern, step in STEPS_OUTSIDE_OF_SCRIPTS:
         if re.search(pattern, f"{sqlstate} {said}"):
             return step

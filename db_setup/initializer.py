@@ -346,17 +346,16 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
             raise failed(run, file, outcome)
+        assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
-        if isinstance(outcome, Success):
-            tables, row_count = outcome.answer
-            undo_changes_of_our_tables(run, file.name, tables)
-            if row_count < len(run.recorded):
-                restore_rows(run, file.name)
+        tables, row_count = outcome.answer
+        undo_changes_of_our_tables(run, file.name, tables)
+        if row_count < len(run.recorded):
+            restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
-        is_fresh = isinstance(outcome, Success) and outcome.is_fresh
-        session_serves = outcome.kept_lock and (is_fresh or not remaining)
+        session_serves = outcome.kept_lock and (outcome.is_fresh or not remaining)
         if not session_serves and not resume_in_new_session(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)

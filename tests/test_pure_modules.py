@@ -230,7 +230,8 @@ def test_report_says_each_warning_once_and_how_it_ended(caplog: pytest.LogCaptur
         "warning text=odd",
         "warning text=even",
         f"done applied=1 adopted=0 pending=1 failed=0 {times}",
-        f'failed error=ConfigError reason="wrong. Nothing has been touched." applied=1 adopted=0 pending=1 failed=1 {times}',
+        'failed error=ConfigError reason="wrong. Nothing has been touched." '
+        f"applied=1 adopted=0 pending=1 failed=1 {times}",
         f"done action=status pending=1 failed=0 {times}",
     ]
     assert report.as_json()["warnings"] == ["odd", "even"]
