@@ -128,7 +128,6 @@ class GroupState(NamedTuple):
     exists: bool
     usable: bool  # we may act for it
     connects: bool
-    writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
     members: Members  # that we did not put there
     granted_by_limited: Members  # by a limited user; its name, and what takes a member out
@@ -298,9 +297,6 @@ class LimitedUsers:
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in KINDS],
-            "tracking": self._text(self._app.tracking),
-            "progress": self._text(self._app.progress),
-            "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
             "limited": limited_roles(self._app.prefix),
         }
         states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
@@ -316,7 +312,7 @@ class LimitedUsers:
                 return False
             if group.granted_by_limited:
                 return False
-            if group.writes_our_tables or any(group.lacks(creator, kind) for creator in creators):
+            if any(group.lacks(creator, kind) for creator in creators):
                 return False
         return True
 
@@ -952,16 +948,11 @@ MEMBERS_SQL = f"""
     FROM ({MEMBERSHIPS_SQL}) s
     WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
       AND NOT rolsuper AND is_usable"""
-# For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
-# for which creators' objects it has default privileges.
+# For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
+# default privileges. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
-           coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
-           OR coalesce(has_table_privilege(
-                r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false)
-           OR coalesce(CASE WHEN to_regclass(%(tracking)s) IS NOT NULL THEN has_sequence_privilege(
-                r.oid, pg_get_serial_sequence(%(tracking)s, 'id'), 'USAGE, UPDATE') END, false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
