@@ -216,11 +216,11 @@ def _after_lost_connection(failure: Failure, situation: Situation) -> str:
 
 
 AFTER_LOST_BUILD = {
-    Index.IS_BUILT: (
+    Index.BUILDING: (
         "The connection was closed; the server continues the build, and holds the lock until it is "
         "done. Then invoke again: a finished index is recorded, an unfinished one is built again"
     ),
-    Index.IS_LEFT: (
+    Index.ABANDONED: (
         "The connection was lost, and the server does not build any more: an unfinished index is "
         "left INVALID. Invoke again: a finished index is recorded, an unfinished one is dropped "
         "and built again"

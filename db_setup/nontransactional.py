@@ -120,7 +120,7 @@ def _index_after_loss(session: Session, target: Target) -> Index:
     still_builds = session.still_builds
     if still_builds is None:
         return Index.UNKNOWN
-    return Index.IS_BUILT if still_builds else Index.IS_LEFT
+    return Index.BUILDING if still_builds else Index.ABANDONED
 
 
 def has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool:

@@ -67,8 +67,8 @@ class Index(Enum):
     NONE = auto()  # there was none
     DROPPED = auto()  # it was dropped
     UNKNOWN = auto()  # it may be there, INVALID, or may still be built
-    IS_BUILT = auto()  # the server still builds it
-    IS_LEFT = auto()  # the server does not build it any more
+    BUILDING = auto()  # the server still builds it
+    ABANDONED = auto()  # the server does not build it any more
 
 
 class FailedStep(NamedTuple):
