@@ -659,20 +659,9 @@ MISTAKES = (
     ),
     Mistake(
         IN_TRANSACTION,
-        said="",
-        after=r"^\s*DO\b",
-        advice="Write it as a statement of its own, outside of the block",
-    ),
-    Mistake(
-        IN_TRANSACTION,
-        said="cannot be executed from a function",
-        advice="Write it as a statement of its own, outside of the function",
-    ),
-    Mistake(
-        IN_TRANSACTION,
-        said="cannot run inside a transaction block",
-        after=r"^\s*(CALL|SELECT)\b",
-        advice="Write what the function does as a statement of its own",
+        said="executed from a function|cannot run inside a transaction block",
+        after=r"^\s*(DO|CALL|SELECT|INSERT|UPDATE|DELETE|WITH)\b",
+        advice="Write it as a statement of its own, outside of any block or function",
     ),
     Mistake(
         IN_TRANSACTION,
@@ -748,14 +737,9 @@ MISTAKES = (
         advice="First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
     ),
     Mistake(
-        "2BP01",
-        said="",
+        "2BP01|0A000|42601",
+        said=r"\bdepend|\bused (by|in) a",
         advice="First DROP what depends on it, and CREATE that again afterwards, in the same file",
-    ),
-    Mistake(
-        "0A000|42601",
-        said=r"\bused (by|in) a",
-        advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
         CANCELLED,  # by none of those that state_and_step knows
