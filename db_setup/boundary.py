@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from common import ConfigError, MigrationError
 from psycopg2 import sql
+
+if TYPE_CHECKING:
+    from session import Session
 
 REMEDIES_LIMIT = 700  # characters
 OWNER_SQL = "ALTER TABLE public.{} OWNER TO CURRENT_USER"
@@ -31,6 +34,8 @@ class Table:
     columns: Sequence[str]
     oddities: Sequence[Sequence[str]]  # what would change what we read or write, and its remedy
     excess: Sequence[str]  # statements that revoke the rights of others on it
+    relations: Sequence[int]  # the oids of the table and its sequences
+    versions: Optional[Sequence[str]]  # of its rows in the catalogs, where these tell all
 
     def complaint(self, admin: str) -> Optional[ConfigError]:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
@@ -59,6 +64,36 @@ class Table:
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:
     """The answer to our_tables_question, by name."""
     return {one["name"]: Table(**one) for one in found}
+
+
+class Watch:
+    """Asks after each file for what has become of our tables.
+
+    All of it takes the server longer than most files. Where our tables are the admin's alone, as
+    they almost always are, it is enough that their rows in the catalogs are the same.
+    """
+
+    def __init__(self, question: sql.Composable) -> None:
+        self._question = question  # for all of it
+        self._known: Sequence[Table] = ()
+
+    def question(self) -> sql.Composable:
+        if not self._known:
+            return self._question
+        relations = [str(oid) for table in self._known for oid in table.relations]
+        return sql.SQL(versions_sql(f"IN ({', '.join(relations)})"))
+
+    def take(self, session: Session, answer: Sequence[Any]) -> Sequence[Table]:
+        """The tables, if they may have changed since the last answer."""
+        if self._known:
+            known = [row for table in self._known for row in table.versions or ()]
+            if sorted(answer) == sorted(known):
+                return ()
+            ((answer,),) = session.query(self._question)
+        found = tuple(tables(answer).values())
+        is_known = len(found) == 2 and all(each.versions and not each.repairs() for each in found)
+        self._known = found if is_known else ()
+        return found
 
 
 def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
@@ -109,6 +144,18 @@ def _trusted(limited: Sequence[str]) -> sql.Composable:
     return sql.SQL(TRUSTED_SQL).format(limited=sql.Literal(list(limited)))
 
 
+def versions_sql(which: str) -> str:
+    """An array of the versions of the rows that describe these relations.
+
+    PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent.
+    """
+    return (
+        f"ARRAY(SELECT concat_ws(' ', oid, xmin, ctid) FROM pg_class WHERE oid {which} UNION ALL "
+        "SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
+        f"WHERE attrelid {which})"
+    )
+
+
 # The admin, the database's owner, and the roles that these may act for; never a limited user, of
 # whatever prefix, for whom the admin may act as well. Membership is taken as it was granted: a
 # superuser counts as a member of every role. It counts if one of these or a superuser granted it:
@@ -148,16 +195,18 @@ OUR_TABLES_SQL = """
         JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
              AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'
         JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'),
-    excess(of, statement) AS (
-        SELECT of, format('REVOKE %s ON %s %s FROM %s CASCADE',
-                          string_agg(DISTINCT privilege_type, ', '), a.kind,
-                          a.relation::regclass, coalesce(quote_ident(g.rolname), 'PUBLIC'))
+    rights(of, kind, relation, grantee, name, privilege) AS (
+        SELECT of, a.kind, a.relation, e.grantee, g.rolname, privilege_type
         FROM acls a JOIN ours o ON o.oid = a.of, aclexplode(a.acl) e
         LEFT JOIN pg_roles g ON g.oid = e.grantee
         WHERE (o.relname = {second} OR privilege_type <> 'SELECT')
-          AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)
-          AND e.grantee NOT IN (SELECT oid FROM trusted)
-        GROUP BY of, a.kind, a.relation, g.rolname),
+          AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)),
+    excess(of, statement) AS (
+        SELECT of, format('REVOKE %s ON %s %s FROM %s CASCADE',
+                          string_agg(DISTINCT privilege, ', '), kind, relation::regclass,
+                          coalesce(quote_ident(name), 'PUBLIC'))
+        FROM rights WHERE grantee NOT IN (SELECT oid FROM trusted)
+        GROUP BY of, kind, relation, name),
     oddities(of, what, remedy) AS (
         SELECT oid, 'row-level security',
                format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', oid::regclass)
@@ -186,8 +235,15 @@ OUR_TABLES_SQL = """
                          WHERE attrelid = o.oid AND attnum > 0 AND NOT attisdropped),
         'oddities', (SELECT coalesce(json_agg(json_build_array(what, remedy)), '[]')
                      FROM oddities WHERE of = o.oid),
-        'excess', ARRAY(SELECT statement FROM excess WHERE of = o.oid ORDER BY 1))), '[]')
-    FROM ours o"""
+        'excess', ARRAY(SELECT statement FROM excess WHERE of = o.oid ORDER BY 1),
+        'relations', ARRAY(SELECT DISTINCT relation FROM acls WHERE of = o.oid),
+        'versions', CASE WHEN pg_get_userbyid(relowner) = current_user AND relkind = 'r'
+            AND NOT (relhasrules OR relhastriggers OR relhassubclass OR relrowsecurity)
+            AND NOT EXISTS (SELECT FROM rights WHERE of = o.oid)
+            THEN VERSIONS END)), '[]')
+    FROM ours o""".replace(
+    "VERSIONS", versions_sql("IN (SELECT relation FROM acls WHERE of = o.oid)")
+)
 
 # What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
 # where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks

@@ -198,6 +198,10 @@ class Run:
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
 
     @cached_property
+    def watch(self) -> boundary.Watch:
+        return boundary.Watch(tracking.our_tables_question(self.setup.config))
+
+    @cached_property
     def users(self) -> LimitedUsers:
         return LimitedUsers(self.session, self.setup.application, self.password_tag)
 
@@ -361,11 +365,11 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
             remaining = plan_pending(run)
 
 
-def undo_changes_of_our_tables(run: Run, name: str, found: Sequence[dict[str, Any]]) -> None:
+def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> None:
     """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
     session = run.session
     done: list[str] = []
-    for table in boundary.tables(found).values():
+    for table in run.watch.take(session, answer):
         done += table.repairs()
     if not done:
         return
@@ -562,7 +566,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     script = file.script
     marks = Marks(config.marks, file.migration.name)
-    question_sql = tracking.after_file_question(config).as_string(session.connection)
+    question_sql = tracking.after_file_question(config, run.watch).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do

@@ -495,31 +495,26 @@ class Session:
         function in PL/pgSQL keeps what the types in its DECLARE meant when it was first called; an
         advisory lock of a session stays until it ends.
         """
-        locks_sql = (
-            f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
-            f"coalesce(bool_and({IS_OUR_LOCK_SQL} OR classid = {DEADLINE_CLASS}), true) AS alone "
-            f"{OUR_LOCKS_SQL}"
-        )
         # Functions that were harmless at the last check are not looked into again.
         keep_types_sql = "true"
         if not self._functions_keep_types:
             keep_types_sql = kept_types.KEEP_TYPES_SQL.format(since=self._functions_seen_to)
-        functions_sql = (
-            f"SELECT CASE WHEN {kept_types.USES_PLPGSQL_SQL} THEN {keep_types_sql} END "
-            "AS keep_types OFFSET 0"
-        )
-        fresh_sql = (
-            f"NOT {may_have_changed} AND alone AND keep_types IS NOT true "
-            f"AND ({DEFAULTS_SQL}) = '{self._defaults_when_begun}'"
+        found_sql = (
+            f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
+            f"coalesce(bool_and({IS_OUR_LOCK_SQL} OR classid = {DEADLINE_CLASS}), true) AS alone, "
+            f"CASE WHEN {kept_types.USES_PLPGSQL_SQL} THEN {keep_types_sql} END AS keep_types, "
+            f"{kept_types.SEEN_TO_SQL} AS seen_to, ({DEFAULTS_SQL}) AS defaults {OUR_LOCKS_SQL} "
         )
         state_sql = (
-            f"SELECT held, {fresh_sql} AS fresh, keep_types, {kept_types.SEEN_TO_SQL} AS seen_to "
-            f"FROM ({locks_sql}) l, ({functions_sql}) f OFFSET 0"
+            f"SELECT *, NOT {may_have_changed} AND alone AND keep_types IS NOT true "
+            f"AND defaults = '{self._defaults_when_begun}' AS fresh FROM ({found_sql} OFFSET 0) f"
         )
         release_sql = (
             f"CASE WHEN held AND NOT fresh AND {release_if_sql} THEN pg_advisory_unlock_all() END"
         )
-        return f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql}) s"
+        return (
+            f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql} OFFSET 0) s"
+        )
 
     def note_functions(self, keep_types: Optional[bool], seen_to: str) -> None:
         """Take in what a check has found out about functions; None: this session has used none."""
@@ -559,11 +554,10 @@ class Holder(NamedTuple):
 
 # --- The questions ----------------------------------------------------------------------------
 
+# Those for other databases count as well: they are rare, and cost no more than a new session.
 DEFAULTS_SQL = (
     "SELECT hashtextextended(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 0)::text "
-    "FROM pg_db_role_setting s "
-    "WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database())) "
-    "AND setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))"
+    "FROM pg_db_role_setting s WHERE setrole IN (0, quote_ident(session_user)::regrole)"
 )
 READ_ONLY_BY_SQL = (
     "CASE WHEN current_setting('default_transaction_read_only')::bool "

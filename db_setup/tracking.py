@@ -123,10 +123,10 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
-def after_file_question(config: Config) -> sql.Composable:
-    """Asked after each file: what is known of our tables, and how many rows say *applied*."""
+def after_file_question(config: Config, watch: boundary.Watch) -> sql.Composable:
+    """What has become of our tables, and how many rows say *applied*."""
     question = "SELECT json_build_array(({}), (SELECT count(*) FROM {}))"
-    return sql.SQL(question).format(our_tables_question(config), config.tracking)
+    return sql.SQL(question).format(watch.question(), config.tracking)
 
 
 def has_rows_sql(session: Session, config: Config, count: int) -> str:

@@ -94,6 +94,43 @@ def test_rights_on_our_tables_given_by_a_migration_are_taken_back_in_the_same_ru
     assert (len(report["applied"]), report["warnings"]) == (1, [])
 
 
+# Whatever changes what our tables are, in statements that leave the next file's row where it belongs.
+CHANGED = {
+    **{case: GIVEN[case] for case in GIVEN if case != "everything of the admin"},
+    "a rule": "CREATE RULE kept AS ON DELETE TO schema_migrations DO INSTEAD NOTHING",
+    "a trigger": "CREATE FUNCTION public.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+    "ALTER FUNCTION public.nothing() OWNER TO app_tc; "
+    "CREATE TRIGGER looks AFTER DELETE ON schema_migrations FOR EACH ROW EXECUTE FUNCTION public.nothing()",
+    "a child": "CREATE TABLE child () INHERITS (schema_migrations)",
+    "a parent": "CREATE TABLE parent (migration_name varchar(255)); "
+    "ALTER TABLE schema_migrations_progress INHERIT parent",
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_rights_on_our_tables_are_looked_at_after_each_file_of_a_run(deployed: World, case: str) -> None:
+    """Not only after the first one: the warning names the file, and what it did is undone before the next one runs."""
+    deployed.write("001_one.sql", "CREATE TABLE one (id int);")
+    deployed.write("002_two.sql", "CREATE TABLE two (id int);")
+    deployed.write("003_rights.sql", f"{CHANGED[case]};")
+    deployed.write(
+        "004_four.sql",
+        "CREATE TABLE seen AS SELECT relname, relowner::regrole::text AS owner, relrowsecurity, has_table_privilege("
+        "'app_rw', oid, 'UPDATE') AS given, EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid) AS triggers, "
+        "EXISTS (SELECT FROM pg_rewrite WHERE ev_class = c.oid) AS rules, EXISTS (SELECT FROM pg_inherits "
+        "WHERE c.oid IN (inhrelid, inhparent)) AS related "
+        "FROM pg_class c WHERE relname ~ '^schema_migrations' AND relkind = 'r'",
+    )
+
+    report = deployed.deploy()
+
+    assert [text for text in report["warnings"] if text.startswith("003_rights changed who may do what")] != []
+    assert all_forgeries(deployed) == NOBODY
+    seen = deployed.sql("SELECT * FROM seen ORDER BY relname")
+    assert [row[1] for row in seen] == [ADMIN, ADMIN]
+    assert [row[2:] for row in seen] == [(False, False, False, False, False)] * 2
+
+
 @pytest.mark.parametrize("users", ["true", "false"])
 @pytest.mark.parametrize("case", [case for case in GIVEN if "GRANT" in GIVEN[case]])
 def test_rights_on_our_tables_given_by_hand_are_taken_back_by_the_next_run(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from harness.proxy import ANSWERED, Link, Place, Proxy, proxy_to
 from harness.world import Context, World
+from session import Session
 
 FUNCTION = (
     "CREATE FUNCTION f{0}() RETURNS int LANGUAGE plpgsql AS "
@@ -162,3 +163,26 @@ def test_round_trips_after_a_function_are_a_new_session(world: World, proxy: Pro
     asked = deploy(world, proxy)
 
     assert asked == [["session", "lock", "look", *NEW_TABLE, "file"], *2 * [["session", "file"]]]
+
+
+def test_round_trips_say_little_about_our_tables_where_nobody_changes_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask for all takes longer than most files: after the first one, and after one that has changed them."""
+    sent: list[str] = []
+    run_script = Session.run_script
+
+    def noting(session: Session, text: Any, **options: Any) -> Any:
+        sent.append(str(text))
+        return run_script(session, text, **options)
+
+    monkeypatch.setattr(Session, "run_script", noting)
+    world.write("1_a.sql", "CREATE TABLE a ();")
+    world.write("2_b.sql", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC;")
+    world.write("3_c.sql", "CREATE TABLE c ();")
+    world.write("4_d.sql", "CREATE TABLE d ();")
+
+    world.deploy()
+
+    asked_for_all = ["aclexplode" in text for text in sent]
+    assert asked_for_all == [True, False, True, False]
