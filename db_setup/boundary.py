@@ -136,7 +136,9 @@ def evidence_question(limited: Sequence[str]) -> sql.Composable:
 
 
 def with_trusted(question: str, limited: Sequence[str], **words: Any) -> sql.Composable:
-    """The question, in which `trusted` are the roles that are."""
+    """The question, in which `trusted` are the roles that are, and `granted` the memberships that
+    count.
+    """
     return sql.SQL(question).format(trusted=_trusted(limited), **words)
 
 
@@ -158,21 +160,23 @@ def versions_sql(which: str) -> str:
 
 # The admin, the database's owner, and the roles that these may act for; never a limited user, of
 # whatever prefix, for whom the admin may act as well. Membership is taken as it was granted: a
-# superuser counts as a member of every role. It counts if one of these or a superuser granted it:
-# up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin is a member
-# of each role that it made; one that it can neither use nor become is not meant by that.
+# superuser counts as a member of every role. It counts (`granted`) if one of these or a superuser
+# granted it: up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin
+# is a member of each role that it made; one that it can neither use nor become is not meant by
+# that.
 TRUSTED_SQL = """
     RECURSIVE rulers(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user
             OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())),
+    granted AS (
+        SELECT m.*, coalesce((to_jsonb(m) ->> 'inherit_option')::bool
+                             OR (to_jsonb(m) ->> 'set_option')::bool, true) AS is_usable
+        FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.grantor
+        WHERE g.rolsuper OR g.oid IN (SELECT oid FROM rulers)
+            OR (g.rolcreaterole AND current_setting('server_version_num')::int < 160000)),
     acted_for(oid) AS (
         SELECT oid FROM rulers
-        UNION SELECT m.roleid FROM acted_for a JOIN pg_auth_members m ON m.member = a.oid
-        JOIN pg_roles g ON g.oid = m.grantor
-        WHERE (g.rolsuper OR g.oid IN (SELECT oid FROM rulers)
-               OR (g.rolcreaterole AND current_setting('server_version_num')::int < 160000))
-          AND coalesce((to_jsonb(m) ->> 'inherit_option')::bool
-                       OR (to_jsonb(m) ->> 'set_option')::bool, true)),
+        UNION SELECT m.roleid FROM acted_for a JOIN granted m ON m.member = a.oid AND m.is_usable),
     trusted(oid) AS (
         SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
         WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole OR NOT EXISTS (

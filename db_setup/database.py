@@ -79,7 +79,8 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
     while True:
         left = int(end - time.monotonic())
         try:
-            return open_connection(login, timeout=max(1, min(CONNECT_TIMEOUT_S, left)))
+            timeout = max(1, min(CONNECT_TIMEOUT_S, left))
+            return open_connection(login, timeout, TRIAL_SETTINGS if is_trial else None)
         except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
             said = _what_was_said(exc)
             problem = _problem(said)
@@ -106,9 +107,11 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
         pause = min(pause * 1.5, 5)
 
 
-def open_connection(login: Login, timeout: int = CONNECT_TIMEOUT_S) -> Connection:
-    """One attempt; in autocommit and UTF-8."""
-    conn: Connection = psycopg2.connect(**options(login, timeout))
+def open_connection(
+    login: Login, timeout: int = CONNECT_TIMEOUT_S, settings: Optional[str] = None
+) -> Connection:
+    """One attempt; in autocommit and UTF-8. `settings` are libpq's, which a proxy refuses."""
+    conn: Connection = psycopg2.connect(**options(login, timeout), options=settings)
     conn.autocommit = True
     conn.notices = NoticeLog()  # type: ignore[assignment]  # any object with append() will do
     return conn
@@ -292,11 +295,18 @@ REFUSED = (
 LOCKED_ITSELF_OUT = "could not (access|load|find)"  # a library that the login has set for itself
 PASSWORD_ACCEPTED = (
     "too many connections for (role|database)|connection slots are reserved"
-    f"|not currently accepting connections|due to statement timeout|{LOCKED_ITSELF_OUT}"
+    f"|not currently accepting connections|terminating connection due|{LOCKED_ITSELF_OUT}"
 )
+# Then psycopg2 asks a new session nothing: a login can let its sessions end before they answer.
+TRIAL_SETTINGS = "-c DateStyle=ISO"
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.
 CONNECT_PROBLEMS: Sequence[Problem] = (
+    Problem(
+        "out of shared memory",
+        True,
+        "a session holds all locks that the server has room for: end it, or reboot the server",
+    ),
     Problem(
         "PAM authentication failed",
         False,

@@ -564,6 +564,12 @@ LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
     "instance, or change fewer rows at a time"
 )
+LOCKS_FULL = (
+    "The lock table that all sessions share is full. If the file changes thousands of tables, "
+    "split it, or raise max_locks_per_transaction (in the parameter group). If not, another "
+    "session holds the locks: SELECT pid, count(*) FROM pg_locks GROUP BY 1 ORDER BY 2 DESC, and "
+    "end that one with pg_terminate_backend"
+)
 # By what is found in an SQLSTATE and PostgreSQL's words, for statements of ours.
 STEPS_OUTSIDE_OF_SCRIPTS = (
     (
@@ -576,6 +582,7 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         "^53100",
         "The server's disk is full: enlarge it, or delete what is not needed, and invoke again",
     ),
+    ("^53200 .*shared memory", f"{LOCKS_FULL}; then invoke again"),
     ("^53", "The server has reached a limit: raise it, or use a larger instance, and invoke again"),
 )
 # The first that applies counts.
@@ -771,8 +778,7 @@ MISTAKES = (
     Mistake(
         "53200",
         said="shared memory",
-        advice="A transaction cannot hold this many locks; split the file, or raise "
-        "max_locks_per_transaction (in the parameter group)",
+        advice=LOCKS_FULL,
     ),
     Mistake(
         "53...",

@@ -295,7 +295,7 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
     if not state.is_current:
         before = state
         adopted, warning = session.with_retries(
-            lambda: tracking.ensure_tracking(session, run.setup, before)
+            lambda: tracking.ensure_tracking(session, run.setup, before), our_tables=config.tables
         )
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
@@ -374,7 +374,8 @@ def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> No
     if not done:
         return
     repairs = sql.SQL("; ".join(done))
-    session.with_retries(lambda: session.query_all_or_none(repairs))
+    ours = run.setup.config.tables
+    session.with_retries(lambda: session.query_all_or_none(repairs), our_tables=ours)
     ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
     excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
     if excess:  # a new owner has the rights that the old one gave

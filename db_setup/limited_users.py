@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
+import boundary
 import database
 import psycopg2
 from common import ConnectError, Credentials, OvertakenError, UserError, log
@@ -33,7 +34,14 @@ CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
 OUT_OF_LOCKS = "53200"
 INSUFFICIENT_PRIVILEGE = "42501"
-OWNED_AT_ONCE = 200  # tables in one transaction
+OWNED_AT_ONCE = 200  # objects in one transaction
+# An object that is locked, cannot be the group's, or has been dropped meanwhile.
+CANNOT_BE_GIVEN = (
+    *CONCURRENT_ROLE_CHANGE,
+    OUT_OF_LOCKS,
+    INSUFFICIENT_PRIVILEGE,
+    *("42P01", "42704", "42883", "3F000"),
+)
 
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
@@ -130,7 +138,8 @@ class GroupState(NamedTuple):
     connects: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
     members: Members  # that we did not put there
-    granted_by_limited: Members  # by a limited user; its name, and what takes a member out
+    # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
+    unwanted: Sequence[tuple[Optional[str], bool, str]]
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -177,6 +186,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
+        self._limited = limited_roles(app.prefix)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
@@ -245,7 +255,7 @@ class LimitedUsers:
         """
         if self._groups_are_fine(self._group_states()):
             return
-        databases, is_used_here = self._databases_with_rights()
+        databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
         for group in self._group_states().values():
@@ -283,10 +293,8 @@ class LimitedUsers:
             missing = [group.name for group in self._group_states().values() if not group.exists]
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
-            for grantor, statement in self._group_states()[READWRITE].granted_by_limited:
-                self._join(grantor)
-                query(sql.SQL(statement))
-                self.warnings.append(f"a limited user let another role in: {statement}")
+            for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
+                self._take_back(grantor or "a role that was dropped", is_limited, statement)
             for kind in KINDS:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
@@ -297,9 +305,15 @@ class LimitedUsers:
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in KINDS],
-            "limited": limited_roles(self._app.prefix),
+            "creators": [
+                self._app.group_name(TABLECREATOR),
+                *self._app.login_names(TABLECREATOR),
+            ],
+            "harmless": list(HARMLESS_ROLES),
+            "limited": self._limited,
         }
-        states = [GroupState(*row) for row in self._session.query(GROUP_STATE_SQL, args)]
+        question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
+        states = [GroupState(*row) for row in self._session.query(question, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
         return {kind: by_name[self._app.group_name(kind)] for kind in KINDS}
@@ -310,7 +324,7 @@ class LimitedUsers:
         for kind, group in groups.items():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.granted_by_limited:
+            if group.unwanted:
                 return False
             if any(group.lacks(creator, kind) for creator in creators):
                 return False
@@ -392,27 +406,41 @@ class LimitedUsers:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
 
-    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Grant what `creator` has made.
+    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
+        """Take back a membership that others have granted; where that is not ours to do, say so."""
+        step = f"as {grantor} or a superuser, {revoke}"
+        with self._unless_blocked(f"{grantor} made a limited user more powerful: {step}"):
+            if is_limited:
+                self._join(grantor)
+            self._session.query(sql.SQL(revoke))
+            what = "let another role in" if is_limited else "became more powerful"
+            self.warnings.append(f"a limited user {what}: {revoke}")
 
-        A table creator can keep its own objects locked: then a later run does it.
-        """
-        query = self._session.query
+    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
+        """Grant what `creator` has made."""
         if creator == self._session.user or not group.lacks(creator, kind):
             self._grant_objects_of(creator, group, kind)
             return
+        with self._unless_blocked(
+            f"what {creator} has made is locked, so {group.name} gets its rights on that from a "
+            "later run"
+        ):
+            self._grant_objects_of(creator, group, kind)
+
+    @contextmanager
+    def _unless_blocked(self, warning: str) -> Iterator[None]:
+        """Others can keep locked what is theirs, or it is not ours to change: that is a warning."""
+        query = self._session.query
         query("SAVEPOINT db_setup_objects")
         query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
         try:
-            self._grant_objects_of(creator, group, kind)
-        except psycopg2.Error as exc:
-            if exc.pgcode not in CONCURRENT_ROLE_CHANGE:
+            yield
+        except (psycopg2.Error, UserError) as exc:
+            sqlstate = getattr(exc, "pgcode", INSUFFICIENT_PRIVILEGE)
+            if sqlstate not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
                 raise
             query("ROLLBACK TO SAVEPOINT db_setup_objects")
-            self.warnings.append(
-                f"what {creator} has made is locked, so {group.name} gets its rights on that from "
-                f"a later run ({exc.pgcode})"
-            )
+            self.warnings.append(f"{warning} ({sqlstate})")
             return
         query(f"SET LOCAL lock_timeout = {self._session.lock_timeout_ms}")
         query("RELEASE SAVEPOINT db_setup_objects")
@@ -450,14 +478,12 @@ class LimitedUsers:
         except psycopg2.errors.InsufficientPrivilege as exc:
             raise self._made_by_another_admin(role) from exc
 
-    def _databases_with_rights(self) -> tuple[list[str], bool]:
+    def _databases_with_rights(self, roles: Sequence[str]) -> tuple[list[str], bool]:
         """The other databases in which one of the roles has rights, and whether one has some in
         this.
         """
-        clones = [self._app.login_names(kind)[1] for kind in KINDS]
-        databases, is_used_here = self._session.query(
-            FOREIGN_DATABASES_SQL, [self._app.roles + clones]
-        )[0]
+        question = boundary.with_trusted(FOREIGN_DATABASES_SQL, self._limited)
+        databases, is_used_here = self._session.query(question, [roles])[0]
         return databases, bool(is_used_here)
 
     def _may_grant(self, role: str) -> bool:
@@ -690,8 +716,8 @@ class LimitedUsers:
     def _give_objects_to_group(self, creator: str, group: str) -> None:
         """What a login has created goes to its group, as far as nobody keeps it locked.
 
-        In one statement, or else table by table: many tables need more locks than a transaction
-        can have.
+        In one statement, or else one by one: many tables need more locks than a transaction can
+        have, and the group can own nothing in a session's temporary schema.
         """
         query = self._session.query
         roles = sql.Identifier(creator), sql.Identifier(group)
@@ -702,39 +728,34 @@ class LimitedUsers:
                 query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
             return
         except psycopg2.Error as exc:
-            # The group may not own, for example, a function in somebody's temporary schema.
-            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, INSUFFICIENT_PRIVILEGE):
+            if exc.pgcode not in CANNOT_BE_GIVEN:
                 raise
-        names = [name for (name,) in query(OWNED_TABLES_SQL, [creator])]
-        left = 0
-        for at in range(0, len(names), OWNED_AT_ONCE):
-            if self._session.deadline.is_near:
-                left += len(names) - at
-                break
-            left += self._give_tables_to_group(names[at : at + OWNED_AT_ONCE], roles[1])
+        changes = [change for change, _ in query(OWNED_SQL, [group, creator])]
+        for at in range(0, len(changes), OWNED_AT_ONCE):
+            if not self._session.deadline.is_near:
+                self._give_to_group(changes[at : at + OWNED_AT_ONCE])
+        left = [name for _, name in query(OWNED_SQL, [group, creator])]
         if left:
+            named = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
             self.warnings.append(
-                f"{left} tables still belong to {creator}, since they are locked or time is short; "
-                f"later: REASSIGN OWNED BY {creator} TO {group}"
+                f"{len(left)} objects still belong to {creator} ({named}), since they are locked, "
+                f"{group} may not own them, or time is short; later: REASSIGN OWNED BY {creator} "
+                f"TO {group}"
             )
 
-    def _give_tables_to_group(self, names: Sequence[str], group: sql.Identifier) -> int:
-        """Change the owner of these tables; returns how many are left."""
-        alter = sql.SQL("ALTER TABLE {} OWNER TO {}")
-        statements = [alter.format(sql.SQL(name), group) for name in names]
+    def _give_to_group(self, changes: Sequence[str]) -> None:
+        """Change the owners, of as many as possible."""
         try:
             with self._session.transaction():
                 self._session.query("SET LOCAL lock_timeout = 100")
-                self._session.query(sql.SQL("; ").join(statements))
-            return 0
+                self._session.query(sql.SQL("; ".join(changes)))
         except psycopg2.Error as exc:
-            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, OUT_OF_LOCKS, "42P01"):
+            if exc.pgcode not in CANNOT_BE_GIVEN:
                 raise
-        if len(names) == 1:
-            return 1
-        half = len(names) // 2
-        left = self._give_tables_to_group(names[:half], group)
-        return left + self._give_tables_to_group(names[half:], group)
+            half = len(changes) // 2
+            if half:
+                self._give_to_group(changes[:half])
+                self._give_to_group(changes[half:])
 
     def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -775,7 +796,7 @@ class LimitedUsers:
 
         One that `is_ours`, since our secret holds it, can always be given another password.
         """
-        databases, _ = self._databases_with_rights()
+        databases, _ = self._databases_with_rights(self._limited)
         if databases and not is_ours:
             raise self._shared(databases)
         if state.superuser_remedies:
@@ -794,8 +815,8 @@ class LimitedUsers:
         username = (kept or Credentials()).get("username")
         if not is_usable(username) or username == self._app.admin.username:
             return
-        its_roles = self._session.query(ROLES_OF_SQL, [username])[0]
-        databases, is_used_here = self._session.query(FOREIGN_DATABASES_SQL, its_roles)[0]
+        ((its_roles,),) = self._session.query(ROLES_OF_SQL, [username])
+        databases, is_used_here = self._databases_with_rights(its_roles)
         if databases and not is_used_here:
             raise UserError(
                 f"the secret for the {kind.group_name} login holds {username}, which belongs to "
@@ -811,7 +832,7 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        ours = (self._app.admin.username, *limited_roles(self._app.prefix))
+        ours = (self._app.admin.username, *self._limited)
         of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
         if username in ours or of_another_prefix or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
@@ -856,9 +877,9 @@ class LimitedUsers:
             "group": self._app.group_name(kind),
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
-            "limited": limited_roles(self._app.prefix),
+            "limited": self._limited,
         }
-        found = self._session.query(LOGIN_STATE_SQL, args)
+        found = self._session.query(boundary.with_trusted(LOGIN_STATE_SQL, self._limited), args)
         if not found:
             return None
         state = LoginState(*found[0])
@@ -917,30 +938,43 @@ def _missing_attributes(state: LoginState) -> str:
 # --- The questions ----------------------------------------------------------------------------
 
 # Where the roles were given rights on what a database's owner has made. Any login can give some on
-# what is its own: that shows nothing.
+# what is its own, a database included: only who could have made the role is another application.
 FOREIGN_DATABASES_SQL = """
+    WITH {trusted}
     SELECT coalesce(array_agg(DISTINCT d.datname::text)
-                    FILTER (WHERE d.datname <> current_database()), '{}'),
+                    FILTER (WHERE d.datname <> current_database()), '{{}}'),
            bool_or(d.datname = current_database())
     FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
     JOIN pg_database d ON d.oid = CASE WHEN s.dbid <> 0 THEN s.dbid ELSE s.objid END
+    JOIN pg_roles a ON a.oid = d.datdba
     WHERE s.refclassid = 'pg_authid'::regclass AND r.rolname = ANY (%s)
       AND (s.dbid <> 0 OR (s.classid = 'pg_database'::regclass AND d.datname <> 'postgres'))
+      AND (a.oid IN (SELECT oid FROM trusted) OR a.rolsuper OR (a.rolcreaterole
+           AND (current_setting('server_version_num')::int < 160000
+                OR pg_has_role(a.oid, r.oid, 'USAGE WITH ADMIN OPTION'))))
       AND s.deptype = 'a' AND NOT EXISTS (
         SELECT FROM pg_shdepend o JOIN pg_roles w ON w.oid = o.refobjid
         WHERE o.refclassid = 'pg_authid'::regclass AND o.deptype = 'o'
           AND (o.dbid, o.classid, o.objid) = (s.dbid, s.classid, s.objid)
           AND w.oid <> d.datdba AND w.rolname <> current_user AND NOT w.rolsuper)"""
 
+# Roles of which a limited user may not be a member.
+POWER_SQL = r"""(
+    m.rolsuper OR m.rolreplication OR m.rolbypassrls OR m.rolcreaterole OR m.rolcreatedb
+    OR m.rolname IN (current_user, 'rds_superuser')
+    OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))"""
 # Since PostgreSQL 16 a REVOKE takes back only what its own role, or the one it names, has granted.
 # Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
-    SELECT a.roleid, m.rolname AS member, m.rolsuper, l.rolname AS grantor,
+    SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
+           l.rolname AS grantor,
            format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
            || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
            coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable
+                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
+           (a.roleid, a.member, a.grantor) IN (
+               SELECT roleid, member, grantor FROM granted) AS counts
     FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
     JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
 MEMBERS_SQL = f"""
@@ -948,17 +982,28 @@ MEMBERS_SQL = f"""
     FROM ({MEMBERSHIPS_SQL}) s
     WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
       AND NOT rolsuper AND is_usable"""
+# What limited users have granted; and what others have, by which one of these can do too much. A
+# role that a limited user is in may be the one that was put into another.
+UNWANTED_SQL = f"""
+    SELECT coalesce(json_agg(json_build_array(
+        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
+    FROM ({MEMBERSHIPS_SQL}) s
+    WHERE grantor = ANY (%(limited)s) OR (NOT counts
+      AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
+                  AND pg_has_role(l.oid, member_id, 'MEMBER'))
+      AND EXISTS (SELECT FROM pg_roles m WHERE pg_has_role(roleid, m.oid, 'MEMBER')
+                  AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
+                      ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
 # default privileges. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""
+    WITH {{trusted}}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           ({MEMBERS_SQL}),
-           (SELECT coalesce(json_agg(json_build_array(grantor, remedy || ' CASCADE')), '[]')
-            FROM ({MEMBERSHIPS_SQL}) s WHERE grantor = ANY (%(limited)s))
+           ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 SCHEMA_STATE_SQL = """
@@ -978,32 +1023,37 @@ OWN_OBJECTS_SQL = """
     WHERE n.nspname = 'public' AND o.rolname = %(creator)s
       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
+# What others have put a login into does not count: see UNWANTED_SQL.
 LOGIN_STATE_SQL = f"""
+    WITH {{trusted}},
+    reached(oid) AS (
+        SELECT oid FROM pg_roles WHERE rolname = %(login)s
+        UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid)
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
                               CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
-           ARRAY(SELECT m.rolname::text FROM pg_roles m
-                 WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
-                 AND (m.rolsuper OR m.rolreplication OR m.rolbypassrls
-                 OR m.rolcreaterole OR m.rolcreatedb
-                 OR m.rolname IN (current_user, 'rds_superuser', %(forbidden)s)
-                 OR (m.rolname ~ '^pg_' AND m.rolname <> ALL (%(harmless)s)))),
+           ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
+                 WHERE {POWER_SQL} OR m.rolname = %(forbidden)s),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
-OWNED_TABLES_SQL = """
-    SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_roles o ON o.oid = c.relowner
-    WHERE o.rolname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-      AND n.nspname !~ '^pg_' AND NOT EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-        AND d.deptype IN ('a', 'i') AND c.relkind = 'S')"""
+# What a role owns in this database, and what gives it to another one. Default privileges have no
+# other owner, the sequence of a column has its table's, and a temporary schema ends by itself.
+OWNED_SQL = """
+    SELECT format('ALTER %%s %%s OWNER TO %%I', p.type, p.identity, %s::text),
+           p.type || ' ' || p.identity
+    FROM pg_shdepend s JOIN pg_database b ON b.oid = s.dbid AND b.datname = current_database(),
+         pg_identify_object(s.classid, s.objid, s.objsubid) p
+    WHERE s.refobjid = to_regrole(quote_ident(%s)) AND s.deptype = 'o'
+      AND s.classid <> 'pg_default_acl'::regclass AND coalesce(p.schema, '') !~ '^pg_temp_'
+      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = s.classid AND d.objid = s.objid
+                      AND d.deptype IN ('a', 'i') AND p.type = 'sequence')
+    ORDER BY s.classid, s.objid"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

@@ -341,9 +341,15 @@ class Session:
         return enumerate(pauses(self.deadline), 1)
 
     def with_retries(
-        self, action: Callable[[], Result], sqlstates: Sequence[str] = RETRYABLE
+        self,
+        action: Callable[[], Result],
+        sqlstates: Sequence[str] = RETRYABLE,
+        our_tables: Sequence[str] = (),
     ) -> Result:
-        """Do it again, until the deadline, where other sessions block it for a moment."""
+        """Do it again, until the deadline, where other sessions block it for a moment.
+
+        Limited users that keep the tables locked that it changes, which are ours, are ended.
+        """
         attempts = self.attempts()
         while True:
             try:
@@ -352,6 +358,8 @@ class Session:
                 sqlstate = exc.pgcode or ""
                 if sqlstate not in sqlstates or not self.pause_to_retry(sqlstate, attempts):
                     raise
+            if our_tables:
+                self._end_limited_holders(our_tables)
 
     def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
         """Wait a while after what can pass, if there is time for another attempt."""
@@ -444,11 +452,12 @@ class Session:
                 self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
         return known
 
-    def _end_limited_holders(self) -> bool:
-        """End the sessions and prepared transactions of limited users that hold our lock, or wait
-        for it; returns whether there were any.
+    def _end_limited_holders(self, our_tables: Sequence[str] = ()) -> bool:
+        """End the sessions and prepared transactions of limited users that hold our lock, or one
+        of these tables, or wait for it; returns whether there were any.
         """
-        found = self.query(LIMITED_HOLDERS_SQL, {"limited": list(self.limited_roles)})
+        args = {"limited": list(self.limited_roles), "tables": list(our_tables)}
+        found = self.query(LIMITED_HOLDERS_SQL, args)
         for pid, transaction, role, is_member in found:
             log("ending a limited user that holds our lock", logging.WARNING, user=role)
             name = sql.Identifier(role)
@@ -607,8 +616,10 @@ LIMITED_HOLDERS_SQL = f"""
     LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
     JOIN pg_roles r ON r.rolname = coalesce(a.usename, p.owner)
          AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
-    WHERE l.locktype = 'advisory' AND l.objsubid = 1
-      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}
+    WHERE ((l.locktype = 'advisory' AND l.objsubid = 1
+            AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY})
+           OR l.relation IN (SELECT oid FROM pg_class WHERE relname = ANY (%(tables)s)
+                             AND relnamespace = to_regnamespace('public')))
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from unittest import mock
 
 import database
+import psycopg2
 import pytest
 from harness import server as harness_server
-from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction
+from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction, refused
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import as_superuser, works
 from harness.proxy import Link, Place, proxy_to
@@ -76,6 +78,25 @@ def test_deployments_go_on_whatever_a_login_sets_for_itself(deployed: World, sec
 
     assert applied(deployed.deploy()) == ["001_things"]
     assert deployed.deploy({"action": "rotate"})["status"] == "ok"
+
+
+AT_ONCE = {"idle_session_timeout": "1", "statement_timeout": "1", "transaction_timeout": "1"}
+
+
+@BOTH
+@pytest.mark.parametrize("timeout", AT_ONCE)
+def test_deployments_go_on_where_a_login_ends_its_sessions_at_once(deployed: World, secret: str, timeout: str) -> None:
+    """Whatever a session of it would be asked first, such as for the style of dates, would get no answer."""
+    with deployed.login(secret) as conn:
+        rows(conn, "ALTER ROLE CURRENT_USER SET datestyle = 'SQL, DMY'")
+        with suppress(Exception):  # a timeout that this server does not know
+            rows(conn, f"ALTER ROLE CURRENT_USER SET {timeout} = {AT_ONCE[timeout]}")
+    started = time.monotonic()
+
+    report = deployed.deploy(context=Context(60))
+
+    assert set(report["users"].values()) == {"kept"}
+    assert time.monotonic() - started < 10
 
 
 @BOTH
@@ -227,6 +248,35 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
         drop_roles(prepares, "%readwrite", "%tablecreator", "app\\_%")
 
 
+READ_OPEN = {
+    "in a session": "BEGIN; SELECT * FROM schema_migrations",
+    "prepared": "BEGIN; SELECT * FROM schema_migrations; PREPARE TRANSACTION 'tmp_read'",
+}
+
+
+@pytest.mark.parametrize("how", READ_OPEN)
+@BOTH
+def test_deployments_go_on_where_a_login_goes_on_reading_our_table(deployed: World, how: str, secret: str) -> None:
+    """Whoever may read it could keep a newer version from adding its columns."""
+    deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
+    with deployed.login(secret) as conn:
+        rows(conn, READ_OPEN[how])
+        try:
+            assert applied(deployed.deploy(context=Context(20), LOCK_TIMEOUT="500ms")) == ["001_things"]
+        finally:
+            with suppress(Exception):
+                rows(conn, "ROLLBACK PREPARED 'tmp_read'")
+
+
+def test_deployments_wait_for_others_that_read_our_table(deployed: World) -> None:
+    """Such as for a backup: only limited users are ended."""
+    deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
+    with deployed.connection() as conn, open_transaction(conn, "SELECT * FROM schema_migrations"):
+        with pytest.raises(InitializerError, match="Other sessions blocked it"):
+            deployed.deploy(context=Context(6), LOCK_TIMEOUT="500ms")
+        assert rows(conn, "SELECT true") == [(True,)]
+
+
 def test_deployments_say_who_holds_the_lock_where_it_cannot_be_taken(deployed: World) -> None:
     """A login of others may be another admin's run: it is waited for, and named."""
     with deployed.connection(STRANGER, PASSWORD) as conn:
@@ -245,6 +295,36 @@ def test_deployments_name_the_holder_whom_another_admin_has_made(deployed: World
             return
         with pytest.raises(LockError, match=f"user {STRANGER}"):
             deployed.deploy(context=Context(4))
+
+
+def hold_all_locks(conn: Any, but: int = 0) -> None:
+    """All sessions share one table of locks, whose size is set for the server."""
+    with pytest.raises(psycopg2.errors.OutOfMemory):
+        rows(conn, "SELECT pg_advisory_lock(s) FROM generate_series(1, 10000000) s")
+    rows(conn, f"SELECT pg_advisory_unlock(s) FROM generate_series(1, {but}) s")
+
+
+def test_deployments_name_the_way_out_where_a_login_holds_most_locks_of_the_server(deployed: World) -> None:
+    """The file that fails then holds few, so to split it would not help."""
+    deployed.write("001_things.sql", "SELECT count(pg_advisory_xact_lock(s)) FROM generate_series(1, 2000) s")
+    with deployed.login("user") as conn:
+        hold_all_locks(conn, but=1000)
+        message = refused(deployed)
+        assert "out of shared memory (53200)" in message
+        (remedy,) = re.findall(r"another session .*?: (SELECT .*?), and", message)
+        assert deployed.sql(remedy)[0][0] == conn.info.backend_pid
+    assert applied(deployed.deploy()) == ["001_things"]
+
+
+def test_deployments_name_the_way_out_where_a_login_holds_all_locks_of_the_server(
+    deployed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nobody can log in, and the login is not to blame."""
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 1)
+    with deployed.login("user") as conn:
+        hold_all_locks(conn)
+        assert "a session holds all locks that the server has room for: end it" in refused(deployed)
+    assert applied(deployed.deploy()) == ["001_things"]
 
 
 # --- What it leaves open --------------------------------------------------------------------------------------------

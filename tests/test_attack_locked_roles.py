@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from harness.logins import works
+from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
 
 
@@ -52,12 +52,48 @@ def test_login_that_keeps_its_own_setting_locked_stops_no_run(deployed: World, s
     assert works(deployed, deployed.secret(secret))
 
 
+MADE = (
+    "CREATE TABLE made (id serial)",
+    "CREATE VIEW seen AS SELECT * FROM made",
+    "CREATE FUNCTION own(int, text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE PROCEDURE act() LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TYPE mood AS ENUM ('well')",
+    "CREATE DOMAIN short AS text",
+)
+OWNERS = """
+    SELECT relname::text, relowner::regrole::text FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S') AND relname !~ '^schema_migrations'
+    UNION ALL SELECT proname, proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT typname, typowner::regrole::text FROM pg_type WHERE typname IN ('mood', 'short') ORDER BY 1"""
+
+
 def test_function_in_a_temporary_schema_stops_no_rotation(deployed: World) -> None:
+    """All else goes to the group."""
     with deployed.login("creator") as conn:
-        rows(conn, "CREATE TABLE made (id int)")
-        rows(conn, "CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'")
-        assert deployed.deploy({"action": "rotate"})["users"]["app_tc_clone"] == "rotated"
-    assert deployed.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'made'") == [("tablecreator",)]
+        for statement in (*MADE, "CREATE FUNCTION pg_temp.own() RETURNS int LANGUAGE sql AS 'SELECT 1'"):
+            rows(conn, statement)
+        report = deployed.deploy({"action": "rotate"})
+    assert report["users"]["app_tc_clone"] == "rotated"
+    owners = deployed.sql(OWNERS)
+    assert [name for name, _ in owners] == ["act", "made", "made_id_seq", "mood", "own", "seen", "short"]
+    assert {owner for _, owner in owners} == {"tablecreator"}
+    assert [text for text in report["warnings"] if "app_tc" in text] == []
+
+
+def test_objects_that_a_rotation_leaves_are_named(deployed: World) -> None:
+    """Such as one in a schema in which the group may not create."""
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE FUNCTION own() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    as_superuser(
+        deployed,
+        "CREATE SCHEMA closed; CREATE FUNCTION closed.own(int) RETURNS int LANGUAGE sql AS 'SELECT 1'; "
+        "ALTER FUNCTION closed.own OWNER TO app_tc",
+    )
+    report = deployed.deploy({"action": "rotate"})
+    assert report["users"]["app_tc_clone"] == "rotated"
+    (warning,) = [text for text in report["warnings"] if "app_tc" in text]
+    assert warning.startswith("1 objects still belong to app_tc (function closed.own(integer)), ")
+    assert deployed.sql(OWNERS) == [("own", "tablecreator")]
 
 
 def test_secret_that_names_many_silent_hosts_does_not_hold_a_run_up(deployed: World) -> None:

@@ -92,7 +92,7 @@ def test_rotation_is_not_kept_up_by_a_lock_on_a_table(deployed: World) -> None:
 
     assert report["users"]["app_tc_clone"] == "rotated"
     assert works(deployed, deployed.secret("creator"))
-    assert any("1 tables still belong to app_tc" in warning for warning in report["warnings"])
+    assert any("1 objects still belong to app_tc (table public." in warning for warning in report["warnings"])
     owners = "SELECT relname, relowner::regrole::text FROM pg_class WHERE relname IN ('locked', 'free') ORDER BY 1"
     assert deployed.sql(owners) == [("free", "tablecreator"), ("locked", "app_tc")]
 

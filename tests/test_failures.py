@@ -298,13 +298,11 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         failures.DISK_FULL,
         ["LINE 2: SELECT fill_disk();", 'IN: function "fill_disk", its statement 1'],
     ),
-    "A transaction cannot hold this many locks; split the file, or raise max_locks_per_transaction (in the parameter "
-    "group)": (
+    failures.LOCKS_FULL: (
         "SELECT count(pg_advisory_xact_lock(i)) FROM generate_series(1, 1000000) i;",
         "1",
         "out of shared memory (53200)",
-        "A transaction cannot hold this many locks; split the file, or raise max_locks_per_transaction (in the "
-        "parameter group)",
+        failures.LOCKS_FULL,
         [
             "LINE 1: SELECT count(pg_advisory_xact_lock(i)) FROM generate_series(1, 1000000) i;",
             "HINT: You might need to increase max_locks_per_transaction.",

@@ -24,12 +24,12 @@ MEANINGS = {
     "set_config(name": "session",
     "SAVEPOINT db_setup_file": "file",
     "relkind IN ('r', 'p', 'f') AND n.nspname": "any table",
-    "WITH RECURSIVE rulers": "look",
     "SELECT id, migration_name": "rows",
     "pg_try_advisory_lock": "lock",
     'CREATE TABLE "public"."schema_migrations"': "create",
     "SELECT g.name, r.oid IS NOT NULL": "groups",
     "r.rolvaliduntil IS NOT NULL": "login's role",
+    "WITH RECURSIVE rulers": "look",
 }
 
 
