@@ -413,8 +413,10 @@ class LimitedUsers:
             if is_limited:
                 self._join(grantor)
             self._session.query(sql.SQL(revoke))
-            what = "let another role in" if is_limited else "became more powerful"
-            self.warnings.append(f"a limited user {what}: {revoke}")
+            what = "a limited user became more powerful:"
+            if is_limited:
+                what = "a limited user let another role in:"
+            self.warnings.append(f"{what} {revoke}")
 
     def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
         """Grant what `creator` has made."""
