@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
@@ -588,9 +587,10 @@ def load_scripts(
         except MigrationError as exc:
             findings.problems.append(exc.problem)
             continue
-        scripts[file] = replace(script, text="")
+        scripts[file] = script
         findings.notes += migration_files.oddities(file.path.name, script)
         findings.problems += syntax_errors(file, script)
+        script.forget_text()
         if refusal:
             findings.problems.append(refusal)
     return scripts

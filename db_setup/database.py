@@ -319,12 +319,22 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "this login may not CONNECT to that database: GRANT it as the database's owner",
     ),
     Problem(
+        r"\bnot permitted to log in",
+        False,
+        "this login is locked: ALTER ROLE … LOGIN",
+    ),
+    Problem(
+        r"\bnot currently accepting",
+        False,
+        "this database is closed: ALTER DATABASE … ALLOW_CONNECTIONS true, as its owner",
+    ),
+    Problem(
         rf"{REFUSED}|no password supplied",
         False,
         "check username and password in the secret (or DATABASE_URL)",
     ),
     Problem(
-        r"starting up|shutting down|recovery mode|not yet accepting"
+        r"starting up|shutting down|recovery mode|not (yet )?accepting"
         r"|terminating connection|canceling authentication",
         True,
         "the database is starting or busy; invoke again",
@@ -339,6 +349,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"too many (clients|connections)|connection slots",
         True,
         "all connections of the database are in use",
+    ),
+    Problem(
+        "CONTEXT: +PL/pgSQL function",
+        False,
+        "an event trigger fails each login: as a superuser, with "
+        "PGOPTIONS='-c event_triggers=off', ALTER EVENT TRIGGER … DISABLE",
     ),
     Problem(
         r"no pg_hba.conf entry.*(no encryption|SSL off)",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Callable, NamedTuple, Optional
 
@@ -37,10 +38,17 @@ from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
 
 NO_SUCH_CHARACTER = "22P05"
-NAMES_NO_VALUE = (NO_SUCH_CHARACTER, "53")  # but encodings, and the settings that limit a server
+NO_CHARACTER = "22021"
+DAMAGED = ("XX001", "XX002")
+# But encodings, the settings that limit a server, indexes, and the server's files.
+NAMES_NO_VALUE = (NO_SUCH_CHARACTER, NO_CHARACTER, "53", "54", "58", *DAMAGED)
 OWN_SQL_OF_FUNCTION = re.compile(
     r"PL/pgSQL function .* at (?:SQL statement|assignment|PERFORM|IF|RETURN)$", re.MULTILINE
 )
+RAISED_ELSEWHERE = "the function's words are not shown, since a RAISE can quote any value"
+# They quote names of PostgreSQL's catalogs and settings.
+POSTGRESQLS_OWN_HINTS = ("Perhaps you meant", "Increase the configuration")
+RAISED = re.compile(r"\A.* at (?:RAISE|ASSERT)$", re.MULTILINE)
 NAMES_NOTHING = ("42883", "42704")  # a function, or a type and other objects, that do not exist
 NOT_IN_TRANSACTION = (IN_TRANSACTION, COMMITS_ITSELF, NEW_ENUM_VALUE)
 # Classes of SQLSTATEs whose texts can contain the values of rows: data exceptions, constraints.
@@ -107,7 +115,7 @@ def describe(script: Script, failure: Failure) -> str:
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
-        said = _mask(script, failure)(said)[:400]
+        said = _unless_masked(_mask(script, failure)(said)[:400])
     is_exact = failure.place is Place.EXACT
     if failure.sqlstate == SYNTAX_ERROR and is_exact and not _sets_secret(script, failure):
         said += syntax_explanation(script.text, failure.offset)
@@ -116,9 +124,18 @@ def describe(script: Script, failure: Failure) -> str:
     return f"{said} ({sqlstate}){when}"
 
 
+def _unless_masked(said: str) -> str:
+    return RAISED_ELSEWHERE if said == masking.MASK else said
+
+
 def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
     """What masks PostgreSQL's words."""
-    if failure.error is None or failure.sqlstate.startswith(NAMES_NO_VALUE):
+    if failure.error is None:
+        return str
+    if RAISED.search(failure.error.diag.context or ""):
+        own = (script.text,) if len(script.text) <= ONE_MESSAGE else ()
+        return partial(masking.as_raised, sources=(*own, *failure.raised_by))
+    if failure.sqlstate.startswith(NAMES_NO_VALUE):
         return str
     return _words(script.text, script.backslash_escapes, failure.error).mask
 
@@ -130,7 +147,7 @@ def _words(text: str, backslash_escapes: bool, error: psycopg2.Error) -> masking
     return masking.Words(text, backslash_escapes, (*known, diag.datatype_name))
 
 
-def said_of_ours(error: psycopg2.Error) -> str:
+def said_of_ours(error: psycopg2.Error, raised_by: Sequence[str] = ()) -> str:
     """What PostgreSQL said of a statement of ours, in one line.
 
     A trigger of others can fail in it, and quote anything. What it names is in the SQL that it
@@ -138,7 +155,9 @@ def said_of_ours(error: psycopg2.Error) -> str:
     """
     said = " ".join((error.diag.message_primary or str(error)).split())
     context = error.diag.context or ""
-    if context or (error.pgcode or "").startswith(ABOUT_ROWS):
+    if RAISED.search(context):
+        said = _unless_masked(masking.as_raised(said, raised_by))
+    elif context or (error.pgcode or "").startswith(ABOUT_ROWS):
         is_static = OWN_SQL_OF_FUNCTION.match(context)
         text = (error.diag.internal_query or "") if is_static else ""
         said = _words(text, False, error).mask(said)
@@ -386,6 +405,21 @@ def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] 
     return "Invoke again"
 
 
+def step_after_event_trigger(sqlstate: str, function: str, triggers: Sequence[str]) -> str:
+    """What to do where an event trigger has failed a statement of ours.
+
+    Ours run under a search path in which the function does not find what it names without schema.
+    """
+    names = ", ".join(triggers)
+    step = f"let it pass what the admin does, or ALTER EVENT TRIGGER {names} DISABLE, as its owner"
+    if sqlstate.startswith(("42", "3F")):
+        step = (
+            "write the schema before each name in that function, or ALTER FUNCTION "
+            f"{function} SET search_path = public"
+        )
+    return f"It failed in {function}, which event trigger {names} calls: {step}; then invoke again"
+
+
 class Mistake(NamedTuple):
     """A common mistake: how to recognise it, and what to write instead.
 
@@ -502,12 +536,13 @@ def _fields(
         names.append(f"column {diag.column_name}")
     if is_about_rows and names:
         yield "ON: " + ", ".join(names)
-    if diag.message_detail and not is_about_rows:
-        yield f"DETAIL: {mask(diag.message_detail)[:300]}"
-    if diag.message_hint:
-        hint = diag.message_hint
-        if not hint.startswith("Perhaps you meant"):  # a name of PostgreSQL's catalogs
-            hint = mask(hint)
+    hint = diag.message_hint or ""
+    if not hint.startswith(POSTGRESQLS_OWN_HINTS):
+        hint = mask(hint)
+    detail = "" if is_about_rows else mask(diag.message_detail or "")
+    if detail not in ("", masking.MASK):
+        yield f"DETAIL: {detail[:300]}"
+    if hint not in ("", masking.MASK):
         yield f"HINT: {hint[:300]}"
 
 
@@ -560,6 +595,7 @@ DISK_FULL = (
     "The file is not the reason: the server's disk is full. Enlarge it, or delete what is not "
     "needed"
 )
+DAMAGE = "The file is not the reason: something on the server's disk is damaged or missing"
 LIMIT_REACHED = (
     "The file is not the reason: the server has reached a limit. Raise that limit, use a larger "
     "instance, or change fewer rows at a time"
@@ -576,6 +612,10 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         '^3F000 schema "public"',
         "db_setup keeps its table in schema public, which is missing: CREATE SCHEMA public, as the "
         "admin, and invoke again",
+    ),
+    (
+        r"^42501 permission denied to create role\b",
+        "Give the admin CREATEROLE, or set CREATE_USERS to false; then invoke again",
     ),
     ("^42501", "Give the admin that right, or make it the owner"),
     (
@@ -616,6 +656,11 @@ MISTAKES = (
         "42710",
         said='constraint "(.+?)" for relation "(.+?)"',
         advice="Write ALTER TABLE {1} DROP CONSTRAINT IF EXISTS {0}; above it",
+    ),
+    Mistake(
+        "42710|42P07|42701|42723|42P06",
+        said='"[^"]{63}"',
+        advice="PostgreSQL keeps 63 bytes of a name, so two long ones can be the same; shorten it",
     ),
     Mistake(
         "42710|42P07|42701|42723|42P06",
@@ -774,6 +819,49 @@ MISTAKES = (
         "53100",
         said="",
         advice=DISK_FULL,
+    ),
+    Mistake(
+        NO_CHARACTER,
+        said='for encoding "(.+?)"',
+        advice="These bytes are no text in {0}; write the character itself, or use bytea",
+    ),
+    Mistake(
+        "XX00[12]|58P01",
+        said=r'(?:relation|file) "?base/\d+/(\d+)',
+        advice=f"{DAMAGE}. SELECT pg_filenode_relation(0, {{0}}) names it: REINDEX it if it is an "
+        "index, else restore a backup",
+    ),
+    Mistake(
+        "XX00[12]",
+        said='index "(.+?)"',
+        advice=f'{DAMAGE}. Rebuild the index: REINDEX INDEX "{{0}}"',
+    ),
+    Mistake(
+        "58P01",
+        said="could not (access|load|find)",
+        advice="The server lacks the library of this function; install its extension, or leave it "
+        "out",
+    ),
+    Mistake(
+        "XX00[12]|58...",
+        said="",
+        advice=f"{DAMAGE}; its log says more",
+    ),
+    Mistake(
+        "54000",
+        said="^index row",
+        advice="A value is too long for an index; index its md5(), or leave the index out",
+    ),
+    Mistake(
+        "54000",
+        said=r"^row is too big\b",
+        advice="A row must fit 8 kB, apart from long values; use fewer columns, or one of jsonb",
+    ),
+    Mistake(
+        "54001|42601",
+        said="^(stack depth|memory exhausted)",
+        advice="Something is nested too deeply: a function that calls itself without end, or an "
+        "expression of thousands of terms; write it as rows, or in parts",
     ),
     Mistake(
         "53200",

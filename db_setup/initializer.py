@@ -352,6 +352,7 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
             raise failed(run, file, outcome)
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
+        file.script.forget_text()
         tables, row_count = outcome.answer
         undo_changes_of_our_tables(run, file.name, tables)
         if row_count < len(run.recorded):
@@ -466,6 +467,7 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
     for name, file in plan.pending:
         script = with_text(run.session, scan_file(run, name, file, state, plan)).script
         checksum = script_runner.first_checksum(script)
+        script.forget_text()
         in_steps = script.no_transaction or script.statement_count == 1
         if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
@@ -491,7 +493,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
     if script is None:
         script = migration_files.load_script(migration, run.setup.config.tables, backslashes)
         if len(plan.pending) > 1:
-            script = replace(script, text="")
+            script.forget_text()
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
         script = replace(script, no_transaction=True)
@@ -572,6 +574,8 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
+        if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
+            hashes()
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
@@ -592,8 +596,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
 
 def with_text(session: Session, file: PendingFile) -> PendingFile:
     """The file with its text, and without the settings that only newer servers know."""
-    text = file.script.text or migration_files.read_text(file.migration)
-    script = replace(file.script, text=text).without_settings_unknown_to(session.server_version)
+    script = file.script.without_settings_unknown_to(session.server_version)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
@@ -617,6 +620,7 @@ def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
 
     PostgreSQL's own error, which quotes that, is not a part of it.
     """
+    failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     script = file.script
     line, column = sql_scanner.locate(script.text, failure.offset)
     place = f"{file.migration.path.name}:{line}"
@@ -731,17 +735,13 @@ def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
     if session.is_out_of_time:
         return out_of_time(session, run.report.action)
     place = f"{session.current}: " if session.current else ""
-    said = failures.said_of_ours(exc)
+    said = failures.said_of_ours(exc, session.raised_by(exc))
     code = f" ({exc.pgcode})" if exc.pgcode else ""
     step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
-    function = failures.FUNCTION.search(exc.diag.context or "")
-    if function and (exc.pgcode or "").startswith("42"):  # something that it names
-        name = function.group(1)
-        step = (
-            f"It failed in {name}, which a trigger or an event trigger calls: write the schema "
-            f"before each name in that function, or ALTER FUNCTION {name} SET search_path = "
-            "public; then invoke again"
-        )
+    functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
+    triggers = session.event_triggers(functions) if functions else []
+    if triggers:
+        step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
     kind = ConnectError if session.is_lost else InitializerError
     problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"
     return kind(problem, step, state="")
@@ -883,6 +883,7 @@ def rehearse_migration(
     outcome = script_runner.as_rehearsed(outcome, file.script)
     if isinstance(outcome, Failure):
         raise failed(run, file, outcome)
+    file.script.forget_text()
     session.defer_constraints()
     if (
         not outcome.kept_lock

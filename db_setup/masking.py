@@ -14,6 +14,7 @@ import sql_scanner
 from sql_scanner import ScanError
 
 MASK = "…"
+LONGEST_NAME = 63  # bytes
 SHOWN = re.compile(r"[^; \t\r\f\v]")
 BEGINNING = 1 << 10  # characters of a token that are looked at
 SEARCHED = 1 << 21  # characters of a file in which names are looked for
@@ -174,6 +175,38 @@ def _tokens(
         at = after
 
 
+# In PL/pgSQL, what a RAISE or ASSERT says.
+WRITTEN = re.compile(r"(?:\b(?:RAISE|ASSERT)\b|=)[^;'=]{0,200}'((?:[^']|'')*)'", re.IGNORECASE)
+
+
+def as_raised(said: str, sources: Iterable[str]) -> str:
+    """The words of a RAISE as one of these functions has them, with … for each value; else …"""
+    for source in sources:
+        if re.search(rf"\bRAISE\s+(EXCEPTION\s+)?{re.escape(said)}\b", source, re.IGNORECASE):
+            return said  # the name of a condition
+        for written in WRITTEN.findall(source.replace("''", "'") + source):
+            words = " ".join(written.replace("''", "'").split())
+            if _has_parts(said, words.split("%")):
+                return words.replace("%", MASK)
+    return MASK
+
+
+def _has_parts(said: str, parts: list[str]) -> bool:
+    """It consists of these in their order, and values between them."""
+    at = 0
+    for part in parts:
+        at = said.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    is_at_end = said.endswith(parts[-1]) if len(parts) > 1 else said == parts[0]
+    return said.startswith(parts[0]) and is_at_end
+
+
+def _as_kept(name: str) -> str:
+    """A name as PostgreSQL keeps it, without the bytes beyond its limit."""
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
 class Words:
     """What a text of SQL says outside of its literals, and names that are `known`: this may be
     repeated.
@@ -197,6 +230,8 @@ class Words:
                 if kind == "quoted_name":
                     word = word[word.index('"') + 1 : -1].replace('""', '"')
                 self._words.add(word.casefold())
+                if len(word) > LONGEST_NAME:
+                    self._words.add(_as_kept(word).casefold())
             at = span.end
 
     def __contains__(self, said: object) -> bool:

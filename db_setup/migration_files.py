@@ -6,16 +6,16 @@ file:line:column.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from mmap import ACCESS_COPY, mmap
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -26,7 +26,10 @@ from common import MEMORY_OF_A_RUN_MB, MigrationError
 from file_names import Version, version_of
 from sql_scanner import Script
 
-HASHED_AT_ONCE = 1 << 20  # bytes, or characters
+BLOCK = 1 << 18  # bytes of a file that are read at a time
+CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of a character in UTF-8 after its first
+# By the bytes that Python takes for a character: those that it needs to read one.
+COPIES_OF_TEXT = {1: 1, 2: 3, 4: 5}
 
 
 # --- The folder -----------------------------------------------------------------------------------
@@ -52,7 +55,7 @@ class Migration:
         """Of the file's bytes as they were when the run first read them; see read_text."""
         digest = hashlib.sha256()
         with _opened(self) as file:
-            for block in iter(lambda: file.read(HASHED_AT_ONCE), b""):
+            for block in _blocks(file):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -215,23 +218,31 @@ def read_text(migration: Migration) -> str:
     UTF-8 or holds a NUL.
     """
     name = migration.path.name
-    try:
-        with _opened(migration) as file:
-            # A copy of a long one would be felt. The map is private: not all folders can share one.
-            is_long = os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE
-            data = mmap(file.fileno(), 0, access=ACCESS_COPY) if is_long else file.read()
-            if is_long:
-                _refuse_beyond_memory(migration, _memory_to_decode(data))
-            text = str(data, "utf-8")
-    except UnicodeDecodeError as exc:
-        before = exc.object[: exc.start].decode("utf-8-sig")
-        line, column = sql_scanner.locate(before, len(before))
+    digest = hashlib.sha256()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    text = ""
+    with _opened(migration) as file:
+        if os.fstat(file.fileno()).st_size > sql_scanner.ONE_MESSAGE:
+            _refuse_beyond_memory(migration, _memory_to_decode(_blocks(file)))
+            file.seek(0)
+        try:
+            for block in _blocks(file):
+                digest.update(block)
+                text += decoder.decode(block)  # in place: a copy of a long one would be felt
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as exc:
+            before = text + exc.object[: exc.start].decode()
+            line, column = sql_scanner.locate(before, len(before))
+            raise MigrationError(
+                f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8",
+                "Save the file as UTF-8 and deploy again",
+            ) from exc
+    # The dictionary is where cached_property keeps what the run first read, which is recorded.
+    if vars(migration).setdefault("sha256", digest.hexdigest()) != digest.hexdigest():
         raise MigrationError(
-            f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8",
-            "Save the file as UTF-8 and deploy again",
-        ) from exc
-    _refuse_change(migration, text)
-    text = text.removeprefix("\ufeff")
+            f"{name}: it was changed while this run read it, so it is not applied",
+            "Invoke again when nobody writes to it",
+        )
     if "\0" in text:
         line, column = sql_scanner.locate(text, text.index("\0"))
         raise MigrationError(
@@ -241,26 +252,39 @@ def read_text(migration: Migration) -> str:
     return text
 
 
-def _memory_to_decode(data: Any) -> int:
+def _blocks(file: Any) -> Iterator[bytes]:
+    return iter(lambda: file.read(BLOCK), b"")
+
+
+def _memory_to_decode(blocks: Iterable[bytes]) -> int:
     """Bytes. Python takes as many for each character as the widest one needs.
 
     Where it comes upon a wider one, it makes a copy of what it has.
     """
-    width = 4 if re.search(b"[\xf0-\xff]", data) else 2 if re.search(b"[\xc4-\xff]", data) else 1
-    continuation = bytes(range(0x80, 0xC0))
-    blocks = (data[at : at + HASHED_AT_ONCE] for at in range(0, len(data), HASHED_AT_ONCE))
-    characters = sum(len(block.translate(None, continuation)) for block in blocks)
-    return characters * (1, 3, 6)[width // 2]
+    width = 1
+    characters = 0
+    for block in blocks:
+        characters += len(block.translate(None, CONTINUATION))
+        if width < 4 and re.search(b"[\xf0-\xff]", block):
+            width = 4
+        elif width < 2 and re.search(b"[\xc4-\xff]", block):
+            width = 2
+    return characters * COPIES_OF_TEXT[width]
 
 
 def _memory_to_send(script: Script, file_size: int) -> int:
-    """Bytes. Besides the text there are four copies of the longest statement: one of psycopg2, two
-    of libpq, and one of the error, if it fails.
+    """Bytes. A long statement is held three times while it is sent, by psycopg2 and twice by libpq,
+    and the text is not. If it fails, libpq makes a fourth copy, or the text is read again.
     """
     text_size = sys.getsizeof(script.text)
-    longest = max((piece.end - piece.start for piece in script.pieces), default=0)
     width = round(text_size / len(script.text))
-    return text_size + 4 * min(longest * width, file_size)
+    longest = min(script.longest_piece * width, file_size)
+    if longest < sql_scanner.ONE_MESSAGE:
+        return text_size
+    if script.no_transaction:  # read while it is sent
+        return text_size + 4 * longest
+    to_read = len(script.text) * COPIES_OF_TEXT[width]
+    return 3 * longest + max(longest, to_read)
 
 
 def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
@@ -274,20 +298,6 @@ def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
             f"function has {limit_mb} MB",
             f"Raise memorySize to {needed_mb} or more, or split the file and its long statements; "
             "rows of COPY need the least",
-        )
-
-
-def _refuse_change(migration: Migration, text: str) -> None:
-    """Compare a text with the bytes that the run first read, which are what is recorded."""
-    digest = hashlib.sha256()
-    for at in range(0, len(text), HASHED_AT_ONCE):
-        digest.update(text[at : at + HASHED_AT_ONCE].encode())
-    # The dictionary is where cached_property keeps it.
-    known = vars(migration).setdefault("sha256", digest.hexdigest())
-    if known != digest.hexdigest():
-        raise MigrationError(
-            f"{migration.path.name}: it was changed while this run read it, so it was not started",
-            "Invoke again when nobody writes to it",
         )
 
 
@@ -416,7 +426,7 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
     """
     text = read_text(migration)
     with located(migration, text):
-        script = sql_scanner.read_script(text, backslashes)
+        script = sql_scanner.read_script(text, backslashes, partial(read_text, migration))
         undoing = _undoing_half(script)
         if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
             raise sql_scanner.ScanError(UNDOES, undoing.start())

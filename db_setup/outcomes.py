@@ -91,6 +91,7 @@ class Failure:
     ending: Ending = Ending.ERROR
     index: Index = Index.NONE
     step: Optional[FailedStep] = None  # None: the whole script was one transaction
+    raised_by: tuple[str, ...] = ()  # sources of the functions that a RAISE can be in
 
     @property
     def sqlstate(self) -> str:

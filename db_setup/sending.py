@@ -6,8 +6,10 @@ Knows PostgreSQL and scripts, nothing of migrations or AWS.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from functools import partial
+from io import BytesIO
 from typing import Any, NamedTuple, Optional, Union
 
 import database
@@ -41,8 +43,9 @@ def part_of(
 ) -> Message:
     """A part of the script; in UTF-8, since psycopg2 would hold a text as well."""
     part = _Rows(script.text, start, end)
-    encoded = b"".join(iter(partial(part.read, ONE_MESSAGE), b""))
-    return Message(start, encoded, start, rows, is_answered=False)
+    encoded = BytesIO()  # hands out what it holds without a copy
+    encoded.writelines(iter(partial(part.read, 1 << 16), b""))
+    return Message(start, encoded.getvalue(), start, rows, is_answered=False)
 
 
 def of_ours(
@@ -50,7 +53,7 @@ def of_ours(
 ) -> Message:
     """Words that are not in the script; PostgreSQL's position in them is none in the script."""
     place = script.first_offset if fallback is None else fallback
-    return Message(len(script.text) + 1, text, place, at_end=at_end)
+    return Message(sys.maxsize, text, place, at_end=at_end)
 
 
 def send(session: Session, script: Script, messages: Iterable[Message]) -> Union[Success, Failure]:
@@ -66,6 +69,7 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
             if message.rows:
                 session.copy_in(message.text, _Rows(script.text, *message.rows))
             elif len(message.text) > ONE_MESSAGE:
+                script.forget_text()
                 with database.brief_errors(session.connection):
                     session.run_script(message.text, fetches=message.is_answered)
             else:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -229,6 +230,19 @@ class Session:
             return dict(self.query(EXTENSIONS_SQL))
         return {}
 
+    def raised_by(self, error: Optional[psycopg2.Error]) -> tuple[str, ...]:
+        """The sources of the functions that the error came through; none if none is known."""
+        names = FUNCTION_NAMES.findall((error and error.diag.context) or "")
+        with suppress(psycopg2.Error):
+            return tuple(text for (text,) in names and self.query(SOURCES_SQL, [names]))
+        return ()
+
+    def event_triggers(self, functions: list[str]) -> list[str]:
+        """Those that call one of these functions, also when a statement of ours is executed."""
+        with suppress(psycopg2.Error):
+            return [name for (name,) in self.query(EVENT_TRIGGERS_SQL, [functions])]
+        return []
+
     # --- Settings -----------------------------------------------------------------------------
 
     def _set_up(self, question: sql.Composable, takes_lock: bool = False) -> tuple[Any, ...]:
@@ -398,15 +412,9 @@ class Session:
         while not self.query(attempt_sql)[0][0]:
             attempt_sql = TRY_LOCK_SQL
             waited = time.monotonic() - started
-            holder = self._end_overdue_holder()
+            holder, step = self._end_overdue_holder()
             ended = self._end_limited_holders()
             if waited > LOCK_PATIENCE_S or self.deadline.left < GIVE_UP_EARLY_S:
-                step = "Invoke again when that one is done"
-                if holder.startswith(PREPARED):
-                    step = (
-                        "It does not end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with "
-                        "its name, and invoke again"
-                    )
                 raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s", step)
             if time.monotonic() - announced >= 10:
                 log("waiting for another run", holder=holder)
@@ -435,13 +443,18 @@ class Session:
             f"If it is to be written: {step}; then invoke again",
         )
 
-    def _end_overdue_holder(self) -> str:
-        """What is known of the holder; one that is past its deadline is ended."""
+    def _end_overdue_holder(self) -> tuple[str, str]:
+        """What is known of the holder, and what to do; one that is past its deadline is ended."""
         known = "another run"
+        step = "Invoke again when that one is done"
         for (name,) in self.query(PREPARED_HOLDER_SQL):
-            known = f"{PREPARED} {name}"
+            known = f"the prepared transaction {name}"
+            step = f"It does not end by itself: ROLLBACK PREPARED {name}, and invoke again"
         for holder in self.lock_holders():
             known = str(holder)
+            step = f"{step}, or end it: SELECT pg_terminate_backend({holder.pid})"
+            if holder.user != self.user:
+                step = f"{step}, as {holder.user} or a member of pg_signal_backend"
             if holder.overdue:
                 log(
                     "ending a run that is past its deadline",
@@ -450,7 +463,7 @@ class Session:
                     age_s=holder.age_s,
                 )
                 self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
-        return known
+        return known, step
 
     def _end_limited_holders(self, our_tables: Sequence[str] = ()) -> bool:
         """End the sessions and prepared transactions of limited users that hold our lock, or one
@@ -580,7 +593,6 @@ SET_UP_SQL = (
     f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), {READ_ONLY_BY_SQL}, q.* "
     "FROM ({question}) q"
 )
-PREPARED = "the prepared transaction"
 TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
 PREPARED_HOLDER_SQL = (
@@ -623,6 +635,14 @@ LIMITED_HOLDERS_SQL = f"""
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
+FUNCTION_NAMES = re.compile(r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(', re.MULTILINE)
+SOURCES_SQL = (
+    "SELECT prosrc FROM pg_catalog.pg_proc WHERE proname OPERATOR(pg_catalog.=) ANY (%s) LIMIT 20"
+)
+EVENT_TRIGGERS_SQL = (
+    "SELECT evtname::text FROM pg_event_trigger WHERE evtfoid::regprocedure::text = ANY (%s) "
+    "ORDER BY 1"
+)
 EXTENSIONS_SQL = (
     "SELECT extname::text, pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_extension "
     "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) extnamespace"

@@ -59,10 +59,12 @@ def checksum(text: str, algorithm: str = "") -> str:
     return token_hash.checksum()
 
 
-def read_script(text: str, backslash_escapes: bool = False) -> Script:
+def read_script(
+    text: str, backslash_escapes: bool = False, read_again: Optional[Callable[[], str]] = None
+) -> Script:
     """Read a file as one unit of work, and set aside the statements that the runner replaces.
 
-    Raises ScanError for what cannot work.
+    With `read_again` its text can be forgotten meanwhile. Raises ScanError for what cannot work.
     """
     algorithm = _default_algorithm(text)
     is_long = algorithm == LONG
@@ -91,7 +93,7 @@ def read_script(text: str, backslash_escapes: bool = False) -> Script:
     if not is_long and not survey.needs_pieces:
         pieces = ()
     return Script(
-        text=text,
+        source=Source(text, read_again),
         no_transaction=is_marked or commit is not None,
         begin_sql=begin_sql,
         statement_count=survey.count - len(replaced),
@@ -131,6 +133,24 @@ class Piece(NamedTuple):
     data: Optional[tuple[int, int]] = None
 
 
+class Source:
+    """A text that can be forgotten where it can be read again."""
+
+    def __init__(self, text: str, read_again: Optional[Callable[[], str]]) -> None:
+        self._text: Optional[str] = text
+        self._read_again = read_again
+
+    @property
+    def text(self) -> str:
+        if self._text is None and self._read_again:
+            self._text = self._read_again()
+        return self._text or ""
+
+    def forget(self) -> None:
+        if self._read_again:
+            self._text = None
+
+
 @dataclass(frozen=True)
 class Script:
     """A file of SQL that can run as one unit of work.
@@ -141,7 +161,7 @@ class Script:
     read, or the file is too long.
     """
 
-    text: str
+    source: Source
     no_transaction: bool  # marked -- no-transaction, or commits by itself: none around the whole
     begin_sql: str
     statement_count: int
@@ -153,6 +173,20 @@ class Script:
     unknown_settings: tuple[str, ...] = ()
     backslash_escapes: bool = False  # how the session reads strings when the script begins
     commits_in_line: Optional[int] = None  # where it first commits by itself, without a mark
+
+    @property
+    def text(self) -> str:
+        """Read again if it was forgotten."""
+        return self.source.text
+
+    def forget_text(self) -> None:
+        """Until it is needed again: a long one takes memory."""
+        self.source.forget()
+
+    @property
+    def longest_piece(self) -> int:
+        """In characters, without rows of COPY."""
+        return max((piece.end - piece.start for piece in self.pieces), default=0)
 
     @property
     def checksum(self) -> str:

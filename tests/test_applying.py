@@ -17,6 +17,11 @@ from harness.database import drop_database
 from harness.world import Context, World
 from initializer import MigrationError
 
+RAISED_ELSEWHERE = "the function's words are not shown, since a RAISE can quote any value"
+ENDLESS = (
+    "Rolled back. Something is nested too deeply: a function that calls itself without end, or an expression of "
+    "thousands of terms; write it as rows, or in parts. Then deploy again."
+)
 FIX = "Rolled back. Fix the file and deploy again. Applied in this run: nothing."
 UNDONE = ": put it back, or undo in a new file what it did"
 GOES_ON = (
@@ -292,6 +297,55 @@ def test_error_inside_do_block_adds_its_own_line(world: World) -> None:
             f"001_a.sql:{line}: no good (P0001). {FIX}\nIN: the DO block, line 5 of the file"
             f"{'' if case == 'a string' else shown}"
         ), case
+
+
+RAISED = {  # what it is in the file, and what the message says of it
+    "a format": ("RAISE EXCEPTION 'no mail\n for %', v", "no mail for … (P0001)"),
+    "a quote": ("RAISE 'it''s %'' % ', v, v", "it's …' … (P0001)"),
+    "the value alone": ("RAISE '%', v", f"{RAISED_ELSEWHERE} (P0001)"),
+    "an expression": ("RAISE unique_violation USING MESSAGE = 'row ' || v", f"{RAISED_ELSEWHERE} (23505)"),
+    "a condition": ("RAISE division_by_zero", "division_by_zero (22012)"),
+    "an assertion": ("ASSERT false, 'no rows'", "no rows (P0004)"),
+    "a detail": ("RAISE 'no' USING DETAIL = 'row ' || v, HINT = 'look at a'", "no (P0001)"),
+}
+
+
+def test_words_of_raise_are_shown_without_values(world: World) -> None:
+    """What its author wrote is meant to be read; what it quotes can be a row, in quotes or not."""
+    world.sql("CREATE TABLE a (v text); INSERT INTO a VALUES ('S3cr3t')")
+    for case, (statement, said) in RAISED.items():
+        body = f"DECLARE v text; BEGIN SELECT a.v INTO v FROM a; {statement}; END"
+        for text in (f"DO $$ {body} $$;", "DO '{}';".format(body.replace("'", "''"))):
+            message = fail_with(world, text)
+
+            assert message.startswith(f"001_a.sql:1: {said}. {FIX}\nIN: the DO block, line 1 of the file"), case
+            assert "S3cr3t" not in message, case
+            assert ("\nHINT: look at a" in message, "\nDETAIL" in message) == (case == "a detail", False), case
+
+
+def test_words_of_raise_in_a_function_of_the_database_are_those_of_the_function(world: World) -> None:
+    """The operator reads why an application's own trigger refused a row, without the row."""
+    world.sql("CREATE TABLE a (v text)")
+    world.sql(
+        "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'the balance of % is wrong', NEW.v; END $$"
+    )
+    world.sql("CREATE TRIGGER judge BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION judge()")
+
+    assert fail_with(world, "SELECT 1;\nINSERT INTO a VALUES ('S3cr3t');") == (
+        f"001_a.sql:2: the balance of … is wrong (P0001). {FIX}\nLINE 2: INSERT INTO a VALUES ('…');\n"
+        "IN: function judge(), its line 1"
+    )
+
+
+def test_hint_about_the_depth_of_the_stack_is_postgresqls_own(world: World) -> None:
+    """It quotes the name of a setting, which no file has."""
+    world.sql("CREATE FUNCTION f(int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN f($1 + 1); END $$")
+
+    message = fail_with(world, "SELECT f(1);")
+
+    assert message.startswith(f"001_a.sql:1: stack depth limit exceeded (54001). {ENDLESS}")
+    assert '\nHINT: Increase the configuration parameter "max_stack_depth" (currently ' in message
 
 
 def test_error_in_syntax_of_do_block_is_named_once(world: World) -> None:

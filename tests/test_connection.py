@@ -346,8 +346,9 @@ GIVEN_UP = {
     "all connections of the database are in use": answer_fatal("53300", "sorry, too many clients already"),
     "the server wants TLS: set PGSSLMODE=require": answer_fatal("28000", f"{NO_ENTRY}, no encryption"),
     "the server does not let this login in from here": answer_fatal("28000", f"{NO_ENTRY}, SSL encryption"),
-    "check username and password in the secret (or DATABASE_URL)": answer_fatal(
-        "28000", f'role "{ADMIN}" is not permitted to log in'
+    "this login is locked: ALTER ROLE … LOGIN": answer_fatal("28000", f'role "{ADMIN}" is not permitted to log in'),
+    "this database is closed: ALTER DATABASE … ALLOW_CONNECTIONS true, as its owner": answer_fatal(
+        "55000", 'database "shop" is not currently accepting connections'
     ),
     "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam FROM it": answer_fatal(
         "28000", f'PAM authentication failed for user "{ADMIN}"'
@@ -355,6 +356,8 @@ GIVEN_UP = {
     "this login may not CONNECT to that database: GRANT it as the database's owner": answer_fatal(
         "42501", 'permission denied for database "shop"'
     ),
+    "an event trigger fails each login: as a superuser, with PGOPTIONS='-c event_triggers=off', ALTER EVENT TRIGGER … "
+    "DISABLE": answer_fatal("42P01", 'relation "audit" does not exist\nCONTEXT:  PL/pgSQL function note() line 1'),
     "the server refused this login": answer_fatal("28000", 'no user mapping in "pg_ident.conf"'),
     "check host, port, security group and that the database runs": hang_up,
 }

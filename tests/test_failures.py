@@ -65,6 +65,11 @@ NOT_SUPERUSER = (
     "The admin of RDS is not a superuser; leave it out, or use what RDS has instead (parameter group, rds_superuser)"
 )
 # By the entry's advice: the file, where it fails, what PostgreSQL says, the advice in this case, further lines.
+READS_INDEX = "SET enable_seqscan = off; SELECT i FROM damaged WHERE i = 1500;"
+NESTED = (
+    "Something is nested too deeply: a function that calls itself without end, or an expression of thousands of terms; "
+    "write it as rows, or in parts"
+)
 PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
     "PostgreSQL has no IF NOT EXISTS here; leave it out, since the file runs only once": (
         "SELECT 1;\nCREATE DOMAIN IF NOT EXISTS d AS int;",
@@ -315,6 +320,78 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         failures.LIMIT_REACHED,
         ["LINE 2: SELECT i FROM generate_series(1, 100000) i ORDER BY -i;"],
     ),
+    "These bytes are no text in {0}; write the character itself, or use bytea": (
+        "SELECT 1;\nSELECT E'\\xff';",
+        "2",
+        'invalid byte sequence for encoding "UTF8": 0xff (22021)',
+        "These bytes are no text in UTF8; write the character itself, or use bytea",
+        [],
+    ),
+    f"{failures.DAMAGE}. SELECT pg_filenode_relation(0, {{0}}) names it: REINDEX it if it is an index, else restore a "
+    "backup": (
+        f"SELECT 1;\n{READS_INDEX}",
+        "2",
+        "invalid page in block 3 of relation base/N/N (XX001)",
+        f"{failures.DAMAGE}. SELECT pg_filenode_relation(0, N) names it: REINDEX it if it is an index, else restore a "
+        "backup",
+        [f"LINE 2: {READS_INDEX}"],
+    ),
+    f'{failures.DAMAGE}. Rebuild the index: REINDEX INDEX "{{0}}"': (
+        f"SELECT 1;\n{READS_INDEX}",
+        "2",
+        'index "damaged_i" contains unexpected zero page at block 3 (XX002)',
+        f'{failures.DAMAGE}. Rebuild the index: REINDEX INDEX "damaged_i"',
+        [f"LINE 2: {READS_INDEX}", "HINT: Please REINDEX it."],
+    ),
+    f"{failures.DAMAGE}; its log says more": (
+        "SELECT 1;\nSELECT read_missing();",
+        "2",
+        'could not open file "missing" for reading: No such file or directory (58P01)',
+        f"{failures.DAMAGE}; its log says more",
+        ["LINE 2: SELECT read_missing();", 'IN: function "read_missing", its statement 1'],
+    ),
+    "The server lacks the library of this function; install its extension, or leave it out": (
+        "SELECT 1;\nSELECT gone('a', 'b');",
+        "2",
+        'could not access file "gone.so": No such file or directory (58P01)',
+        "The server lacks the library of this function; install its extension, or leave it out",
+        ["LINE 2: SELECT gone('…', '…');"],
+    ),
+    "A value is too long for an index; index its md5(), or leave the index out": (
+        "CREATE TABLE l (s text PRIMARY KEY);\nINSERT INTO l SELECT string_agg(md5(i::text), '') "
+        "FROM generate_series(1, 900) i;",
+        "2",
+        "index row requires 28816 bytes, maximum size is 8191 (54000)",
+        "A value is too long for an index; index its md5(), or leave the index out",
+        ["LINE 2: INSERT INTO l SELECT string_agg(md5(i::text), '…') FROM generate_series(1, 900) i;"],
+    ),
+    "A row must fit 8 kB, apart from long values; use fewer columns, or one of jsonb": (
+        "DO $$ BEGIN EXECUTE 'CREATE TABLE wide (' || (SELECT string_agg('c' || i || ' bigint DEFAULT 1', ', ') "
+        "FROM generate_series(1, 1600) i) || ')'; END $$;\nINSERT INTO wide DEFAULT VALUES;",
+        "2",
+        "row is too big: size 12824, maximum size 8160 (54000)",
+        "A row must fit 8 kB, apart from long values; use fewer columns, or one of jsonb",
+        ["LINE 2: INSERT INTO wide DEFAULT VALUES;"],
+    ),
+    NESTED: (
+        "CREATE FUNCTION deep(int) RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN deep($1 + 1); END';\nSELECT deep(1);",
+        "2",
+        "stack depth limit exceeded (54001)",
+        NESTED,
+        [
+            "LINE 2: SELECT deep(1);",
+            "IN: function deep(integer), its line 1",
+            'HINT: Increase the configuration parameter "max_stack_depth" (currently 2048kB), after ensuring the '
+            "platform's stack depth limit is adequate.",
+        ],
+    ),
+    "PostgreSQL keeps 63 bytes of a name, so two long ones can be the same; shorten it": (
+        f"CREATE TABLE {'x' * 63}1 (i int);\nCREATE TABLE {'x' * 63}2 (i int);",
+        "2",
+        f'relation "{"x" * 63}" already exists (42P07)',
+        "PostgreSQL keeps 63 bytes of a name, so two long ones can be the same; shorten it",
+        [f"LINE 2: CREATE TABLE {'x' * 63}2 (i int);"],
+    ),
     "CREATE OR REPLACE VIEW only adds columns at the end; DROP VIEW first": (
         "CREATE OR REPLACE VIEW v AS SELECT i FROM t;",
         "1",
@@ -323,7 +400,30 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
         ["LINE 1: CREATE OR REPLACE VIEW v AS SELECT i FROM t;"],
     ),
 }
+DAMAGED = (  # an index is written past the server's memory, and so read from the disk
+    "CREATE TABLE damaged AS SELECT generate_series(1, 3000) AS i; GRANT SELECT ON damaged TO PUBLIC; "
+    "CREATE INDEX damaged_i ON damaged (i); "
+    "DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', 'SOURCE | dd of=' "
+    "|| pg_relation_filepath('damaged_i') || ' ibs=512 obs=8192 seek=1 count=128 conv=notrunc 2>/dev/null'); END $$"
+)
+LIBRARY_THAT_GOES = """
+DO $$
+DECLARE
+    folder text := (SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR');
+    copy text := current_setting('data_directory') || '/gone.so';
+BEGIN
+    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('cp %s/pg_trgm.* %s', folder, copy));
+    EXECUTE format('CREATE FUNCTION gone(text, text) RETURNS real LANGUAGE c AS %L, %L', copy, 'similarity');
+    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('rm %s', copy));
+END $$"""
 SET_BY_A_SUPERUSER = {
+    next(advice for advice in PROVOKED if "pg_filenode_relation" in advice): DAMAGED.replace("SOURCE", "yes"),
+    next(advice for advice in PROVOKED if "REINDEX INDEX" in advice): DAMAGED.replace("SOURCE", "cat /dev/zero"),
+    f"{failures.DAMAGE}; its log says more": (
+        "CREATE FUNCTION read_missing() RETURNS text LANGUAGE sql SECURITY DEFINER AS "
+        "$$ SELECT pg_read_file('missing') $$"
+    ),
+    "The server lacks the library of this function; install its extension, or leave it out": LIBRARY_THAT_GOES,
     failures.DISK_FULL: (
         "CREATE FUNCTION fill_disk() RETURNS void LANGUAGE sql SECURITY DEFINER AS "
         "$$ COPY (SELECT repeat('x', 100000)) TO '/dev/full' $$"
@@ -344,6 +444,9 @@ def test_mistake_provoked_on_the_server_is_answered_with_its_sentence(there: Wor
 
     message = fail_with(there, text)
 
+    message = re.sub(r'relation "?base/\d+/\d+"?', "relation base/N/N", message)
+    message = re.sub(r"(?<=_relation\(0, )\d+", "N", message)
+    message = re.sub(r'(?<=file ")/.*/(?=gone\.so")', "", message)
     for setting in ("max_locks_per_transaction", "temp_file_limit"):  # PostgreSQL 17 and newer quote them
         message = message.replace(f'"{setting}"', setting)
     assert message == whole(place, said, instead, *lines)

@@ -436,7 +436,7 @@ def test_load_migrations_refuses_two_files_of_one_name(folder: Path, first: str,
 # --- Texts ----------------------------------------------------------------------------------------------------------
 
 CHANGED = (
-    "001_a.sql: it was changed while this run read it, so it was not started. Nothing has been applied. "
+    "001_a.sql: it was changed while this run read it, so it is not applied. Nothing has been applied. "
     "Invoke again when nobody writes to it."
 )
 NOT_UTF_8 = "is not UTF-8. Nothing has been applied. Save the file as UTF-8 and deploy again."

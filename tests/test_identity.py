@@ -444,7 +444,7 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
         world.deploy()
 
     assert str(caught.value) == (
-        "002_b.sql: it was changed while this run read it, so it was not started. "
+        "002_b.sql: it was changed while this run read it, so it is not applied. "
         "Applied in this run: 001_slow. Invoke again when nobody writes to it."
     )
     assert world.applied() == ["001_slow"]

@@ -226,7 +226,8 @@ def test_lock_waiter_gives_up_before_its_deadline_and_names_the_holder(world: Wo
 
     assert re.fullmatch(
         rf"another run \(pid {pid}, user rds_admin, '', connected for \d s\) holds the lock\. "
-        r"Waited [01] s\. This run has changed nothing\. Invoke again when that one is done\.",
+        r"Waited [01] s\. This run has changed nothing\. Invoke again when that one is done, or end it: "
+        rf"SELECT pg_terminate_backend\({pid}\)\.",
         message,
     )
     assert time.monotonic() - started < 4.5
@@ -254,6 +255,10 @@ def test_lock_waiter_names_a_holder_of_another_login(world: World) -> None:
         message = gives_up(world, Context(3))
 
     assert message.startswith(f"another run (pid {pid}, user {world.server.user}, ''")
+    assert message.endswith(
+        f" Invoke again when that one is done, or end it: SELECT pg_terminate_backend({pid}), as {world.server.user} "
+        "or a member of pg_signal_backend."
+    )
     assert "None" not in message
 
 

@@ -379,6 +379,6 @@ def test_lock_of_ours_that_a_prepared_transaction_holds_is_told_with_its_name(bu
 
     assert message == (
         "the prepared transaction 'nightly''s' holds the lock. Waited N s. This run has changed nothing. It does not "
-        "end by itself: ROLLBACK PREPARED, or COMMIT PREPARED, with its name, and invoke again."
+        "end by itself: ROLLBACK PREPARED 'nightly''s', and invoke again."
     )
     assert names(initializer.handler(None, None)) == ["002_b"]

@@ -33,7 +33,8 @@ SMALL_WORDS = re.compile(
 # Where a regular expression is recognised: classes, groups, repetitions, alternatives.
 PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\[")
 SQL = re.compile(
-    r"(?:IN )?[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b.*\b(FROM|INTO|SET|WHEN|JOIN|WHERE)\b",
+    r"(?:IN )?[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b"
+    r".*\b(FROM|INTO|SET|WHEN|JOIN|WHERE)\b",
     re.DOTALL,
 )
 # Words of libpq, the server and AWS that the code looks for, a name of a variable, and what only our mistake brings.
@@ -45,6 +46,7 @@ NOT_OURS = {
     "does not support SSL",
     "invalid response to SSL negotiation",
     "no transaction in progress",
+    "out of shared memory",
     "permission denied for database",
     "will be truncated to",
     "secret value for staging label",

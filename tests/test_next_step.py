@@ -74,6 +74,22 @@ def test_schema_public_that_is_missing_is_named_with_what_needs_it(world: World)
     assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["001_a"]
 
 
+def test_admin_that_may_not_make_roles_is_told_which_right_it_lacks(world: World) -> None:
+    """The files have run, and stay applied; a deployment without users is the other way out."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    as_superuser(world, f"ALTER ROLE {ADMIN} NOCREATEROLE")
+    try:
+        message = message_of(world, InitializerError)
+    finally:
+        as_superuser(world, f"ALTER ROLE {ADMIN} CREATEROLE")
+
+    assert message == (
+        "PostgreSQL: permission denied to create role (42501). Whatever was not finished is rolled back. Give the "
+        "admin CREATEROLE, or set CREATE_USERS to false; then invoke again."
+    )
+    assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
+
+
 def test_connect_that_the_admin_may_not_grant_is_said_before_any_password_changes(world: World) -> None:
     """PostgreSQL only warns. No role and no secret changes, at this run or the next."""
     as_superuser(world, f"REVOKE CONNECT ON DATABASE {world.dbname} FROM PUBLIC")
@@ -91,22 +107,44 @@ def test_connect_that_the_admin_may_not_grant_is_said_before_any_password_change
     assert (world.versions("user"), world.versions("creator")) == (0, 0)
 
 
-def test_event_trigger_that_fails_our_own_statement_is_named_with_its_function(world: World) -> None:
+PREDECESSORS_TABLE = (
+    "CREATE TABLE schema_migrations (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
+    "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
+)
+PATH_ADVICE = (
+    "write the schema before each name in that function, or ALTER FUNCTION public.note() SET search_path = public"
+)
+PASS_ADVICE = "let it pass what the admin does, or ALTER EVENT TRIGGER notes DISABLE, as its owner"
+NOTES = {  # what its function does; what PostgreSQL says of it, and what is advised
+    "names": ("INSERT INTO audit VALUES (tg_tag)", 'relation "audit" does not exist (42P01)', PATH_ADVICE),
+    "guard": ("RAISE 'no % on Fridays', tg_tag", "no … on Fridays (P0001)", PASS_ADVICE),
+}
+
+
+@pytest.mark.parametrize("event", ["ddl_command_start", "ddl_command_end"])
+@pytest.mark.parametrize("what", NOTES)
+@pytest.mark.parametrize("when", ["first run", "upgrade", "rights of users"])
+def test_event_trigger_that_fails_our_own_statement_is_named_with_its_function(
+    world: World, when: str, what: str, event: str
+) -> None:
     """Our statements run under a search path of their own, in which unqualified names of a function mean nothing."""
+    world.write("001_a.sql", "SELECT 1;")
+    if when == "upgrade":
+        world.sql(PREDECESSORS_TABLE)
+    if when == "rights of users":
+        world.deploy(CREATE_USERS="false")
+    body, said, advice = NOTES[what]
     as_superuser(world, "CREATE TABLE audit (tag text); GRANT INSERT ON audit TO PUBLIC")
-    as_superuser(
-        world,
-        "CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS "
-        "'BEGIN INSERT INTO audit VALUES (tg_tag); END'",
-    )
-    as_superuser(world, "CREATE EVENT TRIGGER notes ON ddl_command_end EXECUTE FUNCTION note()")
-    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    as_superuser(world, f"CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN {body}; END $$")
+    as_superuser(world, f"CREATE EVENT TRIGGER notes ON {event} EXECUTE FUNCTION note()")
 
-    assert message_of(world, InitializerError, CREATE_USERS="false") == (
-        'PostgreSQL: relation "audit" does not exist (42P01). Whatever was not finished is rolled back. It failed in '
-        "public.note(), which a trigger or an event trigger calls: write the schema before each name in that function, "
-        "or ALTER FUNCTION public.note() SET search_path = public; then invoke again."
+    assert message_of(world, InitializerError) == (
+        f"PostgreSQL: {said}. Whatever was not finished is rolled back. It failed in public.note(), which event "
+        f"trigger notes calls: {advice}; then invoke again."
     )
 
-    as_superuser(world, "ALTER FUNCTION public.note() SET search_path = public")
-    assert [entry["name"] for entry in world.deploy(CREATE_USERS="false")["applied"]] == ["001_a"]
+    done = "ALTER FUNCTION public.note() SET search_path = public"
+    if what == "guard":
+        done = "ALTER EVENT TRIGGER notes DISABLE"
+    as_superuser(world, done)
+    assert world.deploy()["users"] == {"app_rw": "created", "app_tc": "created"}

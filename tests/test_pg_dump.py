@@ -67,7 +67,7 @@ def original(world: World) -> Iterator[World]:
     name = f"{world.dbname}_original"
     create_database(world.server, name, ADMIN)
     there = World.__new__(World)
-    there.server, there.dbname, there.folder = world.server, name, world.folder
+    there.server, there.dbname, there.folder, there.idle = world.server, name, world.folder, []
     there.sql(BEFORE + (RICH_SCHEMA if world.server.version >= 140000 else _without_atomic(RICH_SCHEMA)))
     yield there
     drop_database(world.server, name)

@@ -457,6 +457,7 @@ def test_users_that_cannot_be_tried_are_not_changed(
     world.deploy()
     world.sql(obstacle.format(world.dbname))
     before = standing(world)
+    world.hang_up()
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
 
     refused = pytest.raises(psycopg2.OperationalError, match=said.format(world.dbname))
@@ -642,6 +643,7 @@ def test_users_passwords_of_logins_that_cannot_be_tried_are_in_no_error(
     world.deploy()
     world.put_secret("user", value)
     world.sql(f'ALTER DATABASE "{world.dbname}" CONNECTION LIMIT 1')
+    world.hang_up()
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
 
     report = world.deploy()

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Callable
 from unittest import mock
 
@@ -24,18 +25,21 @@ ANY = "before-parameter-build.secrets-manager"
 BEFORE_READ, AFTER_READ = "before-call.secrets-manager.GetSecretValue", "after-call.secrets-manager.GetSecretValue"
 BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after-call.secrets-manager.PutSecretValue"
 
-# What botocore reads of its own files, which never change: 70 ms for each session that reads them again.
-LOADER = create_loader()
-
 
 @contextmanager
 def played() -> Iterator[None]:
     """AWS as moto plays it, empty, for the credentials of AWS_ENVIRONMENT."""
     with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
-        session = botocore.session.Session()
-        session.register_component("data_loader", LOADER)
-        boto3.setup_default_session(botocore_session=session)
+        boto3.setup_default_session(botocore_session=_session())
         yield
+
+
+@cache
+def _session() -> botocore.session.Session:
+    """One for all tests: it takes longer to make than most of what they do with it."""
+    session = botocore.session.Session()
+    session.register_component("data_loader", create_loader())
+    return session
 
 
 @contextmanager

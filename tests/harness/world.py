@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
 
 import boto3
 import initializer
+import psycopg2
 
 from harness.database import connect, create_admin, create_database, drop_database, superuser_connection
 from harness.server import Server
@@ -64,13 +66,14 @@ class World:
     dbname: str
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
+    idle: list[Any] = field(default_factory=list)  # sessions of `sql`
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
         if not self.server.tls:
             self.environ["PGSSLMODE"] = "prefer"
-        self.secrets = boto3.client("secretsmanager", region_name=REGION)
+        self.secrets = _secrets_manager()
         login = {
             "engine": "postgres",
             "host": self.server.host,
@@ -83,6 +86,9 @@ class World:
         self.secrets.create_secret(Name="admin", SecretString=json.dumps(login))
         for name in ("user", "creator"):
             self.secrets.create_secret(Name=name)
+
+    def _connect(self, username: str = ADMIN, password: str = ADMIN_PASSWORD) -> Any:
+        return connect(self.server, self.dbname, username, password)
 
     # --- the folder
 
@@ -116,7 +122,7 @@ class World:
 
     @contextmanager
     def connection(self, username: str = ADMIN, password: str = ADMIN_PASSWORD) -> Iterator[Any]:
-        conn = connect(self.server, self.dbname, username, password)
+        conn = self._connect(username, password)
         try:
             yield conn
         finally:
@@ -128,9 +134,21 @@ class World:
         return self.connection(value["username"], value["password"])
 
     def sql(self, statement: str, *args: Any) -> list[tuple[Any, ...]]:
-        """Run a statement as the admin."""
-        with self.connection() as conn:
+        """Run a statement as the admin, in a session that may have run others."""
+        try:
+            conn = self.idle.pop()  # by one thread at a time: it may wait for what another one does
+            rows(conn, "SELECT")
+        except (IndexError, psycopg2.Error):  # none yet, or a test has ended it
+            conn = self._connect()
+        try:
             return rows(conn, statement, *args)
+        finally:
+            self.idle.append(conn)
+
+    def hang_up(self) -> None:
+        """End the sessions of `sql`, where a test counts sessions."""
+        while self.idle:
+            self.idle.pop().close()
 
     def superuser(self) -> Any:
         return superuser_connection(self.server, self.dbname)
@@ -148,6 +166,11 @@ class World:
                 "AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
             )
         ]
+
+
+@cache
+def _secrets_manager() -> Any:
+    return boto3.client("secretsmanager", region_name=REGION)
 
 
 def exactly(wanted: dict[str, str]) -> AbstractContextManager[Any]:
