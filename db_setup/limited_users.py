@@ -59,6 +59,13 @@ class Kind:
     sequences: str = "USAGE, SELECT"
 
     @property
+    def login_names(self) -> tuple[str, str]:
+        """The two between which a rotation alternates; the second's name is the one that AWS's
+        own rotation gives.
+        """
+        return self.login_name, self.login_name + "_clone"
+
+    @property
     def objects(self) -> Mapping[str, tuple[str, str]]:
         """What it may do with which objects, by the letter that pg_default_acl has for these."""
         return {"r": ("TABLE", self.tables), "S": ("SEQUENCE", self.sequences)}
@@ -70,12 +77,8 @@ KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the f
 
 
 def limited_roles(prefix: str) -> list[str]:
-    """The groups and their logins; the second of each kind is the one that a rotation makes."""
-    return [
-        prefix + name
-        for kind in KINDS
-        for name in (kind.group_name, kind.login_name, kind.login_name + "_clone")
-    ]
+    """The groups and their logins."""
+    return [prefix + name for kind in KINDS for name in (kind.group_name, *kind.login_names)]
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,8 @@ class Application:
         return self.prefix + kind.login_name
 
     def login_names(self, kind: Kind) -> tuple[str, str]:
-        """The two between which a rotation alternates; the second's name is the one that AWS's
-        own rotation gives.
-        """
-        return self.login_name(kind), self.login_name(kind) + "_clone"
-
-    @property
-    def login_names_without_prefix(self) -> tuple[str, ...]:
-        """What the name of a login of ours ends with, whatever ROLE_PREFIX it was made with."""
-        return tuple(
-            name for kind in KINDS for name in (kind.login_name, kind.login_name + "_clone")
-        )
+        first, second = kind.login_names
+        return self.prefix + first, self.prefix + second
 
     @property
     def roles(self) -> list[str]:
@@ -834,9 +828,9 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        ours = (self._app.admin.username, *self._limited)
-        of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
-        if username in ours or of_another_prefix or "," in str(kept.get("host")):
+        names = tuple(name for kind in KINDS for name in kind.login_names)
+        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
         port = str(kept.get("port", here.port))
