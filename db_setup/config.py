@@ -74,7 +74,7 @@ def load_setup(
     user_secrets = secrets.of_users(config)
     warnings: list[str] = []
     files = migration_files.load_migrations(folder, problems, warnings)
-    if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
+    if config.baseline and not migration_files.up_to(files, config.baseline):
         problems.append(
             f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
         )

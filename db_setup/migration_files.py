@@ -60,9 +60,12 @@ class Migration:
         return digest.hexdigest()
 
 
-def spellings(migration: Migration) -> tuple[str, str]:
-    """The name without and with its ending."""
-    return migration.name, file_names.normal(migration.path.name)
+def up_to(files: Sequence[Migration], name: str) -> Sequence[Migration]:
+    """The files up to the one of this name, which may have its ending; none where there is none."""
+    for number, file in enumerate(files, 1):
+        if name in (file.name, file_names.normal(file.path.name)):
+            return files[:number]
+    return ()
 
 
 def load_migrations(folder: Path, problems: list[str], warnings: list[str]) -> list[Migration]:

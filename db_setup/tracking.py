@@ -208,20 +208,14 @@ def adopt_up_to_baseline(
     So a database that had more than the first file needs no table dropped. Returns as
     ensure_tracking.
     """
-    baseline = setup.config.baseline
-    files = [file for _, file in plan.pending]
-    last = next(
-        (i for i, file in enumerate(files) if baseline in migration_files.spellings(file)), None
-    )
-    if baseline is None or last is None:
+    baseline = setup.config.baseline or ""
+    before = migration_files.up_to([file for _, file in plan.pending], baseline)
+    if not before or not state.rows:  # without rows it is a first run, which has said so
         return [], ""
-    if not state.rows:
-        return [], ""  # of a first run, which has said so
     if not all(row.adopted for row in state.rows):
         reason = "migrations have run on this database, so that one runs"
         return [], f"BASELINE={baseline} has no effect: {reason}"
-    before = set(files[: last + 1])
-    named = [(name, file) for name, file in plan.pending if file in before]
+    named = plan.pending[: len(before)]
     changes = [_adopt_sql(setup.config, name, file) for name, file in named]
     session.query_all_or_none(sql.SQL("; ").join(changes))
     return _adopted([name for name, _ in named]), ""
@@ -289,7 +283,8 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     if has_any:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
-    if has_any and baseline is None and not (existing and len(existing) == len(created.tables)):
+    has_all = bool(existing) and len(existing) == len(created.tables)
+    if has_any and baseline is None and not has_all:
         refuse_example(files)
     if not existing:
         if baseline is None:
@@ -299,11 +294,8 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
         return Adoption(warning=f"BASELINE={baseline} has no effect: {reason}")
     refuse_recorded_elsewhere(session, setup)
     if baseline:
-        last = next(
-            i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
-        )
-        return Adoption(files[: last + 1])
-    if existing and len(existing) == len(created.tables):
+        return Adoption(migration_files.up_to(files, baseline))
+    if has_all:
         return Adoption(files[:1])
     if created.is_guarded:
         return Adoption()
