@@ -500,7 +500,7 @@ class LimitedUsers:
             "the same server, and roles are one for the whole server",
             f'Set ROLE_PREFIX (such as "{prefix}") to give this application roles of its own, or '
             'CREATE_USERS="false"',
-            state=ConnectError.state,
+            state="Nothing has been changed.",
         )
 
     def _made_by_another_admin(self, role: str) -> UserError:
@@ -508,7 +508,7 @@ class LimitedUsers:
         return UserError(
             f"role {role} exists and was made by another admin, and {me} may not use it",
             f"As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set ROLE_PREFIX",
-            state=ConnectError.state,
+            state="Nothing has been changed.",
         )
 
     # --- Logins -------------------------------------------------------------------------------
