@@ -81,7 +81,7 @@ class Watch:
         if not self._known:
             return self._question
         relations = [str(oid) for table in self._known for oid in table.relations]
-        return sql.SQL(versions_sql(f"IN ({', '.join(relations)})"))
+        return sql.SQL(versions_sql(f"({', '.join(relations)})"))
 
     def take(self, session: Session, answer: Sequence[Any]) -> Sequence[Table]:
         """The tables, if they may have changed since the last answer."""
@@ -152,9 +152,9 @@ def versions_sql(which: str) -> str:
     PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent.
     """
     return (
-        f"ARRAY(SELECT concat_ws(' ', oid, xmin, ctid) FROM pg_class WHERE oid {which} UNION ALL "
-        "SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
-        f"WHERE attrelid {which})"
+        f"ARRAY(SELECT concat_ws(' ', oid, xmin, ctid) FROM pg_class WHERE oid IN {which} "
+        "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
+        f"WHERE attrelid IN {which})"
     )
 
 
@@ -245,9 +245,7 @@ OUR_TABLES_SQL = """
             AND NOT (relhasrules OR relhastriggers OR relhassubclass OR relrowsecurity)
             AND NOT EXISTS (SELECT FROM rights WHERE of = o.oid)
             THEN VERSIONS END)), '[]')
-    FROM ours o""".replace(
-    "VERSIONS", versions_sql("IN (SELECT relation FROM acls WHERE of = o.oid)")
-)
+    FROM ours o""".replace("VERSIONS", versions_sql("(SELECT relation FROM acls WHERE of = o.oid)"))
 
 # What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
 # where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks

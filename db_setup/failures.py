@@ -622,7 +622,7 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         "^53100",
         "The server's disk is full: enlarge it, or delete what is not needed, and invoke again",
     ),
-    ("^53200 .*shared memory", f"{LOCKS_FULL}; then invoke again"),
+    ("^53200 .*shared memory", LOCKS_FULL + ", and invoke again"),
     ("^53", "The server has reached a limit: raise it, or use a larger instance, and invoke again"),
 )
 # The first that applies counts.

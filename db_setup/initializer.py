@@ -295,11 +295,16 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
     if not state.is_current:
         before = state
         adopted, warning = session.with_retries(
-            lambda: tracking.ensure_tracking(session, run.setup, before), our_tables=config.tables
+            lambda: tracking.ensure_tracking(session, run.setup, before), tables=config.tables
         )
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
     revoke_rights_on_our_tables(run, state.excess)
+    if plan.filled:
+        tracking.forget(session, config, plan.filled)
+        names = shortened([row.name for row in plan.filled])
+        run.report.warn([f"recorded without a statement, and filled in since: {names}"])
+        state, plan = read_state_and_plan(run)
     if state.rows:
         tracking.refuse_example([file for _, file in plan.pending])
     if config.baseline:
@@ -376,7 +381,7 @@ def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> No
         return
     repairs = sql.SQL("; ".join(done))
     ours = run.setup.config.tables
-    session.with_retries(lambda: session.query_all_or_none(repairs), our_tables=ours)
+    session.with_retries(lambda: session.query_all_or_none(repairs), tables=ours)
     ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
     excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
     if excess:  # a new owner has the rights that the old one gave

@@ -29,6 +29,8 @@ from session import RETRYABLE, Result, Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
+# Where a limited user can keep its own row locked, also after its session has ended.
+TABLES_OF_ROLES = ("pg_authid", "pg_db_role_setting", "pg_auth_members")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
@@ -183,12 +185,13 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
-        self._unreadable: Optional[Mapping[str, Sequence[str]]] = None  # before the first file
+        # What _read_objects_of_others has found before the first file.
+        self._before: Optional[tuple[Mapping[str, Any], Mapping[str, Any]]] = None
         self.warnings: list[str] = []
 
     def _retried(self, action: Callable[[], Result]) -> Result:
         """Also where another database's run changes the same role at the same moment."""
-        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE)
+        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE, TABLES_OF_ROLES)
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
         """A warning for each role that others have put into one of ours: it may do what that one
@@ -205,19 +208,20 @@ class LimitedUsers:
     # --- Groups and their rights --------------------------------------------------------------
 
     def note_unreadable(self) -> None:
-        """Before the first file: what cannot be read now is not for this run to say."""
-        if self._unreadable is None:
-            self._unreadable = self._read_unreadable()
+        """Before the first file: what is so already is not for this run to say."""
+        if self._before is None:
+            self._before = self._read_objects_of_others()
 
     def newly_unreadable(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
-        default privileges.
+        default privileges; and of what they have replaced, and a limited user can replace again.
         """
-        known = self._unreadable
-        if known is None:
+        if self._before is None:
             return
+        known, versions = self._before
+        unreadable, versions_now = self._read_objects_of_others()
         group = self._app.group_name(READWRITE)
-        for owner, tables in self._read_unreadable().items():
+        for owner, tables in unreadable.items():
             new = [table for table in tables if table not in known.get(owner, ())]
             if not new:
                 continue
@@ -226,12 +230,22 @@ class LimitedUsers:
                 f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
                 f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
             )
+        for name, (owner, version) in versions_now.items():
+            if versions.get(name, (owner, version))[1] != version:
+                yield (
+                    f"{name} was replaced, but still belongs to {owner}, who can change what it "
+                    f"does where the admin uses it; unless that is right: ALTER {name} OWNER TO "
+                    "CURRENT_USER"
+                )
 
-    def _read_unreadable(self) -> dict[str, list[str]]:
-        """The tables of others that the group cannot read, by owner."""
+    def _read_objects_of_others(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The tables of others that the group cannot read, by owner; and what of limited users
+        CREATE OR REPLACE would leave with them: the owner and the version of each.
+        """
         ours = [self._text(self._app.tracking), self._text(self._app.progress)]
-        args = [self._app.group_name(READWRITE), self._app.roles, ours]
-        return dict(self._session.query(UNREADABLE_SQL, args))
+        args = [self._limited, self._app.group_name(READWRITE), self._app.roles, ours]
+        unreadable, versions = self._session.query(OBJECTS_OF_OTHERS_SQL, args)[0]
+        return unreadable, versions
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -288,7 +302,7 @@ class LimitedUsers:
             for name in missing:
                 query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
             for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
-                self._take_back(grantor or "a role that was dropped", is_limited, statement)
+                self._take_back(grantor or "somebody", is_limited, statement)
             for kind in KINDS:
                 self._join(self._app.group_name(kind))
             for kind in KINDS:
@@ -402,15 +416,16 @@ class LimitedUsers:
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
-        step = f"as {grantor} or a superuser, {revoke}"
-        with self._unless_blocked(f"{grantor} made a limited user more powerful: {step}"):
+        with self._unless_blocked(
+            f"{grantor} made a limited user more powerful: as {grantor} or a superuser, {revoke}"
+        ):
             if is_limited:
                 self._join(grantor)
             self._session.query(sql.SQL(revoke))
-            what = "a limited user became more powerful:"
             if is_limited:
-                what = "a limited user let another role in:"
-            self.warnings.append(f"{what} {revoke}")
+                self.warnings.append(f"a limited user let another role in: {revoke}")
+            else:
+                self.warnings.append(f"a limited user became more powerful: {revoke}")
 
     def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
         """Grant what `creator` has made."""
@@ -963,19 +978,21 @@ POWER_SQL = r"""(
 # Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
-    SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
-           l.rolname AS grantor,
-           format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
-           || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
-           coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
-           (a.roleid, a.member, a.grantor) IN (
-               SELECT roleid, member, grantor FROM granted) AS counts
-    FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-    JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
-MEMBERS_SQL = f"""
+    WITH {trusted},
+    memberships AS MATERIALIZED (
+        SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
+               l.rolname AS grantor,
+               format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
+               || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
+               coalesce((to_jsonb(a) ->> 'inherit_option')::bool
+                        OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
+               (a.roleid, a.member, a.grantor) IN (
+                   SELECT roleid, member, grantor FROM granted) AS counts
+        FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+        JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor)"""
+MEMBERS_SQL = """
     SELECT coalesce(json_agg(json_build_array(member, remedy) ORDER BY member, grantor), '[]')
-    FROM ({MEMBERSHIPS_SQL}) s
+    FROM memberships
     WHERE roleid = r.oid AND member <> ALL (%(limited)s) AND member <> current_user
       AND NOT rolsuper AND is_usable"""
 # What limited users have granted; and what others have, by which one of these can do too much. A
@@ -983,7 +1000,7 @@ MEMBERS_SQL = f"""
 UNWANTED_SQL = f"""
     SELECT coalesce(json_agg(json_build_array(
         grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
-    FROM ({MEMBERSHIPS_SQL}) s
+    FROM memberships
     WHERE grantor = ANY (%(limited)s) OR (NOT counts
       AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
                   AND pg_has_role(l.oid, member_id, 'MEMBER'))
@@ -992,8 +1009,7 @@ UNWANTED_SQL = f"""
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
 # default privileges. (What it may do with our own tables: see boundary.)
-GROUP_STATE_SQL = f"""
-    WITH {{trusted}}
+GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
@@ -1020,8 +1036,7 @@ OWN_OBJECTS_SQL = """
       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
-LOGIN_STATE_SQL = f"""
-    WITH {{trusted}},
+LOGIN_STATE_SQL = f"""{MEMBERSHIPS_SQL},
     reached(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = %(login)s
         UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid)
@@ -1070,3 +1085,16 @@ UNREADABLE_SQL = """
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')
     GROUP BY 1 ORDER BY 1"""
+OBJECTS_OF_OTHERS_SQL = f"""
+    WITH limited AS (SELECT oid, rolname FROM pg_roles WHERE rolname = ANY (%s)),
+    replaceable(name, owner, version) AS (
+        SELECT 'ROUTINE ' || p.oid::regprocedure::text, rolname, p.xmin::text
+        FROM pg_proc p JOIN limited l ON l.oid = proowner
+        UNION ALL
+        SELECT 'VIEW ' || c.oid::regclass::text, rolname, w.xmin::text
+        FROM pg_class c JOIN limited l ON l.oid = relowner
+        JOIN pg_rewrite w ON w.ev_class = c.oid WHERE relkind = 'v')
+    SELECT (SELECT coalesce(json_object_agg(owner, tables), '{{}}')
+            FROM ({UNREADABLE_SQL}) u(owner, tables)),
+           (SELECT coalesce(json_object_agg(name, json_build_array(owner, version)), '{{}}')
+            FROM replaceable)"""

@@ -231,8 +231,8 @@ class Session:
         return {}
 
     def raised_by(self, error: Optional[psycopg2.Error]) -> tuple[str, ...]:
-        """The sources of the functions that the error came through; none if none is known."""
-        names = FUNCTION_NAMES.findall((error and error.diag.context) or "")
+        """The sources of the functions whose RAISE the error is; none if it is none."""
+        names = RAISES.findall((error and error.diag.context) or "")
         with suppress(psycopg2.Error):
             return tuple(text for (text,) in names and self.query(SOURCES_SQL, [names]))
         return ()
@@ -358,11 +358,11 @@ class Session:
         self,
         action: Callable[[], Result],
         sqlstates: Sequence[str] = RETRYABLE,
-        our_tables: Sequence[str] = (),
+        tables: Sequence[str] = (),
     ) -> Result:
         """Do it again, until the deadline, where other sessions block it for a moment.
 
-        Limited users that keep the tables locked that it changes, which are ours, are ended.
+        Limited users that keep these tables locked are ended: ours, or those of roles.
         """
         attempts = self.attempts()
         while True:
@@ -372,8 +372,8 @@ class Session:
                 sqlstate = exc.pgcode or ""
                 if sqlstate not in sqlstates or not self.pause_to_retry(sqlstate, attempts):
                     raise
-            if our_tables:
-                self._end_limited_holders(our_tables)
+            if tables and self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+                self._end_limited_holders(tables)
 
     def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
         """Wait a while after what can pass, if there is time for another attempt."""
@@ -465,11 +465,11 @@ class Session:
                 self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
         return known, step
 
-    def _end_limited_holders(self, our_tables: Sequence[str] = ()) -> bool:
+    def _end_limited_holders(self, tables: Sequence[str] = ()) -> bool:
         """End the sessions and prepared transactions of limited users that hold our lock, or one
         of these tables, or wait for it; returns whether there were any.
         """
-        args = {"limited": list(self.limited_roles), "tables": list(our_tables)}
+        args = {"limited": list(self.limited_roles), "tables": list(tables)}
         found = self.query(LIMITED_HOLDERS_SQL, args)
         for pid, transaction, role, is_member in found:
             log("ending a limited user that holds our lock", logging.WARNING, user=role)
@@ -621,21 +621,26 @@ HOLDER_SQL = f"""
 # A session or a prepared transaction, its user, and whether we are a member of that.
 LIMITED_HOLDERS_SQL = f"""
     SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'USAGE')
-    FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
+    FROM pg_locks l JOIN pg_database b ON b.datname = current_database()
+         AND l.database IN (0, b.oid)
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
          AND x.virtualtransaction = l.virtualtransaction
-    LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+    LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid AND p.database = b.datname
     JOIN pg_roles r ON r.rolname = coalesce(a.usename, p.owner)
          AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
     WHERE ((l.locktype = 'advisory' AND l.objsubid = 1
             AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY})
-           OR l.relation IN (SELECT oid FROM pg_class WHERE relname = ANY (%(tables)s)
-                             AND relnamespace = to_regnamespace('public')))
+           OR EXISTS (
+               SELECT FROM pg_class c WHERE c.oid = l.relation AND relname = ANY (%(tables)s)
+               AND (relnamespace = to_regnamespace('public') OR (l.mode <> 'AccessShareLock'
+                    AND relnamespace = 'pg_catalog'::regnamespace))))
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
-FUNCTION_NAMES = re.compile(r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(', re.MULTILINE)
+RAISES = re.compile(
+    r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(.* at (?:RAISE|ASSERT)$', re.MULTILINE
+)
 SOURCES_SQL = (
     "SELECT prosrc FROM pg_catalog.pg_proc WHERE proname OPERATOR(pg_catalog.=) ANY (%s) LIMIT 20"
 )

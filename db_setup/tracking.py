@@ -189,6 +189,13 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     return _adopted([name for name, _ in named]), adoption.warning
 
 
+def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
+    """Remove the rows of files of which nothing has run."""
+    ids = sql.Literal([row.id for row in rows])
+    delete = sql.SQL("DELETE FROM {} WHERE id = ANY ({})").format(config.tracking, ids)
+    session.with_retries(lambda: session.query_all_or_none(delete))
+
+
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:

@@ -53,8 +53,8 @@ PROGRESS = (
 # The sessions that block the one called a. What is prepared has no process.
 BLOCKED_BY_SQL = """ARRAY(
         SELECT CASE WHEN p = 0 THEN concat('a prepared transaction, one of ', (
-                        SELECT string_agg(quote_literal(gid), ', ') FROM pg_prepared_xacts
-                        WHERE database = current_database()))
+                        SELECT string_agg(concat_ws(' in ', quote_literal(gid), nullif(
+                            database, current_database())), ', ') FROM pg_prepared_xacts))
                     ELSE concat_ws(' ', 'pid', p, b.usename, quote_literal(b.application_name),
                    coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END

@@ -5,13 +5,15 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import psycopg2
 import pytest
+from harness.database import connect, superuser_connection
 from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
+from initializer import InitializerError
 
 
 @contextmanager
@@ -50,6 +52,41 @@ def test_login_that_keeps_its_own_setting_locked_stops_no_run(deployed: World, s
         with kept_open(conn, "ALTER ROLE CURRENT_USER SET local_preload_libraries = 'nothing_else'"):
             deployed.deploy(context=Context(30))
     assert works(deployed, deployed.secret(secret))
+
+
+PREPARED = {
+    "password": "ALTER ROLE CURRENT_USER PASSWORD 'of its own'",
+    "setting": "ALTER ROLE CURRENT_USER SET work_mem = '1MB'",
+}
+
+
+@pytest.mark.parametrize("what", PREPARED)
+def test_login_whose_role_a_prepared_transaction_keeps_locked_is_mended(deployed: World, what: str) -> None:
+    """It outlives every session, so db_setup rolls it back."""
+    with deployed.login("user") as conn, deployed.login("user") as other:
+        rows(other, "ALTER ROLE CURRENT_USER PASSWORD 'lost'")
+        rows(conn, f"BEGIN; {PREPARED[what]}; PREPARE TRANSACTION 'tmp_prepared'")
+        try:
+            report = deployed.deploy(context=Context(30), LOCK_TIMEOUT="500ms")
+        finally:
+            with suppress(psycopg2.Error), deployed.superuser() as superuser:
+                rows(superuser, "ROLLBACK PREPARED 'tmp_prepared'")
+    assert report["users"]["app_rw"] == "mended"
+    assert works(deployed, deployed.secret("user"))
+
+
+def test_prepared_transaction_in_another_database_that_keeps_a_role_locked_is_named(deployed: World) -> None:
+    """Only there it can be rolled back."""
+    login = deployed.secret("user")
+    deployed.put_secret("user", {**login, "password": "lost"})
+    with closing(connect(deployed.server, "postgres", login["username"], login["password"])) as conn:
+        rows(conn, "BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'of its own'; PREPARE TRANSACTION 'tmp_elsewhere'")
+    try:
+        with pytest.raises(InitializerError, match="a prepared transaction, one of 'tmp_elsewhere' in postgres"):
+            deployed.deploy(context=Context(8), LOCK_TIMEOUT="500ms")
+    finally:
+        with superuser_connection(deployed.server) as superuser:
+            rows(superuser, "ROLLBACK PREPARED 'tmp_elsewhere'")
 
 
 MADE = (

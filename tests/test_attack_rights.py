@@ -214,6 +214,34 @@ def warned(report: dict[str, Any]) -> list[str]:
     return [text for text in report["warnings"] if not text.startswith("migrations/ holds no file")]
 
 
+# --- What a file replaces -------------------------------------------------------------------------------------------
+
+REPLACED = {
+    "ROUTINE public.own(integer)": "CREATE OR REPLACE FUNCTION own(int) RETURNS int LANGUAGE sql AS 'SELECT {0}'",
+    "ROUTINE public.act()": "CREATE OR REPLACE PROCEDURE act() LANGUAGE sql AS 'SELECT {0}'",
+    "VIEW public.seen": "CREATE OR REPLACE VIEW seen AS SELECT {0} AS seen",
+}
+
+
+def test_rights_of_the_table_creator_on_what_a_file_replaces_are_named(deployed: World) -> None:
+    """Its owner stays, who can change it again, so that something else runs where the admin uses it."""
+    with deployed.login("creator") as conn:
+        for statement in REPLACED.values():
+            rows(conn, statement.format(1))
+        rows(conn, "CREATE FUNCTION other() RETURNS int LANGUAGE sql AS 'SELECT 1'; CREATE VIEW another AS SELECT 1")
+    deployed.write("001_replace.sql", ";\n".join(statement.format(2) for statement in REPLACED.values()))
+    deployed.write("002_new.sql", "CREATE FUNCTION new() RETURNS int LANGUAGE sql AS 'SELECT 1'; SELECT other();")
+
+    report = deployed.deploy()
+
+    remedies = [text.partition("unless that is right: ")[2] for text in report["warnings"] if "app_tc" in text]
+    assert sorted(remedies) == [f"ALTER {what} OWNER TO CURRENT_USER" for what in sorted(REPLACED)]
+    for remedy in remedies:
+        deployed.sql(remedy)
+    deployed.write("003_replace.sql", REPLACED["VIEW public.seen"].format(3))
+    assert deployed.deploy()["warnings"] == []
+
+
 # --- Members --------------------------------------------------------------------------------------------------------
 
 

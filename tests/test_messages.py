@@ -33,7 +33,7 @@ SMALL_WORDS = re.compile(
 # Where a regular expression is recognised: classes, groups, repetitions, alternatives.
 PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\[")
 SQL = re.compile(
-    r"(?:IN )?[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b"
+    r"(?:\{\}|IN )?[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b"
     r".*\b(FROM|INTO|SET|WHEN|JOIN|WHERE)\b",
     re.DOTALL,
 )
