@@ -13,8 +13,8 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Callable, NamedTuple, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import boundary
 import database
@@ -61,6 +61,13 @@ class Kind:
     sequences: str = "USAGE, SELECT"
 
     @property
+    def login_names(self) -> tuple[str, str]:
+        """The two between which a rotation alternates; the second's name is the one that AWS's
+        own rotation gives.
+        """
+        return self.login_name, self.login_name + "_clone"
+
+    @property
     def objects(self) -> Mapping[str, tuple[str, str]]:
         """What it may do with which objects, by the letter that pg_default_acl has for these."""
         return {"r": ("TABLE", self.tables), "S": ("SEQUENCE", self.sequences)}
@@ -72,12 +79,8 @@ KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the f
 
 
 def limited_roles(prefix: str) -> list[str]:
-    """The groups and their logins; the second of each kind is the one that a rotation makes."""
-    return [
-        prefix + name
-        for kind in KINDS
-        for name in (kind.group_name, kind.login_name, kind.login_name + "_clone")
-    ]
+    """The groups and their logins."""
+    return [prefix + name for kind in KINDS for name in (kind.group_name, *kind.login_names)]
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,8 @@ class Application:
         return self.prefix + kind.login_name
 
     def login_names(self, kind: Kind) -> tuple[str, str]:
-        """The two between which a rotation alternates; the second's name is the one that AWS's
-        own rotation gives.
-        """
-        return self.login_name(kind), self.login_name(kind) + "_clone"
-
-    @property
-    def login_names_without_prefix(self) -> tuple[str, ...]:
-        """What the name of a login of ours ends with, whatever ROLE_PREFIX it was made with."""
-        return tuple(
-            name for kind in KINDS for name in (kind.login_name, kind.login_name + "_clone")
-        )
+        first, second = kind.login_names
+        return self.prefix + first, self.prefix + second
 
     @property
     def roles(self) -> list[str]:
@@ -116,17 +110,19 @@ class Application:
         return groups + [self.login_name(kind) for kind in KINDS]
 
 
-@dataclass(frozen=True)
-class StoredLogin:
-    """The place where a login's credentials are stored: the JSON object that was read from it (or
-    None), and how to read and replace that.
-    """
+class StoredLogin(Protocol):
+    """The place where a login's credentials are stored."""
 
-    value: Optional[Credentials] = field(repr=False)
-    read: Callable[[], Optional[Credentials]]
-    # What will be stored there when the rotation of somebody else has ended.
-    read_next: Callable[[], Optional[Credentials]]
-    write: Callable[[Credentials], None]
+    value: Optional[Credentials]  # the JSON object that was read from it; None: there was none
+
+    def read(self) -> Optional[Credentials]:
+        """What is stored there now."""
+
+    def read_next(self) -> Optional[Credentials]:
+        """What will be stored there when the rotation of somebody else has ended."""
+
+    def write(self, value: Credentials) -> None:
+        """Replace what is stored there."""
 
 
 class GroupState(NamedTuple):
@@ -136,7 +132,6 @@ class GroupState(NamedTuple):
     exists: bool
     usable: bool  # we may act for it
     connects: bool
-    writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
     members: Members  # that we did not put there
     # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
@@ -323,9 +318,6 @@ class LimitedUsers:
                 *self._app.login_names(TABLECREATOR),
             ],
             "harmless": list(HARMLESS_ROLES),
-            "tracking": self._text(self._app.tracking),
-            "progress": self._text(self._app.progress),
-            "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
             "limited": self._limited,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
@@ -340,7 +332,7 @@ class LimitedUsers:
         for kind, group in groups.items():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.unwanted or group.writes_our_tables:
+            if group.unwanted:
                 return False
             if any(group.lacks(creator, kind) for creator in creators):
                 return False
@@ -374,8 +366,9 @@ class LimitedUsers:
         if not self._session.query(question, [group])[0][0]:
             raise UserError(
                 f"{self._session.user} may not grant CONNECT on database {dbname} to {group}. No "
-                f"role has been changed. As the database's owner: GRANT CONNECT ON DATABASE "
-                f"{dbname} TO {group}; then invoke again."
+                "role has been changed",
+                f"As the database's owner: GRANT CONNECT ON DATABASE {dbname} TO {group}; then "
+                "invoke again",
             )
 
     def _close_our_tables(self, group: sql.Identifier) -> None:
@@ -413,8 +406,9 @@ class LimitedUsers:
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
                 f"{self._session.user} may not grant rights on schema public to {group}. No role "
-                f"has been changed. As the schema's owner: GRANT {rights} ON SCHEMA public TO "
-                f"{group}; then invoke again."
+                "has been changed",
+                f"As the schema's owner: GRANT {rights} ON SCHEMA public TO {group}; then invoke "
+                "again",
             )
         if may_create and not kind.may_create:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
@@ -518,17 +512,18 @@ class LimitedUsers:
         prefix = (re.sub("[^a-z0-9_]", "_", dbname)[:40] + "_").lstrip("0123456789_") or "app_"
         return UserError(
             f"the roles {', '.join(self._app.roles)} belong to database {', '.join(databases)} on "
-            "the same server, and roles are one for the whole server. Nothing has been changed. "
-            "Set ROLE_PREFIX (such as "
-            f'"{prefix}") to give this application roles of its own, or CREATE_USERS="false".'
+            "the same server, and roles are one for the whole server",
+            f'Set ROLE_PREFIX (such as "{prefix}") to give this application roles of its own, or '
+            'CREATE_USERS="false"',
+            state="Nothing has been changed.",
         )
 
     def _made_by_another_admin(self, role: str) -> UserError:
         me = self._session.user
         return UserError(
-            f"role {role} exists and was made by another admin, and {me} may not use it. Nothing "
-            f"has been changed. As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set "
-            "ROLE_PREFIX."
+            f"role {role} exists and was made by another admin, and {me} may not use it",
+            f"As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set ROLE_PREFIX",
+            state="Nothing has been changed.",
         )
 
     # --- Logins -------------------------------------------------------------------------------
@@ -554,7 +549,7 @@ class LimitedUsers:
                 return Trial(None, BROKEN)
             if exc.locked_itself_out:
                 return Trial(login, LOCKED_OUT)
-            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, str(exc))
+            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
         return Trial(login, WORKS)
 
     def _said(self, trial: Trial) -> str:
@@ -575,7 +570,7 @@ class LimitedUsers:
         def act() -> None:
             if not isinstance(self._session, Rehearsal):
                 self._terminate_sessions(login)  # one that changes its role would block us
-            self._session.query_in_transaction(statements)
+            self._session.query_all_or_none(statements)
 
         self._retried(act)
         self.warnings.append(
@@ -610,8 +605,8 @@ class LimitedUsers:
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
-            f"the {kind.group_name} login is being rotated by AWS. It was not changed. "
-            "Invoke again when the rotation has ended."
+            f"the {kind.group_name} login is being rotated by AWS. It was not changed",
+            "Invoke again when the rotation has ended",
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -634,16 +629,7 @@ class LimitedUsers:
         what = "created" if created else "mended"
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
-        try:
-            state = "Check the reason, and invoke again."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(login.username)
-            elif not exc.password_accepted:
-                raise UserError(
-                    f"login {login.username} was made and its secret was written, but: {exc}"
-                ) from exc
+        self._prove(login, "Its secret was written. Check the reason, and invoke again")
         return login.username, what
 
     def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -671,19 +657,23 @@ class LimitedUsers:
 
         with self._logged_out(kind, name, is_ours=True):
             self._retried(change)
-        try:
-            state = "Its secret was not changed."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(name)
-            elif not exc.password_accepted:
-                raise UserError(f"login {name} was made, but: {exc}") from exc
+        self._prove(login, "Its secret was not changed")
         if kind.may_create:  # before the secret: an event that comes again finds that written
             self._give_objects_to_group(working.username, self._app.group_name(kind))
         rotated = Credentials(stored.value or {}, username=name, password=login.password)
         stored.write(rotated)
         return name, "rotated"
+
+    def _prove(self, login: Login, otherwise: str) -> None:
+        """Log in with new credentials; raises UserError where the server does not take them."""
+        try:
+            database.connect(login, self._session.deadline, is_trial=True).close()
+        except ConnectError as exc:
+            if exc.locked_itself_out:
+                self._reset_libraries(login.username)
+            elif not exc.password_accepted:
+                reason = f"login {login.username} was made, but: {exc.problem}"
+                raise UserError(reason, otherwise) from exc
 
     @contextmanager
     def _logged_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
@@ -806,7 +796,8 @@ class LimitedUsers:
             powers = ", ".join(after.powers) if after else ""
             raise UserError(
                 f"role {login.username} is more powerful than a limited user may be, through "
-                f"{powers}. It was not changed. REVOKE that, and invoke again."
+                f"{powers}. It was not changed",
+                "REVOKE that, and invoke again",
             )
         return state is None
 
@@ -821,9 +812,9 @@ class LimitedUsers:
             raise self._shared(databases)
         if state.superuser_remedies:
             raise UserError(
-                f"role {login} is more powerful than a limited user may be. It was not changed. "
+                f"role {login} is more powerful than a limited user may be. It was not changed",
                 f"As a superuser: ALTER ROLE {login} {' '.join(state.superuser_remedies)}; then "
-                "invoke again."
+                "invoke again",
             )
         if not self._may_grant(login):
             raise self._made_by_another_admin(login)
@@ -841,7 +832,8 @@ class LimitedUsers:
             raise UserError(
                 f"the secret for the {kind.group_name} login holds {username}, which belongs to "
                 f"database {', '.join(databases)} on the same server and would be lost. It was "
-                "not changed. Give this application secrets of its own."
+                "not changed",
+                "Give this application secrets of its own",
             )
 
     def _refuse_login_that_works(self, kind: Kind, kept: Optional[Credentials]) -> None:
@@ -851,9 +843,9 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        ours = (self._app.admin.username, *self._limited)
-        of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
-        if username in ours or of_another_prefix or "," in str(kept.get("host")):
+        names = tuple(name for kind in KINDS for name in kind.login_names)
+        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
         port = str(kept.get("port", here.port))
@@ -869,8 +861,8 @@ class LimitedUsers:
             return
         raise UserError(
             f"the secret for the {kind.group_name} login holds {username}, which works, and is not "
-            f"a login of {kind.group_name}. It was not changed. Name another secret, or GRANT "
-            f"{self._app.group_name(kind)} TO {username}."
+            f"a login of {kind.group_name}. It was not changed",
+            f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
     def _share_objects_of(self, kind: Kind, login: str) -> None:
@@ -1015,16 +1007,11 @@ UNWANTED_SQL = f"""
       AND EXISTS (SELECT FROM pg_roles m WHERE pg_has_role(roleid, m.oid, 'MEMBER')
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
-# For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
-# for which creators' objects it has default privileges.
+# For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
+# default privileges. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
-           coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
-           OR coalesce(has_table_privilege(
-                r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false)
-           OR coalesce(CASE WHEN to_regclass(%(tracking)s) IS NOT NULL THEN has_sequence_privilege(
-                r.oid, pg_get_serial_sequence(%(tracking)s, 'id'), 'USAGE, UPDATE') END, false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
