@@ -11,7 +11,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Callable, NamedTuple, Optional, Protocol
@@ -66,6 +66,11 @@ class Kind:
         own rotation gives.
         """
         return self.login_name, self.login_name + "_clone"
+
+    @property
+    def on_schema(self) -> str:
+        """Its rights on schema public."""
+        return "USAGE, CREATE" if self.may_create else "USAGE"
 
     @property
     def objects(self) -> Mapping[str, tuple[str, str]]:
@@ -163,6 +168,16 @@ class LoginState(NamedTuple):
     members: Members
 
 
+class Found(NamedTuple):
+    """What there is to grant."""
+
+    schema_is_ours: bool
+    schema_is_open: bool  # everybody may create there
+    has_tracking: bool
+    objects: Mapping[str, str]  # by creator:kind of object, as a list in SQL
+
+
+NOTHING = sql.SQL("")
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
 LOCKED_OUT = "locked out"  # by its own setting
@@ -261,12 +276,15 @@ class LimitedUsers:
         """Raise UserError if the groups belong to another application on this server, or to
         another admin.
         """
-        if self._groups_are_fine(self._group_states()):
-            return
+        groups = self._group_states()
+        if not self._groups_are_fine(groups):
+            self._refuse_groups_of_others(groups)
+
+    def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
         databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
-        for group in self._group_states().values():
+        for group in groups.values():
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
 
@@ -294,21 +312,23 @@ class LimitedUsers:
         return found
 
     def _make_groups(self) -> list[str]:
-        query = self._session.query
         with self._session.transaction():
-            query("SET LOCAL client_min_messages = error")  # what a GRANT achieved is checked
-            self.refuse_roles_of_others()
-            missing = [group.name for group in self._group_states().values() if not group.exists]
-            for name in missing:
-                query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
-            for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
+            groups = self._group_states()
+            self._refuse_groups_of_others(groups)
+            for group in groups.values():
+                if group.exists and not group.usable:
+                    self._join(group.name)
+            missing = [group.name for group in groups.values() if not group.exists]
+            self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
+            for grantor, is_limited, statement in groups[READWRITE].unwanted:
                 self._take_back(grantor or "somebody", is_limited, statement)
-            for kind in KINDS:
-                self._join(self._app.group_name(kind))
-            for kind in KINDS:
-                self._ensure_rights(kind)
-            query("SET LOCAL client_min_messages TO DEFAULT")  # a dry run's transaction goes on
+            self._grant_rights(groups)
         return missing
+
+    def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
+        """Execute the statements, in one message; returns the rows of the last one."""
+        message = list(statements)
+        return self._session.query(sql.SQL("; ").join(message)) if message else []
 
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
@@ -341,74 +361,68 @@ class LimitedUsers:
     def _creators(self) -> tuple[str, str]:
         return self._session.user, self._app.group_name(TABLECREATOR)
 
-    def _ensure_rights(self, kind: Kind) -> None:
-        """Grant to one group what it lacks.
+    def _grant_rights(self, groups: Mapping[Kind, GroupState]) -> None:
+        """Grant the groups what they lack.
 
         Existing objects of a creator are granted once, when the default privileges for that creator
         are made: a REVOKE by a migration stays.
         """
-        query = self._session.query
-        group = self._group_states()[kind]
-        name = sql.Identifier(group.name)
-        if group.lacks(self._session.user, kind) or not group.connects:
-            database_name = sql.Identifier(self._session.connection.info.dbname)
-            query(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name))
-            self._check_may_connect(group.name)
-            self._ensure_schema_rights(group.name, kind)
-        for creator in self._creators():
-            self._grant_where_free(creator, group, kind)
-        self._close_our_tables(name)
-
-    def _check_may_connect(self, group: str) -> None:
-        """What somebody else than the database's owner grants is only a warning."""
-        dbname = self._session.connection.info.dbname
-        question = "SELECT has_database_privilege(%s, current_database(), 'CONNECT')"
-        if not self._session.query(question, [group])[0][0]:
-            raise UserError(
-                f"{self._session.user} may not grant CONNECT on database {dbname} to {group}. No "
-                "role has been changed",
-                f"As the database's owner: GRANT CONNECT ON DATABASE {dbname} TO {group}; then "
-                "invoke again",
-            )
-
-    def _close_our_tables(self, group: sql.Identifier) -> None:
-        """A group may read the tracking table, and nothing else of ours."""
-        query = self._session.query
-        for table, rights in ((self._app.tracking, "SELECT"), (self._app.progress, "")):
-            if not query("SELECT to_regclass(%s)", [self._text(table)])[0][0]:
-                continue
-            query(sql.SQL("REVOKE ALL ON {} FROM {}").format(table, group))
-            if not rights:
-                continue
-            ((sequence,),) = query("SELECT pg_get_serial_sequence(%s, 'id')", [self._text(table)])
-            if sequence:
-                query(sql.SQL("REVOKE ALL ON SEQUENCE {} FROM {}").format(sql.SQL(sequence), group))
-            query(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(rights), table, group))
-
-    def _ensure_schema_rights(self, group: str, kind: Kind) -> None:
-        """USAGE, and CREATE for table creators alone.
-
-        Up to PostgreSQL 14 schema public belongs to the superuser, and what others grant or revoke
-        there is only a warning: what was achieved is checked, and said.
-        """
-        query = self._session.query
-        rights = "USAGE, CREATE" if kind.may_create else "USAGE"
-        grant = sql.SQL("GRANT {} ON SCHEMA public TO {}")
-        query(grant.format(sql.SQL(rights), sql.Identifier(group)))
-        is_ours, is_open_to_all = query(SCHEMA_STATE_SQL)[0]
-        if is_ours and is_open_to_all:
-            query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        me, group_of_creators = self._creators()
+        found = self._find_objects([me, group_of_creators])
+        entering = {
+            kind: group.name
+            for kind, group in groups.items()
+            if group.lacks(me, kind) or not group.connects
+        }
+        # What came of it is asked.
+        statements: list[sql.Composable] = [sql.SQL("SET LOCAL client_min_messages = error")]
+        for kind, name in entering.items():
+            statements += self._entry_statements(kind, name, found)
+        if entering and found.schema_is_ours and found.schema_is_open:
+            statements.append(sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
             log(
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
-        may_use, may_create = query(SCHEMA_RIGHTS_SQL, [group, group])[0]
+        statements += self._object_statements(me, groups, found)
+        # A dry run's transaction goes on.
+        statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
+        question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
+        rights = self._execute([*statements, question])
+        for kind, (name, *achieved) in zip(entering, rights):
+            self._check_rights(kind, name, *achieved)
+        self._share_where_free(group_of_creators, groups, found)
+
+    def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
+        """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
+        name = sql.Identifier(group)
+        database_name = sql.Identifier(self._session.connection.info.dbname)
+        yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name)
+        grant = sql.SQL("GRANT {} ON SCHEMA public TO {}")
+        yield grant.format(sql.SQL(kind.on_schema), name)
+        if found.has_tracking:
+            yield sql.SQL("GRANT SELECT ON {} TO {}").format(self._app.tracking, name)
+
+    def _check_rights(
+        self, kind: Kind, group: str, may_connect: bool, may_use: bool, may_create: bool
+    ) -> None:
+        """What somebody else than the owner of the database or schema grants or revokes is only a
+        warning. Up to PostgreSQL 14 schema public belongs to the superuser.
+        """
+        me = self._session.user
+        if not may_connect:
+            dbname = self._session.connection.info.dbname
+            raise UserError(
+                f"{me} may not grant CONNECT on database {dbname} to {group}. No role has been "
+                "changed",
+                f"As the database's owner: GRANT CONNECT ON DATABASE {dbname} TO {group}; then "
+                "invoke again",
+            )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{self._session.user} may not grant rights on schema public to {group}. No role "
-                "has been changed",
-                f"As the schema's owner: GRANT {rights} ON SCHEMA public TO {group}; then invoke "
-                "again",
+                f"{me} may not grant rights on schema public to {group}. No role has been changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA public TO {group}; then "
+                "invoke again",
             )
         if may_create and not kind.may_create:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
@@ -416,72 +430,83 @@ class LimitedUsers:
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
-        with self._unless_blocked(
-            f"{grantor} made a limited user more powerful: as {grantor} or a superuser, {revoke}"
-        ):
-            if is_limited:
-                self._join(grantor)
-            self._session.query(sql.SQL(revoke))
-            if is_limited:
-                self.warnings.append(f"a limited user let another role in: {revoke}")
-            else:
-                self.warnings.append(f"a limited user became more powerful: {revoke}")
-
-    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Grant what `creator` has made."""
-        if creator == self._session.user or not group.lacks(creator, kind):
-            self._grant_objects_of(creator, group, kind)
+        step = f"as {grantor} or a superuser, {revoke}"
+        joining = "GRANT {} TO CURRENT_USER; " if is_limited else ""
+        taking_back = sql.SQL(joining).format(sql.Identifier(grantor)) + sql.SQL(revoke)
+        warning = f"{grantor} made a limited user more powerful: {step}"
+        if not self._execute_unless_blocked([taking_back], warning):
             return
-        with self._unless_blocked(
-            f"what {creator} has made is locked, so {group.name} gets its rights on that from a "
-            "later run"
-        ):
-            self._grant_objects_of(creator, group, kind)
+        if is_limited:
+            self.warnings.append(f"a limited user let another role in: {revoke}")
+        else:
+            self.warnings.append(f"a limited user became more powerful: {revoke}")
 
-    @contextmanager
-    def _unless_blocked(self, warning: str) -> Iterator[None]:
+    def _share_where_free(
+        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+    ) -> None:
+        """Grant what `creator` has made, who can keep it locked."""
+        names = " and ".join(group.name for group in groups.values())
+        self._execute_unless_blocked(
+            self._object_statements(creator, groups, found),
+            f"what {creator} has made is locked, so {names} get their rights on that from a later "
+            "run",
+        )
+
+    def _execute_unless_blocked(self, statements: Sequence[sql.Composable], warning: str) -> bool:
         """Others can keep locked what is theirs, or it is not ours to change: that is a warning."""
-        query = self._session.query
-        query("SAVEPOINT db_setup_objects")
-        query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
+        if not statements:
+            return True
+        timeout = sql.SQL("SET LOCAL lock_timeout = {}")
+        patience_ms = min(self._session.lock_timeout_ms, 1000)
         try:
-            yield
-        except (psycopg2.Error, UserError) as exc:
-            sqlstate = getattr(exc, "pgcode", INSUFFICIENT_PRIVILEGE)
-            if sqlstate not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
+            self._execute(
+                [
+                    sql.SQL("SAVEPOINT db_setup_objects"),
+                    timeout.format(sql.Literal(patience_ms)),
+                    *statements,
+                    timeout.format(sql.Literal(self._session.lock_timeout_ms)),
+                    sql.SQL("RELEASE SAVEPOINT db_setup_objects"),
+                ]
+            )
+        except psycopg2.Error as exc:
+            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
                 raise
-            query("ROLLBACK TO SAVEPOINT db_setup_objects")
-            self.warnings.append(f"{warning} ({sqlstate})")
-            return
-        query(f"SET LOCAL lock_timeout = {self._session.lock_timeout_ms}")
-        query("RELEASE SAVEPOINT db_setup_objects")
+            self._session.query("ROLLBACK TO SAVEPOINT db_setup_objects")
+            self.warnings.append(f"{warning} ({exc.pgcode})")
+            return False
+        return True
 
-    def _grant_objects_of(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Let `group` use what `creator` has made in schema public and will make there, unless
+    def _find_objects(self, creators: Sequence[str]) -> Found:
+        tracking = self._text(self._app.tracking)
+        ours = [tracking, self._text(self._app.progress)]
+        args = {"creators": list(creators), "tracking": tracking, "ours": ours}
+        return Found(*self._session.query(FOUND_SQL, args)[0])
+
+    def _object_statements(
+        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+    ) -> list[sql.Composable]:
+        """Let the groups use what `creator` has made in schema public and will make there, unless
         that is granted already.
         """
-        for letter in group.lacks(creator, kind):
-            word, rights = kind.objects[letter]
-            words = {
-                "rights": sql.SQL(rights),
-                "kind": sql.SQL(word),
-                "group": sql.Identifier(group.name),
-            }
-            default = sql.SQL(
-                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON "
-                "{kind}S TO {group}"
-            )
-            self._session.query(default.format(creator=sql.Identifier(creator), **words))
-            args = {"creator": creator, "sequences": letter == "S"}
-            (objects,) = self._session.query(OWN_OBJECTS_SQL, args)[0]
-            if objects:
-                grant = sql.SQL("GRANT {rights} ON {kind} {objects} TO {group}")
-                self._session.query(grant.format(objects=sql.SQL(objects), **words))
+        statements: list[sql.Composable] = []
+        for kind, group in groups.items():
+            for letter in group.lacks(creator, kind):
+                word, rights = kind.objects[letter]
+                objects = found.objects.get(f"{creator}:{letter}", "")
+                template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
+                statements.append(
+                    sql.SQL(template).format(
+                        creator=sql.Identifier(creator),
+                        rights=sql.SQL(rights),
+                        kind=sql.SQL(word),
+                        objects=sql.SQL(objects),
+                        group=sql.Identifier(group.name),
+                    )
+                )
+        return statements
 
     def _join(self, role: str) -> None:
-        """Become a member of `role`: ALTER DEFAULT PRIVILEGES FOR ROLE asks for it, and on
-        PostgreSQL 16 and newer not even the creator of a role is one.
-        """
+        """Become a member of `role`: ALTER DEFAULT PRIVILEGES FOR ROLE asks for it."""
         if self._session.query("SELECT pg_has_role(%s, 'USAGE')", [role])[0][0]:
             return
         try:
@@ -775,23 +800,23 @@ class LimitedUsers:
         Returns whether the role is new; raises UserError where it stays more powerful than it
         should be.
         """
-        query = self._session.query
         connection = self._session.connection
         verifier = encrypt_password(login.password, login.username, connection, "scram-sha-256")
-        role = sql.Identifier(login.username)
         state = self._login_state(kind, login.username)
-        if state is None:
-            create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-            query(create.format(role, sql.Literal(verifier)))
-        else:
+        change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
+        if kind.may_create:
+            change += "GRANT {role} TO CURRENT_USER; "
+        if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
-            alter = sql.SQL("ALTER ROLE {} {} PASSWORD {}")
-            query(alter.format(role, sql.SQL(_missing_attributes(state)), sql.Literal(verifier)))
+            change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
-            query(
-                sql.SQL("GRANT {} TO {}").format(sql.Identifier(self._app.group_name(kind)), role)
-            )
-        after = self._login_state(kind, login.username)
+            change += "GRANT {group} TO {role}; "
+        change_sql = sql.SQL(change).format(
+            role=sql.Identifier(login.username),
+            verifier=sql.Literal(verifier),
+            group=sql.Identifier(self._app.group_name(kind)),
+        )
+        after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
             powers = ", ".join(after.powers) if after else ""
             raise UserError(
@@ -867,12 +892,13 @@ class LimitedUsers:
 
     def _share_objects_of(self, kind: Kind, login: str) -> None:
         """Let the groups use what a login of the table creators has made and will make."""
+        if not kind.may_create:
+            return
         groups = self._group_states()
         if self._shares_objects_of(groups, kind, login):
             return
         self._join(login)
-        for of_kind, group in groups.items():
-            self._grant_where_free(login, group, of_kind)
+        self._share_where_free(login, groups, self._find_objects([login]))
 
     def _shares_objects_of(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
         """What this login creates is usable by the groups (only a table creator's can create)."""
@@ -880,8 +906,10 @@ class LimitedUsers:
             return True
         return not any(group.lacks(login, of_kind) for of_kind, group in groups.items())
 
-    def _login_state(self, kind: Kind, login: str) -> Optional[LoginState]:
-        """The login's role, or None where it does not exist."""
+    def _login_state(
+        self, kind: Kind, login: str, change: sql.Composable = NOTHING
+    ) -> Optional[LoginState]:
+        """The login's role after this change, or None where it does not exist."""
         forbidden = "" if kind.may_create else self._app.group_name(TABLECREATOR)
         args = {
             "login": login,
@@ -890,7 +918,8 @@ class LimitedUsers:
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
         }
-        found = self._session.query(boundary.with_trusted(LOGIN_STATE_SQL, self._limited), args)
+        question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
+        found = self._session.query(change + question, args)
         if not found:
             return None
         state = LoginState(*found[0])
@@ -1018,22 +1047,39 @@ GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
            ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
-SCHEMA_STATE_SQL = """
-    SELECT pg_has_role(nspowner, 'USAGE'), EXISTS (SELECT FROM aclexplode(nspacl) a
-        WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
-    FROM pg_namespace WHERE nspname = 'public'"""
-
-SCHEMA_RIGHTS_SQL = (
-    "SELECT has_schema_privilege(%s, 'public', 'USAGE'), has_schema_privilege(%s, 'public', "
-    "'CREATE')"
+# Whoever has made a group or login is not a member of it since PostgreSQL 16.
+NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER"
+DEFAULT_RIGHTS_SQL = (
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S "
+    "TO {group}"
 )
+OBJECT_RIGHTS_SQL = "; GRANT {rights} ON {kind} {objects} TO {group}"
+RIGHTS_SQL = """
+    SELECT name, has_database_privilege(name, current_database(), 'CONNECT'),
+           has_schema_privilege(name, 'public', 'USAGE'),
+           has_schema_privilege(name, 'public', 'CREATE')
+    FROM unnest({}::text[]) WITH ORDINALITY g(name, at) ORDER BY at"""
 
-OWN_OBJECTS_SQL = """
-    SELECT string_agg(quote_ident(n.nspname) || '.' || quote_ident(c.relname), ', ')
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_roles o ON o.oid = c.relowner
-    WHERE n.nspname = 'public' AND o.rolname = %(creator)s
-      AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
+# A Found. Our own tables are not among the objects: who may do what with them, boundary says.
+FOUND_SQL = """
+    WITH ours(oid) AS (SELECT coalesce(to_regclass(t), 0) FROM unnest(%(ours)s) t)
+    SELECT coalesce(pg_has_role(nspowner, 'USAGE'), false),
+           EXISTS (SELECT FROM aclexplode(nspacl) a
+                   WHERE a.grantee = 0 AND a.privilege_type = 'CREATE'),
+           to_regclass(%(tracking)s) IS NOT NULL,
+           (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
+                SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
+                       string_agg('public.' || quote_ident(c.relname), ', ') AS which
+                FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
+                WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
+                  AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+                  AND c.oid NOT IN (SELECT oid FROM ours) AND NOT EXISTS (
+                    SELECT FROM pg_depend d JOIN ours ON d.refobjid = ours.oid
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                      AND d.refclassid = 'pg_class'::regclass AND c.relkind = 'S')
+                GROUP BY 1) s)
+    FROM (SELECT to_regnamespace('public') AS public) p LEFT JOIN pg_namespace n
+         ON n.oid = p.public"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
 LOGIN_STATE_SQL = f"""{MEMBERSHIPS_SQL},
