@@ -354,7 +354,7 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
     Problem(
         r"too many (clients|connections)|connection slots",
         True,
-        "all connections of the database are in use",
+        "all connections of the database are in use: end some, or raise max_connections",
     ),
     Problem(
         "CONTEXT: +PL/pgSQL function",

@@ -296,6 +296,11 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
             ["the example was replaced: its empty tables users and products were dropped"]
         )
         state, plan = read_state_and_plan(run)
+    if plan.filled:
+        tracking.forget(session, config, plan.filled)
+        names = shortened([row.name for row in plan.filled])
+        run.report.warn([f"recorded without a statement, and filled in since: {names}"])
+        state, plan = read_state_and_plan(run)
     if state.rows:
         tracking.refuse_example([file for _, file in plan.pending])
     if config.baseline:

@@ -486,7 +486,7 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
 def oddities(name: str, script: Script) -> Iterator[str]:
     """What a file may do that its author does not know."""
     if script.statement_count == 0:
-        yield f"{name} has no statement: once recorded, it cannot be filled in any more"
+        yield f"{name} has no statement, so nothing runs until it is filled in"
     if script.commits_in_line:
         what = f"{name} commits by itself in line {script.commits_in_line}"
         yield f"{what}: what precedes that stays, even if a later statement fails"

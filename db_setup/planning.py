@@ -22,6 +22,7 @@ CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
 NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 # Of the file that comes with db_setup.
 EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
+EMPTIED = "{} was applied, but has no statement any more, which changes nothing"
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -33,6 +34,11 @@ class Row(NamedTuple):
     checksum: Optional[str]
     file_sha256: Optional[str]
     adopted: bool = False  # recorded without running
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing ran: the file had no statement."""
+        return self.checksum == sql_scanner.checksum("", (self.checksum or "")[:2])
 
     @property
     def is_comparable(self) -> bool:
@@ -48,6 +54,7 @@ class Plan:
     renumbered: tuple[tuple[Row, Migration], ...] = ()  # or renamed in any other way
     unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
     edited: tuple[tuple[Row, Migration], ...] = ()
+    filled: tuple[Row, ...] = ()  # of pending files that had no statement when they were recorded
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
     example: Optional[Row] = None  # the only row, and the files replace what it records
@@ -77,6 +84,8 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     unchecked = []
     edited = []
+    emptied = []
+    filled: dict[Migration, Row] = {}
     for file, row in claimed.items():
         if row.file_sha256 == file.sha256:
             continue
@@ -84,17 +93,31 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             unchecked.append((row, file))
             continue
         is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
-        if is_edited and not is_example(file):  # which a rolled-back deployment may bring again
+        # A rolled-back deployment may bring back an empty file, or the example.
+        if is_edited and row.is_empty:
+            filled[file] = row
+        elif is_edited and _is_empty(file):
+            emptied.append(file.path.name)
+        elif is_edited and not is_example(file):
             edited.append((row, file))
 
+    if filled:
+        to_run = {*pending, *filled}
+        pending = [file for file in files if file in to_run]
     return Plan(
         pending=tuple(number_files(pending, files, rows)),
         renumbered=tuple(renamed),
         unchecked=tuple(unchecked),
         edited=tuple(edited),
+        filled=tuple(filled.values()),
         orphans=tuple(row.name for row in orphans),
-        warnings=tuple(_warnings(pending, files, named)),
+        warnings=(*_warnings(pending, files, named), *map(EMPTIED.format, emptied)),
     )
+
+
+def _is_empty(file: Migration) -> bool:
+    """It has no statement."""
+    return tokens_checksum(file, sql_scanner.TOKENS) == sql_scanner.checksum("")
 
 
 def is_example(file: Migration) -> bool:

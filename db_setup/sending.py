@@ -71,7 +71,7 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
             elif len(message.text) > ONE_MESSAGE:
                 script.forget_text()
                 with database.brief_errors(session.connection):
-                    session.run_script(message.text, fetches=message.is_answered)
+                    answer = session.run_script(message.text, fetches=message.is_answered)
             else:
                 answer = session.run_script(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:

@@ -250,8 +250,8 @@ class Session:
         return {}
 
     def raised_by(self, error: Optional[psycopg2.Error]) -> tuple[str, ...]:
-        """The sources of the functions that the error came through; none if none is known."""
-        names = FUNCTION_NAMES.findall((error and error.diag.context) or "")
+        """The sources of the functions whose RAISE the error is; none if it is none."""
+        names = RAISES.findall((error and error.diag.context) or "")
         with suppress(psycopg2.Error):
             return tuple(text for (text,) in names and self.query(SOURCES_SQL, [names]))
         return ()
@@ -658,7 +658,9 @@ LIMITED_HOLDERS_SQL = f"""
       AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
-FUNCTION_NAMES = re.compile(r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(', re.MULTILINE)
+RAISES = re.compile(
+    r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(.* at (?:RAISE|ASSERT)$', re.MULTILINE
+)
 SOURCES_SQL = (
     "SELECT prosrc FROM pg_catalog.pg_proc WHERE proname OPERATOR(pg_catalog.=) ANY (%s) LIMIT 20"
 )

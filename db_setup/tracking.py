@@ -236,6 +236,13 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
         )
 
 
+def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
+    """Remove the rows of files of which nothing has run."""
+    ids = sql.Literal([row.id for row in rows])
+    delete = sql.SQL("DELETE FROM {} WHERE id = ANY ({})").format(config.tracking, ids)
+    session.with_retries(lambda: session.query_in_transaction(delete))
+
+
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:

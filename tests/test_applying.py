@@ -871,8 +871,8 @@ def test_apply_marked_file_replaced_after_a_failure_is_warned_of(
 
 
 def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The file is recorded, so SQL that somebody adds to it later would be an edit."""
-    warnings = [f"{name} has no statement: once recorded, it cannot be filled in any more" for name in ("001_a", "3_c")]
+    """The file is recorded, as any other; its author has perhaps forgotten to save it."""
+    warnings = [f"{name} has no statement, so nothing runs until it is filled in" for name in ("001_a", "3_c")]
     world.write("001_a.sql", "-- to be written\n")
     world.write("002_b.sql", "SELECT 1;")
     world.write("3_c.sql", "")
@@ -882,6 +882,36 @@ def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytes
     assert tried["warnings"] == report["warnings"] == warnings
     assert [caplog.text.count(f' warning text="{warning}"') for warning in warnings] == [2, 2]  # in each run once
     assert names(report) == ["001_a", "002_b", "3_c"]
+
+
+@pytest.mark.parametrize("empty", ["", "-- to be written\n", "/* " + "x" * (1 << 20) + " */", ";\n"])
+def test_apply_file_that_is_filled_in_after_it_was_recorded_runs_once(world: World, empty: str) -> None:
+    """Nothing of it had run, so its statements are not an edit of what did; before that it can stay as it is."""
+    world.write("001_a.sql", "CREATE TABLE a (i int);")
+    world.write("002_b.sql", empty)
+    world.write("c.sql", empty)
+    world.write("004_d.sql", "CREATE TABLE d (i int);")
+    assert names(world.deploy()) == ["001_a", "002_b", "004_d", "005_c"]
+    assert world.deploy()["pending"] == []
+
+    world.write("002_b.sql", f"{empty}\nCREATE TABLE b (i int);")
+    world.write("c.sql", "CREATE TABLE c (i int);")
+    world.write("006_e.sql", "CREATE TABLE e (i int);")
+    filled = "recorded without a statement, and filled in since: 002_b, 005_c"
+    assert world.deploy({"action": "status"})["pending"] == ["002_b", "006_e", "007_c"]
+    tried = world.deploy({"action": "dry_run"})
+    report = world.deploy()
+
+    assert tried["pending"] == names(report) == ["002_b", "006_e", "007_c"]
+    assert filled in tried["warnings"]
+    assert filled in report["warnings"]
+    assert world.applied() == ["001_a", "004_d", "002_b", "006_e", "007_c"]
+    assert world.tables() == ["a", "b", "c", "d", "e"]
+    assert names(world.deploy()) == []
+    world.write("002_b.sql", empty)  # by a deployment that is rolled back
+    assert world.deploy()["warnings"] == ["002_b.sql was applied, but has no statement any more, which changes nothing"]
+    world.write("002_b.sql", "CREATE TABLE other (i int);")
+    assert "002_b.sql: edited after it was applied" in failure(world)
 
 
 def test_apply_marked_file_keeps_its_settings_across_a_failure(world: World) -> None:

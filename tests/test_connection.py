@@ -343,7 +343,9 @@ NETWORK = "network: check that the security group lets this function in, the sub
 NO_ENTRY = 'no pg_hba.conf entry for host "10.0.0.1", user "u", database "d"'
 GIVEN_UP = {
     "the database is starting or busy; invoke again": answer_fatal("57P03", "the database system is starting up"),
-    "all connections of the database are in use": answer_fatal("53300", "sorry, too many clients already"),
+    "all connections of the database are in use: end some, or raise max_connections": answer_fatal(
+        "53300", "sorry, too many clients already"
+    ),
     "the server wants TLS: set PGSSLMODE=require": answer_fatal("28000", f"{NO_ENTRY}, no encryption"),
     "the server does not let this login in from here": answer_fatal("28000", f"{NO_ENTRY}, SSL encryption"),
     "this login is locked: ALTER ROLE … LOGIN": answer_fatal("28000", f'role "{ADMIN}" is not permitted to log in'),

@@ -760,7 +760,7 @@ def test_check_of_a_file_without_a_statement_says_what_would_happen(folder: Path
     """What `new` has written and nobody has filled in would be recorded, and its filling refused as an edit."""
     write(folder, _001_a="SELECT 1;", _002_b="-- to be written\n")
 
-    assert check() == ([], ["002_b.sql has no statement: once recorded, it cannot be filled in any more", NO_BASE])
+    assert check() == ([], ["002_b.sql has no statement, so nothing runs until it is filled in", NO_BASE])
 
 
 @pytest.mark.parametrize(
