@@ -268,6 +268,14 @@ def test_deployments_go_on_where_a_login_goes_on_reading_our_table(deployed: Wor
                 rows(conn, "ROLLBACK PREPARED 'tmp_read'")
 
 
+def test_dry_run_ends_nobody_who_reads_our_table(deployed: World) -> None:
+    deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
+    with deployed.login("user") as conn, open_transaction(conn, "SELECT * FROM schema_migrations"):
+        with pytest.raises(InitializerError, match="Other sessions blocked it"):
+            deployed.deploy({"action": "dry_run"}, context=Context(6), LOCK_TIMEOUT="500ms")
+        assert rows(conn, "SELECT true") == [(True,)]
+
+
 def test_deployments_wait_for_others_that_read_our_table(deployed: World) -> None:
     """Such as for a backup: only limited users are ended."""
     deployed.sql("ALTER TABLE schema_migrations DROP COLUMN adopted")
