@@ -807,7 +807,6 @@ EDITS = [
     pytest.param(lambda text: text.replace("RETURN", "RETURN "), id="white space in a body"),
     pytest.param(lambda text: text.replace("(1, ", "(1; "), id="semicolon for comma"),
     pytest.param(lambda text: text.replace("(1, 'a  b')", "(1, 'a  b'), (1, 'a  b')"), id="more of the same"),
-    pytest.param(lambda text: "", id="emptied"),
 ]
 
 
