@@ -189,7 +189,7 @@ def test_deadline_among_retries_ends_them(
     limited.deploy()
     limited.write("002_b.sql", "ALTER TABLE a ADD s text;")
     patience_s = 15.0
-    factors = chain([0.1] * 4, repeat(10.0))  # one for connecting, three short pauses, and then one of 20 s
+    factors = chain([0.1] * 3, repeat(10.0))  # three short pauses, and then one of 20 s
     monkeypatch.setattr(session.random, "uniform", lambda *_: next(factors))
     monkeypatch.setattr(
         common.Deadline, "from_context", lambda _: common.Deadline(time.monotonic() + patience_s, TOLD_RESERVE_S)
