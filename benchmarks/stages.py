@@ -128,15 +128,15 @@ config = Config.from_env(os.environ, [])
 with collected("140 certificates", ssl.SSLContext, "load_verify_locations"), stage("first secret (TLS, signature)"):
     admin = secret_store.read_secret(client, config.admin_secret)
 with stage("second and third secret"):
-    targets = {kind: secret_store.read_secret(client, name) for kind, name in config.user_secrets.items()}
+    targets = {kind: secret_store.read_secret(client, name) for kind, name in config.user_secret_names.items()}
 with stage("list of files"):
-    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [])
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, [], [])
 login = config.login(admin.value, [])
 session = Session(login, deadline, config.lock_timeout_ms)
 with stage("connecting (TCP, TLS, SCRAM)"):
     database.connect(login, deadline).close()
 with stage("connecting again, and the session set up"):
-    tables = tracking.TablesFound(*session.open(tracking.tables_question(config)))
+    (tables,) = session.open(tracking.our_tables_question(config))
 with stage("tracking table"):
     state = tracking.read_state(session, config, tables)
 with stage("plan (100 files read and hashed)"):

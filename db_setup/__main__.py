@@ -38,6 +38,7 @@ try:
 except ImportError:
     pglast = None  # type: ignore[assignment]
 
+import failures
 import file_names
 import initializer
 import migration_files
@@ -109,10 +110,7 @@ def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
     if login is None:
         check_secrets_can_be_read()
     elif action == "rotate":
-        raise ConfigError(
-            "rotate writes to secrets: unset DATABASE_URL and set their variables. Nothing was "
-            "touched."
-        )
+        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables")
     event = {"action": action}
     context = OnATerminal(somebody_waits=action == "status" or sys.stderr.isatty())
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, context, login)
@@ -392,12 +390,12 @@ LOGIN_VARIABLES = {
 def check_secrets_can_be_read() -> None:
     if ADMIN_VARIABLE not in os.environ:
         raise ConfigError(
-            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda."
+            f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda"
         )
     if vars(secret_store)["boto3"] is None:
         raise ConfigError(
             "boto3 is missing, which reads secrets: python3 -m pip install boto3, or set "
-            "DATABASE_URL instead."
+            "DATABASE_URL instead"
         )
 
 
@@ -415,7 +413,7 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
     if also_set:
         names = ", ".join(also_set)
         raise ConfigError(
-            f"DATABASE_URL and {names} both say where to connect: unset the one or the other."
+            f"DATABASE_URL and {names} both say where to connect: unset the one or the other"
         )
     given = parse_url(environ["DATABASE_URL"])
     parts = {"port": "5432"}
@@ -438,13 +436,13 @@ def parse_url(url: str) -> dict[str, str]:
     except (psycopg2.Error, ValueError):
         options = "=…&".join(TLS_VARIABLES)
         raise ConfigError(
-            f"DATABASE_URL cannot be read: {URL}; after it only ?{options}=…."
+            f"DATABASE_URL cannot be read: {URL}; after it only ?{options}=…"
         ) from None
     unknown = [part for part in given if part not in (*LOGIN_VARIABLES, *TLS_VARIABLES)]
     if unknown:
         unsupported = ", ".join(unknown)
         supported = ", ".join(TLS_VARIABLES)
-        raise ConfigError(f"DATABASE_URL: {unsupported} is not supported, only {supported}.")
+        raise ConfigError(f"DATABASE_URL: {unsupported} is not supported, only {supported}")
     return given
 
 
@@ -456,7 +454,7 @@ def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
     is_port = re.fullmatch(PORT, parts["port"])
     has_several_hosts = "," in parts.get("host", "")
     if has_stray_at or has_several_hosts or not is_port:
-        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}.")
+        raise ConfigError(f"DATABASE_URL does not name one host and a port (1 to 65535): {URL}")
     missing = [
         f"{part} (or set {LOGIN_VARIABLES[part]})"
         for part in ("host", "user", "dbname")
@@ -464,7 +462,7 @@ def check_parts(parts: Mapping[str, str], given: Mapping[str, str]) -> None:
     ]
     if missing:
         parts_missing = ", no ".join(missing)
-        raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}.")
+        raise ConfigError(f"DATABASE_URL has no {parts_missing}: {URL}")
 
 
 # --- new ------------------------------------------------------------------------------------------
@@ -479,16 +477,16 @@ TEMPLATE = """\
 def write_new(name: str) -> Path:
     """Write an empty migration with the next number; never overwrite a file."""
     problems: list[str] = []
-    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems)
+    files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems, warnings=[])
     if problems:
-        raise MigrationError("; ".join(problems))
+        raise MigrationError("; ".join(problems), state="")
     version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
     path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(TEMPLATE)
     except OSError as exc:
-        raise MigrationError(f"{path}: {exc.strerror}") from exc
+        raise MigrationError(f"{path}: {exc.strerror}", state="") from exc
     return from_here(path)
 
 
@@ -587,72 +585,30 @@ def load_scripts(
             script = migration_files.load_script(file, config.tables)
             refusal = statement_refused_in_transaction(file, script)
         except MigrationError as exc:
-            message, _, _ = str(exc).partition(" Nothing has been applied.")
-            findings.problems.append(message)
+            findings.problems.append(exc.problem)
             continue
         scripts[file] = script
         findings.notes += migration_files.oddities(file.path.name, script)
-        findings.problems += mistakes(file, script)
+        findings.problems += syntax_errors(file, script)
         script.forget_text()
         if refusal:
             findings.problems.append(refusal)
     return scripts
 
 
-COLON = re.compile(r"(?<![:\w\])]):(?![:=])")
-VARIABLE = re.compile(r""":(?:[A-Za-z_]\w*|'[A-Za-z_]\w*'|"[A-Za-z_]\w*")""")
-ODD_SPACE = re.compile("[\u00a0\u2000-\u200f\u202f\ufeff]")
-ADDED_VALUE = re.compile(
-    r"ALTER\s+TYPE\s+(\S+)\s+ADD\s+VALUE\s+(?:IF\s+NOT\s+EXISTS\s+)?('(?:[^']|'')+')", re.IGNORECASE
-)
-
-
-def mistakes(file: Migration, script: Script) -> Iterator[str]:
-    """What the text alone tells that the server will refuse; of a text that people have written."""
-    text = script.text
-    if len(text) > sql_scanner.ONE_MESSAGE or any(piece.data for piece in script.pieces):
-        return
-    code = sql_scanner.without_quotes(text, script.backslash_escapes)
-    with_names = re.sub("--.*", "", text)
-    for found in COLON.finditer(code):
-        name = VARIABLE.match(text, found.start())
-        if name and "[" not in code[max(found.start() - 20, 0) : found.start()]:
-            what = f"{name.group()} is a variable of psql: write the value itself"
-            yield f"{place(file, text, found.start())}: {what}"
-            break
-    odd = ODD_SPACE.search(code)
-    if odd:
-        what = f"this is not a space but U+{ord(odd.group()):04X}: delete it"
-        yield f"{place(file, text, odd.start())}: {what}"
-    for added in ADDED_VALUE.finditer(with_names):
-        type_name, value = added.groups()
-        is_new = re.search(rf"CREATE\s+TYPE\s+{re.escape(type_name)}\s", with_names, re.IGNORECASE)
-        used = value in with_names[added.end() :]
-        if used and not is_new and not script.no_transaction:
-            line, _ = sql_scanner.locate(text, max(text.find(added.group()), 0))
-            yield (
-                f"{file.path.name}:{line}: {value} is added to {type_name} and used in the same "
-                "transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
-            )
-    yield from syntax_errors(file, script)
-
-
-def place(file: Migration, text: str, offset: int) -> str:
-    line, column = sql_scanner.locate(text, offset)
-    return f"{file.path.name}:{line}:{column}"
-
-
 def syntax_errors(file: Migration, script: Script) -> Iterator[str]:
     """What PostgreSQL's own parser says, if pglast is installed, which has it."""
-    if pglast is None:
+    # Rows of COPY are not for it, and who has written a long file was a program.
+    if pglast is None or has_rows(script) or len(script.text) > sql_scanner.ONE_MESSAGE:
         return
     body = script.body_sql()
     try:
         pglast.parse_sql(body)
     except pglast.parser.ParseError as exc:
-        said = exc.args[0]
-        offset = exc.args[1] if len(exc.args) > 1 and exc.args[1] is not None else 0
-        yield f"{place(file, body, offset)}: {said}"
+        said, offset, *_ = (*exc.args, None)
+        line, column = sql_scanner.locate(body, offset or 0)
+        explanation = failures.syntax_explanation(body, offset or 0)
+        yield f"{file.path.name}:{line}:{column}: {said}{explanation}"
 
 
 def statement_refused_in_transaction(file: Migration, script: Script) -> Optional[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
+from common import ConfigError, MigrationError
 from psycopg2 import sql
 
 if TYPE_CHECKING:
@@ -36,20 +37,20 @@ class Table:
     relations: Sequence[int]  # the oids of the table and its sequences
     versions: Optional[Sequence[str]]  # of its rows in the catalogs, where these tell all
 
-    def complaint(self, admin: str) -> Optional[str]:
+    def complaint(self, admin: str) -> Optional[ConfigError]:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
         label = f"public.{self.name}"
         if not self.is_trusted:
-            return (
+            return ConfigError(
                 f"table {label} belongs to {self.owner}, who is not the admin and could decide by "
-                f"it what runs as {admin}. Nothing has been touched. If it is right, as its owner "
-                f"or a superuser: ALTER TABLE {label} OWNER TO {admin}; if not: DROP TABLE "
-                f"{label}; or set MIGRATIONS_TABLE."
+                f"it what runs as {admin}",
+                f"If it is right, as its owner or a superuser: ALTER TABLE {label} OWNER TO "
+                f"{admin}; if not: DROP TABLE {label}; or set MIGRATIONS_TABLE",
             )
         for what, remedy in self.oddities:
-            return (
-                f"table {label} has {what}, which can change what is read or recorded there. "
-                f"Nothing has been touched. {remedy}; then invoke again."
+            return ConfigError(
+                f"table {label} has {what}, which can change what is read or recorded there",
+                f"{remedy}; then invoke again",
             )
         return None
 
@@ -95,20 +96,20 @@ class Watch:
         return found
 
 
-def hiding_complaint(found: Sequence[dict[str, str]], admin: str) -> Optional[str]:
-    """What is said where others hide PostgreSQL's own from a script; see hiding_question."""
+def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
+    """Raise MigrationError for what hides PostgreSQL's own from a script; see hiding_question."""
     if not found:
-        return None
+        return
     remedies = [f"DROP {one['kind']} {one['what']};" for one in found]
     shown = remedies.pop(0)
     while remedies and len(shown) + len(remedies[0]) < REMEDIES_LIMIT:
         shown += f" {remedies.pop(0)}"
     first = found[0]
-    return (
+    raise MigrationError(
         f"{first['what'][:200]} belongs to {first['owner']}, who is not the admin, and has the "
         "name of one of PostgreSQL's or the admin's own: a file that uses that name can run this "
-        f"one as {admin}. Nothing has been applied. As its owner or the admin, unless you rename "
-        f"it: {shown} Then deploy again."
+        f"one as {admin}",
+        f"As its owner or the admin, unless you rename it: {shown} Then deploy again",
     )
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -31,27 +32,53 @@ logger = logging.getLogger("db_setup")
 
 
 class InitializerError(Exception):
-    """What went wrong, where, the state we are in, and the next step.
+    """What went wrong and where, the state we are in, and the next step: the parts of a message.
 
-    At most 1,500 characters and 3,100 bytes, so that CloudFormation can show it.
+    They are put together when the message is read. Which migrations are applied by then, the run
+    adds to whatever ends it: those who raise an error need not know.
     """
 
-    def __init__(self, message: str) -> None:
-        text = printable(message)
+    state = ""  # where no migration was applied in this run
+    tells_time = False  # it says itself that the deadline was the reason, or waited for that long
+
+    def __init__(
+        self, problem: str, step: str = "", state: Optional[str] = None, details: Iterable[str] = ()
+    ) -> None:
+        """`problem` and `step` are without their full stops; `details` are further lines."""
+        super().__init__(problem)
+        self.problem = problem
+        self.step = step
+        self.details = list(details)
+        self.applied: Sequence[str] = ()
+        self.is_late = False  # the deadline has passed
+        if state is not None:
+            self.state = state
+
+    def __str__(self) -> str:
+        """At most 1,500 characters and 3,100 bytes, so that CloudFormation can show it."""
+        state = f"Applied in this run: {shortened(self.applied)}." if self.applied else self.state
+        step = f"{self.step}." if self.step else ""
+        verdict = " ".join(filter(None, [f"{self.problem}.", state, step]))
+        if self.is_late and not self.tells_time:
+            verdict = f"out of time: {verdict}"
+        text = printable("\n".join([verdict, *self.details]))
         if len(text) > MESSAGE_LIMIT:
             text = text[: MESSAGE_LIMIT - 2] + " …"
         while len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) > MESSAGE_BYTES:
             text = text[:-40] + " …"
-        super().__init__(text)
+        return text
 
 
 class ConfigError(InitializerError):
-    """Variables or secrets are wrong; nothing has been touched."""
+    """Variables or secrets are wrong."""
+
+    state = "Nothing has been touched."
 
 
 class ConnectError(InitializerError):
     """The database cannot be reached."""
 
+    state = "Nothing has been changed."
     login_refused = False  # it answered, and does not want this login
     password_accepted = False  # it answered after it had checked the password
     locked_itself_out = False  # by a setting of the login's own
@@ -64,6 +91,9 @@ class OvertakenError(Exception):
 class LockError(InitializerError):
     """Another run holds the lock."""
 
+    state = "This run has changed nothing."
+    tells_time = True
+
 
 class MigrationError(InitializerError):
     """A migration cannot be applied.
@@ -71,6 +101,7 @@ class MigrationError(InitializerError):
     PostgreSQL's error is not its cause: that quotes what must not be shown.
     """
 
+    state = "Nothing has been applied."
     sqlstate = ""  # of PostgreSQL's error, if that is the reason
 
 
@@ -126,7 +157,7 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     In Lambda's JSON format the keys are top-level keys as well.
     """
     phrase = LOG_PREFIX.get() + phrase
-    text = " ".join(f"{key}={_printable(value)}" for key, value in fields.items())
+    text = " ".join(f"{key}={_quoted(value)}" for key, value in fields.items())
     extra = {}
     for key, value in fields.items():
         is_plain = isinstance(value, (int, float, list, dict))
@@ -134,7 +165,8 @@ def log(phrase: str, level: int = logging.INFO, **fields: Any) -> None:
     logger.log(level, "%s%s", phrase, " " + text if text else "", extra=extra)
 
 
-def _printable(value: Any) -> str:
+def _quoted(value: Any) -> str:
+    """A value in a line of the log, in quotes where these are needed to see its end."""
     if isinstance(value, dict):
         value = [f"{key}:{what}" for key, what in value.items()]
     if isinstance(value, (list, tuple)):
@@ -159,10 +191,10 @@ def set_up_logging() -> None:
 
 @dataclass(frozen=True)
 class Deadline:
-    """When this run has to stop, on the monotonic clock; None: never."""
+    """When this run has to stop, on the monotonic clock; by default never."""
 
-    at: Optional[float] = None
-    reserve: float = 0.0  # seconds after the deadline that Lambda still allows
+    at: float = math.inf
+    reserve: float = math.inf  # seconds after the deadline that Lambda still allows
     somebody_waits: bool = False  # and can correct an address that leads nowhere
 
     @classmethod
@@ -175,11 +207,16 @@ class Deadline:
         reserve = min(RESERVE_S, whole / 3)
         return cls(time.monotonic() + whole - reserve, reserve)
 
-    def left(self, otherwise: float) -> float:
-        """Seconds until the deadline, or `otherwise` where there is none."""
-        return otherwise if self.at is None else self.at - time.monotonic()
+    @property
+    def exists(self) -> bool:
+        return self.at < math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds until then; infinitely many where there is no deadline."""
+        return self.at - time.monotonic()
 
     @property
     def is_near(self) -> bool:
         """Too late to begin something: less than half the reserve is left before the deadline."""
-        return self.at is not None and self.left(0) < self.reserve / 2
+        return self.left < self.reserve / 2

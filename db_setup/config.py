@@ -71,10 +71,10 @@ def load_setup(
     secrets = _Secrets(deadline, problems)
     if login is None:
         login = secrets.admin_login(config)
-    user_secrets = secrets.user_secrets(config)
+    user_secrets = secrets.of_users(config)
     warnings: list[str] = []
     files = migration_files.load_migrations(folder, problems, warnings)
-    if config.baseline and not any(config.baseline in migration_files.spellings(f) for f in files):
+    if config.baseline and not migration_files.up_to(files, config.baseline):
         problems.append(
             f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
         )
@@ -82,7 +82,7 @@ def load_setup(
         listed = "; ".join(problems)
         if len(listed) > MISTAKES_LIMIT:
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
-        raise ConfigError(f"{listed}. Nothing has been touched.")
+        raise ConfigError(listed)
     return Setup(config, login, user_secrets, files, secrets.client, warnings, secrets.admin_arn)
 
 
@@ -91,7 +91,7 @@ class Config:
     """The variables, checked."""
 
     admin_secret: str
-    user_secrets: Mapping[Kind, str] = field(default_factory=dict)
+    user_secret_names: Mapping[Kind, str] = field(default_factory=dict)
     create_users: bool = True
     host: Optional[str] = None
     port: Optional[int] = None
@@ -134,12 +134,12 @@ class Config:
                 f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's "
                 "admin login"
             )
-        user_secrets = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
+        user_secret_names = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
         baseline = variables.text("BASELINE")
         prefix_meaning = NAME_MEANING % 41 + ", not beginning with pg_"
         return cls(
             admin_secret=variables.text(ADMIN_VARIABLE) or "",
-            user_secrets={kind: name for kind, name in user_secrets.items() if name},
+            user_secret_names={kind: name for kind, name in user_secret_names.items() if name},
             create_users=variables.flag("CREATE_USERS", default=True) and with_secrets,
             host=variables.text("DB_HOST"),
             port=variables.port("DB_PORT"),
@@ -256,13 +256,13 @@ class _Secrets:
             return None
         return config.login(secret.value, self._problems)
 
-    def user_secrets(self, config: Config) -> dict[Kind, Secret]:
-        """The secrets of the users; each must be another one, and none may be the admin's."""
+    def of_users(self, config: Config) -> dict[Kind, Secret]:
+        """The secrets that receive the users' logins: each another one, and none the admin's."""
         found: dict[Kind, Secret] = {}
         if not config.create_users:
             return found
         seen: list[str] = []
-        for kind, name in config.user_secrets.items():
+        for kind, name in config.user_secret_names.items():
             variable = USER_VARIABLES[kind]
             if secret_store.same_secret(name, config.admin_secret):
                 self._problems.append(f"{variable}: secret {shown(name)} {IS_ADMINS}")
@@ -286,7 +286,7 @@ class _Secrets:
             self.client = self.client or secret_store.secrets_client(self._deadline)
             return secret_store.read_secret(self.client, name)
         except ConfigError as exc:
-            self._problems.append(f"{variable}: {exc}")
+            self._problems.append(f"{variable}: {exc.problem}")
             is_lost = isinstance(exc, secret_store.UnreachableError)
             self._is_unreachable = is_lost or self.client is None
             return None

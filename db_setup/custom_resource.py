@@ -57,7 +57,7 @@ def answer(
     if not isinstance(url, str) or not S3.fullmatch(url):
         raise ConfigError(
             f"{shown(str(kind))} request: its ResponseURL is not an https address of Amazon S3, "
-            "so nothing is sent there. Nothing has been touched."
+            "so nothing is sent there"
         )
     try:
         # An unknown kind is refused as an unknown action.
@@ -109,7 +109,8 @@ def send(url: str, data: bytes) -> None:
                     f"timeout: {request.host} cannot be reached or refuses the answer ({exc}). "
                     "Give the function a way to Amazon S3: a NAT gateway, or a gateway endpoint "
                     "for S3 in the route tables of its subnets, and port 443 open in its "
-                    "security group."
+                    "security group",
+                    state="",
                 ) from exc
             log("CloudFormation not answered yet", logging.WARNING, attempt=attempt, reason=exc)
             time.sleep(PAUSE_S)

@@ -36,7 +36,6 @@ NOTICES_LIMIT = 200  # lines of the log for each file
 LOOK_AGAIN_S = 0.5
 TELL_AGAIN_S = 15  # the same reason for waiting
 PQERRORS_TERSE, PQERRORS_DEFAULT = range(2)  # of libpq
-NOTHING_CHANGED = "Nothing has been changed."
 
 
 class MemoryFullError(Exception):
@@ -65,18 +64,15 @@ class Login:
         return f"{self.username}@{self.endpoint.host}:{self.endpoint.port}/{self.endpoint.dbname}"
 
 
-def connect(
-    login: Login, deadline: Deadline, state: str = NOTHING_CHANGED, is_trial: bool = False
-) -> Connection:
+def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connection:
     """Connect; try again while the server starts, resumes or is not reachable yet.
 
     A refused login is not tried again; nor, in a trial, one of which the server has checked the
     password; nor a wrong address where somebody waits at a terminal.
 
-    Gives up after 90 s or at the deadline with a ConnectError that says what to check, and then
-    `state`.
+    Gives up after 90 s or at the deadline with a ConnectError that says what to check.
     """
-    end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left(CONNECT_PATIENCE_S))
+    end = time.monotonic() + min(CONNECT_PATIENCE_S, deadline.left)
     pause = 0.5
     told = ""
     tell_again = 0.0
@@ -91,9 +87,7 @@ def connect(
             is_proved = is_trial and re.search(PASSWORD_ACCEPTED, said) is not None
             can_pass = problem.can_pass and not (problem.is_address and deadline.somebody_waits)
             if not can_pass or is_proved or time.monotonic() + pause > end:
-                error = ConnectError(
-                    f"cannot connect to {login}: {problem.advice} ({said[:300]}). {state}"
-                )
+                error = ConnectError(f"cannot connect to {login}: {problem.advice} ({said[:300]})")
                 error.login_refused = re.search(REFUSED, said) is not None
                 error.password_accepted = re.search(PASSWORD_ACCEPTED, said) is not None
                 error.locked_itself_out = re.search(LOCKED_ITSELF_OUT, said) is not None

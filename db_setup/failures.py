@@ -28,7 +28,11 @@ from outcomes import (
     SAVEPOINT,
     SAVEPOINT_GONE,
     SYNTAX_ERROR,
+    Ending,
+    FailedStep,
     Failure,
+    Index,
+    Place,
 )
 from session import RETRYABLE
 from sql_scanner import ONE_MESSAGE, Script, Statement, first_string_offset, locate
@@ -60,7 +64,7 @@ def placed_by_names(
     found = list(_statements_meant(script, failure, statements))
     if len(found) == 1:
         return replace(failure, offset=found[0].start)
-    return replace(failure, offset=len(script.text), anywhere=True)
+    return replace(failure, offset=len(script.text), place=Place.UNKNOWN)
 
 
 def _statements_meant(
@@ -106,16 +110,18 @@ def describe(script: Script, failure: Failure) -> str:
     """What PostgreSQL said and its SQLSTATE, in one line, without data of rows."""
     if failure.error is None:
         return failure.refusal
-    if _sets_secret(script, failure):
+    sets_secret = _sets_secret(script, failure)  # which takes its time in a long file
+    if sets_secret:
         said = "PostgreSQL's words are not shown, since this statement can set a password"
     else:
         said = failure.error.diag.message_primary or str(failure.error)
         said = " ".join(said.split())
         said = _unless_masked(_mask(script, failure)(said)[:400])
-    if failure.sqlstate == SYNTAX_ERROR and failure.exact and not _sets_secret(script, failure):
-        said += _syntax_explanation(script.text, failure.offset)
+    is_exact = failure.place is Place.EXACT
+    if failure.sqlstate == SYNTAX_ERROR and is_exact and not sets_secret:
+        said += syntax_explanation(script.text, failure.offset)
     sqlstate = failure.sqlstate or "no answer"
-    when = ", which showed at the end of the file" if failure.at_end else ""
+    when = ", which showed at the end of the file" if failure.place is Place.END else ""
     return f"{said} ({sqlstate}){when}"
 
 
@@ -160,12 +166,12 @@ def said_of_ours(error: psycopg2.Error, raised_by: Sequence[str] = ()) -> str:
 
 
 def _sets_secret(script: Script, failure: Failure) -> bool:
-    if failure.in_rows or failure.at_end:
+    if failure.place in (Place.ROW, Place.END):
         return False
     return masking.sets_secret(script.text, failure.offset, script.backslash_escapes)
 
 
-def _syntax_explanation(text: str, offset: int) -> str:
+def syntax_explanation(text: str, offset: int) -> str:
     """What the server could not know about the characters that it stumbled over."""
     at = text[offset : offset + 2]
     if re.match(r""":[A-Za-z_'"]""", at):
@@ -183,157 +189,144 @@ def _syntax_explanation(text: str, offset: int) -> str:
 # --- The state, and what to do --------------------------------------------------------------------
 
 
-def state_and_step(
-    script: Script,
-    failure: Failure,
-    blocked_by: Sequence[str] = (),
-    extensions: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """What has stayed or was rolled back, and what to do; the first case that applies.
+class Situation(NamedTuple):
+    """What is known besides the failure itself."""
 
-    `extensions` are those that the database has, each with its schema.
-    """
-    if failure.refusal and not failure.is_temporary:
+    blocked_by: Sequence[str] = ()
+    extensions: Mapping[str, str] = MappingProxyType({})  # of the database, each with its schema
+    is_dry_run: bool = False  # nothing stays
+
+
+def state_and_step(script: Script, failure: Failure, situation: Situation) -> str:
+    """What has stayed or was rolled back, and what to do, without the last full stop."""
+    if failure.ending is Ending.REFUSED:
         return (
             "The statements that have run stay applied. Then deploy again: the run continues after "
-            "them."
+            "them"
         )
-    if failure.connection_lost:
-        return _state_and_step_of_lost(failure)
-    if failure.sqlstate in RETRYABLE or (failure.cancelled and blocked_by):
-        return _state_and_step_of_blocked(failure, blocked_by)
-    if failure.cancelled:
-        return _state_and_step_of_cancelled(failure)
-    if failure.in_steps and script.statement_count > 1:
-        return _state_and_step_of_marked(script, failure, extensions)
-    return _state_and_step_of_transaction(script, failure, extensions)
+    if failure.ending is Ending.LOST:
+        return _after_lost_connection(failure, situation)
+    state = _state(failure, situation)
+    if failure.sqlstate in RETRYABLE or (failure.was_stopped and situation.blocked_by):
+        how = "It conflicted with other sessions each time"
+        if failure.was_stopped:
+            how = f"{_who_stopped(failure)} while others blocked it"
+        return f"{state} {how}{_when_unblocked(situation.blocked_by)}"
+    if failure.was_stopped:
+        return f"{state} {_who_stopped(failure)}. {_when_stopped(failure, situation)}"
+    if failure.step and script.statement_count > 1:
+        step = _step(advice(script, failure, situation.extensions))
+        return f"{state} {step}{_continues(failure.step, situation)}"
+    return _after_transaction(script, failure, situation)
 
 
-def _state_and_step_of_lost(failure: Failure) -> str:
+def _after_lost_connection(failure: Failure, situation: Situation) -> str:
     """After a lost connection nobody can say what the server has done."""
-    if failure.rehearsed:
-        return "The connection was lost, and the dry run with it: nothing of it stays. Try again."
-    if failure.still_building:
-        return (
-            "The connection was closed; the server continues the build, and holds the lock until "
-            "it is done. Then invoke again: a finished index is recorded, an unfinished one is "
-            "built again."
-        )
-    if failure.still_building is False:
-        return (
-            "The connection was lost, and the server does not build any more: an unfinished index "
-            "is left INVALID. Invoke again: a finished index is recorded, an unfinished one is "
-            "dropped and built again."
-        )
-    if failure.builds_index:
-        return (
-            "The connection was lost during an index build, which the server may continue. Invoke "
-            "again: the run waits for it, records a finished index, and builds an INVALID one "
-            "again."
-        )
-    unit = "this statement" if failure.in_steps else "the file"
-    if failure.unit_line:
-        unit = "this transaction"
+    if situation.is_dry_run:
+        return "The connection was lost, and the dry run with it: nothing of it stays. Try again"
+    if failure.index in AFTER_LOST_BUILD:
+        return AFTER_LOST_BUILD[failure.index]
+    unit = "the file"
+    if failure.step:
+        unit = "this transaction" if failure.step.line else "this statement"
     return (
         f"The connection was lost; the server rolls {unit} back unless it had just finished; "
-        "the tracking table shows which. Invoke again."
+        "the tracking table shows which. Invoke again"
     )
 
 
-def _state(failure: Failure) -> str:
-    if not failure.earlier_stay or failure.rehearsed:
-        return f"Rolled back.{_index_that_failed(failure)}"
-    if failure.unit_line:
+AFTER_LOST_BUILD = {
+    Index.BUILDING: (
+        "The connection was closed; the server continues the build, and holds the lock until it is "
+        "done. Then invoke again: a finished index is recorded, an unfinished one is built again"
+    ),
+    Index.ABANDONED: (
+        "The connection was lost, and the server does not build any more: an unfinished index is "
+        "left INVALID. Invoke again: a finished index is recorded, an unfinished one is dropped "
+        "and built again"
+    ),
+    Index.UNKNOWN: (
+        "The connection was lost during an index build, which the server may continue. Invoke "
+        "again: the run waits for it, records a finished index, and builds an INVALID one again"
+    ),
+}
+# Where the build itself failed, outside of any transaction.
+AFTER_FAILED_BUILD = {
+    Index.NONE: "",
+    Index.DROPPED: " The unfinished index was dropped.",
+    Index.UNKNOWN: " An unfinished index may be left INVALID: the next run drops it.",
+}
+
+
+def _state(failure: Failure, situation: Situation) -> str:
+    index = AFTER_FAILED_BUILD[failure.index]
+    if failure.step is None or failure.step.is_first or situation.is_dry_run:
+        return f"Rolled back.{index}"
+    if failure.step.line:
         return (
-            f"The transaction that begins in line {failure.unit_line} is rolled back. The "
+            f"The transaction that begins in line {failure.step.line} is rolled back. The "
             "statements before it have run and stay applied: do not edit them."
         )
-    stays = "The statements before this one have run and stay applied: do not edit them."
-    return f"{stays}{_index_that_failed(failure)}"
+    return f"The statements before this one have run and stay applied: do not edit them.{index}"
 
 
-def _index_that_failed(failure: Failure) -> str:
-    """What became of the index whose build has failed, outside of any transaction."""
-    if failure.index_dropped:
-        return " The unfinished index was dropped."
-    if failure.builds_index:
-        return " An unfinished index may be left INVALID: the next run drops it."
-    return ""
-
-
-def _state_and_step_of_blocked(failure: Failure, blocked_by: Sequence[str]) -> str:
-    who, step = _by_whom(blocked_by)
-    if failure.cancelled:
-        how = f"{_who_stopped(failure)} while others blocked it"
-        return f"{_state(failure)} {how}{who}. I{step}."
-    how = "It conflicted with other sessions each time"
-    return f"{_state(failure)} {how}{who}: i{step}."
-
-
-def _state_and_step_of_cancelled(failure: Failure) -> str:
-    to_go_on = "" if failure.rehearsed else " to go on"
-    said = f"{_state(failure)} {_who_stopped(failure)}. Invoke again{to_go_on}"
-    if not failure.out_of_time:
-        return f"{said}."
-    return f"{said}; if it needs longer than the function's timeout, raise that or split the file."
+def _continues(step: FailedStep, situation: Situation) -> str:
+    """Where the next run continues a script of which some statements have run."""
+    if step.is_first or situation.is_dry_run:
+        return ""
+    return f": the run continues in line {step.line}" if step.line else ": the run continues here"
 
 
 def _who_stopped(failure: Failure) -> str:
-    if failure.out_of_time:
+    if failure.ending is Ending.DEADLINE:
         return "The deadline stopped it"
     return "An administrator or another session cancelled it"
 
 
-def _by_whom(blocked_by: Sequence[str]) -> tuple[str, str]:
-    """Who blocked it; and the next step, without its first letter."""
-    step = "nvoke again when they are done"
-    if not blocked_by:
-        return "", step
+def _when_stopped(failure: Failure, situation: Situation) -> str:
+    to_go_on = "" if situation.is_dry_run else " to go on"
+    if failure.ending is not Ending.DEADLINE:
+        return f"Invoke again{to_go_on}"
+    return (
+        f"Invoke again{to_go_on}; if it needs longer than the function's timeout, raise that or "
+        "split the file"
+    )
+
+
+def _when_unblocked(blocked_by: Sequence[str]) -> str:
+    """The sessions and prepared transactions that blocked it, and the next step."""
+    who = f" ({', '.join(blocked_by)})" if blocked_by else ""
+    step = f"{who}. Invoke again when they are done"
     ends = []
     if any(blocker.startswith("pid") for blocker in blocked_by):
         ends.append("SELECT pg_terminate_backend(PID)")
     if any(not blocker.startswith("pid") for blocker in blocked_by):
         ends.append("ROLLBACK PREPARED 'NAME'")
-    return f" ({', '.join(blocked_by)})", f"{step}, or end them: {', '.join(ends)}"
+    return f"{step}, or end them: {', '.join(ends)}" if ends else step
 
 
-def _state_and_step_of_marked(
-    script: Script, failure: Failure, extensions: Mapping[str, str]
-) -> str:
-    """Of a file marked -- no-transaction."""
-    step = _step(advice(script, failure, extensions))
-    if failure.rehearsed or not failure.earlier_stay:
-        return f"{_state(failure)} {step}."
-    if failure.unit_line:
-        return f"{_state(failure)} {step}: the run continues in line {failure.unit_line}."
-    return f"{_state(failure)} {step}: the run continues here."
-
-
-def _state_and_step_of_transaction(
-    script: Script, failure: Failure, extensions: Mapping[str, str]
-) -> str:
+def _after_transaction(script: Script, failure: Failure, situation: Situation) -> str:
     """Of a file that is one transaction."""
-    instead = advice(script, failure, extensions)
+    instead = advice(script, failure, situation.extensions)
     if failure.sqlstate == COMMITS_ITSELF:
         return (
             "Rolled back. A block that commits by itself needs a file without a transaction: write "
             "-- no-transaction in the first line, make sure that the block can be repeated, and "
-            "deploy again."
+            "deploy again"
         )
     has_own_advice = failure.sqlstate == IN_TRANSACTION and instead != ""
     if failure.sqlstate in NOT_IN_TRANSACTION and script.statement_count > 1 and not has_own_advice:
         return (
             "Rolled back. This file of several statements is one transaction: put the statement "
-            "into a file of its own, or write -- no-transaction in the first line, and deploy "
-            "again."
+            "into a file of its own, or write -- no-transaction in the first line, and deploy again"
         )
     if failure.sqlstate == SAVEPOINT_GONE and SAVEPOINT in str(failure.error):
         return (
             "A statement of this file has ended the file's transaction: what ran before it is "
             "committed, but the file is not recorded. Check what it has done, make the "
-            "file repeatable, and deploy again."
+            "file repeatable, and deploy again"
         )
-    return f"{_state(failure)} {_step(instead)}."
+    return f"{_state(failure, situation)} {_step(instead)}"
 
 
 def _step(instead: str) -> str:
@@ -371,7 +364,7 @@ def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> s
         detail = failure.error.diag.message_detail or ""
         said = f"{said} {detail}"
     before = ""
-    if failure.exact:
+    if failure.place is Place.EXACT:
         before = script.text[max(failure.offset - 60, 0) : failure.offset]
     after = script.text[failure.offset : failure.offset + 300]
     for mistake in MISTAKES:
@@ -382,14 +375,11 @@ def advice(script: Script, failure: Failure, extensions: Mapping[str, str]) -> s
 
 
 def _is_about_new_rows(script: Script, failure: Failure) -> bool:
-    """It is a row that the script writes which breaks the constraint."""
-    context = ""
-    if failure.error:
-        context = failure.error.diag.context or ""
-    if failure.anywhere:
-        return True  # which nothing tells
-    writes_rows = ROWS.match(script.text, failure.offset) is not None
-    return writes_rows or failure.in_rows or failure.at_end or "PL/pgSQL" in context
+    """It is, or may be, a row that the script writes which breaks the constraint."""
+    if failure.place in (Place.ROW, Place.END, Place.UNKNOWN):
+        return True
+    context = failure.error.diag.context if failure.error else None
+    return "PL/pgSQL" in (context or "") or ROWS.match(script.text, failure.offset) is not None
 
 
 def _missing_extension(code: str, said: str) -> str:
@@ -409,8 +399,7 @@ def _missing_extension(code: str, said: str) -> str:
 def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] = ()) -> str:
     """What to do where a statement of ours failed: one sentence without its full stop."""
     if sqlstate in RETRYABLE:
-        who, step = _by_whom(blocked_by)
-        return f"Other sessions blocked it{who}. I{step}"
+        return f"Other sessions blocked it{_when_unblocked(blocked_by)}"
     for pattern, step in STEPS_OUTSIDE_OF_SCRIPTS:
         if re.search(pattern, f"{sqlstate} {said}"):
             return step
@@ -485,13 +474,15 @@ def details(script: Script, failure: Failure) -> Iterator[str]:
         yield from _line_of_statement(script, failure)
         name, unit, number = function.groups()
         yield f"IN: function {name}, its {unit} {number}"
-    elif failure.cancelled or failure.anywhere:
+    elif failure.was_stopped or failure.place is Place.UNKNOWN:
         yield from _line_of_statement(script, failure)
     else:
         yield from _line_of_do_block(script, failure, int(function.group(3)))
-    if failure.error and not _sets_secret(script, failure):
+    if failure.error:
         is_about_rows = failure.sqlstate[:2] in ABOUT_ROWS
-        yield from _fields(failure.error.diag, is_about_rows, _mask(script, failure))
+        fields = list(_fields(failure.error.diag, is_about_rows, _mask(script, failure)))
+        if fields and not _sets_secret(script, failure):
+            yield from fields
 
 
 def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> Iterator[str]:
@@ -506,21 +497,20 @@ def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> It
 
 def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
     if _is_place_known(failure) and not _may_show_row(script, failure):
-        yield from excerpt(script.text, failure.offset, failure.exact, script.backslash_escapes)
+        exact = failure.place is Place.EXACT
+        yield from excerpt(script.text, failure.offset, exact, script.backslash_escapes)
 
 
 def _is_place_known(failure: Failure) -> bool:
-    if failure.exact:
-        return True
-    if failure.anywhere:
-        return False
-    has_ended = failure.connection_lost or failure.cancelled or failure.sqlstate == SAVEPOINT_GONE
-    return not has_ended and not failure.at_end
+    if failure.place in (Place.STATEMENT, Place.ROW):
+        has_ended = failure.was_stopped or failure.ending is Ending.LOST
+        return not has_ended and failure.sqlstate != SAVEPOINT_GONE
+    return failure.place is Place.EXACT
 
 
 def _may_show_row(script: Script, failure: Failure) -> bool:
     """The line can contain values that were to be written into a table."""
-    if failure.in_rows:
+    if failure.place is Place.ROW:
         return True
     if failure.sqlstate[:2] not in ABOUT_ROWS:
         return False
@@ -529,7 +519,7 @@ def _may_show_row(script: Script, failure: Failure) -> bool:
 
 def _start_of_statement(script: Script, failure: Failure) -> int:
     """Where the statement begins that failed."""
-    if failure.exact:
+    if failure.place is Place.EXACT:
         for statement in script.statements():
             if statement.start <= failure.offset < statement.end:
                 return statement.start
@@ -724,20 +714,9 @@ MISTAKES = (
     ),
     Mistake(
         IN_TRANSACTION,
-        said="",
-        after=r"^\s*DO\b",
-        advice="Write it as a statement of its own, outside of the block",
-    ),
-    Mistake(
-        IN_TRANSACTION,
-        said="cannot be executed from a function",
-        advice="Write it as a statement of its own, outside of the function",
-    ),
-    Mistake(
-        IN_TRANSACTION,
-        said="cannot run inside a transaction block",
-        after=r"^\s*(CALL|SELECT)\b",
-        advice="Write what the function does as a statement of its own",
+        said="executed from a function|cannot run inside a transaction block",
+        after=r"^\s*(DO|CALL|SELECT|INSERT|UPDATE|DELETE|WITH)\b",
+        advice="Write it as a statement of its own, outside of any block or function",
     ),
     Mistake(
         IN_TRANSACTION,
@@ -813,14 +792,9 @@ MISTAKES = (
         advice="First REASSIGN OWNED BY this role TO another, and DROP OWNED BY this role",
     ),
     Mistake(
-        "2BP01",
-        said="",
+        "2BP01|0A000|42601",
+        said=r"\bdepend|\bused (by|in) a",
         advice="First DROP what depends on it, and CREATE that again afterwards, in the same file",
-    ),
-    Mistake(
-        "0A000|42601",
-        said=r"\bused (by|in) a",
-        advice="First DROP what uses it, and CREATE that again afterwards, in the same file",
     ),
     Mistake(
         CANCELLED,  # by none of those that state_and_step knows

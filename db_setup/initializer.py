@@ -83,7 +83,16 @@ from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
 from migration_files import Migration
-from outcomes import CANCELLED, LOCK_TIMEOUT, Failure, NotTried, Outcome, Success
+from outcomes import (
+    CANCELLED,
+    LOCK_TIMEOUT,
+    Ending,
+    Failure,
+    NotTried,
+    Outcome,
+    Place,
+    Success,
+)
 from outside import Reach
 from planning import Plan
 from psycopg2 import sql
@@ -92,7 +101,7 @@ from report import Report
 from secret_store import Secret
 from session import LOCK_KEY, RETRYABLE, Session
 from sql_scanner import Script
-from tracking import State, TablesFound
+from tracking import State
 
 __version__ = "1.1.0"
 __all__ = [
@@ -105,6 +114,7 @@ __all__ = [
     "handler",
 ]
 
+OurTables = Sequence[dict[str, Any]]  # what is known of them, see boundary.our_tables_question
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 
@@ -163,8 +173,8 @@ def run(
     this_run = Run(setup, session, report, request_id)
     try:
         with errors_explained(this_run):
-            answer = session.open(tracking.tables_question(setup.config))
-            ACTIONS[report.action](this_run, TablesFound(*answer))
+            (found,) = session.open(tracking.our_tables_question(setup.config))
+            ACTIONS[report.action](this_run, found)
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
@@ -213,7 +223,7 @@ class Run:
         self.report.warn([*self.users.warnings, *self.users.outsiders(known)])
 
 
-def migrate(run: Run, found: TablesFound) -> None:
+def migrate(run: Run, found: OurTables) -> None:
     """Bring the database to the state of the folder."""
     if nothing_to_do(run, found):
         return
@@ -223,7 +233,7 @@ def migrate(run: Run, found: TablesFound) -> None:
     ensure_users(run)
 
 
-def nothing_to_do(run: Run, found: TablesFound) -> bool:
+def nothing_to_do(run: Run, found: OurTables) -> bool:
     """Database and users are as they should be: the lock need not be taken."""
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
@@ -245,7 +255,7 @@ def nothing_to_do(run: Run, found: TablesFound) -> bool:
     return True
 
 
-def plan_pending(run: Run) -> list[Pending]:
+def plan_pending(run: Run) -> list[PendingFile]:
     """The files that are to be applied, with the tracking table and the groups ready for them.
 
     What cannot work is refused before anything has run.
@@ -259,8 +269,8 @@ def plan_pending(run: Run) -> list[Pending]:
     refuse_edited(run, plan)
     warn_of_oddities(run, state, plan)
     pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
-    for one in pending:
-        run.report.warn(migration_files.oddities(one.name, one.script))
+    for each in pending:
+        run.report.warn(migration_files.oddities(each.name, each.script))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -290,12 +300,6 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
     revoke_rights_on_our_tables(run, state.excess)
-    if plan.example:
-        tracking.remove_example(session, config, plan.example)
-        run.report.warn(
-            ["the example was replaced: its empty tables users and products were dropped"]
-        )
-        state, plan = read_state_and_plan(run)
     if plan.filled:
         tracking.forget(session, config, plan.filled)
         names = shortened([row.name for row in plan.filled])
@@ -318,12 +322,14 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     """
     session = run.session
     config = run.setup.config
-    found = TablesFound(*session.query(tracking.tables_question(config, before_files=True))[0])
+    both = sql.SQL("SELECT ({}), ({})").format(
+        tracking.our_tables_question(config), boundary.hiding_question(config.limited_roles)
+    )
+    ((found, hiding),) = session.query(both)
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
-    complaint = boundary.hiding_complaint(found.hiding, session.login.username)
-    if complaint and plan.pending:
-        raise MigrationError(complaint)
+    if plan.pending:
+        boundary.refuse_hiding(hiding, session.login.username)
     return state, plan
 
 
@@ -332,12 +338,12 @@ def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     if not statements:
         return
     closing = sql.SQL("; ".join(statements))
-    run.session.with_retries(lambda: run.session.query_in_transaction(closing))
+    run.session.with_retries(lambda: run.session.query_all_or_none(closing))
     text = "rights on our tables that nobody should have were taken back"
     run.report.warn(f"{text}: {statement}" for statement in statements)
 
 
-def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
+def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
     """Apply the files in order.
 
     Where one has changed the session, the next one gets a new session.
@@ -345,22 +351,21 @@ def apply_pending(run: Run, pending: Sequence[Pending]) -> None:
     remaining = list(pending)
     while remaining:
         started = time.monotonic()
-        one = with_text(run.session, remaining.pop(0))
-        outcome = apply_migration(run, one, more_follow=bool(remaining))
+        file = with_text(run.session, remaining.pop(0))
+        outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
-            raise failed(run, one, outcome)
-        note_applied(run, one.name, started)
-        one.script.forget_text()
-        if isinstance(outcome, Success):
-            tables, row_count = outcome.answer
-            undo_changes_of_our_tables(run, one.name, tables)
-            if row_count < len(run.recorded):
-                restore_rows(run, one.name)
+            raise failed(run, file, outcome)
+        assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
+        note_applied(run, file.name, started)
+        file.script.forget_text()
+        tables, row_count = outcome.answer
+        undo_changes_of_our_tables(run, file.name, tables)
+        if row_count < len(run.recorded):
+            restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
-            log(text, logging.WARNING, migration=one.name)
-        is_fresh = isinstance(outcome, Success) and outcome.is_fresh
-        session_serves = outcome.kept_lock and (is_fresh or not remaining)
+            log(text, logging.WARNING, migration=file.name)
+        session_serves = outcome.kept_lock and (outcome.is_fresh or not remaining)
         if not session_serves and not resume_in_new_session(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)
@@ -376,11 +381,11 @@ def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> No
         return
     repairs = sql.SQL("; ".join(done))
     ours = run.setup.config.tables
-    session.with_retries(lambda: session.query_in_transaction(repairs), tables=ours)
+    session.with_retries(lambda: session.query_all_or_none(repairs), tables=ours)
     ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
     excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
     if excess:  # a new owner has the rights that the old one gave
-        session.query_in_transaction(sql.SQL("; ".join(excess)))
+        session.query_all_or_none(sql.SQL("; ".join(excess)))
     text = f"{name} changed who may do what with our tables, which was undone"
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
@@ -395,7 +400,7 @@ def restore_rows(run: Run, name: str) -> None:
     run.recorded = [known for known in still_there if known not in lost] + lost
 
 
-def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
+def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
     """Go on in a new session, if that has the lock and the plan still holds.
 
     It does if nobody has recorded anything since, no file can have run in part, and strings are
@@ -405,7 +410,7 @@ def resume_in_new_session(run: Run, remaining: Sequence[Pending]) -> bool:
     has_lock, (recorded, no_marks) = run.session.resume(question)
     is_same = file_names.normal(recorded) == "/".join(run.recorded)
     backslashes = reads_backslashes(run.session)
-    reads_as_before = all(one.script.backslash_escapes is backslashes for one in remaining)
+    reads_as_before = all(each.script.backslash_escapes is backslashes for each in remaining)
     return has_lock and no_marks and is_same and reads_as_before
 
 
@@ -454,7 +459,7 @@ def asked_action(event: Any) -> str:
     what = f"action {action!r:.60}" if "action" in asked else "this event"
     raise ConfigError(
         f'{what} is not for db_setup: send {{}}, or {{"action": …}} with one of '
-        f"{', '.join(ACTIONS)}. Nothing has been touched."
+        f"{', '.join(ACTIONS)}"
     )
 
 
@@ -465,16 +470,16 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
         return False
     beginnings = {}
     for name, file in plan.pending:
-        one = with_text(run.session, scan_file(run, name, file, state, plan))
-        checksum = script_runner.first_checksum(one.script)
-        one.script.forget_text()
-        in_steps = one.script.no_transaction or one.script.statement_count == 1
+        script = with_text(run.session, scan_file(run, name, file, state, plan)).script
+        checksum = script_runner.first_checksum(script)
+        script.forget_text()
+        in_steps = script.no_transaction or script.statement_count == 1
         if in_steps and file.name not in state.unfinished and checksum:
             beginnings[checksum] = file.name
     return tracking.move_marks(run.session, run.setup.config, gone, beginnings)
 
 
-class Pending(NamedTuple):
+class PendingFile(NamedTuple):
     """A file that is to be applied, and recorded as `name`."""
 
     name: str
@@ -482,7 +487,7 @@ class Pending(NamedTuple):
     script: Script
 
 
-def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> Pending:
+def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> PendingFile:
     """The file, looked through once in a run.
 
     Its text is read again later: memory stays that of one file.
@@ -497,7 +502,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
         scripts[migration, backslashes] = script
     if migration.name in state.unfinished:
         script = replace(script, no_transaction=True)
-    return Pending(name, migration, script)
+    return PendingFile(name, migration, script)
 
 
 def reads_backslashes(session: Session) -> bool:
@@ -514,11 +519,14 @@ def refuse_edited(run: Run, plan: Plan) -> None:
     if len(plan.edited) > 1:
         when = f"the first {when}"
     names, edited = edited_files(plan)
+    drop = ""
+    if row.checksum == planning.EXAMPLE:
+        drop = ", which can begin with DROP TABLE products, users; (the example's)"
     raise MigrationError(
-        f"{names}: {edited} ({when}), which has no effect on this database. Nothing has "
-        "been applied. Restore what was applied, and put the change (git log -p -- "
-        f"'*{file.path.name}' shows it) into a new "
-        'file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true".'
+        f"{names}: {edited} ({when}), which has no effect on this database",
+        f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows "
+        f"it) into a new file{drop}; or accept the difference with "
+        'ALLOW_EDITED_MIGRATIONS="true"',
     )
 
 
@@ -554,7 +562,7 @@ def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
 # --- Applying a file --------------------------------------------------------------------------
 
 
-def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
+def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     """Apply a file and record it, both or neither; what blocks it for a moment is tried again.
 
     If `more_follow`, a session that is not as a new one would be releases the lock for the next
@@ -563,12 +571,12 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
     session = run.session
     config = run.setup.config
     if session.deadline.is_near:
-        raise MigrationError(out_of_time_message(session, run.report.action))
-    script = one.script
-    marks = Marks(config.marks, one.migration.name)
+        raise out_of_time(session, run.report.action)
+    script = file.script
+    marks = Marks(config.marks, file.migration.name)
     question_sql = tracking.after_file_question(config, run.watch).as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
-        hashes: Callable[[], Sequence[str]] = partial(hashes_of, one.migration, script)
+        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
         if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
@@ -577,7 +585,7 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
-            record_sql = tracking.record_sql(session, config, one.name, hashes())
+            record_sql = tracking.record_sql(session, config, file.name, hashes())
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -587,19 +595,19 @@ def apply_migration(run: Run, one: Pending, more_follow: bool) -> Outcome:
             )
 
         runner = script_runner.ScriptRunner(session, script, marks, final_sql)
-        with session.working_on(one.name):
-            return runner.run(migration=one.name)
+        with session.working_on(file.name):
+            return runner.run(migration=file.name)
 
 
-def with_text(session: Session, one: Pending) -> Pending:
+def with_text(session: Session, file: PendingFile) -> PendingFile:
     """The file with its text, and without the settings that only newer servers know."""
-    script = one.script.without_settings_unknown_to(session.server_version)
+    script = file.script.without_settings_unknown_to(session.server_version)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
             phrase = "column stamps of another server left out"
-        log(phrase, logging.WARNING, migration=one.name, setting=setting)
-    return one._replace(script=script)
+        log(phrase, logging.WARNING, migration=file.name, setting=setting)
+    return file._replace(script=script)
 
 
 def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
@@ -608,71 +616,74 @@ def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
     return script.checksum, sha256
 
 
-def failed(run: Run, one: Pending, failure: Failure) -> MigrationError:
-    """The error without PostgreSQL's own, which quotes what must not be shown."""
+ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
+NOTHING_APPLIED = "Applied in this run: nothing."
+
+
+def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
+    """file:line:column, what PostgreSQL said, the state, the next step: without row data.
+
+    PostgreSQL's own error, which quotes that, is not a part of it.
+    """
     failure = replace(failure, raised_by=run.session.raised_by(failure.error))
-    error = MigrationError(failure_message(run, one, failure))
+    script = file.script
+    line, column = sql_scanner.locate(script.text, failure.offset)
+    place = f"{file.migration.path.name}:{line}"
+    if failure.place is Place.EXACT:
+        place = f"{place}:{column}"
+    has_ended = failure.was_stopped or failure.ending is Ending.LOST
+    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
+        place = file.migration.path.name  # nothing tells how far the server was
+    extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
+    situation = failures.Situation(
+        run.session.activity.blocked_by, extensions, isinstance(run.session, Rehearsal)
+    )
+    sentences = [
+        failures.describe(script, failure),
+        failures.state_and_step(script, failure, situation),
+    ]
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    if file.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
+        sentences.append(
+            f"No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
+            f"because its tables existed. If {file.name} was applied as well, set "
+            f'BASELINE="{file.name}", or a later file that the database has, and deploy again'
+        )
+    if not_recorded:  # for which the file is not to blame
+        place = file.migration.path.name
+        state = "The file ran, and is rolled back"
+        if failure.step:
+            state = "The file ran, and does not run again"
+        sentences = [not_recorded, state, "Deploy again then"]
+    waiting = shortened(run.session.pending[1:])
+    error = MigrationError(
+        f"{place}: {'. '.join(sentences)}",
+        f"Not tried: {waiting}" if waiting else "",
+        state=NOTHING_APPLIED,
+        details=() if not_recorded else failures.details(script, failure),
+    )
     error.sqlstate = failure.sqlstate
     return error
 
 
-ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
-
-
-def failure_message(run: Run, one: Pending, failure: Failure) -> str:
-    """file:line:column, what PostgreSQL said, the state, the next step: without row data."""
-    script = one.script
-    line, column = sql_scanner.locate(script.text, failure.offset)
-    place = f"{one.migration.path.name}:{line}"
-    if failure.exact:
-        place = f"{place}:{column}"
-    was_one_message = not failure.in_steps
-    has_ended = failure.cancelled or failure.connection_lost
-    if failure.anywhere or (has_ended and was_one_message):
-        place = one.migration.path.name  # nothing tells how far the server was
-    said = failures.describe(script, failure)
-    extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
-    blocked_by = run.session.activity.blocked_by
-    state = failures.state_and_step(script, failure, blocked_by, extensions)
-    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
-    if one.name == run.first_after_adopted and failure.sqlstate in ALREADY_EXISTS:
-        state += (
-            f" No run of a file is recorded here: {run.recorded[0]} was recorded without running, "
-            f"because its tables existed. If {one.name} was applied as well, set "
-            f'BASELINE="{one.name}", or a later file that the database has, and deploy again.'
-        )
-    if not_recorded:  # for which the file is not to blame
-        place = one.migration.path.name
-        said = not_recorded
-        state = "The file ran, and is rolled back. Deploy again then."
-        if failure.in_steps:
-            state = "The file ran, and does not run again. Deploy again then."
-    applied = shortened(run.session.applied) or "nothing"
-    verdict = [f"{place}: {said}.", state, f"Applied in this run: {applied}."]
-    not_tried = run.session.pending[1:]
-    if not_tried:
-        verdict.append(f"Not tried: {shortened(not_tried)}.")
-    details = () if not_recorded else failures.details(script, failure)
-    return "\n".join([" ".join(verdict), *details])
-
-
-def out_of_time_message(session: Session, action: str) -> str:
+def out_of_time(session: Session, action: str) -> MigrationError:
     place = ""
     if session.current:
         place = f" in {session.current}: it is rolled back unless it had just finished"
     elif session.pending:
         place = f" before {session.pending[0]}: it was not started"
-    applied = shortened(session.applied) or "nothing"
     waiting = shortened(session.pending)
     not_applied = f"Not applied: {waiting}." if waiting else "The rest is not done yet."
     go_on = "" if action == "dry_run" else " to go on"
+    step = (
+        f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise that "
+        "or split the file"
+    )
     if session.activity.blocked_by:
         step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
-        return f"out of time{place}. Applied in this run: {applied}. {not_applied} {step}."
-    return (
-        f"out of time{place}. Applied in this run: {applied}. {not_applied} Invoke again{go_on}; "
-        "if one file needs longer than the function's timeout, raise that or split the file."
-    )
+    error = MigrationError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)
+    error.tells_time = True
+    return error
 
 
 def unexpected_error(exc: Exception, report: Report) -> InitializerError:
@@ -683,12 +694,14 @@ def unexpected_error(exc: Exception, report: Report) -> InitializerError:
     frames = traceback.extract_tb(exc.__traceback__)
     stack = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
     log("unexpected error", logging.ERROR, kind=type(exc).__name__, stack=stack)
-    applied = shortened([entry["name"] for entry in report.applied]) or "nothing"
-    return InitializerError(
-        f"unexpected {type(exc).__name__} at {stack[-1]} of db_setup {__version__}{what}. "
-        f"Applied in this run: {applied}. Whatever was not finished is rolled back. "
-        "Check what it names, and invoke again; the log has its stack."
+    error = InitializerError(
+        f"unexpected {type(exc).__name__} at {stack[-1]} of db_setup {__version__}{what}",
+        "Whatever was not finished is rolled back. Check what it names, and invoke again; the log "
+        "has its stack",
+        state=NOTHING_APPLIED,
     )
+    error.applied = [entry["name"] for entry in report.applied]
+    return error
 
 
 def forget_answers(error: Optional[BaseException]) -> None:
@@ -712,42 +725,46 @@ def errors_explained(run: Run) -> Iterator[None]:
     try:
         yield
     except InitializerError as exc:
-        message = session.with_what_stays(str(exc))
-        says_so_already = message.startswith("out of time") or isinstance(exc, LockError)
-        if session.is_out_of_time and not says_so_already:
-            message = f"out of time: {message}"
-        exc.args = (message,)
+        exc.applied = session.applied
+        exc.is_late = session.is_out_of_time
         raise
     except psycopg2.Error as exc:
-        if session.is_out_of_time:
-            message = out_of_time_message(session, run.report.action)
-            raise MigrationError(message) from exc
-        place = f"{session.current}: " if session.current else ""
-        kept = f"{session.what_stays} " if session.applied else ""
-        said = failures.said_of_ours(exc, session.raised_by(exc))
-        code = f" ({exc.pgcode})" if exc.pgcode else ""
-        step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
-        functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
-        triggers = session.event_triggers(functions) if functions else []
-        if triggers:
-            step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
-        kind = ConnectError if session.is_lost else InitializerError
-        raise kind(
-            f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back. "
-            f"{kept}{step}."
-        ) from exc
+        error = postgresql_error(run, exc)
+        error.applied = session.applied
+        raise error from exc
+
+
+def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
+    """What to say where a statement of ours failed, and not a file's."""
+    session = run.session
+    if session.is_out_of_time:
+        return out_of_time(session, run.report.action)
+    place = f"{session.current}: " if session.current else ""
+    said = failures.said_of_ours(exc, session.raised_by(exc))
+    code = f" ({exc.pgcode})" if exc.pgcode else ""
+    step = failures.step_outside_of_scripts(exc.pgcode or "", said, session.activity.blocked_by)
+    functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
+    triggers = session.event_triggers(functions) if functions else []
+    if triggers:
+        step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
+    kind = ConnectError if session.is_lost else InitializerError
+    problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"
+    return kind(problem, step, state="")
 
 
 # --- Users and their secrets ------------------------------------------------------------------
 
 
-EnsureLogin = Callable[[Kind, StoredLogin], tuple[str, str]]
+MakeLogin = Callable[[Kind, StoredLogin], tuple[str, str]]
 
 
-def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
-    """A working login in each target secret; returns what was done, by login."""
+def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
+    """A working login in each target secret; returns what was done, by login.
+
+    `make_login` is how: ensure_login or rotate_login.
+    """
     done: dict[str, str] = {}
-    arns: list[str] = []
+    holds_another = {run.setup.admin_arn}  # which secrets hold a login that is not to be replaced
     try:
         client = run.setup.secrets_client
         if not secret_store.has_time_for_retries(run.session.deadline):
@@ -755,61 +772,69 @@ def ensure_logins(run: Run, ensure_login: EnsureLogin) -> dict[str, str]:
         for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
             secret = secret_store.read_secret(client, target.name)
-            refuse_secret(run, secret, arns)
-            stored = stored_login(run, client, secret, arns)
+            if secret.arn and secret.arn in holds_another:
+                raise UserError(
+                    f"secret {secret.name} holds another login, the admin's or the other user's. "
+                    "It was not changed",
+                    "Give each login a secret of its own",
+                )
+            is_writable = not isinstance(run.session, Rehearsal)
+            stored = StoredInSecret(client, secret, is_writable)
             # By this event, which can be delivered twice, or by another run.
             is_done = run.has_made(secret.value) or secret.value != target.value
-            act = run.users.ensure_login if is_done else ensure_login
-            while True:
-                try:
-                    name, what = act(kind, stored)
-                    break
-                except OvertakenError:
-                    stored = replace(stored, value=stored.read())
-                    act = run.users.ensure_login
+            name, what = replace_login(
+                run, kind, stored, run.users.ensure_login if is_done else make_login
+            )
+            holds_another.add(stored.arn)
             done[name] = what
             if what != "kept":
                 log("login ready", login=name, secret=secret.name, state=what)
     except ConfigError as exc:
-        raise UserError(f"{exc}. Its login was not changed; fix this and invoke again.") from exc
+        raise UserError(
+            f"{exc.problem}. Its login was not changed; fix this and invoke again"
+        ) from exc
     return done
 
 
-def refuse_secret(run: Run, secret: Secret, written: Sequence[str]) -> None:
-    """Raise UserError for a secret that holds another login, whatever it is called here."""
-    if secret.arn and secret.arn in (run.setup.admin_arn, *written):
-        raise UserError(
-            f"secret {secret.name} holds another login, the admin's or the other user's. It was "
-            "not changed. Give each login a secret of its own."
-        )
+def replace_login(
+    run: Run, kind: Kind, stored: StoredInSecret, make_login: MakeLogin
+) -> tuple[str, str]:
+    """Make the login; where another run replaces the credentials meanwhile, these are to work."""
+    while True:
+        try:
+            return make_login(kind, stored)
+        except OvertakenError:
+            stored.value = stored.read()
+            make_login = run.users.ensure_login
 
 
-def stored_login(run: Run, client: Any, secret: Secret, arns: list[str]) -> StoredLogin:
-    """The login as this secret stores it. The secret's ARN is known at last when it was written."""
-    arns.append(secret.arn)
-    latest = secret
+class StoredInSecret:
+    """A StoredLogin in a secret, which is only written if it `is_writable`."""
 
-    def read() -> Optional[Credentials]:
-        nonlocal latest
-        latest = secret_store.read_secret(client, secret.name)
-        return latest.value
+    def __init__(self, client: Any, secret: Secret, is_writable: bool) -> None:
+        self.value = secret.value
+        self.arn = secret.arn  # of a secret that was empty it is known once it was written
+        self._client = client
+        self._secret = secret
+        self._latest = secret
+        self._is_writable = is_writable
 
-    def write(value: Credentials) -> None:
-        if not isinstance(run.session, Rehearsal):
-            arns.append(secret_store.write_secret(client, latest, value))
+    def read(self) -> Optional[Credentials]:
+        self._latest = secret_store.read_secret(self._client, self._secret.name)
+        return self._latest.value
 
-    return StoredLogin(
-        secret.value,
-        read=read,
-        read_next=partial(secret_store.being_rotated, client, secret),
-        write=write,
-    )
+    def read_next(self) -> Optional[Credentials]:
+        return secret_store.being_rotated(self._client, self._secret)
+
+    def write(self, value: Credentials) -> None:
+        if self._is_writable:
+            self.arn = secret_store.write_secret(self._client, self._latest, value)
 
 
 # --- The other actions ------------------------------------------------------------------------
 
 
-def dry_run(run: Run, found: TablesFound) -> None:
+def dry_run(run: Run, found: OurTables) -> None:
     """Do what a migration does, users included, in one transaction that is rolled back; no secret
     is written.
 
@@ -831,8 +856,8 @@ def dry_run(run: Run, found: TablesFound) -> None:
         with session.rehearsing(run.setup.config.tables):
             pending = plan_pending(run)
             reach = Reach.of(session, counts_setval=session.has_sequences)
-            for one in pending:
-                tried.append(rehearse_migration(run, session, one, reach))
+            for each in pending:
+                tried.append(rehearse_migration(run, session, each, reach))
             ensure_users(run)
     except MigrationError as exc:
         untried = [
@@ -842,37 +867,37 @@ def dry_run(run: Run, found: TablesFound) -> None:
         ]
         if not untried or exc.sqlstate in ("", CANCELLED, *RETRYABLE):
             raise
-        hint = f"It may need what a dry run could not try: {'; '.join(untried)}."
-        raise MigrationError(f"{exc}\n{hint}") from exc
+        exc.details.append(f"It may need what a dry run could not try: {'; '.join(untried)}.")
+        raise
 
 
 def rehearse_migration(
-    run: Run, session: Rehearsal, light: Pending, reach: Reach
+    run: Run, session: Rehearsal, scanned: PendingFile, reach: Reach
 ) -> dict[str, Any]:
     """Try a file; returns what the report says of it.
 
     Raises LockError where the file lost the lock.
     """
     started = time.monotonic()
-    one = with_text(session, light)
-    call = reach.call_in(one.script)
+    file = with_text(session, scanned)
+    call = reach.call_in(file.script)
     if call:
         outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
     else:
-        outcome = apply_migration(run, one, more_follow=False)
-    outcome = script_runner.as_rehearsed(outcome, one.script)
+        outcome = apply_migration(run, file, more_follow=False)
+    outcome = script_runner.as_rehearsed(outcome, file.script)
     if isinstance(outcome, Failure):
-        raise failed(run, one, outcome)
-    one.script.forget_text()
+        raise failed(run, file, outcome)
+    file.script.forget_text()
     session.defer_constraints()
     if (
         not outcome.kept_lock
         and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
     ):
         raise LockError(
-            f"{one.name} released the lock, and another run holds it now. Invoke again."
+            f"{file.name} released the lock, and another run holds it now", "Invoke again", state=""
         )
-    session.pending.remove(one.name)
+    session.pending.remove(file.name)
     duration_ms = milliseconds_since(started)
     locks = session.new_locks()
     untried = list(outcome.reasons) if isinstance(outcome, NotTried) else []
@@ -881,16 +906,16 @@ def rehearse_migration(
         fields["locks"] = [f"{lock['lock']} on {lock['table']}" for lock in locks]
     if untried:
         fields["untried"] = untried
-    log("tried", migration=one.name, **fields)
-    return {"name": one.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
+    log("tried", migration=file.name, **fields)
+    return {"name": file.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
 
 
-def rotate(run: Run, _: TablesFound) -> None:
+def rotate(run: Run, _: OurTables) -> None:
     """New credentials in the target secrets; migrations are left alone."""
     if not run.setup.user_secrets:
         raise ConfigError(
             "there is nothing to rotate: CREATE_USERS is false, or neither DB_USER_SECRET_NAME "
-            "nor DB_PROXY names a secret. Nothing has been touched."
+            "nor DB_PROXY names a secret"
         )
     run.session.acquire_lock()
     ensure_groups(run)
@@ -898,7 +923,7 @@ def rotate(run: Run, _: TablesFound) -> None:
     run.warn_of_users()
 
 
-def status(run: Run, found: TablesFound) -> None:
+def status(run: Run, found: OurTables) -> None:
     """Say what is applied, pending, edited and so on.
 
     Reads only: a login that may only read is enough.
@@ -945,7 +970,7 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
             yield login, "does not work; the next run repairs it"
 
 
-ACTIONS: Mapping[str, Callable[[Run, TablesFound], None]] = {
+ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
     "migrate": migrate,
     "dry_run": dry_run,
     "rotate": rotate,

@@ -11,10 +11,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import Any, Callable, NamedTuple, Optional
+from dataclasses import dataclass, replace
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import boundary
 import database
@@ -61,6 +61,18 @@ class Kind:
     sequences: str = "USAGE, SELECT"
 
     @property
+    def login_names(self) -> tuple[str, str]:
+        """The two between which a rotation alternates; the second's name is the one that AWS's
+        own rotation gives.
+        """
+        return self.login_name, self.login_name + "_clone"
+
+    @property
+    def on_schema(self) -> str:
+        """Its rights on schema public."""
+        return "USAGE, CREATE" if self.may_create else "USAGE"
+
+    @property
     def objects(self) -> Mapping[str, tuple[str, str]]:
         """What it may do with which objects, by the letter that pg_default_acl has for these."""
         return {"r": ("TABLE", self.tables), "S": ("SEQUENCE", self.sequences)}
@@ -72,12 +84,8 @@ KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the f
 
 
 def limited_roles(prefix: str) -> list[str]:
-    """The groups and their logins; the second of each kind is the one that a rotation makes."""
-    return [
-        prefix + name
-        for kind in KINDS
-        for name in (kind.group_name, kind.login_name, kind.login_name + "_clone")
-    ]
+    """The groups and their logins."""
+    return [prefix + name for kind in KINDS for name in (kind.group_name, *kind.login_names)]
 
 
 @dataclass(frozen=True)
@@ -98,17 +106,8 @@ class Application:
         return self.prefix + kind.login_name
 
     def login_names(self, kind: Kind) -> tuple[str, str]:
-        """The two between which a rotation alternates; the second's name is the one that AWS's
-        own rotation gives.
-        """
-        return self.login_name(kind), self.login_name(kind) + "_clone"
-
-    @property
-    def login_names_without_prefix(self) -> tuple[str, ...]:
-        """What the name of a login of ours ends with, whatever ROLE_PREFIX it was made with."""
-        return tuple(
-            name for kind in KINDS for name in (kind.login_name, kind.login_name + "_clone")
-        )
+        first, second = kind.login_names
+        return self.prefix + first, self.prefix + second
 
     @property
     def roles(self) -> list[str]:
@@ -116,17 +115,19 @@ class Application:
         return groups + [self.login_name(kind) for kind in KINDS]
 
 
-@dataclass(frozen=True)
-class StoredLogin:
-    """The place where a login's credentials are stored: the JSON object that was read from it (or
-    None), and how to read and replace that.
-    """
+class StoredLogin(Protocol):
+    """The place where a login's credentials are stored."""
 
-    value: Optional[Credentials] = field(repr=False)
-    read: Callable[[], Optional[Credentials]]
-    # What will be stored there when the rotation of somebody else has ended.
-    read_next: Callable[[], Optional[Credentials]]
-    write: Callable[[Credentials], None]
+    value: Optional[Credentials]  # the JSON object that was read from it; None: there was none
+
+    def read(self) -> Optional[Credentials]:
+        """What is stored there now."""
+
+    def read_next(self) -> Optional[Credentials]:
+        """What will be stored there when the rotation of somebody else has ended."""
+
+    def write(self, value: Credentials) -> None:
+        """Replace what is stored there."""
 
 
 class GroupState(NamedTuple):
@@ -136,7 +137,6 @@ class GroupState(NamedTuple):
     exists: bool
     usable: bool  # we may act for it
     connects: bool
-    writes_our_tables: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
     members: Members  # that we did not put there
     # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
@@ -168,6 +168,16 @@ class LoginState(NamedTuple):
     members: Members
 
 
+class Found(NamedTuple):
+    """What there is to grant."""
+
+    schema_is_ours: bool
+    schema_is_open: bool  # everybody may create there
+    has_tracking: bool
+    objects: Mapping[str, str]  # by creator:kind of object, as a list in SQL
+
+
+NOTHING = sql.SQL("")
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
 LOCKED_OUT = "locked out"  # by its own setting
@@ -266,12 +276,15 @@ class LimitedUsers:
         """Raise UserError if the groups belong to another application on this server, or to
         another admin.
         """
-        if self._groups_are_fine(self._group_states()):
-            return
+        groups = self._group_states()
+        if not self._groups_are_fine(groups):
+            self._refuse_groups_of_others(groups)
+
+    def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
         databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
-        for group in self._group_states().values():
+        for group in groups.values():
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
 
@@ -299,21 +312,23 @@ class LimitedUsers:
         return found
 
     def _make_groups(self) -> list[str]:
-        query = self._session.query
         with self._session.transaction():
-            query("SET LOCAL client_min_messages = error")  # what a GRANT achieved is checked
-            self.refuse_roles_of_others()
-            missing = [group.name for group in self._group_states().values() if not group.exists]
-            for name in missing:
-                query(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
-            for grantor, is_limited, statement in self._group_states()[READWRITE].unwanted:
+            groups = self._group_states()
+            self._refuse_groups_of_others(groups)
+            for group in groups.values():
+                if group.exists and not group.usable:
+                    self._join(group.name)
+            missing = [group.name for group in groups.values() if not group.exists]
+            self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
+            for grantor, is_limited, statement in groups[READWRITE].unwanted:
                 self._take_back(grantor or "somebody", is_limited, statement)
-            for kind in KINDS:
-                self._join(self._app.group_name(kind))
-            for kind in KINDS:
-                self._ensure_rights(kind)
-            query("SET LOCAL client_min_messages TO DEFAULT")  # a dry run's transaction goes on
+            self._grant_rights(groups)
         return missing
+
+    def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
+        """Execute the statements, in one message; returns the rows of the last one."""
+        message = list(statements)
+        return self._session.query(sql.SQL("; ").join(message)) if message else []
 
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
@@ -323,9 +338,6 @@ class LimitedUsers:
                 *self._app.login_names(TABLECREATOR),
             ],
             "harmless": list(HARMLESS_ROLES),
-            "tracking": self._text(self._app.tracking),
-            "progress": self._text(self._app.progress),
-            "writing": "INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER",
             "limited": self._limited,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
@@ -340,7 +352,7 @@ class LimitedUsers:
         for kind, group in groups.items():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.unwanted or group.writes_our_tables:
+            if group.unwanted:
                 return False
             if any(group.lacks(creator, kind) for creator in creators):
                 return False
@@ -349,72 +361,68 @@ class LimitedUsers:
     def _creators(self) -> tuple[str, str]:
         return self._session.user, self._app.group_name(TABLECREATOR)
 
-    def _ensure_rights(self, kind: Kind) -> None:
-        """Grant to one group what it lacks.
+    def _grant_rights(self, groups: Mapping[Kind, GroupState]) -> None:
+        """Grant the groups what they lack.
 
         Existing objects of a creator are granted once, when the default privileges for that creator
         are made: a REVOKE by a migration stays.
         """
-        query = self._session.query
-        group = self._group_states()[kind]
-        name = sql.Identifier(group.name)
-        if group.lacks(self._session.user, kind) or not group.connects:
-            database_name = sql.Identifier(self._session.connection.info.dbname)
-            query(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name))
-            self._check_may_connect(group.name)
-            self._ensure_schema_rights(group.name, kind)
-        for creator in self._creators():
-            self._grant_where_free(creator, group, kind)
-        self._close_our_tables(name)
-
-    def _check_may_connect(self, group: str) -> None:
-        """What somebody else than the database's owner grants is only a warning."""
-        dbname = self._session.connection.info.dbname
-        question = "SELECT has_database_privilege(%s, current_database(), 'CONNECT')"
-        if not self._session.query(question, [group])[0][0]:
-            raise UserError(
-                f"{self._session.user} may not grant CONNECT on database {dbname} to {group}. No "
-                f"role has been changed. As the database's owner: GRANT CONNECT ON DATABASE "
-                f"{dbname} TO {group}; then invoke again."
-            )
-
-    def _close_our_tables(self, group: sql.Identifier) -> None:
-        """A group may read the tracking table, and nothing else of ours."""
-        query = self._session.query
-        for table, rights in ((self._app.tracking, "SELECT"), (self._app.progress, "")):
-            if not query("SELECT to_regclass(%s)", [self._text(table)])[0][0]:
-                continue
-            query(sql.SQL("REVOKE ALL ON {} FROM {}").format(table, group))
-            if not rights:
-                continue
-            ((sequence,),) = query("SELECT pg_get_serial_sequence(%s, 'id')", [self._text(table)])
-            if sequence:
-                query(sql.SQL("REVOKE ALL ON SEQUENCE {} FROM {}").format(sql.SQL(sequence), group))
-            query(sql.SQL("GRANT {} ON {} TO {}").format(sql.SQL(rights), table, group))
-
-    def _ensure_schema_rights(self, group: str, kind: Kind) -> None:
-        """USAGE, and CREATE for table creators alone.
-
-        Up to PostgreSQL 14 schema public belongs to the superuser, and what others grant or revoke
-        there is only a warning: what was achieved is checked, and said.
-        """
-        query = self._session.query
-        rights = "USAGE, CREATE" if kind.may_create else "USAGE"
-        grant = sql.SQL("GRANT {} ON SCHEMA public TO {}")
-        query(grant.format(sql.SQL(rights), sql.Identifier(group)))
-        is_ours, is_open_to_all = query(SCHEMA_STATE_SQL)[0]
-        if is_ours and is_open_to_all:
-            query("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        me, group_of_creators = self._creators()
+        found = self._find_objects([me, group_of_creators])
+        entering = {
+            kind: group.name
+            for kind, group in groups.items()
+            if group.lacks(me, kind) or not group.connects
+        }
+        # What came of it is asked.
+        statements: list[sql.Composable] = [sql.SQL("SET LOCAL client_min_messages = error")]
+        for kind, name in entering.items():
+            statements += self._entry_statements(kind, name, found)
+        if entering and found.schema_is_ours and found.schema_is_open:
+            statements.append(sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
             log(
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
-        may_use, may_create = query(SCHEMA_RIGHTS_SQL, [group, group])[0]
+        statements += self._object_statements(me, groups, found)
+        # A dry run's transaction goes on.
+        statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
+        question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
+        rights = self._execute([*statements, question])
+        for kind, (name, *achieved) in zip(entering, rights):
+            self._check_rights(kind, name, *achieved)
+        self._share_where_free(group_of_creators, groups, found)
+
+    def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
+        """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
+        name = sql.Identifier(group)
+        database_name = sql.Identifier(self._session.connection.info.dbname)
+        yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name)
+        grant = sql.SQL("GRANT {} ON SCHEMA public TO {}")
+        yield grant.format(sql.SQL(kind.on_schema), name)
+        if found.has_tracking:
+            yield sql.SQL("GRANT SELECT ON {} TO {}").format(self._app.tracking, name)
+
+    def _check_rights(
+        self, kind: Kind, group: str, may_connect: bool, may_use: bool, may_create: bool
+    ) -> None:
+        """What somebody else than the owner of the database or schema grants or revokes is only a
+        warning. Up to PostgreSQL 14 schema public belongs to the superuser.
+        """
+        me = self._session.user
+        if not may_connect:
+            dbname = self._session.connection.info.dbname
+            raise UserError(
+                f"{me} may not grant CONNECT on database {dbname} to {group}. No role has been "
+                "changed",
+                f"As the database's owner: GRANT CONNECT ON DATABASE {dbname} TO {group}; then "
+                "invoke again",
+            )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{self._session.user} may not grant rights on schema public to {group}. No role "
-                f"has been changed. As the schema's owner: GRANT {rights} ON SCHEMA public TO "
-                f"{group}; then invoke again."
+                f"{me} may not grant rights on schema public to {group}. No role has been changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA public TO {group}; then "
+                "invoke again",
             )
         if may_create and not kind.may_create:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
@@ -422,72 +430,83 @@ class LimitedUsers:
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
-        with self._unless_blocked(
-            f"{grantor} made a limited user more powerful: as {grantor} or a superuser, {revoke}"
-        ):
-            if is_limited:
-                self._join(grantor)
-            self._session.query(sql.SQL(revoke))
-            if is_limited:
-                self.warnings.append(f"a limited user let another role in: {revoke}")
-            else:
-                self.warnings.append(f"a limited user became more powerful: {revoke}")
-
-    def _grant_where_free(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Grant what `creator` has made."""
-        if creator == self._session.user or not group.lacks(creator, kind):
-            self._grant_objects_of(creator, group, kind)
+        step = f"as {grantor} or a superuser, {revoke}"
+        joining = "GRANT {} TO CURRENT_USER; " if is_limited else ""
+        taking_back = sql.SQL(joining).format(sql.Identifier(grantor)) + sql.SQL(revoke)
+        warning = f"{grantor} made a limited user more powerful: {step}"
+        if not self._execute_unless_blocked([taking_back], warning):
             return
-        with self._unless_blocked(
-            f"what {creator} has made is locked, so {group.name} gets its rights on that from a "
-            "later run"
-        ):
-            self._grant_objects_of(creator, group, kind)
+        if is_limited:
+            self.warnings.append(f"a limited user let another role in: {revoke}")
+        else:
+            self.warnings.append(f"a limited user became more powerful: {revoke}")
 
-    @contextmanager
-    def _unless_blocked(self, warning: str) -> Iterator[None]:
+    def _share_where_free(
+        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+    ) -> None:
+        """Grant what `creator` has made, who can keep it locked."""
+        names = " and ".join(group.name for group in groups.values())
+        self._execute_unless_blocked(
+            self._object_statements(creator, groups, found),
+            f"what {creator} has made is locked, so {names} get their rights on that from a later "
+            "run",
+        )
+
+    def _execute_unless_blocked(self, statements: Sequence[sql.Composable], warning: str) -> bool:
         """Others can keep locked what is theirs, or it is not ours to change: that is a warning."""
-        query = self._session.query
-        query("SAVEPOINT db_setup_objects")
-        query(f"SET LOCAL lock_timeout = {min(self._session.lock_timeout_ms, 1000)}")
+        if not statements:
+            return True
+        timeout = sql.SQL("SET LOCAL lock_timeout = {}")
+        patience_ms = min(self._session.lock_timeout_ms, 1000)
         try:
-            yield
-        except (psycopg2.Error, UserError) as exc:
-            sqlstate = getattr(exc, "pgcode", INSUFFICIENT_PRIVILEGE)
-            if sqlstate not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
+            self._execute(
+                [
+                    sql.SQL("SAVEPOINT db_setup_objects"),
+                    timeout.format(sql.Literal(patience_ms)),
+                    *statements,
+                    timeout.format(sql.Literal(self._session.lock_timeout_ms)),
+                    sql.SQL("RELEASE SAVEPOINT db_setup_objects"),
+                ]
+            )
+        except psycopg2.Error as exc:
+            if exc.pgcode not in (*CONCURRENT_ROLE_CHANGE, INSUFFICIENT_PRIVILEGE):
                 raise
-            query("ROLLBACK TO SAVEPOINT db_setup_objects")
-            self.warnings.append(f"{warning} ({sqlstate})")
-            return
-        query(f"SET LOCAL lock_timeout = {self._session.lock_timeout_ms}")
-        query("RELEASE SAVEPOINT db_setup_objects")
+            self._session.query("ROLLBACK TO SAVEPOINT db_setup_objects")
+            self.warnings.append(f"{warning} ({exc.pgcode})")
+            return False
+        return True
 
-    def _grant_objects_of(self, creator: str, group: GroupState, kind: Kind) -> None:
-        """Let `group` use what `creator` has made in schema public and will make there, unless
+    def _find_objects(self, creators: Sequence[str]) -> Found:
+        tracking = self._text(self._app.tracking)
+        ours = [tracking, self._text(self._app.progress)]
+        args = {"creators": list(creators), "tracking": tracking, "ours": ours}
+        return Found(*self._session.query(FOUND_SQL, args)[0])
+
+    def _object_statements(
+        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+    ) -> list[sql.Composable]:
+        """Let the groups use what `creator` has made in schema public and will make there, unless
         that is granted already.
         """
-        for letter in group.lacks(creator, kind):
-            word, rights = kind.objects[letter]
-            words = {
-                "rights": sql.SQL(rights),
-                "kind": sql.SQL(word),
-                "group": sql.Identifier(group.name),
-            }
-            default = sql.SQL(
-                "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON "
-                "{kind}S TO {group}"
-            )
-            self._session.query(default.format(creator=sql.Identifier(creator), **words))
-            args = {"creator": creator, "sequences": letter == "S"}
-            (objects,) = self._session.query(OWN_OBJECTS_SQL, args)[0]
-            if objects:
-                grant = sql.SQL("GRANT {rights} ON {kind} {objects} TO {group}")
-                self._session.query(grant.format(objects=sql.SQL(objects), **words))
+        statements: list[sql.Composable] = []
+        for kind, group in groups.items():
+            for letter in group.lacks(creator, kind):
+                word, rights = kind.objects[letter]
+                objects = found.objects.get(f"{creator}:{letter}", "")
+                template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
+                statements.append(
+                    sql.SQL(template).format(
+                        creator=sql.Identifier(creator),
+                        rights=sql.SQL(rights),
+                        kind=sql.SQL(word),
+                        objects=sql.SQL(objects),
+                        group=sql.Identifier(group.name),
+                    )
+                )
+        return statements
 
     def _join(self, role: str) -> None:
-        """Become a member of `role`: ALTER DEFAULT PRIVILEGES FOR ROLE asks for it, and on
-        PostgreSQL 16 and newer not even the creator of a role is one.
-        """
+        """Become a member of `role`: ALTER DEFAULT PRIVILEGES FOR ROLE asks for it."""
         if self._session.query("SELECT pg_has_role(%s, 'USAGE')", [role])[0][0]:
             return
         try:
@@ -518,17 +537,18 @@ class LimitedUsers:
         prefix = (re.sub("[^a-z0-9_]", "_", dbname)[:40] + "_").lstrip("0123456789_") or "app_"
         return UserError(
             f"the roles {', '.join(self._app.roles)} belong to database {', '.join(databases)} on "
-            "the same server, and roles are one for the whole server. Nothing has been changed. "
-            "Set ROLE_PREFIX (such as "
-            f'"{prefix}") to give this application roles of its own, or CREATE_USERS="false".'
+            "the same server, and roles are one for the whole server",
+            f'Set ROLE_PREFIX (such as "{prefix}") to give this application roles of its own, or '
+            'CREATE_USERS="false"',
+            state="Nothing has been changed.",
         )
 
     def _made_by_another_admin(self, role: str) -> UserError:
         me = self._session.user
         return UserError(
-            f"role {role} exists and was made by another admin, and {me} may not use it. Nothing "
-            f"has been changed. As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set "
-            "ROLE_PREFIX."
+            f"role {role} exists and was made by another admin, and {me} may not use it",
+            f"As that admin: GRANT {role} TO {me} WITH ADMIN OPTION; or set ROLE_PREFIX",
+            state="Nothing has been changed.",
         )
 
     # --- Logins -------------------------------------------------------------------------------
@@ -554,7 +574,7 @@ class LimitedUsers:
                 return Trial(None, BROKEN)
             if exc.locked_itself_out:
                 return Trial(login, LOCKED_OUT)
-            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, str(exc))
+            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
         return Trial(login, WORKS)
 
     def _said(self, trial: Trial) -> str:
@@ -575,7 +595,7 @@ class LimitedUsers:
         def act() -> None:
             if not isinstance(self._session, Rehearsal):
                 self._terminate_sessions(login)  # one that changes its role would block us
-            self._session.query_in_transaction(statements)
+            self._session.query_all_or_none(statements)
 
         self._retried(act)
         self.warnings.append(
@@ -610,8 +630,8 @@ class LimitedUsers:
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
-            f"the {kind.group_name} login is being rotated by AWS. It was not changed. "
-            "Invoke again when the rotation has ended."
+            f"the {kind.group_name} login is being rotated by AWS. It was not changed",
+            "Invoke again when the rotation has ended",
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -634,16 +654,7 @@ class LimitedUsers:
         what = "created" if created else "mended"
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
-        try:
-            state = "Check the reason, and invoke again."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(login.username)
-            elif not exc.password_accepted:
-                raise UserError(
-                    f"login {login.username} was made and its secret was written, but: {exc}"
-                ) from exc
+        self._prove(login, "Its secret was written. Check the reason, and invoke again")
         return login.username, what
 
     def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -671,19 +682,23 @@ class LimitedUsers:
 
         with self._logged_out(kind, name, is_ours=True):
             self._retried(change)
-        try:
-            state = "Its secret was not changed."
-            database.connect(login, self._session.deadline, state, is_trial=True).close()
-        except ConnectError as exc:
-            if exc.locked_itself_out:
-                self._reset_libraries(name)
-            elif not exc.password_accepted:
-                raise UserError(f"login {name} was made, but: {exc}") from exc
+        self._prove(login, "Its secret was not changed")
         if kind.may_create:  # before the secret: an event that comes again finds that written
             self._give_objects_to_group(working.username, self._app.group_name(kind))
         rotated = Credentials(stored.value or {}, username=name, password=login.password)
         stored.write(rotated)
         return name, "rotated"
+
+    def _prove(self, login: Login, otherwise: str) -> None:
+        """Log in with new credentials; raises UserError where the server does not take them."""
+        try:
+            database.connect(login, self._session.deadline, is_trial=True).close()
+        except ConnectError as exc:
+            if exc.locked_itself_out:
+                self._reset_libraries(login.username)
+            elif not exc.password_accepted:
+                reason = f"login {login.username} was made, but: {exc.problem}"
+                raise UserError(reason, otherwise) from exc
 
     @contextmanager
     def _logged_out(self, kind: Kind, login: str, is_ours: bool) -> Iterator[None]:
@@ -785,28 +800,29 @@ class LimitedUsers:
         Returns whether the role is new; raises UserError where it stays more powerful than it
         should be.
         """
-        query = self._session.query
         connection = self._session.connection
         verifier = encrypt_password(login.password, login.username, connection, "scram-sha-256")
-        role = sql.Identifier(login.username)
         state = self._login_state(kind, login.username)
-        if state is None:
-            create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-            query(create.format(role, sql.Literal(verifier)))
-        else:
+        change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
+        if kind.may_create:
+            change += "GRANT {role} TO CURRENT_USER; "
+        if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
-            alter = sql.SQL("ALTER ROLE {} {} PASSWORD {}")
-            query(alter.format(role, sql.SQL(_missing_attributes(state)), sql.Literal(verifier)))
+            change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
-            query(
-                sql.SQL("GRANT {} TO {}").format(sql.Identifier(self._app.group_name(kind)), role)
-            )
-        after = self._login_state(kind, login.username)
+            change += "GRANT {group} TO {role}; "
+        change_sql = sql.SQL(change).format(
+            role=sql.Identifier(login.username),
+            verifier=sql.Literal(verifier),
+            group=sql.Identifier(self._app.group_name(kind)),
+        )
+        after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
             powers = ", ".join(after.powers) if after else ""
             raise UserError(
                 f"role {login.username} is more powerful than a limited user may be, through "
-                f"{powers}. It was not changed. REVOKE that, and invoke again."
+                f"{powers}. It was not changed",
+                "REVOKE that, and invoke again",
             )
         return state is None
 
@@ -821,9 +837,9 @@ class LimitedUsers:
             raise self._shared(databases)
         if state.superuser_remedies:
             raise UserError(
-                f"role {login} is more powerful than a limited user may be. It was not changed. "
+                f"role {login} is more powerful than a limited user may be. It was not changed",
                 f"As a superuser: ALTER ROLE {login} {' '.join(state.superuser_remedies)}; then "
-                "invoke again."
+                "invoke again",
             )
         if not self._may_grant(login):
             raise self._made_by_another_admin(login)
@@ -841,7 +857,8 @@ class LimitedUsers:
             raise UserError(
                 f"the secret for the {kind.group_name} login holds {username}, which belongs to "
                 f"database {', '.join(databases)} on the same server and would be lost. It was "
-                "not changed. Give this application secrets of its own."
+                "not changed",
+                "Give this application secrets of its own",
             )
 
     def _refuse_login_that_works(self, kind: Kind, kept: Optional[Credentials]) -> None:
@@ -851,9 +868,9 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        ours = (self._app.admin.username, *self._limited)
-        of_another_prefix = str(username).endswith(self._app.login_names_without_prefix)
-        if username in ours or of_another_prefix or "," in str(kept.get("host")):
+        names = tuple(name for kind in KINDS for name in kind.login_names)
+        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
         port = str(kept.get("port", here.port))
@@ -869,18 +886,19 @@ class LimitedUsers:
             return
         raise UserError(
             f"the secret for the {kind.group_name} login holds {username}, which works, and is not "
-            f"a login of {kind.group_name}. It was not changed. Name another secret, or GRANT "
-            f"{self._app.group_name(kind)} TO {username}."
+            f"a login of {kind.group_name}. It was not changed",
+            f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
     def _share_objects_of(self, kind: Kind, login: str) -> None:
         """Let the groups use what a login of the table creators has made and will make."""
+        if not kind.may_create:
+            return
         groups = self._group_states()
         if self._shares_objects_of(groups, kind, login):
             return
         self._join(login)
-        for of_kind, group in groups.items():
-            self._grant_where_free(login, group, of_kind)
+        self._share_where_free(login, groups, self._find_objects([login]))
 
     def _shares_objects_of(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
         """What this login creates is usable by the groups (only a table creator's can create)."""
@@ -888,8 +906,10 @@ class LimitedUsers:
             return True
         return not any(group.lacks(login, of_kind) for of_kind, group in groups.items())
 
-    def _login_state(self, kind: Kind, login: str) -> Optional[LoginState]:
-        """The login's role, or None where it does not exist."""
+    def _login_state(
+        self, kind: Kind, login: str, change: sql.Composable = NOTHING
+    ) -> Optional[LoginState]:
+        """The login's role after this change, or None where it does not exist."""
         forbidden = "" if kind.may_create else self._app.group_name(TABLECREATOR)
         args = {
             "login": login,
@@ -898,7 +918,8 @@ class LimitedUsers:
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
         }
-        found = self._session.query(boundary.with_trusted(LOGIN_STATE_SQL, self._limited), args)
+        question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
+        found = self._session.query(change + question, args)
         if not found:
             return None
         state = LoginState(*found[0])
@@ -1015,38 +1036,50 @@ UNWANTED_SQL = f"""
       AND EXISTS (SELECT FROM pg_roles m WHERE pg_has_role(roleid, m.oid, 'MEMBER')
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
-# For each group: is it there, may we act for it, has it CONNECT, has it too much on our own tables;
-# for which creators' objects it has default privileges.
+# For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
+# default privileges. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
-           coalesce(has_table_privilege(r.oid, to_regclass(%(tracking)s), %(writing)s), false)
-           OR coalesce(has_table_privilege(
-                r.oid, to_regclass(%(progress)s), 'SELECT, ' || %(writing)s), false)
-           OR coalesce(CASE WHEN to_regclass(%(tracking)s) IS NOT NULL THEN has_sequence_privilege(
-                r.oid, pg_get_serial_sequence(%(tracking)s, 'id'), 'USAGE, UPDATE') END, false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
            ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
-SCHEMA_STATE_SQL = """
-    SELECT pg_has_role(nspowner, 'USAGE'), EXISTS (SELECT FROM aclexplode(nspacl) a
-        WHERE a.grantee = 0 AND a.privilege_type = 'CREATE')
-    FROM pg_namespace WHERE nspname = 'public'"""
-
-SCHEMA_RIGHTS_SQL = (
-    "SELECT has_schema_privilege(%s, 'public', 'USAGE'), has_schema_privilege(%s, 'public', "
-    "'CREATE')"
+# Whoever has made a group or login is not a member of it since PostgreSQL 16.
+NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER"
+DEFAULT_RIGHTS_SQL = (
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S "
+    "TO {group}"
 )
+OBJECT_RIGHTS_SQL = "; GRANT {rights} ON {kind} {objects} TO {group}"
+RIGHTS_SQL = """
+    SELECT name, has_database_privilege(name, current_database(), 'CONNECT'),
+           has_schema_privilege(name, 'public', 'USAGE'),
+           has_schema_privilege(name, 'public', 'CREATE')
+    FROM unnest({}::text[]) WITH ORDINALITY g(name, at) ORDER BY at"""
 
-OWN_OBJECTS_SQL = """
-    SELECT string_agg(quote_ident(n.nspname) || '.' || quote_ident(c.relname), ', ')
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    JOIN pg_roles o ON o.oid = c.relowner
-    WHERE n.nspname = 'public' AND o.rolname = %(creator)s
-      AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND (c.relkind = 'S') = %(sequences)s"""
+# A Found. Our own tables are not among the objects: who may do what with them, boundary says.
+FOUND_SQL = """
+    WITH ours(oid) AS (SELECT coalesce(to_regclass(t), 0) FROM unnest(%(ours)s) t)
+    SELECT coalesce(pg_has_role(nspowner, 'USAGE'), false),
+           EXISTS (SELECT FROM aclexplode(nspacl) a
+                   WHERE a.grantee = 0 AND a.privilege_type = 'CREATE'),
+           to_regclass(%(tracking)s) IS NOT NULL,
+           (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
+                SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
+                       string_agg('public.' || quote_ident(c.relname), ', ') AS which
+                FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
+                WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
+                  AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+                  AND c.oid NOT IN (SELECT oid FROM ours) AND NOT EXISTS (
+                    SELECT FROM pg_depend d JOIN ours ON d.refobjid = ours.oid
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                      AND d.refclassid = 'pg_class'::regclass AND c.relkind = 'S')
+                GROUP BY 1) s)
+    FROM (SELECT to_regnamespace('public') AS public) p LEFT JOIN pg_namespace n
+         ON n.oid = p.public"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
 LOGIN_STATE_SQL = f"""{MEMBERSHIPS_SQL},

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import logging
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,8 +22,8 @@ from typing import Any, NamedTuple, Optional
 import failures
 import file_names
 import sql_scanner
-from common import MEMORY_OF_A_RUN_MB, MigrationError, log
-from file_names import FLYWAY, Version, version_of
+from common import MEMORY_OF_A_RUN_MB, MigrationError
+from file_names import Version, version_of
 from sql_scanner import Script
 
 BLOCK = 1 << 18  # bytes of a file that are read at a time
@@ -61,38 +60,20 @@ class Migration:
         return digest.hexdigest()
 
 
-def spellings(migration: Migration) -> tuple[str, str]:
-    """The name without and with its ending."""
-    return migration.name, file_names.normal(migration.path.name)
+def up_to(files: Sequence[Migration], name: str) -> Sequence[Migration]:
+    """The files up to the one of this name, which may have its ending; none where there is none."""
+    for number, file in enumerate(files, 1):
+        if name in (file.name, file_names.normal(file.path.name)):
+            return files[:number]
+    return ()
 
 
-ONLY_SQL = "looks like a migration, but only *.sql is run: rename it, or take it out of migrations/"
-# What editors and people leave next to a file, or name so that it does not run.
-_ASIDE = re.compile(
-    r"~|\.(bak|old|orig|rej|sw[op]|tmp|save"
-    r"|off|disabled?|skip|ignored?|draft|wip|example|sample|dist)",
-    re.IGNORECASE,
-)
-_OTHER_SQL = re.compile(r"\.(psql|pgsql|plpgsql|pg|sqll?|ddl|dml)\s*", re.IGNORECASE)
-_NO_SQL = re.compile(r"\.(md|rst|adoc|html?|pdf|png|svg|jpe?g|csv|tsv|dat|json)", re.IGNORECASE)
-_DOWN_FILE = re.compile(r"(^|\.)down\.sql$", re.IGNORECASE)
-_UNDOES = re.compile(r"(.+[-_.])(?:down|undo|rollback|revert)((?:[-_.].*)?)", re.IGNORECASE)
-_DOES = ("up", "do", "deploy", "apply", "migrate")
-_FLYWAY_OTHER = re.compile(r"([UB])([0-9]+(?:[._][0-9]+)*__)")
-_FLYWAY_CALLBACK = re.compile(r"(?:before|after)(?:Each)?[A-Z]")
-
-
-def load_migrations(
-    folder: Path,
-    problems: list[str],
-    warnings: Optional[list[str]] = None,
-) -> list[Migration]:
+def load_migrations(folder: Path, problems: list[str], warnings: list[str]) -> list[Migration]:
     """The migration files in the order in which they run.
 
     What looks like a migration but is not run is added to `problems` or, where it may be meant, to
-    `warnings`; without such a list it is only logged.
+    `warnings`.
     """
-    said = [] if warnings is None else warnings
     if not folder.is_dir():
         problems.append("the folder migrations/ is missing next to initializer.py")
         return []
@@ -104,17 +85,9 @@ def load_migrations(
             others.append(path)
         elif not _DOWN_FILE.search(name):
             _add(Migration(path, name[: -len(".sql")]), files, problems)
-    has_versions = any(version_of(name) for name in files)
-    for path in others:
-        if path.is_dir():
-            _look_into(path, bool(files), has_versions, problems, said)
-        else:
-            _look_at(path.name, bool(files), problems, said)
-    _look_next_to(folder, bool(files), problems, said)
+    for text, may_be_meant in _not_run(folder, others, files):
+        (warnings if may_be_meant else problems).append(text)
     problems.extend(_undoing(files))
-    if warnings is None:
-        for text in said:
-            log("warning", logging.WARNING, text=text)
     return sorted(files.values(), key=lambda file: file_names.order(file.name))
 
 
@@ -145,100 +118,86 @@ def _not_a_file(path: Path) -> str:
     return "" if stat.S_ISREG(mode) else "is not a regular file: put the file itself here"
 
 
-def _look_at(name: str, has_files: bool, problems: list[str], warnings: list[str]) -> None:
-    """Say of a file in migrations/ that is not run whether it looks like a migration."""
-    ending = os.path.splitext(name)[1]
-    before, sql_ending, rest = name.lower().rpartition(".sql")
-    is_sql = bool(before and sql_ending) and not rest[:1].isalnum()
-    is_other_sql = _OTHER_SQL.fullmatch(ending) is not None
-    is_numbered = version_of(name) is not None and not _NO_SQL.fullmatch(ending)
-    if ending.lower() == ".json" and not has_files:  # another tool's migrations
-        is_numbered = version_of(name) is not None
-    if name.startswith("."):
-        if version_of(name[1:]) and rest == "":
-            warnings.append(f"{name} is hidden, and not run")
-    elif is_sql and _ASIDE.fullmatch(rest):
-        warnings.append(f"{name} is not run, for it does not end in .sql")
-    elif is_sql and not rest.strip():
-        problems.append(f"{name!r} does not end in .sql, but in a blank: rename it")
-    elif is_sql or is_other_sql or is_numbered:
-        problems.append(f"{name} {ONLY_SQL}")
+ONLY_SQL = "looks like a migration, but only *.sql is run: rename it, or take it out of migrations/"
+_DOWN_FILE = re.compile(r"(^|\.)down\.sql$", re.IGNORECASE)
+_SQL_FILES = "*.[sS][qQ][lL]"
+_DATA = re.compile(r".*\.(md|rst|adoc|html?|pdf|png|svg|jpe?g|csv|tsv|dat|json)", re.IGNORECASE)
+# Names of files that are not run, what is said of one, and whether it may be meant so; the first
+# that applies counts. Editors and people leave files aside.
+_NAMES_NOT_RUN = (
+    (r"\..*", "", True),
+    (
+        r".+\.sql(~|\.(bak|old|orig|rej|sw[op]|tmp|save"
+        r"|off|disabled?|skip|ignored?|draft|wip|example|sample|dist))",
+        "{} is not run, for it does not end in .sql",
+        True,
+    ),
+    (r".+\.sql\s+", "{!r} does not end in .sql, but in a blank: rename it", False),
+    (r".+\.sql[^a-z0-9].*", f"{{}} {ONLY_SQL}", False),
+    (r".+\.(psql|pgsql|plpgsql|pg|sqll?|ddl|dml)", f"{{}} {ONLY_SQL}", False),
+)
+# Names of files that undo, repeat or accompany others in other tools; the name of such another
+# file, without which the first is taken as it is; and what is said.
+_NAMES_OF_OTHER_TOOLS = (
+    (
+        r"(?i)(.+)([-_.])(?:down|undo|rollback|revert)((?:[-_.].*)?)",
+        r"(?i){0}(?:{1}(?:up|do|deploy|apply|migrate))?{2}",
+        "undoes another file",
+    ),
+    (r"U([0-9._]+)__.*", r"V{0}__.*", "undoes V{0}"),
+    (r"B([0-9._]+)__.*", r"V{0}__.*", "repeats V{0}"),
+    (r"(?:before|after)(?:Each)?[A-Z].*", r"V[0-9._]+__.*", "is a callback of Flyway"),
+)
 
 
-def _look_into(
-    path: Path,
-    has_files: bool,
-    has_versions: bool,
-    problems: list[str],
-    warnings: list[str],
-) -> None:
-    """Say of a sub-folder with SQL in it that it is not run."""
-    inside = _sql_below(path)
+def _not_run(
+    folder: Path, others: Sequence[Path], files: Mapping[str, Migration]
+) -> Iterator[tuple[str, bool]]:
+    """What to say of files and sub-folders that are not run, and whether that may be meant."""
+    for path in others:
+        name = path.name
+        if path.is_dir():
+            yield from _in_sub_folder(path, files)
+            continue
+        known = (row for row in _NAMES_NOT_RUN if re.fullmatch(row[0], name, re.IGNORECASE))
+        _, text, may_be_meant = next(known, ("", "", True))
+        if not text and version_of(name) and not _DATA.fullmatch(name):
+            yield f"{name} {ONLY_SQL}", False
+        elif text:
+            yield text.format(name), may_be_meant
+    if (folder.parent / "initializer.py").is_file():
+        for path in sorted(folder.parent.glob(_SQL_FILES)):
+            text = f"{path.name} is next to migrations/, not in it, and is not run: move it"
+            yield text, version_of(path.name) is None
+
+
+def _in_sub_folder(path: Path, files: Mapping[str, Migration]) -> Iterator[tuple[str, bool]]:
+    found = (file.relative_to(path) for file in path.rglob(_SQL_FILES) if not file.is_dir())
+    inside = min((file for file in found if not _DOWN_FILE.search(file.name)), default=None)
     if inside is None:
         return
-    what = f"migrations/{file_names.normal(path.name)}/ is not looked into, but holds {inside}"
-    holds_them_all = version_of(inside.name) is not None and not has_versions
-    if has_files and version_of(path.name) is None and not holds_them_all:
-        warnings.append(f"{what}: only files in migrations/ itself are run")
-    else:
-        name = path.name if inside.stem in ("migration", "up") else f"{path.name}_{inside.stem}"
-        instead = file_names.normal(name).removesuffix(".sql")
-        problems.append(f"{what}: put it into migrations/ itself, such as {instead}.sql")
+    holds_them_all = version_of(inside.name) is not None and not any(map(version_of, files))
+    may_be_meant = bool(files) and version_of(path.name) is None and not holds_them_all
+    name = file_names.normal(path.name)
+    yield (
+        f"migrations/{name}/ is not looked into, but holds {inside}: only files in migrations/ "
+        "itself are run",
+        may_be_meant,
+    )
 
 
-def _look_next_to(
-    folder: Path,
-    has_files: bool,
-    problems: list[str],
-    warnings: list[str],
-) -> None:
-    """Report SQL files next to migrations/: they are not run."""
-    home = folder.parent
-    if not (home / "initializer.py").is_file():
-        return
-    for path in sorted(home.iterdir()):
-        if path.is_file() and path.suffix.lower() == ".sql":
-            what = f"{path.name} is next to migrations/, not in it, and is not run: move it"
-            (problems if version_of(path.name) else warnings).append(what)
-        elif path.is_dir() and path.name != folder.name and not has_files:
-            inside = _sql_below(path, deep=False)
-            if inside:
-                what = f"migrations/ holds no file, but {path.name}/ does ({inside})"
-                problems.append(f"{what}: put it into migrations/")
-
-
-def _sql_below(path: Path, deep: bool = True) -> Optional[Path]:
-    pattern = "*.[sS][qQ][lL]"
-    found = path.rglob(pattern) if deep else path.glob(pattern)
-    forward = (file for file in found if not file.is_dir() and not _DOWN_FILE.search(file.name))
-    first = min(forward, default=None)
-    return first.relative_to(path) if first else None
-
-
-def _undoing(files: dict[str, Migration]) -> Iterator[str]:
+def _undoing(files: Mapping[str, Migration]) -> Iterator[str]:
     """The files that undo another one, as some tools' names tell: they would run as well."""
-    names = {name.lower() for name in files}
-    has_flyway = any(file.version and file.version.family == FLYWAY for file in files.values())
     for name, file in files.items():
-        pair = _UNDOES.fullmatch(name)
-        forward = _forward(*pair.groups()) if pair else []
-        other = _FLYWAY_OTHER.match(name)
-        what = ""
-        if not names.isdisjoint(forward):
-            what = "undoes another file"
-        elif other and any(name.startswith(f"V{other.group(2)}") for name in files):
-            what = "undoes V" if other.group(1) == "U" else "repeats V"
-            what += other.group(2).removesuffix("__")
-        elif has_flyway and _FLYWAY_CALLBACK.match(name):
-            what = "is a callback of Flyway"
-        if what:
-            yield f"{file.path.name} {what}, and would run as well: take it out of migrations/"
-
-
-def _forward(before: str, after: str) -> list[str]:
-    """What the file may be called that one with an undoing word between these parts undoes."""
-    names = [f"{before}{word}{after}" for word in _DOES]
-    return [name.lower() for name in (*names, before[:-1] + after)]
+        for pattern, of_other, what in _NAMES_OF_OTHER_TOOLS:
+            found = re.fullmatch(pattern, name)
+            if found is None:
+                continue
+            other = re.compile(of_other.format(*map(re.escape, found.groups())))
+            if any(map(other.fullmatch, files)):
+                does = what.format(*found.groups())
+                yield f"{file.path.name} {does}, and would run as well: take it out of migrations/"
+                break
 
 
 # --- Texts ----------------------------------------------------------------------------------------
@@ -252,7 +211,7 @@ def _opened(migration: Migration) -> Iterator[Any]:
             yield file
     except OSError as exc:
         complaint = f"{migration.path.name} cannot be read: {exc.strerror}"
-        raise MigrationError(f"{complaint}. Invoke again when it can.") from exc
+        raise MigrationError(complaint, "Invoke again when it can") from exc
 
 
 def read_text(migration: Migration) -> str:
@@ -278,21 +237,20 @@ def read_text(migration: Migration) -> str:
             before = text + exc.object[: exc.start].decode()
             line, column = sql_scanner.locate(before, len(before))
             raise MigrationError(
-                f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8. "
-                "Nothing has been applied. Save the file as UTF-8 and deploy again."
+                f"{name}:{line}:{column}: byte 0x{exc.object[exc.start]:02x} is not UTF-8",
+                "Save the file as UTF-8 and deploy again",
             ) from exc
     # The dictionary is where cached_property keeps what the run first read, which is recorded.
     if vars(migration).setdefault("sha256", digest.hexdigest()) != digest.hexdigest():
         raise MigrationError(
-            f"{name}: it was changed while this run read it, so it is not applied. "
-            "Invoke again when nobody writes to it."
+            f"{name}: it was changed while this run read it, so it is not applied",
+            "Invoke again when nobody writes to it",
         )
     if "\0" in text:
         line, column = sql_scanner.locate(text, text.index("\0"))
         raise MigrationError(
-            f"{name}:{line}:{column}: a NUL character, which PostgreSQL cannot take. "
-            "Nothing has been applied. Remove it (the file may be UTF-16: save it as UTF-8) "
-            "and deploy again."
+            f"{name}:{line}:{column}: a NUL character, which PostgreSQL cannot take",
+            "Remove it (the file may be UTF-16: save it as UTF-8) and deploy again",
         )
     return text
 
@@ -340,9 +298,9 @@ def _refuse_beyond_memory(migration: Migration, needed: int) -> None:
         size_mb = migration.path.stat().st_size >> 20
         raise MigrationError(
             f"{migration.path.name} has {size_mb} MB and needs {needed_mb} MB of memory, but the "
-            f"function has {limit_mb} MB. Nothing has been applied. Raise memorySize to "
-            f"{needed_mb} or more, or split the file and its long statements; rows of COPY need "
-            "the least."
+            f"function has {limit_mb} MB",
+            f"Raise memorySize to {needed_mb} or more, or split the file and its long statements; "
+            "rows of COPY need the least",
         )
 
 
@@ -379,8 +337,9 @@ def located(migration: Migration, text: str) -> Iterator[None]:
     except sql_scanner.ScanError as exc:
         line, column = sql_scanner.locate(text, exc.offset)
         place = f"{migration.path.name}:{line}:{column}"
-        verdict = f"{place}: {exc}. Nothing has been applied. Fix the file and deploy again."
-        raise MigrationError("\n".join([verdict, *failures.excerpt(text, exc.offset)])) from exc
+        step = "Fix the file and deploy again"
+        details = failures.excerpt(text, exc.offset)
+        raise MigrationError(f"{place}: {exc}", step, details=details) from exc
 
 
 class CreatedTable(NamedTuple):

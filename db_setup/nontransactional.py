@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Optional, Union
 import psycopg2
 from common import log
 from marks import Mark, Marks
-from outcomes import Failure, Success
+from outcomes import Ending, Failure, Index, Success
 from psycopg2 import sql
-from sending import Message, as_written, of_ours, send, was_cancelled
+from sending import Message, as_written, ending_of, of_ours, send
 from session import Session
 from sql_scanner import Script, Statement, Target
 
@@ -67,11 +67,9 @@ def run_outside(
     try:
         return _run_outside(session, script, step, marks)
     except psycopg2.Error as exc:
-        lost = session.is_lost
+        ending = ending_of(session, script, exc)
         session.roll_back()
-        cancelled = was_cancelled(session, script, exc)
-        offset = step.first.start
-        return Failure(error=exc, offset=offset, connection_lost=lost, cancelled=cancelled)
+        return Failure(error=exc, offset=step.first.start, ending=ending)
 
 
 def _run_outside(
@@ -87,7 +85,7 @@ def _run_outside(
             drop_invalid_indexes(session, target, step.mark.objects_before)
             return send(session, script, [done])
     if target.is_build and look_up(session, target, BUILT_BY_ANOTHER_SQL):
-        return Failure(refusal=ANOTHER_BUILD_RUNS, offset=step.first.start, is_temporary=True)
+        return Failure(refusal=ANOTHER_BUILD_RUNS, offset=step.first.start, ending=Ending.BUSY)
     drop_invalid_indexes(session, target, step.mark.objects_before if step.mark else None)
     before = [
         trace.oid for trace in traces(session, target) if trace.valid or target.kind != "REINDEX"
@@ -99,21 +97,30 @@ def _run_outside(
         outcome = send(session, script, [statement, of_ours(script, "SELECT true")])
     if isinstance(outcome, Success):
         return send(session, script, [done])
-    if outcome.connection_lost:
-        if target.is_build:
-            outcome = replace(outcome, builds_index=True, still_building=session.still_builds)
-        return outcome
+    if outcome.ending is Ending.LOST:
+        return replace(outcome, index=_index_after_loss(session, target))
     try:
-        dropped = drop_invalid_indexes(session, target, before)
-        outcome = replace(outcome, index_dropped=dropped)
+        if drop_invalid_indexes(session, target, before):
+            outcome = replace(outcome, index=Index.DROPPED)
         forget_sql = marks.forget_sql(session, step.number)
         session.query(f"BEGIN READ WRITE; {forget_sql}; COMMIT")
     except psycopg2.Error as exc:
         reason = str(exc).split("\n", maxsplit=1)[0]
         log("the next run has to clean up", logging.WARNING, reason=reason)
         session.roll_back()
-        return replace(outcome, builds_index=target.is_build)
+        if target.is_build and outcome.index is Index.NONE:
+            outcome = replace(outcome, index=Index.UNKNOWN)
     return outcome
+
+
+def _index_after_loss(session: Session, target: Target) -> Index:
+    """What the server does with an index that it was building when the connection was lost."""
+    if not target.is_build:
+        return Index.NONE
+    still_builds = session.still_builds
+    if still_builds is None:
+        return Index.UNKNOWN
+    return Index.BUILDING if still_builds else Index.ABANDONED
 
 
 def has_run(target: Target, before: Sequence[int], now: Sequence[Trace]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from enum import Enum, auto
+from typing import Any, NamedTuple, Optional, Union
 
 import psycopg2
 
@@ -39,6 +40,46 @@ class NotTried:
     kept_lock: bool = True
 
 
+class Place(Enum):
+    """What is at the offset of a failure."""
+
+    EXACT = auto()  # the character that PostgreSQL named
+    STATEMENT = auto()  # the beginning of what was sent and failed
+    ROW = auto()  # a row of a COPY
+    END = auto()  # what follows the statements, all of which went well
+    UNKNOWN = auto()  # nothing: it can have been any statement
+
+
+class Ending(Enum):
+    """What ended a script."""
+
+    ERROR = auto()  # PostgreSQL answered with an error
+    REFUSED = auto()  # we did, since it cannot continue
+    BUSY = auto()  # we did, for as long as another session is at work
+    LOST = auto()  # the connection was lost
+    CANCELLED = auto()  # an administrator or another session
+    DEADLINE = auto()  # our watcher
+
+
+class Index(Enum):
+    """What became of the index that a statement was building concurrently."""
+
+    NONE = auto()  # there was none
+    DROPPED = auto()  # it was dropped
+    UNKNOWN = auto()  # it may be there, INVALID, or may still be built
+    BUILDING = auto()  # the server still builds it
+    ABANDONED = auto()  # the server does not build it any more
+
+
+class FailedStep(NamedTuple):
+    """The step of a script that runs in steps: a statement, or a transaction that begins in
+    `line`.
+    """
+
+    is_first: bool
+    line: int = 0
+
+
 @dataclass(frozen=True)
 class Failure:
     """PostgreSQL's error, or our refusal, and the place in the script where it happened."""
@@ -46,29 +87,23 @@ class Failure:
     error: Optional[psycopg2.Error] = field(default=None, repr=False)  # quotes what is not shown
     refusal: str = ""
     offset: int = 0
-    exact: bool = False  # PostgreSQL itself named that place
-    anywhere: bool = False  # nothing tells at which place
-    at_end: bool = False  # all statements went well, and what follows them did not
-    in_rows: bool = False  # the place is one of the rows of a COPY
-    connection_lost: bool = False
-    out_of_time: bool = False  # the deadline had passed
-    cancelled: bool = False  # by the deadline's watcher, or by an administrator
-    builds_index: bool = False  # concurrently: what was interrupted may be left INVALID
-    index_dropped: bool = False  # what a build that failed had left INVALID
-    still_building: Optional[bool] = None  # after a lost connection, where that could be asked
-    is_temporary: bool = False  # refused only for as long as another session is at work
-    in_steps: bool = False  # outside one transaction
-    earlier_stay: bool = False  # of the file's steps
-    unit_line: int = 0  # where the step begins that is rolled back, if it has several statements
+    place: Place = Place.STATEMENT
+    ending: Ending = Ending.ERROR
+    index: Index = Index.NONE
+    step: Optional[FailedStep] = None  # None: the whole script was one transaction
     raised_by: tuple[str, ...] = ()  # sources of the functions that a RAISE can be in
-    rehearsed: bool = False  # in a dry run, of which nothing stays
 
     @property
     def sqlstate(self) -> str:
         """Empty where PostgreSQL gave none."""
-        if self.is_temporary:
+        if self.ending is Ending.BUSY:
             return LOCK_TIMEOUT
         return (self.error and self.error.pgcode) or ""
+
+    @property
+    def was_stopped(self) -> bool:
+        """From outside, in the middle of a statement."""
+        return self.ending in (Ending.CANCELLED, Ending.DEADLINE)
 
 
 Outcome = Union[Success, NotTried, Failure]

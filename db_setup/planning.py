@@ -5,17 +5,16 @@ Knows no database. A file is read only where its name, or its bytes, do not tell
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 import file_names
 import sql_scanner
 from common import MigrationError
-from file_names import FLYWAY, NUMBERED, TIME, Version
+from file_names import FLYWAY, Version
 from migration_files import Migration, tokens_checksum
 
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
@@ -57,7 +56,6 @@ class Plan:
     filled: tuple[Row, ...] = ()  # of pending files that had no statement when they were recorded
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
-    example: Optional[Row] = None  # the only row, and the files replace what it records
 
 
 def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
@@ -65,9 +63,6 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     Raises MigrationError where nothing can tell whether a file was applied under another name.
     """
-    example = replaced_example(files, rows)
-    if example:
-        return replace(make_plan(files, ()), example=example)
     claimed = claim_rows(files, rows)
     claimed_ids = {row.id for row in claimed.values()}
     free = [row for row in rows if row.id not in claimed_ids]
@@ -93,12 +88,12 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
             unchecked.append((row, file))
             continue
         is_edited = row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
-        # A rolled-back deployment may bring back an empty file, or the example.
+        # A rolled-back deployment may bring back an empty file.
         if is_edited and row.is_empty:
             filled[file] = row
         elif is_edited and _is_empty(file):
             emptied.append(file.path.name)
-        elif is_edited and not is_example(file):
+        elif is_edited:
             edited.append((row, file))
 
     if filled:
@@ -123,14 +118,6 @@ def _is_empty(file: Migration) -> bool:
 def is_example(file: Migration) -> bool:
     """It is the example that comes with db_setup, untouched."""
     return tokens_checksum(file, EXAMPLE) == EXAMPLE
-
-
-def replaced_example(files: Sequence[Migration], rows: Sequence[Row]) -> Optional[Row]:
-    """The row of the example, if nothing else is recorded, and no file is the example any more."""
-    if len(rows) != 1 or rows[0].checksum != EXAMPLE:
-        return None
-    unchanged = (file.sha256 == rows[0].file_sha256 or is_example(file) for file in files)
-    return rows[0] if files and not any(unchanged) else None
 
 
 def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> dict[Migration, Row]:
@@ -198,29 +185,16 @@ def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
     """Raise MigrationError where a file is called like a row without a file, of unknown content."""
     for row in orphans:
         same_title = file_names.title(row.name) == file_names.title(file.name) != ""
-        if row.is_comparable or not (same_title or _is_slip(file, row)):
+        if row.is_comparable or not same_title:
             continue
         how = "by a newer version" if row.checksum else "without a checksum"
         then = "" if row.checksum else " for one deployment, then rename it"
-        instead = "another name after the number" if same_title else "another number"
         raise MigrationError(
             f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? "
-            f"It was recorded {how}, so nothing can tell. Nothing has been applied. If it is, name "
-            f"the file {row.name}.sql{then}; if not, give it {instead}."
+            f"It was recorded {how}, so nothing can tell",
+            f"If it is, name the file {row.name}.sql{then}; if not, give it another name after "
+            "the number",
         )
-
-
-def _is_slip(file: Migration, row: Row) -> bool:
-    """The same version, and words that are nearly the same: 002_add_ordrs, 002_add_orders."""
-    recorded = _recorded(row)
-    if recorded is None or file.version != recorded[0]:
-        return False
-    return (
-        difflib.SequenceMatcher(
-            None, file_names.title(row.name), file_names.title(file.name)
-        ).ratio()
-        > 0.75
-    )
 
 
 def number_files(
@@ -239,14 +213,13 @@ def number_files(
         if file.number is None:
             name = f"{next(following):03d}_{file.name}"
         if len(name) > NAME_LIMIT:
-            complaint = f"{name}: a name may have {NAME_LIMIT} characters"
-            raise MigrationError(f"{complaint}. Nothing has been applied. Choose a shorter one.")
+            raise MigrationError(
+                f"{name}: a name may have {NAME_LIMIT} characters", "Choose a shorter one"
+            )
         yield name, file
 
 
 # --- What may be a slip ---------------------------------------------------------------------------
-
-TIME_STAMP = 10_000  # a number from here on is not a count, and a gap means nothing
 
 
 def duplicates(files: Iterable[Migration]) -> list[list[str]]:
@@ -263,7 +236,7 @@ def _warnings(
     files: Sequence[Migration],
     rows: Sequence[Row],
 ) -> Iterator[str]:
-    """What may be a slip: no file at all, a version used twice, a late one, a gap."""
+    """What may be a slip: no file at all, a version used twice, a late one."""
     if rows and not files:
         yield NO_FILES
     new = [(file.version, file.name) for file in pending if file.version]
@@ -282,8 +255,6 @@ def _warnings(
         last = max((found for found in recorded if found[0].family == version.family), default=None)
         if last and version < last[0]:
             yield f"{name} comes late: {file_names.shown_version(last[1])} is applied already"
-    yield from _vague(new)
-    yield from _gap(list(names))
 
 
 def _recorded(row: Row) -> Optional[tuple[Version, str]]:
@@ -293,27 +264,3 @@ def _recorded(row: Row) -> Optional[tuple[Version, str]]:
         if version and (version.family == FLYWAY or name == row.name):
             return version, name
     return None
-
-
-def _vague(new: Sequence[tuple[Version, str]]) -> Iterator[str]:
-    """Files of one day of which only some tell the time of day."""
-    times = sorted(found for found in new if found[0].kind == TIME)
-    for (first, name), (second, other) in zip(times, times[1:]):
-        begun = second._replace(parts=second.parts[: len(first.parts)])
-        if first == begun != second:
-            what = f"{name} runs before {other}, since it has no time of day"
-            yield f"{what}: give it one, if that is wrong"
-
-
-def _gap(versions: Sequence[Version]) -> Iterator[str]:
-    """The counts that no file has, where all are counts."""
-    numbers = {version.parts[0] for version in versions if version.family == NUMBERED}
-    if not numbers or max(numbers) >= TIME_STAMP:
-        return
-    if any(version.family == NUMBERED and len(version.parts) > 1 for version in versions):
-        return
-    missing = sorted(set(range(min(numbers), max(numbers))) - numbers)
-    if missing:
-        *others, last = map(str, missing[:10])
-        either = f"{', '.join(others)} or " if others else ""
-        yield f"no file has number {either}{last}"

@@ -59,14 +59,12 @@ class Rehearsal(Session):
             self.activity.log_prefix = ""
             super().roll_back()
 
-    def begin_sql(self, words: str = "BEGIN") -> str:
-        """Sets the savepoint, and returns what sets the modes that a savepoint can have: reading
-        and writing.
-
-        The savepoint is made immediately: a message that cannot be parsed would not make it.
+    def start_transaction(self, begin_sql: str = "BEGIN") -> str:
+        """Sets the savepoint, alone: a message that cannot be parsed would not set it. Returns what
+        sets the modes that a savepoint can have: reading and writing.
         """
         self.query(f"SAVEPOINT {OUR_SAVEPOINT}")
-        modes = re.search("READ (ONLY|WRITE)", words.upper())
+        modes = re.search("READ (ONLY|WRITE)", begin_sql.upper())
         return f"SET TRANSACTION {modes.group()}" if modes else READ_ONLY_BY_DEFAULT_SQL
 
     def commit_sql(self) -> str:
@@ -75,7 +73,7 @@ class Rehearsal(Session):
     def roll_back(self) -> None:
         self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
 
-    def query_in_transaction(self, statements: sql.Composable) -> None:
+    def query_all_or_none(self, statements: sql.Composable) -> None:
         with self.transaction():
             self.query(statements)
 

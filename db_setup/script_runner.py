@@ -31,9 +31,12 @@ from outcomes import (
     SAVEPOINT,
     SAVEPOINT_GONE,
     SYNTAX_ERROR,
+    Ending,
+    FailedStep,
     Failure,
     NotTried,
     Outcome,
+    Place,
     Success,
 )
 from rehearsal import Rehearsal
@@ -101,7 +104,6 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
-            outcome = replace(outcome, in_steps=in_steps)
             if (
                 outcome.sqlstate == IN_TRANSACTION
                 and self._script.statement_count == 1
@@ -133,9 +135,7 @@ class ScriptRunner:
 
     def _has_place(self, failure: Failure) -> bool:
         """The place of the failure is known, or there is none."""
-        if failure.exact or failure.in_rows or failure.at_end:
-            return True
-        if failure.connection_lost or failure.cancelled:
+        if failure.place is not Place.STATEMENT or failure.ending is not Ending.ERROR:
             return True
         if failure.sqlstate in (*RETRYABLE, SAVEPOINT_GONE):
             return True
@@ -148,7 +148,7 @@ class ScriptRunner:
 
     def _can_look_again(self, took_s: float) -> bool:
         """There is time, and running the statements once more does nothing that stays."""
-        if self._session.deadline.left(60) < SECOND_LOOK_S + 4 * took_s:
+        if self._session.deadline.left < SECOND_LOOK_S + 4 * took_s:
             return False
         with suppress(psycopg2.Error):  # the script's own error is what counts
             reach = outside.Reach.of(self._session)
@@ -165,7 +165,7 @@ class ScriptRunner:
         if isinstance(second, Success):
             self._session.roll_back()
             if failures.is_about_another_table(self._script, first):
-                return replace(first, at_end=True)  # ours
+                return replace(first, place=Place.END)  # ours
         elif second.sqlstate == SYNTAX_ERROR == first.sqlstate:
             return second  # without our semicolon, which the first one may be about
         elif second.sqlstate == first.sqlstate:
@@ -187,7 +187,7 @@ class ScriptRunner:
         return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
 
     def _opening_sql(self) -> str:
-        begin_sql = self._session.begin_sql(self._script.begin_sql)
+        begin_sql = self._session.start_transaction(self._script.begin_sql)
         # What is prepared in a session outlives the transaction of a first attempt.
         return f"{begin_sql}; DEALLOCATE ALL; {SCRIPT_SETTINGS_SQL}; SAVEPOINT {SAVEPOINT};\n"
 
@@ -228,21 +228,21 @@ class ScriptRunner:
             session.activity.about = {**session.activity.about, "line": step.first.line}
             outcome = self._resume_step(step)
             if isinstance(outcome, Failure):
-                unit_line = step.first.line if len(statements) > 1 else 0
-                return replace(outcome, earlier_stay=number > 1, unit_line=unit_line)
+                line = step.first.line if len(statements) > 1 else 0
+                return replace(outcome, step=FailedStep(is_first=number == 1, line=line))
             if isinstance(outcome, NotTried):
                 untried += outcome.reasons
         if marks and max(marks) > number:
-            return Failure(refusal=RUN_AND_REMOVED, offset=len(self._script.text))
+            return _refused(RUN_AND_REMOVED, len(self._script.text))
         outcome = send(session, self._script, [self._end_message()])
         if isinstance(outcome, Failure):
-            return replace(outcome, earlier_stay=True)
+            return replace(outcome, step=FailedStep(is_first=False))
         if untried and isinstance(outcome, Success):
             return NotTried(tuple(untried), outcome.kept_lock)
         return outcome
 
     def _end_message(self) -> Message:
-        begin_sql = self._session.begin_sql("BEGIN READ WRITE")
+        begin_sql = self._session.start_transaction("BEGIN READ WRITE")
         forget_sql = self._marks.forget_sql(self._session)
         opening = f"{begin_sql}; {OWN_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
         return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
@@ -251,15 +251,14 @@ class ScriptRunner:
         """Run the step, or of one that is done only what the session needs again."""
         if step.mark and step.mark.checksum != step.checksum:
             refusal = RUN_AND_EDITED if step.mark.done else BEGUN_AND_EDITED
-            return Failure(refusal=refusal, offset=step.first.start)
+            return _refused(refusal, step.first.start)
         of_session = [s for s in step.statements if belongs_to_session(self._script, s)]
         is_done = step.mark is not None and step.mark.done
         is_only_of_session = of_session == step.statements and not step.begin
         if is_done:
             gone = self._gone_with_its_session(step)
             if gone:
-                refusal = GONE.format(gone.words[0])
-                return Failure(refusal=refusal, offset=gone.start)
+                return _refused(GONE.format(gone.words[0]), gone.start)
         if not is_done and not is_only_of_session:
             return self._run_step(step)
         if not of_session:
@@ -316,17 +315,19 @@ class ScriptRunner:
             return send(self._session, script, itertools.chain(ends[:1], each, ends[1:]))
         text = opening + script.body_sql(start, step.statements[-1].end) + closing
         outcome = send(self._session, script, [Message(start - len(opening), text, start)])
-        if isinstance(outcome, Success) or outcome.exact or outcome.connection_lost:
+        if isinstance(outcome, Success) or outcome.place is Place.EXACT:
+            return outcome
+        if outcome.ending is Ending.LOST:
             return outcome
         placed = failures.placed_by_names(script, outcome, step.statements)
-        return outcome if placed.anywhere else placed
+        return outcome if placed.place is Place.UNKNOWN else placed
 
     # --- In a dry run -------------------------------------------------------------------------
 
     def _rehearse_step(self, session: Rehearsal, step: Step) -> Outcome:
         """Run a step in a savepoint, with no mark, which would have to change the script's role."""
         closing_sql = f"SET CONSTRAINTS ALL IMMEDIATE; {session.commit_sql()}; SELECT true"
-        outcome = self._run_in_transaction(step, session.begin_sql(step.begin), closing_sql)
+        outcome = self._run_in_transaction(step, session.start_transaction(step.begin), closing_sql)
         if isinstance(outcome, Success):
             session.defer_constraints()
             modes = " ".join(step.begin.split()[1:])
@@ -379,11 +380,17 @@ def as_rehearsed(outcome: Outcome, script: Script) -> Outcome:
         adds_values = script.no_transaction or ADD_VALUE.search(script.text)
         if outcome.sqlstate == NEW_ENUM_VALUE and not adds_values:
             return NotTried(("it uses an enum value that this run adds",))
-        return replace(outcome, rehearsed=True)
+        return outcome
     reasons = [f"it asks for {modes.group()}" for modes in ISOLATION.finditer(script.begin_sql)]
     if isinstance(outcome, NotTried):
         reasons += outcome.reasons
     return NotTried(tuple(reasons), outcome.kept_lock) if reasons else outcome
+
+
+def _refused(why: str, offset: int) -> Failure:
+    return Failure(
+        refusal=why, offset=offset, ending=Ending.REFUSED, step=FailedStep(is_first=False)
+    )
 
 
 def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:

@@ -57,7 +57,7 @@ def secrets_client(deadline: Deadline) -> Any:
     botocore's own timeouts and retries can use up all 300 s of a Lambda when an endpoint is
     missing.
     """
-    left = max(deadline.left(60), 4)
+    left = max(deadline.left, 4)
     attempts = 3 if has_time_for_retries(deadline) else 1
     try:
         options = AwsConfig(
@@ -71,7 +71,7 @@ def secrets_client(deadline: Deadline) -> Any:
 
 
 def has_time_for_retries(deadline: Deadline) -> bool:
-    return deadline.left(60) > 40
+    return deadline.left > 40
 
 
 def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
@@ -139,7 +139,7 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> str:
         if read_secret(client, secret.name).version != secret.version:
             raise OvertakenError
         # Somebody has made an older version current again.
-    state = "The login that it holds was left as it was; fix this and invoke again."
+    state = "The login that it holds was left as it was; fix this and invoke again"
     if answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500:
         with suppress(ConfigError):
             now = read_secret(client, secret.name)
@@ -147,10 +147,10 @@ def write_secret(client: Any, secret: Secret, value: dict[str, Any]) -> str:
                 return now.arn
         state = (
             "It may have been written all the same. Fix this and invoke again: the next run "
-            "repairs the login if it does not work."
+            "repairs the login if it does not work"
         )
     # Raised out here, without its cause: botocore's frames hold the password.
-    raise UserError(f"secret {secret.name} could not be written: it {problem}. {state}")
+    raise UserError(f"secret {secret.name} could not be written: it {problem}", state)
 
 
 def _aws_problem(exc: Exception, action: str, name: str) -> str:

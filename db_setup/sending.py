@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 import database
 import psycopg2
-from outcomes import CANCELLED, Failure, Success
+from outcomes import CANCELLED, Ending, Failure, Place, Success
 from session import Session
 from sql_scanner import ONE_MESSAGE, Script, Statement
 
@@ -84,34 +84,35 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
 
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:
-    connection_lost = session.is_lost
+    ending = ending_of(session, script, exc)
     session.roll_back()
     position = exc.diag.statement_position  # counted in characters, from 1
     offset = message.base + int(position or 0) - 1
-    exact = position is not None and 0 <= offset <= len(script.text)
-    if not exact:
+    place = Place.END if message.at_end else Place.STATEMENT
+    if position is not None and 0 <= offset <= len(script.text):
+        place = Place.EXACT
+    else:
         offset = _failed_row(script, message, exc)
-    return Failure(
-        error=exc,
-        offset=offset,
-        exact=exact,
-        at_end=message.at_end,
-        in_rows=message.rows is not None and offset >= message.rows[0],
-        connection_lost=connection_lost,
-        out_of_time=session.is_out_of_time,
-        cancelled=was_cancelled(session, script, exc),
-    )
+        if message.rows and offset >= message.rows[0]:
+            place = Place.ROW
+    return Failure(error=exc, offset=offset, place=place, ending=ending)
 
 
-def was_cancelled(session: Session, script: Script, exc: psycopg2.Error) -> bool:
-    """By the deadline's watcher or an administrator; not by a timeout, which only a file can set.
+def ending_of(session: Session, script: Script, exc: psycopg2.Error) -> Ending:
+    """What ended a statement of a script.
 
-    PostgreSQL's words, which tell as well, may be in any language.
+    A timeout, which only the script can set, cancels it too, and is an error. PostgreSQL's words,
+    which tell as well, may be in any language.
     """
+    if session.is_lost:
+        return Ending.LOST
     if exc.pgcode != CANCELLED:
-        return False
+        return Ending.ERROR
+    if session.is_out_of_time:
+        return Ending.DEADLINE
     has_timeout = re.search("statement_timeout", script.text, re.IGNORECASE) is not None
-    return session.is_out_of_time or not has_timeout or "user request" in str(exc)
+    is_timeout = has_timeout and "user request" not in str(exc)
+    return Ending.ERROR if is_timeout else Ending.CANCELLED
 
 
 class _Rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 import re
 import time
@@ -18,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union
 import database
 import kept_types
 import psycopg2
-from common import ConnectError, Deadline, LockError, MigrationError, log, shortened
+from common import ConnectError, Deadline, LockError, MigrationError, log
 from database import Connection, Login
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
@@ -33,16 +34,13 @@ RETRYABLE = ("55P03", "40P01", "40001")  # lock timeout, deadlock, serialization
 
 TOO_MANY_ROWS = (
     "a statement returns more rows than the function's memory holds. It is rolled back. Write "
-    "SELECT count(*) FROM (…) q, or PERFORM in a DO block, or raise memorySize; then deploy again."
+    "SELECT count(*) FROM (…) q, or PERFORM in a DO block, or raise memorySize; then deploy again"
 )
 
 # Both permanent: versions that do not agree on them would not see each other.
 LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
 # Its first half; the second key of this lock is the holder's deadline, in epoch seconds.
 DEADLINE_CLASS = 0x64625F73
-
-# What is said where nothing has run yet; a file can also be read after others have run.
-NOTHING_DONE = re.compile(r"Nothing has been (?:applied|changed|touched)\.")
 
 Result = TypeVar("Result")
 # The number of the attempt that failed, and the pause after it in seconds.
@@ -103,15 +101,17 @@ class Session:
 
         After a failover a name leads to a standby for a while, or to the old writer.
         """
-        patience_s = database.CONNECT_PATIENCE_S
-        end = time.monotonic() + min(patience_s, self.deadline.left(patience_s))
-        for pause in pauses(self.deadline):
+        end = time.monotonic() + min(database.CONNECT_PATIENCE_S, self.deadline.left)
+        following = pauses(self.deadline)
+        while True:
             self._connect()
             try:
                 return self.with_retries(set_up)
             except (StandbyError, psycopg2.OperationalError) as exc:
-                may_be_typed = self.deadline.somebody_waits and not self.applied
-                can_pass = self.is_lost or (isinstance(exc, StandbyError) and not may_be_typed)
+                # A wrong host typed by hand is not waited for.
+                is_mistyped = self.deadline.somebody_waits and not self.applied
+                can_pass = self.is_lost or (isinstance(exc, StandbyError) and not is_mistyped)
+                pause = next(following, math.inf)
                 if not can_pass or time.monotonic() + pause > end:
                     raise
                 reason = str(exc).partition(":")[0]
@@ -119,13 +119,11 @@ class Session:
             host = self.login.endpoint.host
             log("waiting for the database", host=host, gives_up_in_s=gives_up_in_s, reason=reason)
             time.sleep(pause)
-        self._connect()
-        return self.with_retries(set_up)
 
     def _connect(self) -> None:
         self.close()
         self.holds_lock = False
-        self._connection = database.connect(self.login, self.deadline, self.what_stays)
+        self._connection = database.connect(self.login, self.deadline)
         look_after_s = self.lock_timeout_ms * 0.6 / 1000  # before a lock timeout strikes
         self._watcher = Watcher(
             self._connection, self.login, self.deadline, self.activity, look_after_s
@@ -173,23 +171,6 @@ class Session:
         """The value of a setting that the server reports."""
         return self.connection.info.parameter_status(name)
 
-    @property
-    def what_stays(self) -> str:
-        """A sentence for messages."""
-        if self.applied:
-            return f"Applied in this run: {shortened(self.applied)}."
-        return database.NOTHING_CHANGED
-
-    def with_what_stays(self, message: str) -> str:
-        """The message with what this run has applied, of which those who wrote it may not know."""
-        if not self.applied or self.what_stays in message:
-            return message
-        message, corrected = NOTHING_DONE.subn(self.what_stays, message)
-        if corrected:
-            return message
-        verdict, *details = message.split("\n")
-        return "\n".join([f"{verdict} {self.what_stays}", *details])
-
     def query(self, statement: Any, args: Any = None) -> list[tuple[Any, ...]]:
         """Send one message and return the rows of its last statement.
 
@@ -207,7 +188,7 @@ class Session:
                     cur.execute(text)
             except database.MemoryFullError:
                 self.connection.close()
-                raise MigrationError(f"{self.current}: {TOO_MANY_ROWS}") from None
+                raise MigrationError(f"{self.current}: {TOO_MANY_ROWS}", state="") from None
             return cur.fetchall() if fetches and cur.description else []
 
     def copy_in(self, statement: Union[str, bytes], rows: Any) -> None:
@@ -292,12 +273,10 @@ class Session:
         if server_pid != pid:
             raise ConnectError(
                 f"{host} is a connection pooler or proxy, where a session lock protects nothing: "
-                f"set DB_HOST to the database's own endpoint. {self.what_stays}"
+                "set DB_HOST to the database's own endpoint"
             )
         if is_standby:
-            raise StandbyError(
-                f"{host} is a read replica: set DB_HOST to the writer's endpoint. {self.what_stays}"
-            )
+            raise StandbyError(f"{host} is a read replica: set DB_HOST to the writer's endpoint")
         return tuple(answer)
 
     def settings(self) -> dict[str, Any]:
@@ -333,9 +312,11 @@ class Session:
 
     # --- Transactions -------------------------------------------------------------------------
 
-    def begin_sql(self, words: str = "BEGIN") -> str:
-        """What begins a transaction: BEGIN, with the modes that it may name."""
-        return words
+    def start_transaction(self, begin_sql: str = "BEGIN") -> str:
+        """Returns what the first message of the transaction has to begin with: BEGIN, with the
+        modes that it names.
+        """
+        return begin_sql
 
     def commit_sql(self) -> str:
         return "COMMIT"
@@ -347,7 +328,7 @@ class Session:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """A transaction around statements of ours; rolled back on any error."""
-        self.query(self.begin_sql())
+        self.query(self.start_transaction())
         try:
             yield
             self.query(self.commit_sql())
@@ -355,7 +336,7 @@ class Session:
             self.roll_back()
             raise
 
-    def query_in_transaction(self, statements: sql.Composable) -> None:
+    def query_all_or_none(self, statements: sql.Composable) -> None:
         """Several statements of ours, all or none: one message is one transaction."""
         self.query(statements)
 
@@ -433,9 +414,8 @@ class Session:
             waited = time.monotonic() - started
             holder, step = self._end_overdue_holder()
             ended = self._end_limited_holders()
-            if waited > LOCK_PATIENCE_S or self.deadline.left(LOCK_PATIENCE_S) < GIVE_UP_EARLY_S:
-                state = self.what_stays if self.applied else "This run has changed nothing."
-                raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s. {state} {step}.")
+            if waited > LOCK_PATIENCE_S or self.deadline.left < GIVE_UP_EARLY_S:
+                raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s", step)
             if time.monotonic() - announced >= 10:
                 log("waiting for another run", holder=holder)
                 announced = time.monotonic()
@@ -459,8 +439,8 @@ class Session:
             step = f"SET {setting} = off; ALTER {where} RESET {setting}"
         raise ConnectError(
             f"{endpoint.dbname} on {endpoint.host} is read-only: default_transaction_read_only is "
-            f"on (set for: {self._read_only_by}). {self.what_stays} If it is to be written: "
-            f"{step}; then invoke again."
+            f"on (set for: {self._read_only_by})",
+            f"If it is to be written: {step}; then invoke again",
         )
 
     def _end_overdue_holder(self) -> tuple[str, str]:
@@ -521,9 +501,9 @@ class Session:
         It is one message, so a process that is frozen has done both or neither. It does not wait
         for the lock that publishes: others can hold that.
         """
-        if self.deadline.at is None:
+        if not self.deadline.exists:
             return f"{TRY_LOCK_SQL} {where_sql}"
-        left_s = self.deadline.left(0) + self.deadline.reserve
+        left_s = self.deadline.left + self.deadline.reserve
         # 32 bits without a sign, as pg_locks shows them, are enough until 2106.
         until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::bigint::bit(32)::int"
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
@@ -569,8 +549,8 @@ def pauses(deadline: Deadline) -> Iterator[float]:
     """Growing, jittered pauses in seconds, until the deadline; without one, ten."""
     for number in itertools.count():
         pause = min(0.5 * 1.6**number, 15) * random.uniform(0.7, 1.3)
-        is_last = deadline.at is None and number >= RETRIES_WITHOUT_DEADLINE
-        if is_last or deadline.left(pause + 1) <= pause:
+        is_last = not deadline.exists and number >= RETRIES_WITHOUT_DEADLINE
+        if is_last or deadline.left <= pause:
             return
         yield pause
 

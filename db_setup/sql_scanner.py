@@ -107,19 +107,6 @@ def read_script(
     )
 
 
-def without_quotes(text: str, backslash_escapes: bool = False) -> str:
-    """The text with blanks for comments, strings, bodies and quoted names; offsets stay."""
-    parts = []
-    offset = 0
-    while offset < len(text):
-        kind, end = read_token(text, offset, backslash_escapes)
-        part = text[offset:end]
-        is_code = kind in ("word", "number", "semicolon", "open", "close", "other")
-        parts.append(part if is_code else re.sub(r"[^\r\n]", " ", part))
-        offset = end
-    return "".join(parts)
-
-
 def locate(text: str, offset: int) -> tuple[int, int]:
     """Line and column (both from 1, in characters) of an offset."""
     line_start = text.rfind("\n", 0, offset) + 1

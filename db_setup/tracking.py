@@ -53,35 +53,17 @@ class State:
         )
 
 
-class TablesFound(NamedTuple):
-    """What is known of our tables, and of what hides PostgreSQL's own from a script; see
-    boundary.
-    """
-
-    tables: Sequence[dict[str, Any]]
-    hiding: Sequence[dict[str, str]] = ()  # asked for only where files can run
-
-
-def tables_question(config: Config, before_files: bool = False) -> sql.Composable:
-    """Its answer is a TablesFound; it can be asked when the session is set up."""
-    questions = [our_tables_question(config)]
-    if before_files:
-        questions.append(boundary.hiding_question(config.limited_roles))
-    columns = (sql.SQL("({})").format(question) for question in questions)
-    return sql.SQL("SELECT {}").format(sql.SQL(", ").join(columns))
-
-
 def our_tables_question(config: Config) -> sql.Composable:
-    """Its answer are the tables of a TablesFound."""
+    """Its answer, one value, is for boundary.tables; it can be asked when the session is set up."""
     return boundary.our_tables_question(config.tables, config.limited_roles)
 
 
-def read_state(session: Session, config: Config, found: TablesFound) -> State:
+def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]) -> State:
     """Read the tracking table, whichever version made it.
 
     Another tool's is refused, and what others have made.
     """
-    tables = boundary.tables(found.tables)
+    tables = boundary.tables(found)
     tracking_table, marks_table = (tables.get(name) for name in config.tables)
     own_columns = (
         (tracking_table, {"id", "migration_name"}),
@@ -95,18 +77,16 @@ def read_state(session: Session, config: Config, found: TablesFound) -> State:
                 missing = ", ".join(columns - set(table.columns))
                 raise ConfigError(
                     f"table public.{table.name} is db_setup's own, but has no column {missing} any "
-                    f"more (columns: {', '.join(table.columns)}): rename or restore that column. "
-                    "Nothing has been touched."
+                    f"more (columns: {', '.join(table.columns)}): rename or restore that column"
                 )
             raise ConfigError(
                 f'table public."{table.name}" belongs to another tool '
                 f"(columns: {', '.join(table.columns)}): "
-                "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations. Nothing "
-                "has been touched."
+                "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations"
             )
         complaint = table.complaint(session.login.username)
         if complaint:
-            raise ConfigError(complaint)
+            raise complaint
     excess = tuple(statement for table in tables.values() for statement in table.excess)
     if tracking_table is None:
         return State(None, (), has_marks=marks_table is not None, excess=excess)
@@ -203,44 +183,17 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
-    session.query_in_transaction(sql.SQL("; ").join(changes))
+    session.query_all_or_none(sql.SQL("; ").join(changes))
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
-
-
-def remove_example(session: Session, config: Config, row: Row) -> None:
-    """Take the example back, which was never meant: its empty tables and its row.
-
-    Raises MigrationError where the tables are in use, or are not as the example made them.
-    """
-    found = session.query(EXAMPLE_SQL)[0]
-    why = ""
-    if list(found) != EXAMPLE_COLUMNS:
-        why = "are not as it made them"
-    else:
-        drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
-        try:
-            session.query_in_transaction(drop)
-        except psycopg2.Error as exc:
-            why = NOT_DROPPED.get(exc.pgcode or "", "")
-            if not why:
-                raise
-    if why:
-        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
-        raise MigrationError(
-            f"{row.name}.sql was replaced, but what is applied is the example that comes with "
-            f"db_setup, and its tables users and products {why}. Nothing has been applied. Restore "
-            "the example, and put your schema into a new file; or drop the two tables, if nobody "
-            f"needs them, and the row: {forget}"
-        )
 
 
 def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
     """Remove the rows of files of which nothing has run."""
     ids = sql.Literal([row.id for row in rows])
     delete = sql.SQL("DELETE FROM {} WHERE id = ANY ({})").format(config.tracking, ids)
-    session.with_retries(lambda: session.query_in_transaction(delete))
+    session.with_retries(lambda: session.query_all_or_none(delete))
 
 
 def refuse_example(files: Sequence[Migration]) -> None:
@@ -249,8 +202,8 @@ def refuse_example(files: Sequence[Migration]) -> None:
         if planning.is_example(file):
             raise MigrationError(
                 f"{file.path.name} is the example that comes with db_setup, and this database is "
-                "not empty. Nothing has been changed. Put your own schema in its place, or "
-                "delete it."
+                "not empty",
+                "Put your own schema in its place, or delete it",
             )
 
 
@@ -262,22 +215,16 @@ def adopt_up_to_baseline(
     So a database that had more than the first file needs no table dropped. Returns as
     ensure_tracking.
     """
-    baseline = setup.config.baseline
-    files = [file for _, file in plan.pending]
-    last = next(
-        (i for i, file in enumerate(files) if baseline in migration_files.spellings(file)), None
-    )
-    if baseline is None or last is None:
+    baseline = setup.config.baseline or ""
+    before = migration_files.up_to([file for _, file in plan.pending], baseline)
+    if not before or not state.rows:  # without rows it is a first run, which has said so
         return [], ""
-    if not state.rows:
-        return [], ""  # of a first run, which has said so
     if not all(row.adopted for row in state.rows):
         reason = "migrations have run on this database, so that one runs"
         return [], f"BASELINE={baseline} has no effect: {reason}"
-    before = set(files[: last + 1])
-    named = [(name, file) for name, file in plan.pending if file in before]
+    named = plan.pending[: len(before)]
     changes = [_adopt_sql(setup.config, name, file) for name, file in named]
-    session.query_in_transaction(sql.SQL("; ").join(changes))
+    session.query_all_or_none(sql.SQL("; ").join(changes))
     return _adopted([name for name, _ in named]), ""
 
 
@@ -306,8 +253,7 @@ def has_tables(session: Session, setup: Setup) -> bool:
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
-            "or set MIGRATIONS_TABLE to another name if that one belongs to another application. "
-            "Nothing has been touched."
+            "or set MIGRATIONS_TABLE to another name if that one belongs to another application"
         )
     return bool(has_any)
 
@@ -326,8 +272,7 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
             raise ConfigError(
                 f"table {schema}.{table} records the files of this folder, which would run again: "
                 "was MIGRATIONS_TABLE changed? Set it back; or edit one of the files, if that "
-                "table belongs to another application that has the same ones. Nothing has been "
-                "touched."
+                "table belongs to another application that has the same ones"
             )
 
 
@@ -345,7 +290,8 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     if has_any:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
-    if has_any and baseline is None and not (existing and len(existing) == len(created.tables)):
+    has_all = bool(existing) and len(existing) == len(created.tables)
+    if has_any and baseline is None and not has_all:
         refuse_example(files)
     if not existing:
         if baseline is None:
@@ -355,11 +301,8 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
         return Adoption(warning=f"BASELINE={baseline} has no effect: {reason}")
     refuse_recorded_elsewhere(session, setup)
     if baseline:
-        last = next(
-            i for i, file in enumerate(files) if baseline in migration_files.spellings(file)
-        )
-        return Adoption(files[: last + 1])
-    if existing and len(existing) == len(created.tables):
+        return Adoption(migration_files.up_to(files, baseline))
+    if has_all:
         return Adoption(files[:1])
     if created.is_guarded:
         return Adoption()
@@ -367,9 +310,9 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     raise MigrationError(
         f"{files[0].path.name}: the database has no tracking table, and only some of the tables "
         f"of the first migration. There: {_table_list(existing)}. Missing: "
-        f"{_table_list(missing)}. Nothing has been changed. Write the file's statements with IF "
-        "NOT EXISTS, so that it can create what is missing, or set BASELINE to the last file "
-        "that this database already contains."
+        f"{_table_list(missing)}",
+        "Write the file's statements with IF NOT EXISTS, so that it can create what is missing, or "
+        "set BASELINE to the last file that this database already contains",
     )
 
 
@@ -393,8 +336,9 @@ def existing_tables(
                 raise MigrationError(
                     f"{file.path.name}: is its table {table.name} the one in schema "
                     f"{candidates[0]}? The file sets search_path in a way that nothing can "
-                    "follow. Nothing has been changed. Write the schema before the table's name, "
-                    "or set BASELINE to the last file that this database already contains."
+                    "follow",
+                    "Write the schema before the table's name, or set BASELINE to the last file "
+                    "that this database already contains",
                 )
             if candidates:
                 found.append(table)
@@ -422,9 +366,9 @@ def table_exists(session: Session, config: Config, schema: str, name: str) -> bo
     if not is_trusted:
         raise MigrationError(
             f"table {label} belongs to {owner}, who is not the admin: it does not show that this "
-            "database was set up before. Nothing has been changed. If the first migration "
-            f"describes it, as its owner or a superuser: ALTER TABLE {label} OWNER TO "
-            f"{session.login.username}; if not, rename or drop it."
+            "database was set up before",
+            "If the first migration describes it, as its owner or a superuser: ALTER TABLE "
+            f"{label} OWNER TO {session.login.username}; if not, rename or drop it",
         )
     return True
 
@@ -541,21 +485,6 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
-# Locked before they are looked into: a row that somebody adds now must not be lost.
-DROP_EXAMPLE_SQL = """
-    DO $do$ BEGIN
-        LOCK TABLE public.products, public.users IN ACCESS EXCLUSIVE MODE;
-        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
-            RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
-        END IF;
-        DROP TABLE public.products, public.users;
-    END $do$;
-    DELETE FROM {} WHERE id = {}"""
-NOT_DROPPED = {
-    "55006": "hold rows",
-    "2BP01": "are used by others",
-    "42501": "are used by others",
-}
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
@@ -569,17 +498,6 @@ ANY_TABLE_SQL = """
     WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
-# The columns of the example's two tables, in public and of the admin.
-EXAMPLE_SQL = """
-    SELECT (SELECT array_agg(attname::text ORDER BY attnum)
-            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.users') AND c.relkind = 'r' AND attnum > 0
-              AND c.relowner = current_user::regrole),
-           (SELECT array_agg(attname::text ORDER BY attnum)
-            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
-            WHERE c.oid = to_regclass('public.products') AND c.relkind = 'r' AND attnum > 0
-              AND c.relowner = current_user::regrole)"""
-EXAMPLE_COLUMNS = [["id", "email", "created_at"], ["id", "name", "price", "user_id"]]
 SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"

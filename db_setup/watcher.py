@@ -28,30 +28,27 @@ FIRST_LINE_S = 5
 NEXT_LINE_S = 10
 TICK_S = 0.25
 
-# View, since which server, what it is at, how much is done and of how much.
+# View, what it is at, how much is done and of how much; the last one since PostgreSQL 14.
 PROGRESS = (
     (
         "pg_stat_progress_create_index",
-        120000,
         "command || ': ' || phase",
         "CASE WHEN tuples_total > 0 THEN tuples_done ELSE blocks_done END",
         "CASE WHEN tuples_total > 0 THEN tuples_total ELSE blocks_total END",
     ),
     (
         "pg_stat_progress_cluster",
-        120000,
         "command || ': ' || phase",
         "heap_blks_scanned",
         "heap_blks_total",
     ),
     (
         "pg_stat_progress_vacuum",
-        90600,
         "'VACUUM: ' || phase",
         "heap_blks_scanned",
         "heap_blks_total",
     ),
-    ("pg_stat_progress_copy", 140000, "command", "bytes_processed", "bytes_total"),
+    ("pg_stat_progress_copy", "command", "bytes_processed", "bytes_total"),
 )
 # The sessions that block the one called a. What is prepared has no process.
 BLOCKED_BY_SQL = """ARRAY(
@@ -85,12 +82,11 @@ SEES_BUILD_SQL = (
 
 def progress_sql(version: int) -> str:
     """Asks the server how far a process id is: phase, done, total."""
-    views = (
+    views = PROGRESS if version >= 140000 else PROGRESS[:-1]
+    return " UNION ALL ".join(
         f"SELECT {phase}, ({done})::float8, ({total})::float8 FROM {view} WHERE pid = %(pid)s"
-        for view, since, phase, done, total in PROGRESS
-        if version >= since
+        for view, phase, done, total in views
     )
-    return " UNION ALL ".join(views)
 
 
 @dataclass
@@ -128,7 +124,7 @@ class Watcher:
         # The very same server, and no wait for DNS.
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._options["hostaddr"] = self._socket.getpeername()[0]
-        share_s = ANSWER_S if deadline.at is None else max(deadline.reserve / 3, 0.5)
+        share_s = max(deadline.reserve / 3, 0.5)
         self._answer_s = min(ANSWER_S, share_s)
         self._cancelled_s = min(CANCELLED_S, share_s)
         self._over = threading.Event()
@@ -154,8 +150,8 @@ class Watcher:
         next_look = 0.0
         due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
         tick = min(TICK_S, self._look_after_s / 4)
-        while not self._over.wait(min(tick, max(self._deadline.left(tick), 0))):
-            if self._deadline.left(1) <= 0:
+        while not self._over.wait(min(tick, max(self._deadline.left, 0))):
+            if self._deadline.left <= 0:
                 self._cancel()
                 return
             if self._activity.busy_since != since:
@@ -169,7 +165,7 @@ class Watcher:
                 next_look = next(due)
 
     def _look(self, elapsed_s: float, tell: bool) -> None:
-        found = self._ask(WAITS_FOR_SQL, self._deadline.left(ANSWER_S))
+        found = self._ask(WAITS_FOR_SQL, self._deadline.left)
         if not found:
             return
         waits_for, blocked_by, is_running = found[0]
@@ -183,7 +179,7 @@ class Watcher:
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
-        found = self._ask(progress_sql(self._version), self._deadline.left(ANSWER_S))
+        found = self._ask(progress_sql(self._version), self._deadline.left)
         if not found:
             return {}
         phase, done, total = found[0]

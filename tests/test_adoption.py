@@ -128,7 +128,7 @@ def test_database_with_some_tables_of_an_unguarded_first_migration_is_refused(wo
 
         assert str(caught.value) == (
             "001_first.sql: the database has no tracking table, and only some of the tables of the first migration. "
-            "There: users. Missing: items. Nothing has been changed. Write the file's statements with IF NOT EXISTS, "
+            "There: users. Missing: items. Nothing has been applied. Write the file's statements with IF NOT EXISTS, "
             "so that it can create what is missing, or set BASELINE to the last file that this database "
             "already contains."
         )

@@ -1039,7 +1039,7 @@ def test_apply_lock_that_is_never_free_fails_with_the_statements_line(
 
     assert re.sub(r" \(pid \d+ rds_admin '' idle in transaction \d s\)", "", message) == (
         "002_b.sql:2: canceling statement due to lock timeout (55P03). Rolled back. It conflicted with other sessions "
-        "each time: invoke again when they are done, or end them: SELECT pg_terminate_backend(PID). "
+        "each time. Invoke again when they are done, or end them: SELECT pg_terminate_backend(PID). "
         "Applied in this run: nothing.\nLINE 2: ALTER TABLE a ADD s text;"
     )
     assert (world.applied(), world.tables()) == (["001_a"], ["a"])

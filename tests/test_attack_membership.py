@@ -23,9 +23,7 @@ from harness.attackers import (
 from harness.database import create_database, drop_database
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
-from initializer import MIGRATIONS_DIR
 
-EXAMPLE = MIGRATIONS_DIR / "001_initial_schema.sql"
 LOWER = trap("public.lower", "varchar", "text", "$1::text")
 USES_LOWER = "CREATE TABLE names (name varchar); INSERT INTO names VALUES ('A'); SELECT lower(name) FROM names"
 FORGED = (
@@ -131,25 +129,6 @@ def test_table_of_a_table_creator_that_looks_like_ours_is_not_read(world: World,
         rows(conn, LIKE_OURS)
     world.write("001_names.sql", "CREATE TABLE IF NOT EXISTS names (id int, note text)")  # so it is another folder
     world.deploy(MIGRATIONS_TABLE="other_migrations")
-    assert not caught(world)
-
-
-def test_tables_in_place_of_the_examples_are_not_looked_into(world: World, own_path: None) -> None:
-    """Somebody has dropped the example's tables, and a table creator has made its own ones."""
-    close_public(world)
-    lay_trap(world)
-    world.write(EXAMPLE.name, EXAMPLE.read_text())
-    world.deploy()
-    world.sql("DROP TABLE products, users")
-    with world.login("creator") as conn:
-        rows(conn, trap("public.own", "uuid", "boolean", "false"))
-        rows(conn, "CREATE TABLE users (id uuid, email varchar, created_at timestamp)")
-        rows(conn, "CREATE TABLE products (id uuid, name varchar, price numeric, user_id uuid)")
-        rows(conn, "INSERT INTO users VALUES (gen_random_uuid())")
-        rows(conn, "CREATE POLICY p ON users USING (own(id))")
-        rows(conn, "ALTER TABLE users ENABLE ROW LEVEL SECURITY; ALTER TABLE users FORCE ROW LEVEL SECURITY")
-    world.write(EXAMPLE.name, "CREATE TABLE real (id int)")
-    assert "its tables users and products are not as it made them" in refused(world)
     assert not caught(world)
 
 

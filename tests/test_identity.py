@@ -319,15 +319,14 @@ def test_renamed_and_edited_file_is_a_new_migration_that_is_said(world: World) -
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "instead"),
+    ("before", "after"),
     [
-        ("004_add-b", "005_Add_b", "another name after the number"),
-        ("004_add_b", "004_add_bs", "another number"),
-        ("V4__add_b", "004_add_b", "another name after the number"),
+        ("004_add-b", "005_Add_b"),
+        ("V4__add_b", "004_add_b"),
     ],
 )
-def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str, instead: str) -> None:
-    """A name that people take for the same, or the same number, is not run where nothing can tell."""
+def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str) -> None:
+    """A name that people take for the same is not run where nothing can tell."""
     deploy(world, {"001_a": A, before: B})
     forget_checksums(world)
     was = world.applied()[1]
@@ -335,7 +334,7 @@ def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before:
     message = refused(world, {"001_a": A, after: B})
 
     assert message.startswith(f"{after}.sql: is this {was}, which is applied and whose file is gone? ")
-    assert message.endswith(f"; if not, give it {instead}.")
+    assert message.endswith("; if not, give it another name after the number.")
     assert deploy(world, {"001_a": A, before: B}) == []
     assert deploy(world, {"001_a": A, after: B}) == []
 
@@ -387,11 +386,11 @@ def test_deleted_file_leaves_a_row_that_is_only_logged(world: World, caplog: pyt
 
 
 def test_odd_number_is_applied_and_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Equal numbers, a late lower number and a gap are allowed, and said in the log and in the report."""
+    """Equal numbers and a late lower number are allowed, and said in the log and in the report; so is a gap, unsaid."""
     odd = {
         "003_c": "number 3 is used more than once: 003_b, 003_c",
         "001_d": "001_d comes late: number 3 is applied already",
-        "006_e": "no file has number 4 or 5",
+        "006_e": None,
     }
     deploy(world, {"002_a": A, "003_b": B})
     for name, warning in odd.items():
@@ -401,8 +400,8 @@ def test_odd_number_is_applied_and_said(world: World, caplog: pytest.LogCaptureF
         report = world.deploy()
 
         assert [entry["name"] for entry in report["applied"]] == [name]
-        assert report["warnings"] == [warning]
-        assert messages(caplog, "warning") == [f'warning text="{warning}"']
+        assert report["warnings"] == ([warning] if warning else [])
+        assert messages(caplog, "warning") == ([f'warning text="{warning}"'] if warning else [])
 
 
 # --- Files that change meanwhile ------------------------------------------------------------------------------------
@@ -446,7 +445,7 @@ def test_file_that_changes_before_it_runs_is_refused(world: World, before: str, 
 
     assert str(caught.value) == (
         "002_b.sql: it was changed while this run read it, so it is not applied. "
-        "Invoke again when nobody writes to it. Applied in this run: 001_slow."
+        "Applied in this run: 001_slow. Invoke again when nobody writes to it."
     )
     assert world.applied() == ["001_slow"]
     assert world.tables() == []

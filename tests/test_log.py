@@ -12,12 +12,12 @@ from typing import Any
 
 import initializer
 import pytest
-from common import Credentials
 from config import Config, Setup
 from database import Endpoint, Login
 from harness.process import deploy_elsewhere
 from harness.world import ADMIN, ADMIN_PASSWORD, World
-from limited_users import READWRITE, StoredLogin
+from initializer import StoredInSecret
+from limited_users import READWRITE
 from secret_store import Secret
 
 DB_SETUP = Path(initializer.__file__).parent
@@ -86,12 +86,12 @@ def test_report_names_what_was_adopted_and_warned_of(world: World) -> None:
     """Both are lists of plain texts."""
     world.sql(USERS)
     world.write("001_users.sql", USERS)
-    world.write("007_orders.sql", "CREATE TABLE orders (id int)")
+    world.write("001_visits.sql", "CREATE TABLE orders (id int)")
 
     report = json.loads(json.dumps(world.deploy()))
 
     assert report["adopted"] == ["001_users"]
-    assert report["warnings"] == ["no file has number 2, 3, 4, 5 or 6"]
+    assert report["warnings"] == ["number 1 is used more than once: 001_users, 001_visits"]
 
 
 def test_event_that_means_migrate_is_accepted(world: World) -> None:
@@ -284,7 +284,7 @@ def test_objects_that_hold_a_password_do_not_show_it() -> None:
     """A repr() in a stack trace or a debugger's output is a log, too."""
     login = Login(Endpoint("h", 1, "d"), "u", "the password")
     secret = Secret("name", "arn", {"password": "the password"})
-    keeper = StoredLogin(Credentials({"password": "the password"}), print, print, print)
+    keeper = StoredInSecret(None, secret, True)
     setup = Setup(Config("name"), login, {READWRITE: secret}, (), None)
 
     assert [text for text in map(repr, (login, secret, keeper, setup)) if "the password" in text] == []
@@ -462,7 +462,7 @@ def test_message_about_long_names_stays_short(world: World) -> None:
 def test_message_limit_counts_what_cloudformation_gets() -> None:
     """The limit is in the one class that all errors have in common."""
     assert len(str(initializer.ConfigError("ä" * 5000))) == MESSAGE_LIMIT
-    assert str(initializer.ConfigError("short")) == "short"
+    assert str(initializer.ConfigError("short")) == "short. Nothing has been touched."
     for text in ("漢" * 5000, "😀" * 1500, '\n"' * 5000):
         message = str(initializer.ConfigError(text))
         assert (

@@ -146,7 +146,7 @@ def test_file_that_changes_while_its_long_statement_runs_stops_the_run(world: Wo
 
     assert str(caught.value) == (
         "001_long.sql: it was changed while this run read it, so it is not applied. "
-        "Invoke again when nobody writes to it."
+        "Nothing has been applied. Invoke again when nobody writes to it."
     )
     assert (world.tables(), world.applied()) == ([], [])
 

@@ -33,7 +33,8 @@ SMALL_WORDS = re.compile(
 # Where a regular expression is recognised: classes, groups, repetitions, alternatives.
 PATTERN = re.compile(r"\\[dsSwWbmM.(]|\[\^|\(\?|[.\])][*+?]|[\w}]\|[\w(\"]|\^\[")
 SQL = re.compile(
-    r"[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b.*\b(FROM|INTO|SET|WHEN|JOIN|WHERE)\b",
+    r"(?:\{\}|IN )?[\s(]*(SELECT|INSERT|UPDATE|DELETE|WITH|RECURSIVE|ARRAY|CASE|EXISTS|FROM)\b"
+    r".*\b(FROM|INTO|SET|WHEN|JOIN|WHERE)\b",
     re.DOTALL,
 )
 # Words of libpq, the server and AWS that the code looks for, a name of a variable, and what only our mistake brings.
@@ -61,21 +62,35 @@ def docstrings(tree: ast.AST) -> Iterator[ast.expr]:
             yield node.value
 
 
+def text_of(node: ast.AST) -> str:
+    """A string, an f-string with {} for its values; empty for anything else."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(value.value) if isinstance(value, ast.Constant) else "{}" for value in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def sentences(node: ast.AST) -> list[ast.expr]:
+    """The problem and the step that an error is made of: they are one message."""
+    if not isinstance(node, ast.Call) or not getattr(node.func, "id", "").endswith("Error"):
+        return []
+    return [arg for arg in node.args if text_of(arg)]
+
+
 def strings(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """All strings below a node, an f-string as one, but for docstrings and the terminal's help."""
+    """All strings below a node, an f-string or an error as one, but for docstrings and the terminal's help."""
     parts: set[ast.AST] = set(docstrings(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             parts.update(value for value in node.values if isinstance(value, ast.Constant))
         elif isinstance(node, ast.keyword) and node.arg == "help":
             parts.update(ast.walk(node.value))
+        parts.update(sentences(node))
     for node in ast.walk(tree):
-        if node in parts:
-            continue
-        if isinstance(node, ast.JoinedStr):
-            yield node, "".join(str(value.value) if isinstance(value, ast.Constant) else "{}" for value in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node, node.value
+        said = sentences(node)
+        if said:
+            yield said[0], ". ".join(map(text_of, said))
+        elif node not in parts and isinstance(node, ast.expr) and text_of(node):
+            yield node, text_of(node)
 
 
 def is_message(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_deadline_keeps_back_twenty_seconds_or_a_third(whole: int, left: int, re
     deadline = Deadline.from_context(Lambda(whole))
 
     assert deadline.reserve == reserve
-    assert left - 0.5 < deadline.left(0) <= left
+    assert left - 0.5 < deadline.left <= left
     assert not deadline.is_near
 
 
@@ -176,13 +177,13 @@ def test_deadline_is_near_when_less_than_half_the_reserve_is_left() -> None:
     now = time.monotonic()
 
     assert [Deadline(now + left, 20).is_near for left in (11, 9, -1)] == [False, True, True]
-    assert (Deadline().is_near, Deadline().left(7), Deadline.from_context(None).at) == (False, 7, None)
+    assert (Deadline().is_near, Deadline().left, Deadline.from_context(None).exists) == (False, math.inf, False)
 
 
 def test_message_is_cut_to_what_cloudformation_shows() -> None:
     """At most 1,500 characters and 3,100 bytes as JSON; a shorter one is as it was."""
-    assert str(InitializerError("é" * 1500)) == "é" * 1500
-    assert str(InitializerError("a" * 1501)) == "a" * 1498 + " …"
+    assert str(InitializerError("é" * 1499)) == "é" * 1499 + "."
+    assert str(InitializerError("a" * 1500)) == "a" * 1498 + " …"
     long = str(InitializerError("語" * 1400))
     assert len(json.dumps(long, ensure_ascii=False).encode()) <= 3100
     assert long.startswith("語" * 1000)
@@ -229,7 +230,8 @@ def test_report_says_each_warning_once_and_how_it_ended(caplog: pytest.LogCaptur
         "warning text=odd",
         "warning text=even",
         f"done applied=1 adopted=0 pending=1 failed=0 {times}",
-        f"failed error=ConfigError reason=wrong applied=1 adopted=0 pending=1 failed=1 {times}",
+        'failed error=ConfigError reason="wrong. Nothing has been touched." '
+        f"applied=1 adopted=0 pending=1 failed=1 {times}",
         f"done action=status pending=1 failed=0 {times}",
     ]
     assert report.as_json()["warnings"] == ["odd", "even"]

@@ -144,6 +144,17 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
+def test_round_trips_that_make_two_users_are_28(world: World, proxy: Proxy) -> None:
+    """However much is granted: what is missing is asked for at once, and granted in one message."""
+    world.write("001_table.sql", "CREATE TABLE things (id serial); CREATE VIEW all_things AS SELECT * FROM things;")
+
+    asked = deploy(world, proxy, users=True)
+
+    first, *trials = asked
+    assert len(first) - len(["session", "lock", "look", *NEW_TABLE, "file"]) == 28
+    assert trials == [[], []]
+
+
 def test_round_trips_after_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
     """A function without variables, such as a trigger's, keeps nothing that could be out of date in the next file."""
     for number in (1, 2, 3):

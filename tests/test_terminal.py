@@ -460,7 +460,7 @@ def test_no_place_to_connect_to_is_said(project: Project) -> None:
 
     assert (run.returncode, run.stderr) == (
         1,
-        "where is the database? Set DATABASE_URL, or DB_SECRET_NAME as in Lambda.\n",
+        "where is the database? Set DATABASE_URL, or DB_SECRET_NAME as in Lambda. Nothing has been touched.\n",
     )
 
 
@@ -571,13 +571,11 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("SELECT 1;\nSELECT * FROM t WHERE a = :name;", "001_a.sql:2:27: :name is a variable of psql"),
-        ("SELECT :'name';", "001_a.sql:1:8: :'name' is a variable of psql"),
-        ("SELECT\u00a01;", "001_a.sql:1:7: this is not a space but U+00A0: delete it"),
         (
-            "SELECT 1;\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
-            "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
+            "SELECT 1;\nSELECT * FROM t WHERE a = :name;",
+            '001_a.sql:2:27: syntax error at or near ":"; variables of psql do not exist here: write the value itself',
         ),
+        ("SELECT :'name';", '001_a.sql:1:8: syntax error at or near ":"; variables of psql do not exist here'),
         ("SELECT 1;\nCREATE TABEL t (i int);", '001_a.sql:2:8: syntax error at or near "TABEL"'),
     ],
 )
@@ -596,8 +594,6 @@ def test_check_finds_what_can_be_seen_in_the_text(folder: Path, text: str, probl
     [
         "SELECT a[1:n], '1'::text, ':x', \":y\" FROM t; -- :z\nDO $$ BEGIN NULL; /* :v */ END $$;",
         "SELECT '\u00a0'; -- \u00a0",
-        "CREATE TYPE mood AS ENUM ('a');\nALTER TYPE mood ADD VALUE 'ok';\nSELECT 'ok';",
-        "-- no-transaction\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
     ],
 )
 def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
@@ -829,7 +825,7 @@ def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
 
     step = "It is probably applied: restore it, and put the change into a new file"
     assert problems == [f"002_b.sql was edited. {step}"]
-    assert notes == ["005_c.sql is 003_c, renamed", "no file has number 3, 4, 7 or 8"]
+    assert notes == ["005_c.sql is 003_c, renamed"]
     (branch / "002_b.sql").unlink()
     assert check()[0] == [f"002_b was deleted. {step}"]
 

@@ -14,12 +14,11 @@ import psycopg2
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ReadTimeoutError
-from common import ConnectError, Credentials, Deadline, UserError
+from common import ConnectError, Deadline, UserError
 from config import load_setup
 from harness.aws import at as hooked
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
-from initializer import InitializerError
-from limited_users import StoredLogin
+from initializer import InitializerError, StoredInSecret
 from secret_store import Secret
 
 LOGINS = {"user": "app_rw", "creator": "app_tc"}  # by secret
@@ -655,8 +654,8 @@ def test_users_passwords_of_logins_that_cannot_be_tried_are_in_no_error(
 def test_users_data_classes_hide_passwords(world: World) -> None:
     """What an error tracker prints of local variables holds no password."""
     login = database.Login(database.Endpoint("host", 5432, "db"), "me", "very secret")
-    keeper = StoredLogin(Credentials({"password": "very secret"}), print, print, print)
     secret = Secret("name", "arn", {"password": "very secret"})
+    keeper = StoredInSecret(None, secret, True)
     with mock.patch.dict(os.environ, {**world.environ, "DB_SECRET_NAME": "admin"}):
         setup = load_setup(os.environ, Deadline(), world.folder)
     everything = (login, keeper, secret, setup.application)

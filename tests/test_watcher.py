@@ -179,7 +179,7 @@ def test_watcher_stops_no_other_socket_where_libpq_has_closed_its_own(
     near, far = socket.socketpair()
     with near, far, closing(database.connect(login, Deadline())) as conn:
         number = conn.fileno()
-        watching = watcher.Watcher(conn, login, Deadline(time.monotonic() + 1), watcher.Activity(), 1)
+        watching = watcher.Watcher(conn, login, Deadline(time.monotonic() + 1, 0), watcher.Activity(), 1)
         conn.close()
         with socket.socket(fileno=os.dup2(near.fileno(), number)):
             watching.start()

@@ -76,7 +76,7 @@ def _run_psql(server: Server, dbname: str, folder: Path) -> tuple[list[str], str
     psql = clients.client("psql", max(major, min(clients.MAJORS)))
     env = clients.environment(server, ADMIN, ADMIN_PASSWORD, dbname)
     problems: list[str] = []
-    files = migration_files.load_migrations(folder, problems)
+    files = migration_files.load_migrations(folder, problems, warnings=[])
     applied = []
     for name, file in planning.number_files(files, files, []):
         command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-o", os.devnull, "-f", file.path]
