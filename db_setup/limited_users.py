@@ -1007,18 +1007,16 @@ POWER_SQL = r"""(
 # Before 16 the grantor may have been dropped. Since 16 the admin who made a role is a member who
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
-    WITH {trusted},
-    memberships AS MATERIALIZED (
-        SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
-               l.rolname AS grantor,
-               format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
-               || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
-               coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                        OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
-               (a.roleid, a.member, a.grantor) IN (
-                   SELECT roleid, member, grantor FROM granted) AS counts
-        FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-        JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor)"""
+    SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
+           l.rolname AS grantor,
+           format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
+           || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
+           coalesce((to_jsonb(a) ->> 'inherit_option')::bool
+                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
+           (a.roleid, a.member, a.grantor) IN (
+               SELECT roleid, member, grantor FROM granted) AS counts
+    FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
+    JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
 MEMBERS_SQL = """
     SELECT coalesce(json_agg(json_build_array(member, remedy) ORDER BY member, grantor), '[]')
     FROM memberships
@@ -1038,7 +1036,9 @@ UNWANTED_SQL = f"""
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
 # default privileges. (What it may do with our own tables: see boundary.)
-GROUP_STATE_SQL = f"""{MEMBERSHIPS_SQL}
+GROUP_STATE_SQL = f"""
+    WITH {{trusted}},
+    memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
     SELECT g.name, r.oid IS NOT NULL, coalesce(pg_has_role(r.oid, 'USAGE'), false),
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
@@ -1082,10 +1082,12 @@ FOUND_SQL = """
          ON n.oid = p.public"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
-LOGIN_STATE_SQL = f"""{MEMBERSHIPS_SQL},
+LOGIN_STATE_SQL = f"""
+    WITH {{trusted}},
     reached(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = %(login)s
-        UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid)
+        UNION SELECT m.roleid FROM reached JOIN granted m ON m.member = reached.oid),
+    memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,

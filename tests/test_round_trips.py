@@ -28,7 +28,7 @@ MEANINGS = {
     "pg_try_advisory_lock": "lock",
     'CREATE TABLE "public"."schema_migrations"': "create",
     "SELECT g.name, r.oid IS NOT NULL": "groups",
-    "r.rolvaliduntil IS NOT NULL": "login's role",
+    "reached(oid) AS": "login's role",
     "WITH RECURSIVE rulers": "look",
 }
 
