@@ -34,7 +34,7 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def front(url: str, context: Optional[ssl.SSLContext] = None) -> Iterator[str]:
     """The URL of a server that passes every request on to `url`."""
-    server = urlsplit(url).netloc
+    address = urlsplit(url).netloc
 
     class Requests(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,7 +45,7 @@ def front(url: str, context: Optional[ssl.SSLContext] = None) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            there = http.client.HTTPConnection(server)
+            there = http.client.HTTPConnection(address)
             there.request("POST", "/", body, {name: self.headers[name] for name in PASSED_ON if name in self.headers})
             answer = there.getresponse()
             said = answer.read()
