@@ -403,7 +403,7 @@ PROVOKED: dict[str, tuple[str, str, str, str, list[str]]] = {
 DAMAGED = (  # an index is written past the server's memory, and so read from the disk
     "CREATE TABLE damaged AS SELECT generate_series(1, 3000) AS i; GRANT SELECT ON damaged TO PUBLIC; "
     "CREATE INDEX damaged_i ON damaged (i); "
-    "DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', 'SOURCE | dd of=' "
+    "DO $$ BEGIN EXECUTE format('COPY (SELECT WHERE false) TO PROGRAM %L', 'SOURCE | dd of=' "
     "|| pg_relation_filepath('damaged_i') || ' ibs=512 obs=8192 seek=1 count=128 conv=notrunc 2>/dev/null'); END $$"
 )
 LIBRARY_THAT_GOES = """
@@ -412,9 +412,9 @@ DECLARE
     folder text := (SELECT setting FROM pg_config WHERE name = 'PKGLIBDIR');
     copy text := current_setting('data_directory') || '/gone.so';
 BEGIN
-    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('cp %s/pg_trgm.* %s', folder, copy));
+    EXECUTE format('COPY (SELECT WHERE false) TO PROGRAM %L', format('cp %s/pg_trgm.* %s', folder, copy));
     EXECUTE format('CREATE FUNCTION gone(text, text) RETURNS real LANGUAGE c AS %L, %L', copy, 'similarity');
-    EXECUTE format('COPY (SELECT 1) TO PROGRAM %L', format('rm %s', copy));
+    EXECUTE format('COPY (SELECT WHERE false) TO PROGRAM %L', format('rm %s', copy));
 END $$"""
 SET_BY_A_SUPERUSER = {
     next(advice for advice in PROVOKED if "pg_filenode_relation" in advice): DAMAGED.replace("SOURCE", "yes"),
