@@ -576,10 +576,11 @@ class Holder(NamedTuple):
 
 # --- The questions ----------------------------------------------------------------------------
 
-# Those for other databases count as well: they are rare, and cost no more than a new session.
+# Of this database and of the server alone: any owner of another one can make its own very long.
 DEFAULTS_SQL = (
     "SELECT hashtextextended(coalesce(string_agg(s::text, ' ' ORDER BY s::text), ''), 0)::text "
-    "FROM pg_db_role_setting s WHERE setrole IN (0, quote_ident(session_user)::regrole)"
+    "FROM pg_db_role_setting s WHERE setrole IN (0, quote_ident(session_user)::regrole) "
+    "AND setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
 )
 READ_ONLY_BY_SQL = (
     "CASE WHEN current_setting('default_transaction_read_only')::bool "

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+import session
 from harness.attackers import OTHER_ADMIN, STRANGER, make_stranger, open_transaction, refused, stranger
 from harness.database import create_database, drop_database
 from harness.logins import as_superuser, works
@@ -48,6 +49,19 @@ def test_database_of_a_stranger_does_not_keep_a_lost_login_from_its_repair(
     assert report["users"][deployed.secret(secret)["username"]] == "mended"
     assert works(deployed, deployed.secret(secret))
     assert deployed.deploy({"action": "rotate"})["status"] == "ok"
+
+
+def test_database_of_a_stranger_has_settings_that_no_run_reads(deployed: World, second: str) -> None:
+    """Its owner can make them longer than a run can wait for; those of the run's own database count."""
+    as_superuser(deployed, f"ALTER ROLE {STRANGER} CREATEDB")
+    claim(deployed, second, STRANGER)
+    before = deployed.sql(session.DEFAULTS_SQL)
+
+    as_superuser(deployed, f"ALTER DATABASE {second} SET application_name = '{'x' * 1000}'")
+    assert deployed.sql(session.DEFAULTS_SQL) == before
+
+    deployed.sql(f"ALTER DATABASE {deployed.dbname} SET application_name = 'x'")
+    assert deployed.sql(session.DEFAULTS_SQL) != before
 
 
 def test_database_of_a_stranger_does_not_keep_the_roles_from_being_made(world: World) -> None:
