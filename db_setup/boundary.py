@@ -89,11 +89,17 @@ class Watch:
             known = [row for table in self._known for row in table.versions or ()]
             if sorted(answer) == sorted(known):
                 return ()
-            ((answer,),) = session.query(self._question)
-        found = tuple(tables(answer).values())
+            found = self.look(session)
+        else:
+            found = tuple(tables(answer).values())
         is_known = len(found) == 2 and all(each.versions and not each.repairs() for each in found)
         self._known = found if is_known else ()
         return found
+
+    def look(self, session: Session) -> Sequence[Table]:
+        """The tables as they are now."""
+        ((answer,),) = session.query(self._question)
+        return tuple(tables(answer).values())
 
 
 def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
@@ -122,28 +128,26 @@ def our_tables_question(names: tuple[str, str], limited: Sequence[str]) -> sql.C
     `limited` names the limited roles. Everybody may read the first table, nobody the second one.
     """
     first, second = map(sql.Literal, names)
-    return sql.SQL(OUR_TABLES_SQL).format(trusted=_trusted(limited), first=first, second=second)
+    versions = sql.SQL(versions_sql("(SELECT relation FROM acls WHERE of = o.oid)"))
+    return with_trusted(OUR_TABLES_SQL, limited, first=first, second=second, versions=versions)
 
 
 def hiding_question(limited: Sequence[str]) -> sql.Composable:
     """What in a script's search path hides PostgreSQL's own or the admin's, as JSON."""
-    return sql.SQL(HIDING_SQL).format(trusted=_trusted(limited))
+    return with_trusted(HIDING_SQL, limited)
 
 
 def evidence_question(limited: Sequence[str]) -> sql.Composable:
     """The table %(schema)s.%(name)s, its owner, and whether that one is trusted."""
-    return sql.SQL(EVIDENCE_SQL).format(trusted=_trusted(limited))
+    return with_trusted(EVIDENCE_SQL, limited)
 
 
 def with_trusted(question: str, limited: Sequence[str], **words: Any) -> sql.Composable:
-    """The question, in which `trusted` are the roles that are, and `granted` the memberships that
-    count.
+    """The question, in which `trusted` are the roles that are, and `granted` those of
+    `every_membership` that count.
     """
-    return sql.SQL(question).format(trusted=_trusted(limited), **words)
-
-
-def _trusted(limited: Sequence[str]) -> sql.Composable:
-    return sql.SQL(TRUSTED_SQL).format(limited=sql.Literal(list(limited)))
+    trusted = sql.SQL(TRUSTED_SQL).format(limited=sql.Literal(list(limited)))
+    return sql.SQL(question).format(trusted=trusted, **words)
 
 
 def versions_sql(which: str) -> str:
@@ -168,12 +172,14 @@ TRUSTED_SQL = """
     RECURSIVE rulers(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user
             OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())),
-    granted AS (
-        SELECT m.*, coalesce((to_jsonb(m) ->> 'inherit_option')::bool
-                             OR (to_jsonb(m) ->> 'set_option')::bool, true) AS is_usable
-        FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.grantor
-        WHERE g.rolsuper OR g.oid IN (SELECT oid FROM rulers)
-            OR (g.rolcreaterole AND current_setting('server_version_num')::int < 160000)),
+    every_membership AS (
+        SELECT m.roleid, m.member, g.rolname AS grantor,
+               coalesce((to_jsonb(m) ->> 'inherit_option')::bool
+                        OR (to_jsonb(m) ->> 'set_option')::bool, true) AS is_usable,
+               coalesce(g.rolsuper OR g.oid IN (SELECT oid FROM rulers) OR (g.rolcreaterole
+                   AND current_setting('server_version_num')::int < 160000), false) AS counts
+        FROM pg_auth_members m LEFT JOIN pg_roles g ON g.oid = m.grantor),
+    granted AS (SELECT * FROM every_membership WHERE counts),
     acted_for(oid) AS (
         SELECT oid FROM rulers
         UNION SELECT m.roleid FROM acted_for a JOIN granted m ON m.member = a.oid AND m.is_usable),
@@ -244,8 +250,8 @@ OUR_TABLES_SQL = """
         'versions', CASE WHEN pg_get_userbyid(relowner) = current_user AND relkind = 'r'
             AND NOT (relhasrules OR relhastriggers OR relhassubclass OR relrowsecurity)
             AND NOT EXISTS (SELECT FROM rights WHERE of = o.oid)
-            THEN VERSIONS END)), '[]')
-    FROM ours o""".replace("VERSIONS", versions_sql("(SELECT relation FROM acls WHERE of = o.oid)"))
+            THEN {versions} END)), '[]')
+    FROM ours o"""
 
 # What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
 # where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks

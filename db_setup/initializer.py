@@ -382,8 +382,7 @@ def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> No
     repairs = sql.SQL("; ".join(done))
     ours = run.setup.config.tables
     session.with_retries(lambda: session.query_all_or_none(repairs), tables=ours)
-    ((found,),) = session.query(tracking.our_tables_question(run.setup.config))
-    excess = [statement for table in boundary.tables(found).values() for statement in table.excess]
+    excess = [statement for table in run.watch.look(session) for statement in table.excess]
     if excess:  # a new owner has the rights that the old one gave
         session.query_all_or_none(sql.SQL("; ".join(excess)))
     text = f"{name} changed who may do what with our tables, which was undone"

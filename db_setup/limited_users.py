@@ -306,7 +306,7 @@ class LimitedUsers:
                 or not self._is_for_this_database(value)
             ):
                 return None
-            if not self._shares_objects_of(groups, kind, trial.login.username):
+            if kind.may_create and _lack(groups, trial.login.username):
                 return None
             found[trial.login.username] = self._said(trial)
         return found
@@ -349,14 +349,12 @@ class LimitedUsers:
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
         creators = self._creators()
-        for kind, group in groups.items():
+        for group in groups.values():
             if not (group.exists and group.usable and group.connects):
                 return False
             if group.unwanted:
                 return False
-            if any(group.lacks(creator, kind) for creator in creators):
-                return False
-        return True
+        return not any(_lack(groups, creator) for creator in creators)
 
     def _creators(self) -> tuple[str, str]:
         return self._session.user, self._app.group_name(TABLECREATOR)
@@ -895,16 +893,9 @@ class LimitedUsers:
         if not kind.may_create:
             return
         groups = self._group_states()
-        if self._shares_objects_of(groups, kind, login):
-            return
-        self._join(login)
-        self._share_where_free(login, groups, self._find_objects([login]))
-
-    def _shares_objects_of(self, groups: Mapping[Kind, GroupState], kind: Kind, login: str) -> bool:
-        """What this login creates is usable by the groups (only a table creator's can create)."""
-        if not kind.may_create:
-            return True
-        return not any(group.lacks(login, of_kind) for of_kind, group in groups.items())
+        if _lack(groups, login):
+            self._join(login)
+            self._share_where_free(login, groups, self._find_objects([login]))
 
     def _login_state(
         self, kind: Kind, login: str, change: sql.Composable = NOTHING
@@ -946,6 +937,11 @@ def is_usable(value: Any) -> bool:
     one).
     """
     return isinstance(value, str) and value != "" and not re.search("[\0\ud800-\udfff]", value)
+
+
+def _lack(groups: Mapping[Kind, GroupState], creator: str) -> bool:
+    """Something that this creator makes is still to be granted by default."""
+    return any(group.lacks(creator, kind) for kind, group in groups.items())
 
 
 def _as_secret(login: Login) -> dict[str, Any]:
@@ -1008,15 +1004,11 @@ POWER_SQL = r"""(
 # can neither use it nor become it.
 MEMBERSHIPS_SQL = """
     SELECT a.roleid, a.member AS member_id, o.rolname AS role, m.rolname AS member, m.rolsuper,
-           l.rolname AS grantor,
+           a.grantor, a.is_usable, a.counts,
            format('REVOKE %%I FROM %%I', o.rolname, m.rolname)
-           || coalesce(' GRANTED BY ' || quote_ident(l.rolname), '') AS remedy,
-           coalesce((to_jsonb(a) ->> 'inherit_option')::bool
-                    OR (to_jsonb(a) ->> 'set_option')::bool, true) AS is_usable,
-           (a.roleid, a.member, a.grantor) IN (
-               SELECT roleid, member, grantor FROM granted) AS counts
-    FROM pg_auth_members a JOIN pg_roles o ON o.oid = a.roleid
-    JOIN pg_roles m ON m.oid = a.member LEFT JOIN pg_roles l ON l.oid = a.grantor"""
+           || coalesce(' GRANTED BY ' || quote_ident(a.grantor), '') AS remedy
+    FROM every_membership a JOIN pg_roles o ON o.oid = a.roleid
+    JOIN pg_roles m ON m.oid = a.member"""
 MEMBERS_SQL = """
     SELECT coalesce(json_agg(json_build_array(member, remedy) ORDER BY member, grantor), '[]')
     FROM memberships

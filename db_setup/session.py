@@ -233,8 +233,10 @@ class Session:
     def raised_by(self, error: Optional[psycopg2.Error]) -> tuple[str, ...]:
         """The sources of the functions whose RAISE the error is; none if it is none."""
         names = RAISES.findall((error and error.diag.context) or "")
+        if not names:
+            return ()
         with suppress(psycopg2.Error):
-            return tuple(text for (text,) in names and self.query(SOURCES_SQL, [names]))
+            return tuple(text for (text,) in self.query(SOURCES_SQL, [names]))
         return ()
 
     def event_triggers(self, functions: list[str]) -> list[str]:
