@@ -163,7 +163,8 @@ def versions_sql(which: str) -> str:
 
 
 # The admin, the database's owner, and the roles that these may act for; never a limited user, of
-# whatever prefix, for whom the admin may act as well. Membership is taken as it was granted: a
+# whatever prefix, for whom the admin may act as well, a member of one, or a role that one is a
+# member of. Membership is taken as it was granted: a
 # superuser counts as a member of every role. It counts (`granted`) if one of these or a superuser
 # granted it: up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin
 # is a member of each role that it made; one that it can neither use nor become is not meant by
@@ -183,12 +184,21 @@ TRUSTED_SQL = """
     acted_for(oid) AS (
         SELECT oid FROM rulers
         UNION SELECT m.roleid FROM acted_for a JOIN granted m ON m.member = a.oid AND m.is_usable),
+    limited(oid) AS (
+        SELECT oid FROM pg_roles WHERE rolname = ANY ({limited})
+            OR (rolname ~ '(tablecreator|app_(rw|tc)(_clone)?)$'
+                AND oid IN (SELECT roleid FROM granted JOIN rulers ON rulers.oid = member))),
+    members_of_limited(oid) AS (
+        SELECT oid FROM limited
+        UNION SELECT m.member FROM members_of_limited l JOIN granted m ON m.roleid = l.oid),
+    lent_to_limited(oid) AS (
+        SELECT oid FROM limited
+        UNION SELECT m.roleid FROM lent_to_limited l JOIN granted m ON m.member = l.oid),
     trusted(oid) AS (
         SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
-        WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole OR NOT EXISTS (
-            SELECT FROM pg_roles l WHERE pg_has_role(r.oid, l.oid, 'MEMBER')
-                AND (l.rolname = ANY ({limited})
-                     OR l.rolname ~ '(tablecreator|app_(rw|tc)(_clone)?)$')))"""
+        WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole
+            OR NOT (r.oid IN (SELECT oid FROM members_of_limited)
+                    OR r.oid IN (SELECT oid FROM lent_to_limited)))"""
 
 OUR_TABLES_SQL = """
     WITH {trusted},
@@ -254,38 +264,43 @@ OUR_TABLES_SQL = """
     FROM ours o"""
 
 # What a file gets, as the admin, instead of PostgreSQL's or the admin's own: a function or operator
-# where it fits better, a type or table where its schema precedes the other one. (PostgreSQL looks
-# into pg_catalog first, unless the path names it.) What belongs to superusers, to those whom the
-# admin trusts, or to extensions of these does not count. (OFFSET 0: each name of others is looked
-# up in the catalogs' indexes. They are few, and no temporary file is needed.)
+# where it fits better, a function where there would be a cast to the type of its name, a type or
+# table where its schema precedes the other one. (PostgreSQL looks into pg_catalog first, unless the
+# path names it.) What belongs to superusers, to those whom the admin trusts, or to extensions of
+# these does not count. (OFFSET 0: each name of others is looked up in the catalogs' indexes. They
+# are few, and no temporary file is needed.)
 HIDING_SQL = """
     WITH {trusted},
     ruling(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
     path(oid, at) AS (
         SELECT n.oid, CASE n.nspname WHEN 'pg_catalog' THEN max(at) ELSE min(at) END
-        FROM pg_namespace n, regexp_split_to_table('pg_catalog,' || (
-            SELECT reset_val FROM pg_settings WHERE name = 'search_path') || ',public', ',')
-            WITH ORDINALITY p(entry, at), btrim(entry, ' ') name
+        FROM pg_namespace n, regexp_matches('pg_catalog,' || (
+            SELECT reset_val FROM pg_settings WHERE name = 'search_path') || ',public',
+            '("(?:[^"]|"")*"|[^", ][^,"]*)', 'g') WITH ORDINALITY p(entry, at),
+            btrim(entry[1], ' ') name
         WHERE n.nspname IN (lower(name), replace(btrim(name, '"'), '""', '"'))
             OR (btrim(name, '"') = '$user' AND n.nspname = current_user)
         GROUP BY n.oid, n.nspname),
-    named(kind, class, oid, name, owner, at, is_ruled) AS NOT MATERIALIZED (
-        SELECT kind, class, o.oid, name, owner, at, owner IN (SELECT oid FROM ruling) FROM (
-            SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner
+    named(kind, class, oid, name, owner, casts, at, is_ruled) AS NOT MATERIALIZED (
+        SELECT kind, class, o.oid, name, owner, casts, at, owner IN (SELECT oid FROM ruling) FROM (
+            SELECT 'ROUTINE', 'pg_proc'::regclass, oid, proname, pronamespace, proowner,
+                   pronargs > 0 AND pronargs - pronargdefaults <= 1
             FROM pg_proc
             UNION ALL
-            SELECT 'OPERATOR', 'pg_operator'::regclass, oid, oprname, oprnamespace, oprowner
+            SELECT 'OPERATOR', 'pg_operator'::regclass, oid, oprname, oprnamespace, oprowner, false
             FROM pg_operator
             UNION ALL
-            SELECT 'TYPE', 'pg_type'::regclass, oid, typname, typnamespace, typowner
-            FROM pg_type WHERE typcategory <> 'A' OR typtype = 'd'
+            SELECT 'TYPE', 'pg_type'::regclass, oid, typname, typnamespace, typowner, false
+            FROM pg_type WHERE (typcategory <> 'A' OR typtype = 'd')
+              AND (typrelid = 0 OR EXISTS (  -- a table's row type goes with it
+                SELECT FROM pg_class c WHERE c.oid = typrelid AND c.relkind = 'c'))
             UNION ALL
             SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
                                 WHEN 'f' THEN 'FOREIGN TABLE' WHEN 'S' THEN 'SEQUENCE'
                                 ELSE 'TABLE' END,
-                   'pg_class'::regclass, oid, relname, relnamespace, relowner
+                   'pg_class'::regclass, oid, relname, relnamespace, relowner, false
             FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-        ) o(kind, class, oid, name, schema, owner) JOIN path ON path.oid = schema)
+        ) o(kind, class, oid, name, schema, owner, casts) JOIN path ON path.oid = schema)
     SELECT coalesce(json_agg(json_build_object(
         'kind', kind,
         'what', CASE kind WHEN 'ROUTINE' THEN oid::regprocedure::text
@@ -297,11 +312,9 @@ HIDING_SQL = """
           AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
           AND EXISTS (
             SELECT FROM named o WHERE o.name = f.name AND o.is_ruled
-              AND CASE WHEN f.kind IN ('ROUTINE', 'OPERATOR') THEN o.kind = f.kind
+              AND CASE WHEN f.kind IN ('ROUTINE', 'OPERATOR')
+                  THEN o.kind = f.kind OR (f.casts AND o.kind = 'TYPE')
                   ELSE o.kind NOT IN ('ROUTINE', 'OPERATOR') AND o.at > f.at END OFFSET 0)
-          AND NOT EXISTS (  -- a table's row type goes with it
-            SELECT FROM pg_type t JOIN pg_class c ON c.oid = t.typrelid AND c.relkind <> 'c'
-            WHERE f.kind = 'TYPE' AND t.oid = f.oid)
           AND NOT EXISTS (
             SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'

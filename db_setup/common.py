@@ -58,7 +58,8 @@ class InitializerError(Exception):
         """At most 1,500 characters and 3,100 bytes, so that CloudFormation can show it."""
         state = f"Applied in this run: {shortened(self.applied)}." if self.applied else self.state
         step = f"{self.step}." if self.step else ""
-        verdict = " ".join(filter(None, [f"{self.problem}.", state, step]))
+        # A name on the server can have line ends: none of them begins a line of ours.
+        verdict = " ".join(filter(None, [f"{self.problem}.", state, step])).replace("\n", " ")
         if self.is_late and not self.tells_time:
             verdict = f"out of time: {verdict}"
         text = printable("\n".join([verdict, *self.details]))

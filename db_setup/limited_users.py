@@ -1020,7 +1020,7 @@ UNWANTED_SQL = f"""
     SELECT coalesce(json_agg(json_build_array(
         grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
     FROM memberships
-    WHERE grantor = ANY (%(limited)s) OR (NOT counts
+    WHERE (grantor = ANY (%(limited)s) AND role = ANY (%(limited)s)) OR (NOT counts
       AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
                   AND pg_has_role(l.oid, member_id, 'MEMBER'))
       AND EXISTS (SELECT FROM pg_roles m WHERE pg_has_role(roleid, m.oid, 'MEMBER')

@@ -623,7 +623,7 @@ HOLDER_SQL = f"""
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
 # A session or a prepared transaction, its user, and whether we are a member of that.
 LIMITED_HOLDERS_SQL = f"""
-    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'USAGE')
+    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'MEMBER')
     FROM pg_locks l JOIN pg_database b ON b.datname = current_database()
          AND l.database IN (0, b.oid)
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid

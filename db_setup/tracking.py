@@ -495,7 +495,8 @@ ADOPT_SQL = (
 # An extension's table (PostGIS brings some) does not count.
 ANY_TABLE_SQL = """
     SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+    WHERE c.relkind IN ('r', 'p', 'f') AND n.nspname <> 'information_schema'
+      AND n.nspname !~ '^pg_'
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')"""
 SCHEMAS_SQL = (
