@@ -227,20 +227,6 @@ def test_functions_of_the_table_creator_do_not_fill_the_memory(deployed: World) 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
-OBJECTS = {
-    "statistics": "CREATE TABLE public.made (a int, b int); CREATE STATISTICS public.seen ON a, b FROM public.made",
-    "aggregate": "CREATE AGGREGATE public.counted(*) (sfunc = int8inc, stype = int8, initcond = '0')",
-}
-
-
-@pytest.mark.parametrize("what", OBJECTS)
-def test_object_that_has_another_name_in_alter_stops_no_rotation(deployed: World, what: str) -> None:
-    """The function in its temporary schema leads to the way that gives objects one by one."""
-    with deployed.login("creator") as conn:
-        rows(conn, f"{OBJECTS[what]}; CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
-        assert deployed.deploy({"action": "rotate"})["status"] == "ok"
-
-
 def give_our_tables_to_an_owner(world: World) -> None:
     """A role that the admin acts for, such as the one that owns everything of a team."""
     world.sql(f"CREATE ROLE tmp_owner; GRANT tmp_owner TO {ADMIN}; GRANT CREATE ON SCHEMA public TO tmp_owner")
