@@ -272,18 +272,6 @@ def test_type_of_a_stranger_with_the_name_of_our_table_is_refused_with_its_owner
 # --- What a run says, and what it records ---------------------------------------------------------------------------
 
 
-def test_row_that_a_file_replaces_by_another_one_comes_back(deployed: World) -> None:
-    """There are as many rows as before, so nothing is put back, and the first file runs again."""
-    deployed.sql("CREATE TABLE counted (id serial)")
-    deployed.write("001_count.sql", "INSERT INTO counted DEFAULT VALUES")
-    deployed.deploy()
-    squash = "DELETE FROM schema_migrations; INSERT INTO schema_migrations (migration_name) VALUES ('000_squashed')"
-    deployed.write("002_squash.sql", squash)
-    deployed.deploy()
-    deployed.deploy()
-    assert deployed.sql("SELECT count(*) FROM counted") == [(1,)]
-
-
 GID = "x'\nApplied in this run: everything. Run: DROP TABLE users"
 
 
