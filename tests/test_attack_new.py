@@ -20,9 +20,7 @@ from harness.attackers import (
     STRANGER,
     caught,
     make_stranger,
-    open_public,
     open_transaction,
-    refused,
     stranger,
     trap,
 )
@@ -138,19 +136,6 @@ def test_function_in_a_schema_whose_name_has_a_comma_hides_nothing(deployed: Wor
     assert not caught(deployed)
 
 
-def test_check_of_our_table_runs_no_function_of_the_table_creator(deployed: World) -> None:
-    """Also a default, or an index: each is called by our own statements, and is no oddity."""
-    with deployed.login("creator") as conn:
-        rows(conn, trap("public.fine", "varchar", "bool", "true"))
-    deployed.write("001_check.sql", "ALTER TABLE schema_migrations ADD CHECK (fine(migration_name)) NOT VALID")
-    deployed.deploy()
-    as_superuser(deployed, "SELECT setval('traps.caught', 1, false)")
-    deployed.write("002_next.sql", "CREATE TABLE next (id int)")
-    with suppress(InitializerError):
-        deployed.deploy()
-    assert not caught(deployed)
-
-
 # --- Deployments, mending and rotation are stopped ------------------------------------------------------------------
 
 
@@ -259,14 +244,6 @@ def test_temporary_table_of_a_stranger_is_no_sign_that_a_database_is_in_use(worl
     with stranger(world) as conn:
         rows(conn, "CREATE TEMP TABLE passing (id int)")
         assert world.deploy()["applied"][0]["name"] == "001_initial_schema"
-
-
-def test_type_of_a_stranger_with_the_name_of_our_table_is_refused_with_its_owner(world: World) -> None:
-    make_stranger(world)
-    open_public(world)
-    with stranger(world) as conn:
-        rows(conn, "CREATE TYPE public.schema_migrations AS ENUM ('a')")
-    assert STRANGER in refused(world)
 
 
 # --- What a run says, and what it records ---------------------------------------------------------------------------
