@@ -3,13 +3,11 @@ as the promise is broken; on some majors PostgreSQL itself forbids the attack, a
 
 from __future__ import annotations
 
-import base64
 import resource
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import initializer
 import psycopg2
@@ -137,23 +135,6 @@ def test_function_in_a_schema_whose_name_has_a_comma_hides_nothing(deployed: Wor
 
 
 # --- Deployments, mending and rotation are stopped ------------------------------------------------------------------
-
-
-def slow_verifier(iterations: int) -> str:
-    """What makes whoever logs in count for long, before the server has said whether the password is right."""
-    salt, key = (base64.b64encode(b"x" * size).decode() for size in (16, 32))
-    return f"SCRAM-SHA-256${iterations}:{salt}${key}:{key}"
-
-
-@pytest.mark.parametrize("event", [None, {"action": "rotate"}, {"action": "status"}])
-def test_login_that_makes_its_own_trial_slow_delays_no_run(deployed: World, event: Any) -> None:
-    """30 million iterations; the most that PostgreSQL takes are 2,147 million, which is longer than any Lambda."""
-    with deployed.login("user") as conn:
-        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(30_000_000)}'")
-    started = time.monotonic()
-    with suppress(InitializerError):
-        deployed.deploy(event, Context(12))
-    assert time.monotonic() - started < 8
 
 
 def test_database_of_a_stranger_with_a_long_setting_stops_no_run(deployed: World) -> None:
