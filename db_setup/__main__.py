@@ -38,6 +38,7 @@ try:
 except ImportError:
     pglast = None  # type: ignore[assignment]
 
+import database
 import failures
 import file_names
 import initializer
@@ -782,4 +783,9 @@ def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> boo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if database.is_left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

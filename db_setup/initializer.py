@@ -969,7 +969,7 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
             yield login, f"secret {secret.name} {secret.complaint}"
             continue
         trial = run.users.tried(kind, secret.value)
-        if trial.state == limited_users.NOT_TRIED:
+        if trial.state in (limited_users.NOT_TRIED, limited_users.TOO_SLOW):
             yield login, f"cannot be tried: {trial.reason}"
         elif trial.state == limited_users.WORKS:
             yield login, "works"

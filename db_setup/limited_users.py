@@ -172,6 +172,7 @@ class Found(NamedTuple):
 NOTHING = sql.SQL("")
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
+TOO_SLOW = "too slow"  # by its own password
 LOCKED_OUT = "locked out"  # by its own setting
 
 
@@ -564,12 +565,13 @@ class LimitedUsers:
                 return Trial(None, BROKEN)
             if exc.locked_itself_out:
                 return Trial(login, LOCKED_OUT)
-            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
+            not_tried = TOO_SLOW if exc.hashes_too_long else NOT_TRIED
+            return Trial(login, WORKS if exc.password_accepted else not_tried, exc.problem)
         return Trial(login, WORKS)
 
     def _said(self, trial: Trial) -> str:
         """What the report says of a login that stays as it is."""
-        if trial.state != NOT_TRIED or trial.login is None:
+        if trial.state not in (NOT_TRIED, TOO_SLOW) or trial.login is None:
             return "kept"
         self.warnings.append(f"login {trial.login.username} could not be tried: {trial.reason}")
         return "not tried"
@@ -657,7 +659,7 @@ class LimitedUsers:
         """
         trial = self.tried(kind, stored.value)
         working = trial.login
-        if working is None or trial.state != WORKS:
+        if working is None or trial.state not in (WORKS, TOO_SLOW):
             return self.ensure_login(kind, stored)
         if stored.read_next():
             raise self._rotated_by_aws(kind)
@@ -880,7 +882,7 @@ class LimitedUsers:
             dbname=str(kept.get("dbname") or here.dbname),
         )
         try:
-            database.open_connection(Login(endpoint, str(username), str(password))).close()
+            database.open_for_trial(Login(endpoint, str(username), str(password))).close()
         except (psycopg2.Error, UnicodeDecodeError):
             return
         raise UserError(

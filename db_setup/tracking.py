@@ -73,6 +73,9 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     for table, columns in own_columns:
         if table is None:
             continue
+        taken = table.takes_our_name()
+        if taken:
+            raise taken
         if table.kind != "r" or not columns <= set(table.columns):
             if "file_sha256" in table.columns:
                 missing = ", ".join(columns - set(table.columns))
@@ -185,7 +188,12 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
-    session.query_all_or_none(sql.SQL("; ").join(changes))
+    try:
+        session.query_all_or_none(sql.SQL("; ").join(changes))
+    except psycopg2.errors.DuplicateObject:
+        for label, owner in session.query(boundary.TAKEN_SQL, [list(config.tables)]):
+            raise boundary.name_taken("TYPE", label, owner) from None
+        raise
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning

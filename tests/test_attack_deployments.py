@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import time
@@ -460,3 +461,30 @@ def test_long_text_of_others_does_not_hold_a_dry_run_up(deployed: World) -> None
     started = time.monotonic()
     deployed.deploy({"action": "dry_run"})
     assert time.monotonic() - started < 20
+
+
+def slow_verifier(iterations: int) -> str:
+    """What makes whoever logs in hash for long, before the server has said whether the password is right."""
+    salt, key = (base64.b64encode(b"x" * size).decode() for size in (16, 32))
+    return f"SCRAM-SHA-256${iterations}:{salt}${key}:{key}"
+
+
+@pytest.mark.timeout(300)  # DROP DATABASE waits for whoever is logging in, up to authentication_timeout
+@pytest.mark.parametrize("event", [None, {"action": "rotate"}, {"action": "status"}], ids=str)
+def test_deployments_go_on_where_a_login_makes_its_own_trial_slow(deployed: World, event: Any) -> None:
+    """10 million iterations; the most that PostgreSQL takes are 2,147 million, which is longer than any Lambda."""
+    with deployed.login("user") as conn:
+        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(10_000_000)}'")
+    started = time.monotonic()
+
+    report = deployed.deploy(event, Context(12))
+
+    assert time.monotonic() - started < 8
+    if event is None:
+        assert report["users"]["app_rw"] == "not tried"
+        assert '{"action": "rotate"} replaces it' in report["warnings"][0]
+    elif event["action"] == "rotate":
+        assert report["users"]["app_rw_clone"] == "rotated"
+        assert works(deployed, deployed.secret("user"))
+    else:
+        assert "takes too long to hash" in report["users"]["app_rw"]

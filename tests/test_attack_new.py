@@ -3,13 +3,11 @@ as the promise is broken; on some majors PostgreSQL itself forbids the attack, a
 
 from __future__ import annotations
 
-import base64
 import resource
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import initializer
 import psycopg2
@@ -20,9 +18,7 @@ from harness.attackers import (
     STRANGER,
     caught,
     make_stranger,
-    open_public,
     open_transaction,
-    refused,
     stranger,
     trap,
 )
@@ -138,37 +134,7 @@ def test_function_in_a_schema_whose_name_has_a_comma_hides_nothing(deployed: Wor
     assert not caught(deployed)
 
 
-def test_check_of_our_table_runs_no_function_of_the_table_creator(deployed: World) -> None:
-    """Also a default, or an index: each is called by our own statements, and is no oddity."""
-    with deployed.login("creator") as conn:
-        rows(conn, trap("public.fine", "varchar", "bool", "true"))
-    deployed.write("001_check.sql", "ALTER TABLE schema_migrations ADD CHECK (fine(migration_name)) NOT VALID")
-    deployed.deploy()
-    as_superuser(deployed, "SELECT setval('traps.caught', 1, false)")
-    deployed.write("002_next.sql", "CREATE TABLE next (id int)")
-    with suppress(InitializerError):
-        deployed.deploy()
-    assert not caught(deployed)
-
-
 # --- Deployments, mending and rotation are stopped ------------------------------------------------------------------
-
-
-def slow_verifier(iterations: int) -> str:
-    """What makes whoever logs in count for long, before the server has said whether the password is right."""
-    salt, key = (base64.b64encode(b"x" * size).decode() for size in (16, 32))
-    return f"SCRAM-SHA-256${iterations}:{salt}${key}:{key}"
-
-
-@pytest.mark.parametrize("event", [None, {"action": "rotate"}, {"action": "status"}])
-def test_login_that_makes_its_own_trial_slow_delays_no_run(deployed: World, event: Any) -> None:
-    """30 million iterations; the most that PostgreSQL takes are 2,147 million, which is longer than any Lambda."""
-    with deployed.login("user") as conn:
-        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(30_000_000)}'")
-    started = time.monotonic()
-    with suppress(InitializerError):
-        deployed.deploy(event, Context(12))
-    assert time.monotonic() - started < 8
 
 
 def test_database_of_a_stranger_with_a_long_setting_stops_no_run(deployed: World) -> None:
@@ -259,14 +225,6 @@ def test_temporary_table_of_a_stranger_is_no_sign_that_a_database_is_in_use(worl
     with stranger(world) as conn:
         rows(conn, "CREATE TEMP TABLE passing (id int)")
         assert world.deploy()["applied"][0]["name"] == "001_initial_schema"
-
-
-def test_type_of_a_stranger_with_the_name_of_our_table_is_refused_with_its_owner(world: World) -> None:
-    make_stranger(world)
-    open_public(world)
-    with stranger(world) as conn:
-        rows(conn, "CREATE TYPE public.schema_migrations AS ENUM ('a')")
-    assert STRANGER in refused(world)
 
 
 # --- What a run says, and what it records ---------------------------------------------------------------------------
