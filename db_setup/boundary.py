@@ -172,10 +172,12 @@ def versions_sql(which: str) -> str:
     """An array of the versions of the rows that describe these relations.
 
     PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent; not
-    for a new index or statistics object, which depends on them.
+    for a new index or statistics object, which depends on them. Whoever owns the schema can drop
+    them.
     """
     return (
-        f"ARRAY(SELECT concat_ws(' ', oid, xmin, ctid) FROM pg_class WHERE oid IN {which} "
+        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n "
+        f"WHERE n.oid = relnamespace)) FROM pg_class WHERE oid IN {which} "
         "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
         f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
         f"FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid IN {which})"
@@ -220,6 +222,7 @@ TRUSTED_SQL = """
             OR NOT (r.oid IN (SELECT oid FROM members_of_limited)
                     OR r.oid IN (SELECT oid FROM lent_to_limited)))"""
 
+# A REVOKE takes back what its own role has granted. The owner of the schema may drop the tables.
 OUR_TABLES_SQL = """
     WITH {trusted},
     ours AS (
@@ -235,18 +238,34 @@ OUR_TABLES_SQL = """
         JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
              AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'
         JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'),
-    rights(of, kind, relation, grantee, name, privilege) AS (
-        SELECT of, a.kind, a.relation, e.grantee, g.rolname, privilege_type
+    rights(of, kind, relation, grantee, name, privilege, grantor, is_owners) AS (
+        SELECT of, a.kind, a.relation, e.grantee, g.rolname, privilege_type, e.grantor,
+               e.grantor = a.owner
         FROM acls a JOIN ours o ON o.oid = a.of, aclexplode(a.acl) e
         LEFT JOIN pg_roles g ON g.oid = e.grantee
         WHERE (o.relname = {second} OR privilege_type <> 'SELECT')
           AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)),
     excess(of, statement) AS (
-        SELECT of, format('REVOKE %s ON %s %s FROM %s CASCADE',
-                          string_agg(DISTINCT privilege, ', '), kind, relation::regclass,
-                          coalesce(quote_ident(name), 'PUBLIC'))
+        SELECT of, format(CASE WHEN is_owners THEN '%s'
+                               ELSE 'SET LOCAL ROLE %2$I; %1$s; SET LOCAL ROLE NONE' END,
+                          format('REVOKE %s ON %s %s FROM %s CASCADE',
+                                 string_agg(DISTINCT privilege, ', '), kind, relation::regclass,
+                                 coalesce(quote_ident(name), 'PUBLIC')),
+                          pg_get_userbyid(grantor))
         FROM rights WHERE grantee NOT IN (SELECT oid FROM trusted)
-        GROUP BY of, kind, relation, name),
+            AND (is_owners OR grantor IN (SELECT oid FROM trusted))
+        GROUP BY of, kind, relation, name, grantor, is_owners
+        UNION ALL
+        SELECT c.oid, format(CASE WHEN pg_has_role(r.oid, 'USAGE') THEN '' ELSE
+                                 'GRANT %1$I TO CURRENT_USER; ' END
+                             || 'ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT %2$s ON '
+                             'SCHEMA public TO %1$I', r.rolname,
+                             CASE WHEN r.rolname ~ '(tablecreator|app_tc(_clone)?)$'
+                                 THEN 'USAGE, CREATE' ELSE 'USAGE' END)
+        FROM ours c JOIN pg_namespace n ON n.oid = relnamespace
+        JOIN pg_roles r ON r.oid = nspowner AND NOT rolsuper
+        WHERE relname = {first} AND nspowner IN (SELECT oid FROM lent_to_limited)
+            AND nspowner NOT IN (SELECT oid FROM trusted)),
     parts(of, class, object, column_number, remedy) AS (
         SELECT o.oid, 'pg_constraint'::regclass, c.oid, 0,
                format('ALTER TABLE %s DROP CONSTRAINT %I', o.oid::regclass, conname)

@@ -295,7 +295,7 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
     if not state.is_current:
         before = state
         adopted, warning = session.with_retries(
-            lambda: tracking.ensure_tracking(session, run.setup, before), tables=config.tables
+            lambda: tracking.ensure_tracking(session, run.setup, before)
         )
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
@@ -335,12 +335,25 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     """Revoke the rights of others on our tables."""
-    if not statements:
-        return
-    closing = sql.SQL("; ".join(statements))
-    run.session.with_retries(lambda: run.session.query_all_or_none(closing))
     text = "rights on our tables that nobody should have were taken back"
-    run.report.warn(f"{text}: {statement}" for statement in statements)
+    repair_our_tables(run, statements, text)
+
+
+def repair_our_tables(run: Run, statements: Sequence[str], text: str) -> None:
+    """Undo changes of our tables; what is said to be undone was looked at again.
+
+    Some are seen only then: a new owner has the rights that the old one gave.
+    """
+    session = run.session
+    done: list[str] = []
+    left = list(statements)
+    while left and not set(left) <= set(done):
+        repairs = sql.SQL("; ".join(left))
+        session.with_retries(partial(session.query_all_or_none, repairs))
+        done += left
+        left = [repair for table in run.watch.look(session) for repair in table.repairs()]
+    run.report.warn(f"{text}: {repair}" for repair in dict.fromkeys(done) if repair not in left)
+    run.report.warn(f"our tables are still open to others after {repair}" for repair in left)
 
 
 def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
@@ -374,20 +387,9 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
 
 def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> None:
     """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
-    session = run.session
-    done: list[str] = []
-    for table in run.watch.take(session, answer):
-        done += table.repairs()
-    if not done:
-        return
-    repairs = sql.SQL("; ".join(done))
-    ours = run.setup.config.tables
-    session.with_retries(lambda: session.query_all_or_none(repairs), tables=ours)
-    excess = [statement for table in run.watch.look(session) for statement in table.excess]
-    if excess:  # a new owner has the rights that the old one gave
-        session.query_all_or_none(sql.SQL("; ".join(excess)))
+    done = [repair for table in run.watch.take(run.session, answer) for repair in table.repairs()]
     text = f"{name} changed who may do what with our tables, which was undone"
-    run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
+    repair_our_tables(run, done, text)
 
 
 def restore_rows(run: Run, name: str) -> bool:

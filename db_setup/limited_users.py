@@ -7,6 +7,7 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -29,8 +30,6 @@ from session import RETRYABLE, Result, Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
-# Where a limited user can keep its own row locked, also after its session has ended.
-TABLES_OF_ROLES = ("pg_authid", "pg_db_role_setting", "pg_auth_members")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
@@ -130,9 +129,12 @@ class GroupState(NamedTuple):
     usable: bool  # we may act for it
     connects: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
+    # What the comment on our own table begins with, and what it says: group:creator for each
+    # creator whose objects were granted. None where it cannot say it.
+    granted: Optional[tuple[str, Sequence[str]]]
     members: Members  # that we did not put there
     # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
-    unwanted: Sequence[tuple[Optional[str], bool, str]]
+    unwanted: Sequence[tuple[Optional[str], bool, str, str]]  # the last one is its member
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -143,6 +145,25 @@ class GroupState(NamedTuple):
         if f"{creator}:S" in self.defaults:
             return []
         return [letter for letter in kind.objects if f"{creator}:{letter}" not in self.defaults]
+
+    def has_had(self, creator: str) -> bool:
+        """It was given rights on this creator's objects before, whatever it has dropped since."""
+        return self.exists and self.granted is not None and self._pair(creator) in self.granted[1]
+
+    def has_unnoted(self, creator: str) -> bool:
+        """Its rights on this creator's objects are to be written down."""
+        return self.granted is not None and not self.has_had(creator)
+
+    def to_note(self, creators: Iterable[str]) -> set[str]:
+        """What is to be written down of it, where it has rights on these creators' objects."""
+        by_default = {each.rpartition(":")[0] for each in self.defaults if each.endswith(":S")}
+        return {self._pair(creator) for creator in (*creators, *by_default)}
+
+    def is_about(self, pair: str) -> bool:
+        return pair.startswith(self._pair(""))
+
+    def _pair(self, creator: str) -> str:
+        return f"{self.name}:{creator}"
 
 
 class LoginState(NamedTuple):
@@ -199,7 +220,7 @@ class LimitedUsers:
 
     def _retried(self, action: Callable[[], Result]) -> Result:
         """Also where another database's run changes the same role at the same moment."""
-        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE, TABLES_OF_ROLES)
+        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE)
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
         """A warning for each role that others have put into one of ours: it may do what that one
@@ -313,9 +334,18 @@ class LimitedUsers:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
             self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
-            for grantor, is_limited, statement in groups[READWRITE].unwanted:
-                self._take_back(grantor or "somebody", is_limited, statement)
+            ended = [
+                member
+                for grantor, is_limited, statement, member in groups[READWRITE].unwanted
+                if self._take_back(grantor or "somebody", is_limited, statement)
+            ]
             self._grant_rights(groups)
+        if ended and not isinstance(self._session, Rehearsal):
+            # What SET ROLE has made them they stay until they end.
+            found = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
+            for _, _, role, _ in found:
+                log("ending a session of a role that was taken out", logging.WARNING, user=role)
+            self._session.end_limited(found)
         return missing
 
     def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
@@ -330,6 +360,7 @@ class LimitedUsers:
                 self._app.group_name(TABLECREATOR),
                 *self._app.login_names(TABLECREATOR),
             ],
+            "progress": self._text(self._app.progress),
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
         }
@@ -345,7 +376,7 @@ class LimitedUsers:
         for group in groups.values():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.unwanted:
+            if group.unwanted or any(map(group.has_unnoted, creators)):
                 return False
         return not any(_lack(groups, creator) for creator in creators)
 
@@ -356,7 +387,7 @@ class LimitedUsers:
         """Grant the groups what they lack.
 
         Existing objects of a creator are granted once, when the default privileges for that creator
-        are made: a REVOKE by a migration stays.
+        are first made: a REVOKE by a migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
         found = self._find_objects([me, group_of_creators])
@@ -369,20 +400,22 @@ class LimitedUsers:
         statements: list[sql.Composable] = [sql.SQL("SET LOCAL client_min_messages = error")]
         for kind, name in entering.items():
             statements += self._entry_statements(kind, name, found)
-        if entering and found.schema_is_ours and found.schema_is_open:
+        is_first = any(not groups[kind].has_had(me) for kind in entering)
+        if is_first and found.schema_is_ours and found.schema_is_open:
             statements.append(sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
             log(
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
         statements += self._object_statements(me, groups, found)
+        statements += self._note(groups, [me])
         # A dry run's transaction goes on.
         statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
         question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
         rights = self._execute([*statements, question])
         for kind, (name, *achieved) in zip(entering, rights):
             self._check_rights(kind, name, *achieved)
-        self._share_where_free(group_of_creators, groups, found)
+        self._share_where_free([me, group_of_creators], groups, found)
 
     def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
         """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
@@ -419,26 +452,47 @@ class LimitedUsers:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
 
-    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
+    def _note(
+        self, groups: Mapping[Kind, GroupState], creators: Sequence[str]
+    ) -> Iterator[sql.Composable]:
+        """Write down whose objects were granted, where only the admin can write."""
+        known = groups[READWRITE].granted
+        if not known:
+            return
+        pairs = set(known[1])
+        for group in groups.values():
+            if not group.exists:
+                pairs = {pair for pair in pairs if not group.is_about(pair)}
+            pairs |= group.to_note(creators)
+        if pairs != set(known[1]):
+            note = sql.Literal(known[0] + json.dumps(sorted(pairs)))
+            yield sql.SQL("COMMENT ON TABLE {} IS {}").format(self._app.progress, note)
+
+    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> bool:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
         step = f"as {grantor} or a superuser, {revoke}"
         joining = "GRANT {} TO CURRENT_USER; " if is_limited else ""
         taking_back = sql.SQL(joining).format(sql.Identifier(grantor)) + sql.SQL(revoke)
         warning = f"{grantor} made a limited user more powerful: {step}"
         if not self._execute_unless_blocked([taking_back], warning):
-            return
+            return False
         if is_limited:
             self.warnings.append(f"a limited user let another role in: {revoke}")
         else:
             self.warnings.append(f"a limited user became more powerful: {revoke}")
+        return True
 
     def _share_where_free(
-        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+        self, creators: Sequence[str], groups: Mapping[Kind, GroupState], found: Found
     ) -> None:
-        """Grant what `creator` has made, who can keep it locked."""
+        """Grant what the last of these has made, who can keep it locked; the others' is granted."""
+        creator = creators[-1]
         names = " and ".join(group.name for group in groups.values())
         self._execute_unless_blocked(
-            self._object_statements(creator, groups, found),
+            [
+                *self._object_statements(creator, groups, found),
+                *self._note(groups, creators),
+            ],
             f"what {creator} has made is locked, so {names} get their rights on that from a later "
             "run",
         )
@@ -481,9 +535,13 @@ class LimitedUsers:
         """
         statements: list[sql.Composable] = []
         for kind, group in groups.items():
+            has_dropped = False
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
+                if objects and group.has_had(creator):
+                    has_dropped = True
+                    objects = ""
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
@@ -493,6 +551,12 @@ class LimitedUsers:
                         objects=sql.SQL(objects),
                         group=sql.Identifier(group.name),
                     )
+                )
+            if has_dropped:
+                self.warnings.append(
+                    f"{group.name} had dropped its rights (DROP OWNED BY {group.name}), and does "
+                    f"not get those on the existing objects of {creator} again, since a migration "
+                    "may have revoked some: GRANT what it needs in a new file"
                 )
         return statements
 
@@ -898,7 +962,7 @@ class LimitedUsers:
         groups = self._group_states()
         if _lack(groups, login):
             self._join(login)
-            self._share_where_free(login, groups, self._find_objects([login]))
+            self._share_where_free([login], groups, self._find_objects([login]))
 
     def _login_state(
         self, kind: Kind, login: str, change: sql.Composable = NOTHING
@@ -1021,7 +1085,7 @@ MEMBERS_SQL = """
 # role that a limited user is in may be the one that was put into another.
 UNWANTED_SQL = f"""
     SELECT coalesce(json_agg(json_build_array(
-        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
+        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE', member)), '[]')
     FROM memberships
     WHERE (grantor = ANY (%(limited)s) AND role = ANY (%(limited)s)) OR (NOT counts
       AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
@@ -1030,7 +1094,8 @@ UNWANTED_SQL = f"""
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
-# default privileges. (What it may do with our own tables: see boundary.)
+# default privileges, and whose objects it was granted in this database: a restored one has another
+# oid. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1039,6 +1104,11 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
+           (SELECT json_build_array(note, coalesce(substring(
+                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
+            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
+            WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
+                AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
@@ -1094,6 +1164,13 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
+SESSIONS_OF_MEMBERS_SQL = """
+    SELECT a.pid, NULL, r.rolname::text, pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+    FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
+    WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+      AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
+                  AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
 # What a role owns in this database, and what gives it to another one, in the words of ALTER.

@@ -338,6 +338,32 @@ def test_deployments_name_the_way_out_where_a_login_holds_all_locks_of_the_serve
     assert applied(deployed.deploy()) == ["001_things"]
 
 
+@pytest.mark.parametrize(
+    "change", ["ALTER TABLE schema_migrations DROP adopted", "GRANT INSERT ON schema_migrations TO app_tc"]
+)
+def test_group_that_drops_its_rights_in_an_open_transaction_stops_no_run(deployed: World, change: str) -> None:
+    """It locks the row of our table in pg_class, not the table: whoever holds it is not found, nor ended."""
+    deployed.sql(change)
+    with deployed.login("user") as conn, open_transaction(conn, "DROP OWNED BY readwrite"):
+        assert deployed.deploy(None, Context(20))["status"] == "ok"
+
+
+def test_groups_that_drop_their_rights_one_of_them_in_an_open_transaction_stop_no_run(deployed: World) -> None:
+    with deployed.login("creator") as conn:
+        rows(conn, "DROP OWNED BY tablecreator")
+    with deployed.login("user") as conn, open_transaction(conn, "DROP OWNED BY readwrite"):
+        assert deployed.deploy(None, Context(20))["status"] == "ok"
+
+
+def test_group_that_has_prepared_to_drop_its_rights_stops_no_run(deployed: World) -> None:
+    """No session holds the lock then for which a run waits."""
+    deployed.sql("ALTER TABLE schema_migrations DROP adopted")
+    with deployed.login("user") as conn:
+        for statement in ("BEGIN", "DROP OWNED BY readwrite", "PREPARE TRANSACTION 'tmp_drop'"):
+            rows(conn, statement)
+        assert deployed.deploy(None, Context(30))["status"] == "ok"
+
+
 # --- What it leaves open --------------------------------------------------------------------------------------------
 
 OPEN = {

@@ -4,7 +4,6 @@ as the promise is broken; on some majors PostgreSQL itself forbids the attack, a
 from __future__ import annotations
 
 import resource
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -36,29 +35,6 @@ DENIED = "InsufficientPrivilege"
 # --- More than its rights -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("secret", "login", "group"), [("user", "app_rw", "readwrite"), ("creator", "app_tc", "tablecreator")]
-)
-def test_group_that_drops_its_own_rights_does_not_get_back_what_a_file_revoked(
-    deployed: World, secret: str, login: str, group: str
-) -> None:
-    """DROP OWNED BY takes the default privileges away, by whose absence a run decides to grant everything."""
-    deployed.write("001_pay.sql", f"CREATE TABLE pay (id int); REVOKE ALL ON pay FROM {group}")
-    deployed.deploy()
-    with deployed.login(secret) as conn:
-        rows(conn, f"DROP OWNED BY {group}")
-    deployed.deploy()
-    assert refusal(deployed, login, "SELECT * FROM pay") == DENIED
-
-
-def test_group_that_drops_its_own_rights_does_not_close_what_the_admin_opened(deployed: World) -> None:
-    deployed.sql("GRANT CREATE ON SCHEMA public TO PUBLIC")
-    with deployed.login("user") as conn:
-        rows(conn, "DROP OWNED BY readwrite")
-    deployed.deploy()
-    assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
-
-
 def test_role_of_the_admin_with_a_limited_member_writes_no_row(deployed: World) -> None:
     deployed.sql(f"CREATE ROLE tmp_team; GRANT tmp_team TO {ADMIN}")
     deployed.write("001_team.sql", "GRANT ALL ON ALL TABLES IN SCHEMA public TO tmp_team; GRANT tmp_team TO app_rw")
@@ -76,27 +52,6 @@ def test_role_of_the_admin_with_a_limited_member_hides_nothing(deployed: World) 
     with suppress(InitializerError):
         deployed.deploy()
     assert not caught(deployed)
-
-
-def test_rights_that_another_grantor_gave_are_taken_back_or_not_said_to_be(deployed: World) -> None:
-    """REVOKE takes back what its own role has granted: here the run says that it has, and it has not."""
-    deployed.sql(f"CREATE ROLE tmp_boss; GRANT tmp_boss TO {ADMIN}")
-    deployed.write(
-        "001_boss.sql",
-        "GRANT INSERT ON schema_migrations TO tmp_boss WITH GRANT OPTION; SET ROLE tmp_boss; "
-        "GRANT INSERT ON schema_migrations TO app_rw",
-    )
-    with suppress(InitializerError):
-        deployed.deploy()
-    assert refusal(deployed, "app_rw", FORGED) == DENIED
-
-
-def test_schema_that_a_file_gave_to_the_table_creators_lets_none_drop_our_table(deployed: World) -> None:
-    """The owner of a schema may drop whatever is in it."""
-    deployed.write("001_schema.sql", "ALTER SCHEMA public OWNER TO tablecreator")
-    with suppress(InitializerError):
-        deployed.deploy()
-    assert refusal(deployed, "app_tc", "DROP TABLE schema_migrations") == DENIED
 
 
 CALLS_OF_TYPES = {
@@ -153,23 +108,6 @@ def test_database_of_a_stranger_with_a_long_setting_stops_no_run(deployed: World
     finally:
         conn.close()
         drop_database(deployed.server, name)
-
-
-@pytest.mark.parametrize(
-    "change", ["ALTER TABLE schema_migrations DROP adopted", "GRANT INSERT ON schema_migrations TO app_tc"]
-)
-def test_group_that_drops_its_rights_in_an_open_transaction_stops_no_run(deployed: World, change: str) -> None:
-    """It locks the row of our table in pg_class, not the table: whoever holds it is not found, nor ended."""
-    deployed.sql(change)
-    with deployed.login("user") as conn, open_transaction(conn, "DROP OWNED BY readwrite"):
-        assert deployed.deploy(None, Context(20))["status"] == "ok"
-
-
-def test_groups_that_drop_their_rights_one_of_them_in_an_open_transaction_stop_no_run(deployed: World) -> None:
-    with deployed.login("creator") as conn:
-        rows(conn, "DROP OWNED BY tablecreator")
-    with deployed.login("user") as conn, open_transaction(conn, "DROP OWNED BY readwrite"):
-        assert deployed.deploy(None, Context(20))["status"] == "ok"
 
 
 LONG_NAMES = """
@@ -248,40 +186,6 @@ def test_name_of_a_prepared_transaction_adds_no_line_to_a_message(deployed: Worl
 
 
 # --- What belongs to somebody else ----------------------------------------------------------------------------------
-
-
-def test_session_that_has_become_a_limited_user_does_not_outlive_two_rotations(deployed: World) -> None:
-    """PostgreSQL 13 and 14: a login lets a stranger in, whose session stays what SET ROLE has made it."""
-    with deployed.login("creator") as conn, suppress(psycopg2.errors.InsufficientPrivilege):
-        rows(conn, f"GRANT app_tc TO {STRANGER}")
-    with stranger(deployed) as conn:
-        with suppress(psycopg2.errors.InsufficientPrivilege):
-            rows(conn, "SET ROLE app_tc")
-        for _ in range(2):
-            deployed.deploy({"action": "rotate"})
-        with suppress(psycopg2.Error):
-            rows(conn, "ALTER ROLE app_tc PASSWORD 'stolen'")
-    with pytest.raises(psycopg2.OperationalError), deployed.connection("app_tc", "stolen"):
-        pass
-
-
-def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: World) -> None:
-    """Here she is even in another database; PostgreSQL 16 and newer do not let the admin end her."""
-    deployed.deploy({"action": "rotate"})
-    as_superuser(deployed, f"CREATE ROLE tmp_alice LOGIN PASSWORD '{PASSWORD}'; GRANT readwrite TO tmp_alice")
-    alice = connect(deployed.server, "postgres", "tmp_alice", PASSWORD)
-    other = connect(deployed.server, "postgres", deployed.server.user, deployed.server.password)
-    rows(alice, "BEGIN; ALTER ROLE tmp_alice SET work_mem = '8MB'")
-    rows(other, "BEGIN; ALTER ROLE app_rw CONNECTION LIMIT 50")  # this is in the way, for 6 s
-    end = threading.Timer(6, lambda: rows(other, "ROLLBACK"))
-    end.start()
-    try:
-        deployed.deploy({"action": "rotate"}, Context(60))
-        end.join()
-        assert rows(alice, "SELECT 1") == [(1,)]
-    finally:
-        alice.close()
-        other.close()
 
 
 def test_membership_of_an_admin_that_inherits_nothing_stays(deployed: World) -> None:

@@ -7,13 +7,15 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import psycopg2
 import pytest
 import secret_store
-from harness.attackers import open_transaction
+from harness.attackers import PASSWORD, STRANGER, open_transaction, stranger
 from harness.aws import AFTER_WRITE, at
+from harness.database import connect
 from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
 from initializer import UserError
@@ -186,6 +188,52 @@ def test_rotation_that_is_killed_when_it_has_written_the_secret_has_handed_the_t
 
     assert report["users"] == {"app_tc_clone": "kept"}
     assert deployed.sql("SELECT relowner::regrole::text FROM pg_class WHERE relname = 'first'") == [("tablecreator",)]
+
+
+def test_session_that_has_become_a_limited_user_does_not_outlive_two_rotations(deployed: World) -> None:
+    """PostgreSQL 13 and 14: a login lets a stranger in, whose session stays what SET ROLE has made it."""
+    with deployed.login("creator") as conn, suppress(psycopg2.errors.InsufficientPrivilege):
+        rows(conn, f"GRANT app_tc TO {STRANGER}")
+    with stranger(deployed) as conn:
+        with suppress(psycopg2.errors.InsufficientPrivilege):
+            rows(conn, "SET ROLE app_tc")
+        for _ in range(2):
+            deployed.deploy({"action": "rotate"})
+        with suppress(psycopg2.Error):
+            rows(conn, "ALTER ROLE app_tc PASSWORD 'stolen'")
+    with pytest.raises(psycopg2.OperationalError), deployed.connection("app_tc", "stolen"):
+        pass
+
+
+def test_session_of_a_role_that_a_login_let_in_ends_when_that_is_taken_back(deployed: World) -> None:
+    """It stays what SET ROLE has made it."""
+    deployed.sql(f"CREATE ROLE tmp_guest LOGIN PASSWORD '{PASSWORD}'")
+    as_superuser(deployed, "GRANT readwrite TO app_rw WITH ADMIN OPTION")
+    with deployed.login("user") as conn:
+        rows(conn, "GRANT readwrite TO tmp_guest")
+    with stranger(deployed, "tmp_guest") as conn:
+        rows(conn, "SET ROLE readwrite")
+        deployed.deploy()
+        assert not is_alive(conn)
+
+
+def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: World) -> None:
+    """Here she is even in another database; PostgreSQL 16 and newer do not let the admin end her."""
+    deployed.deploy({"action": "rotate"})
+    as_superuser(deployed, f"CREATE ROLE tmp_alice LOGIN PASSWORD '{PASSWORD}'; GRANT readwrite TO tmp_alice")
+    alice = connect(deployed.server, "postgres", "tmp_alice", PASSWORD)
+    other = connect(deployed.server, "postgres", deployed.server.user, deployed.server.password)
+    rows(alice, "BEGIN; ALTER ROLE tmp_alice SET work_mem = '8MB'")
+    rows(other, "BEGIN; ALTER ROLE app_rw CONNECTION LIMIT 50")  # this is in the way, for 6 s
+    end = threading.Timer(6, lambda: rows(other, "ROLLBACK"))
+    end.start()
+    try:
+        deployed.deploy({"action": "rotate"}, Context(60))
+        end.join()
+        assert rows(alice, "SELECT 1") == [(1,)]
+    finally:
+        alice.close()
+        other.close()
 
 
 # --- A rotation by AWS ----------------------------------------------------------------------------------------------
