@@ -612,7 +612,7 @@ def mistakes(file: Migration, script: Script) -> list[str]:
 def odd_tokens(file: Migration, script: Script) -> Iterator[str]:
     """The first variable of psql and the first odd space, outside of strings and comments."""
     text = script.text
-    said = {}
+    said: dict[str, tuple[int, str]] = {}
     brackets = 0  # in which : is that of a slice
     end = 0
     while end < len(text):
@@ -623,10 +623,10 @@ def odd_tokens(file: Migration, script: Script) -> Iterator[str]:
         odd = failures.ODD_SPACE.search(text, start, end) if kind in ("word", "other") else None
         if variable:
             what = f"{variable.group()} is a variable of psql: write the value itself"
-            said.setdefault(VARIABLE, (start, what))
+            said.setdefault("variable", (start, what))
         elif odd:  # PostgreSQL takes it for a letter: a, b can name a column that begins with it
             what = f"this is not a space but U+{ord(odd.group()):04X}: delete it"
-            said.setdefault(failures.ODD_SPACE, (odd.start(), what))
+            said.setdefault("space", (odd.start(), what))
     for offset, what in said.values():
         line, column = sql_scanner.locate(text, offset)
         yield f"{file.path.name}:{line}:{column}: {what}"

@@ -624,7 +624,7 @@ def test_check_finds_syntax_errors(folder: Path, text: str, problem: str) -> Non
         "SELECT json_object('a':b, c:d);",
         "CREATE TYPE mood AS ENUM ('a');\nALTER TYPE mood ADD VALUE 'ok';\nSELECT 'ok';",
         "ALTER TYPE mood ADD VALUE 'ok';\nALTER TYPE mood ADD VALUE 'no' BEFORE 'ok';\nSELECT 1; -- 'ok'",
-        "ALTER TYPE mood ADD VALUE 'ok';\nCREATE FUNCTION f() RETURNS mood LANGUAGE plpgsql AS $$ BEGIN RETURN 'ok'; END $$;",
+        "ALTER TYPE m ADD VALUE 'ok';\nCREATE FUNCTION f() RETURNS m LANGUAGE plpgsql AS $$ BEGIN RETURN 'ok'; END $$;",
         "-- no-transaction\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
         "ALTER TYPE mood ADD VALUE 'ok';\nCOMMIT;\nINSERT INTO m VALUES ('ok');",
     ],
