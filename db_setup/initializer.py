@@ -364,16 +364,17 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
         file.script.forget_text()
-        tables, row_count = outcome.answer
+        tables, has_rows = outcome.answer
         undo_changes_of_our_tables(run, file.name, tables)
-        if row_count < len(run.recorded):
-            restore_rows(run, file.name)
+        plan_holds = has_rows or restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
         session_serves = outcome.kept_lock and (outcome.is_fresh or not remaining)
         if not session_serves and not resume_in_new_session(run, remaining):
             run.session.acquire_lock()
+            remaining = plan_pending(run)
+        elif remaining and not plan_holds:
             remaining = plan_pending(run)
 
 
@@ -395,14 +396,19 @@ def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> No
     run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
 
 
-def restore_rows(run: Run, name: str) -> None:
-    """Put back what a file has removed from our table: without its row, a file would run again."""
+def restore_rows(run: Run, name: str) -> bool:
+    """Put back what a file has removed from our table: without its row, a file would run again.
+
+    Says whether there are the rows then that this run knows, and no others.
+    """
     still_there = [known for known in run.recorded if known not in run.orphans]
     lost = tracking.restore_rows(run.session, run.setup.config, still_there)
     text = f"{name} removed rows of our table, without which files run again; they were put back"
     if lost:
         run.report.warn([f"{text}: {shortened(lost)}"])
     run.recorded = [known for known in still_there if known not in lost] + lost
+    ((recorded, _),) = run.session.query(tracking.unchanged_question(run.setup.config))
+    return file_names.normal(recorded) == "/".join(run.recorded)
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
@@ -577,7 +583,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     script = file.script
     marks = Marks(config.marks, file.migration.name)
-    question_sql = tracking.after_file_question(config, run.watch).as_string(session.connection)
+    recorded = [*run.recorded, file.name]
+    question = tracking.after_file_question(config, run.watch, recorded)
+    question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -592,7 +600,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
-                release_if_sql = tracking.has_rows_sql(session, config, len(run.recorded) + 1)
+                release_if_sql = tracking.has_rows(config, recorded).as_string(session.connection)
             return script_runner.final_sql(
                 session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )

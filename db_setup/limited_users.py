@@ -34,16 +34,8 @@ TABLES_OF_ROLES = ("pg_authid", "pg_db_role_setting", "pg_auth_members")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
-OUT_OF_LOCKS = "53200"
 INSUFFICIENT_PRIVILEGE = "42501"
 OWNED_AT_ONCE = 200  # objects in one transaction
-# An object that is locked, cannot be the group's, or has been dropped meanwhile.
-CANNOT_BE_GIVEN = (
-    *CONCURRENT_ROLE_CHANGE,
-    OUT_OF_LOCKS,
-    INSUFFICIENT_PRIVILEGE,
-    *("42P01", "42704", "42883", "3F000"),
-)
 
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
@@ -762,17 +754,18 @@ class LimitedUsers:
                 query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
             return
         except psycopg2.Error as exc:
-            if exc.pgcode not in CANNOT_BE_GIVEN:
-                raise
-        changes = [change for change, _ in query(OWNED_SQL, [group, creator])]
-        for at in range(0, len(changes), OWNED_AT_ONCE):
-            if not self._session.deadline.is_near:
-                self._give_to_group(changes[at : at + OWNED_AT_ONCE])
-        left = [name for _, name in query(OWNED_SQL, [group, creator])]
-        if left:
-            named = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
+            self._refuse_unless_one_object_is_why(exc)
+        owned = {"owner": creator, "group": group, "class": 0, "object": 0}
+        batch = query(SOME_OWNED_SQL, owned)
+        while batch and not self._session.deadline.is_near:
+            self._give_to_group([change for *_, change in batch])
+            last_class, last_object, *_ = batch[-1]
+            batch = query(SOME_OWNED_SQL, {**owned, "class": last_class, "object": last_object})
+        count, names = query(LEFT_SQL, owned)[0]
+        if count:
+            named = ", ".join(names) + (" …" if count > len(names) else "")
             self.warnings.append(
-                f"{len(left)} objects still belong to {creator} ({named}), since they are locked, "
+                f"{count} objects still belong to {creator} ({named}), since they are locked, "
                 f"{group} may not own them, or time is short; later: REASSIGN OWNED BY {creator} "
                 f"TO {group}"
             )
@@ -784,12 +777,20 @@ class LimitedUsers:
                 self._session.query("SET LOCAL lock_timeout = 100")
                 self._session.query(sql.SQL("; ".join(changes)))
         except psycopg2.Error as exc:
-            if exc.pgcode not in CANNOT_BE_GIVEN:
-                raise
+            self._refuse_unless_one_object_is_why(exc)
             half = len(changes) // 2
             if half:
                 self._give_to_group(changes[:half])
                 self._give_to_group(changes[half:])
+
+    def _refuse_unless_one_object_is_why(self, error: psycopg2.Error) -> None:
+        """Raise what ends the run: a lost connection, or the end of its time.
+
+        Any other error is about an object, which a limited user has made: it may be locked, be
+        none of those that the group can own, or have been dropped meanwhile.
+        """
+        if self._session.is_lost or self._session.is_out_of_time:
+            raise error
 
     def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -1093,18 +1094,31 @@ LOGIN_STATE_SQL = f"""
 
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
-# What a role owns in this database, and what gives it to another one. Default privileges have no
-# other owner, the sequence of a column has its table's, and a temporary schema ends by itself.
+# What a role owns in this database, and what gives it to another one, in the words of ALTER.
+# Default privileges and user mappings have no other owner, the sequence of a column has its
+# table's, and a temporary schema ends by itself. (Names can be long, and many: each is looked up
+# when it is fetched.)
 OWNED_SQL = """
-    SELECT format('ALTER %%s %%s OWNER TO %%I', p.type, p.identity, %s::text),
-           p.type || ' ' || p.identity
-    FROM pg_shdepend s JOIN pg_database b ON b.oid = s.dbid AND b.datname = current_database(),
+    SELECT s.classid::bigint, s.objid::bigint, p.type || ' ' || p.identity AS name,
+           format('ALTER %%s %%s OWNER TO %%I', CASE
+               WHEN s.classid = 'pg_proc'::regclass THEN 'ROUTINE'
+               WHEN p.type = 'statistics object' THEN 'STATISTICS'
+               ELSE replace(p.type, '-', ' ') END, p.identity, %(group)s::text) AS change
+    FROM (SELECT * FROM pg_shdepend
+          WHERE refclassid = 'pg_authid'::regclass AND refobjid = to_regrole(quote_ident(%(owner)s))
+            AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND deptype = 'o' AND (classid, objid) > (%(class)s::oid, %(object)s::oid)
+            AND classid NOT IN ('pg_default_acl'::regclass, 'pg_user_mapping'::regclass)
+          ORDER BY classid, objid OFFSET 0) s,
          pg_identify_object(s.classid, s.objid, s.objsubid) p
-    WHERE s.refobjid = to_regrole(quote_ident(%s)) AND s.deptype = 'o'
-      AND s.classid <> 'pg_default_acl'::regclass AND coalesce(p.schema, '') !~ '^pg_temp_'
-      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = s.classid AND d.objid = s.objid
-                      AND d.deptype IN ('a', 'i') AND p.type = 'sequence')
-    ORDER BY s.classid, s.objid"""
+    WHERE p.identity IS NOT NULL AND coalesce(p.schema, '') !~ '^pg_temp_'
+      AND NOT (p.type = 'sequence' AND EXISTS (
+        SELECT FROM pg_depend d
+        WHERE d.classid = s.classid AND d.objid = s.objid AND d.deptype IN ('a', 'i')))"""
+SOME_OWNED_SQL = f"{OWNED_SQL} LIMIT {OWNED_AT_ONCE}"
+LEFT_SQL = f"""
+    WITH o AS NOT MATERIALIZED ({OWNED_SQL})
+    SELECT (SELECT count(*) FROM o), ARRAY(SELECT left(name, 200) FROM o LIMIT 3)"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

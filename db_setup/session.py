@@ -473,21 +473,21 @@ class Session:
         """
         args = {"limited": list(self.limited_roles), "tables": list(tables)}
         found = self.query(LIMITED_HOLDERS_SQL, args)
-        for pid, transaction, role, is_member in found:
+        for pid, transaction, role, can_become in found:
             log("ending a limited user that holds our lock", logging.WARNING, user=role)
             name = sql.Identifier(role)
             try:
-                if not is_member:
+                if not can_become:
                     self.query(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
                 try:
+                    self.query(sql.SQL("SET ROLE {}").format(name))
                     if pid is not None:
                         self.query("SELECT pg_terminate_backend(%s)", [pid])
                     else:
-                        self.query(sql.SQL("SET ROLE {}").format(name))
                         self.query("ROLLBACK PREPARED %s", [transaction])
                 finally:
                     self.query("RESET ROLE")
-                    if not is_member:
+                    if not can_become:
                         self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
             except psycopg2.Error as exc:  # the message about the lock names who holds it
                 log("it cannot be ended", logging.WARNING, reason=str(exc).split("\n")[0])
@@ -621,9 +621,10 @@ HOLDER_SQL = f"""
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
-# A session or a prepared transaction, its user, and whether we are a member of that.
+# A session or a prepared transaction, its user, and whether we can become that as it is.
 LIMITED_HOLDERS_SQL = f"""
-    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'MEMBER')
+    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
     FROM pg_locks l JOIN pg_database b ON b.datname = current_database()
          AND l.database IN (0, b.oid)
     LEFT JOIN pg_stat_activity a ON a.pid = l.pid

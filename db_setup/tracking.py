@@ -7,6 +7,7 @@ on it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
@@ -123,17 +124,18 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
-def after_file_question(config: Config, watch: boundary.Watch) -> sql.Composable:
-    """What has become of our tables, and how many rows say *applied*."""
-    question = "SELECT json_build_array(({}), (SELECT count(*) FROM {}))"
-    return sql.SQL(question).format(watch.question(), config.tracking)
+def after_file_question(
+    config: Config, watch: boundary.Watch, names: Sequence[str]
+) -> sql.Composable:
+    """What has become of our tables, and whether these are the names that are recorded."""
+    question = sql.SQL("SELECT json_build_array(({}), {})")
+    return question.format(watch.question(), has_rows(config, names))
 
 
-def has_rows_sql(session: Session, config: Config, count: int) -> str:
-    """Whether the tracking table has as many rows as it should."""
-    question = sql.SQL("(SELECT count(*) >= {} FROM {})")
-    filled = question.format(sql.Literal(count), config.tracking)
-    return filled.as_string(session.connection)
+def has_rows(config: Config, names: Sequence[str]) -> sql.Composable:
+    """Whether the tracking table has these rows: as many others are not the same."""
+    digest = hashlib.sha256("/".join(sorted(names)).encode()).hexdigest()
+    return sql.SQL(HAS_ROWS_SQL).format(config.tracking, sql.Literal(digest))
 
 
 def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
@@ -548,6 +550,11 @@ RESTORE_SQL = (
 )
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
+)
+# The names would make each file's message longer by themselves.
+HAS_ROWS_SQL = (
+    "(SELECT sha256(convert_to(string_agg(migration_name, '/' ORDER BY migration_name COLLATE "
+    "\"C\"), 'UTF8')) = decode({1}, 'hex') FROM {0})"
 )
 # An extension's table (PostGIS brings some) does not count.
 ANY_TABLE_SQL = """

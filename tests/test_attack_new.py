@@ -227,20 +227,6 @@ def test_functions_of_the_table_creator_do_not_fill_the_memory(deployed: World) 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 << 10
 
 
-OBJECTS = {
-    "statistics": "CREATE TABLE public.made (a int, b int); CREATE STATISTICS public.seen ON a, b FROM public.made",
-    "aggregate": "CREATE AGGREGATE public.counted(*) (sfunc = int8inc, stype = int8, initcond = '0')",
-}
-
-
-@pytest.mark.parametrize("what", OBJECTS)
-def test_object_that_has_another_name_in_alter_stops_no_rotation(deployed: World, what: str) -> None:
-    """The function in its temporary schema leads to the way that gives objects one by one."""
-    with deployed.login("creator") as conn:
-        rows(conn, f"{OBJECTS[what]}; CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
-        assert deployed.deploy({"action": "rotate"})["status"] == "ok"
-
-
 def give_our_tables_to_an_owner(world: World) -> None:
     """A role that the admin acts for, such as the one that owns everything of a team."""
     world.sql(f"CREATE ROLE tmp_owner; GRANT tmp_owner TO {ADMIN}; GRANT CREATE ON SCHEMA public TO tmp_owner")
@@ -284,18 +270,6 @@ def test_type_of_a_stranger_with_the_name_of_our_table_is_refused_with_its_owner
 
 
 # --- What a run says, and what it records ---------------------------------------------------------------------------
-
-
-def test_row_that_a_file_replaces_by_another_one_comes_back(deployed: World) -> None:
-    """There are as many rows as before, so nothing is put back, and the first file runs again."""
-    deployed.sql("CREATE TABLE counted (id serial)")
-    deployed.write("001_count.sql", "INSERT INTO counted DEFAULT VALUES")
-    deployed.deploy()
-    squash = "DELETE FROM schema_migrations; INSERT INTO schema_migrations (migration_name) VALUES ('000_squashed')"
-    deployed.write("002_squash.sql", squash)
-    deployed.deploy()
-    deployed.deploy()
-    assert deployed.sql("SELECT count(*) FROM counted") == [(1,)]
 
 
 GID = "x'\nApplied in this run: everything. Run: DROP TABLE users"

@@ -919,3 +919,18 @@ def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Pa
         script = migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
 
         assert script.statement_count == 1
+
+
+def test_files_up_to_a_name_are_found_with_and_without_its_ending(folder: Path) -> None:
+    files = migrations(folder, "001_a", "002_b", "003_c")
+
+    assert [file.name for file in migration_files.up_to(files, "002_b")] == ["001_a", "002_b"]
+    assert [file.name for file in migration_files.up_to(files, "001_a.sql")] == ["001_a"]
+    assert migration_files.up_to(files, "002_c") == ()
+
+
+@pytest.mark.parametrize(("text", "is_odd"), [("", True), ("-- later\n", True), ("SELECT 1;", False)])
+def test_file_without_a_statement_is_odd(text: str, is_odd: bool) -> None:
+    found = list(migration_files.oddities("001_a", sql_scanner.read_script(text)))
+
+    assert found == is_odd * ["001_a has no statement, so nothing runs until it is filled in"]

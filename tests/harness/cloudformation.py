@@ -89,6 +89,8 @@ def waiting(folder: Path, trusted: bool = True) -> Iterator[Bucket]:
         with (
             mock.patch.multiple(custom_resource, S3=here, PAUSE_S=0),
             mock.patch.dict(os.environ, SSL_CERT_FILE=str(ca)),
+            # Since Python 3.12 urllib reads the certificates once for all requests.
+            mock.patch("urllib.request._opener", None),
         ):
             yield bucket
     finally:

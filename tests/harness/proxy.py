@@ -102,7 +102,7 @@ class Link:
         with suppress(OSError), self._client.makefile("rb") as stream:
             for kind, frame in self._client_frames(stream):
                 self._message += 1
-                self.said = f"{kind} {frame[5:2005].decode('utf-8', 'replace').rstrip(chr(0))}"
+                self.said = f"{kind} {frame[5:4005].decode('utf-8', 'replace').rstrip(chr(0))}"
                 self._at(BEFORE)
                 self._pass(self._server, frame)
                 self._at(SENT)
