@@ -635,7 +635,7 @@ def odd_tokens(file: Migration, script: Script) -> Iterator[str]:
 def used_values(file: Migration, script: Script) -> Iterator[str]:
     """The first value that the file adds to an enum and uses before its transaction ends."""
     own_types = set()
-    added: dict[str, str] = {}
+    added: dict[str, tuple[int, str]] = {}
     for statement in () if script.no_transaction else script.statements():
         words = statement.words
         text = re.sub("--.*", "", script.statement_sql(statement))
@@ -645,12 +645,13 @@ def used_values(file: Migration, script: Script) -> Iterator[str]:
             value = next((token for token in statement.tokens if token.startswith("'")), "")
             type_name = statement.tokens[words.index("ADD") - 1] if "ADD" in words else ""
             if value and type_name and type_name not in own_types:
-                added[value] = f"{statement.line}: {value} is added to {type_name}"
+                added[value] = statement.line, type_name
         elif statement.keyword != "CREATE" or "plpgsql" not in text.lower():  # which runs later
             for value in filter(text.__contains__, added):
+                line, type_name = added[value]
                 yield (
-                    f"{file.path.name}:{added[value]} and used in the same transaction: put "
-                    "ALTER TYPE … ADD VALUE into a file of its own before"
+                    f"{file.path.name}:{line}: {value} is added to {type_name} and used in the "
+                    "same transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
                 )
                 return
 
