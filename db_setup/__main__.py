@@ -554,6 +554,12 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     refused = {file.name for file in files if file not in scripts}
     applied = [row for row in applied_rows(commit, files) if row.name not in refused]
     new = compare(list(scripts), applied, config, findings)
+    for file, script in scripts.items():
+        if script.pieces:  # a long one, or one with rows of COPY: a program has written it
+            continue
+        # What is applied has worked, and can no longer be changed.
+        findings.problems += mistakes(file, script) if file in new else syntax_errors(file, script)
+        script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
     return {
@@ -589,7 +595,6 @@ def load_scripts(
             continue
         scripts[file] = script
         findings.notes += migration_files.oddities(file.path.name, script)
-        findings.problems += mistakes(file, script)
         script.forget_text()
         if refusal:
             findings.problems.append(refusal)
@@ -602,9 +607,6 @@ VARIABLE = re.compile(r"""(?<![:\w\])'"]):(?:[A-Za-z_]\w*|'[A-Za-z_]\w*'|"[A-Za-
 
 def mistakes(file: Migration, script: Script) -> list[str]:
     """What the text alone tells that the server will refuse, or take in another way than meant."""
-    # Rows of COPY are none of it, and who has written a long file was a program.
-    if has_rows(script) or len(script.text) > sql_scanner.ONE_MESSAGE:
-        return []
     found = list(odd_tokens(file, script)) or list(syntax_errors(file, script))
     return [*found, *used_values(file, script)]
 

@@ -636,6 +636,30 @@ def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
     assert terminal.check(None, False)["problems"] == []
 
 
+def test_check_leaves_applied_files_alone_that_have_worked(branch: Path) -> None:
+    """What only may be a mistake is none in a file that cannot be changed any more."""
+    text = "ALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO words VALUES ('ok'); SELECT 1 AS a\u00a0b;"
+    (branch / "004_d.sql").write_text(text)
+    new = terminal.check("main", False)["problems"]
+    commit()
+    git("branch", "-f", "main")
+
+    applied = terminal.check("main", False)
+
+    assert [problem.partition(": ")[0] for problem in new] == ["004_d.sql:2:47", "004_d.sql:1"]
+    assert applied["problems"] == []
+
+
+def test_check_accepts_the_example_that_comes_with_the_folder(folder: Path) -> None:
+    """As the recipe for CI runs it, on the first day."""
+    example = Path(terminal.__file__).parent / "migrations" / "001_initial_schema.sql"
+    (folder / example.name).write_text(example.read_text())
+
+    report = terminal.check(None, with_squawk=False)
+
+    assert (report["new"], report["problems"]) == (["001_initial_schema"], [])
+
+
 def test_check_ends_with_what_it_has_not_looked_at(folder: Path) -> None:
     """The last line says what `check` has not looked at."""
     (folder / "001_a.sql").write_text("SELECT 1;")
