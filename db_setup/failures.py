@@ -175,12 +175,15 @@ def _sets_secret(script: Script, failure: Failure) -> bool:
     return masking.sets_secret(script.text, failure.offset, script.backslash_escapes, start)
 
 
+ODD_SPACE = re.compile("[\u00a0\u2000-\u200f\u202f\ufeff]")
+
+
 def syntax_explanation(text: str, offset: int) -> str:
     """What the server could not know about the characters that it stumbled over."""
     at = text[offset : offset + 2]
     if re.match(r""":[A-Za-z_'"]""", at):
         return "; variables of psql do not exist here: write the value itself"
-    if re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+    if ODD_SPACE.match(at):
         code_point = f"U+{ord(at[0]):04X}"
         return f"; the character there is not a space but {code_point}: delete it"
     if BEGINS_STATEMENT.match(text, offset) and UNFINISHED.search(

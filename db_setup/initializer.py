@@ -300,6 +300,12 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
     revoke_rights_on_our_tables(run, state.excess)
+    if plan.example:
+        tracking.remove_example(session, config, plan.example)
+        run.report.warn(
+            ["the example was replaced: its empty tables users and products were dropped"]
+        )
+        state, plan = read_state_and_plan(run)
     if plan.filled:
         tracking.forget(session, config, plan.filled)
         names = shortened([row.name for row in plan.filled])
@@ -521,19 +527,17 @@ def refuse_edited(run: Run, plan: Plan) -> None:
     """Raise MigrationError for files that were edited after they had been applied."""
     if not plan.edited or run.setup.config.allow_edited:
         return
+    if all(planning.is_example(file) for _, file in plan.edited):
+        return  # a rolled-back deployment has brought it back
     row, file = plan.edited[0]
     when = tracking.applied_at(run.session, run.setup.config, row)
     if len(plan.edited) > 1:
         when = f"the first {when}"
     names, edited = edited_files(plan)
-    drop = ""
-    if row.checksum == planning.EXAMPLE:
-        drop = ", which can begin with DROP TABLE products, users; (the example's)"
     raise MigrationError(
         f"{names}: {edited} ({when}), which has no effect on this database",
         f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows "
-        f"it) into a new file{drop}; or accept the difference with "
-        'ALLOW_EDITED_MIGRATIONS="true"',
+        'it) into a new file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true"',
     )
 
 

@@ -206,6 +206,27 @@ def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
     session.with_retries(lambda: session.query_all_or_none(delete))
 
 
+def remove_example(session: Session, config: Config, row: Row) -> None:
+    """Take the example back, which was never meant: its empty tables and its row.
+
+    Raises MigrationError where the tables are in use, or are not as the example made them.
+    """
+    drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
+    try:
+        session.with_retries(lambda: session.query_all_or_none(drop))
+    except psycopg2.Error as exc:
+        why = NOT_DROPPED.get(exc.pgcode or "")
+        if why is None:
+            raise
+        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
+        raise MigrationError(
+            f"{row.name}.sql was replaced, but what is applied is the example that comes with "
+            f"db_setup, and its tables users and products {why}",
+            "Restore the example, and put your schema into a new file; or drop the two tables, if "
+            f"nobody needs them, and the row: {forget}",
+        ) from None
+
+
 def refuse_example(files: Sequence[Migration]) -> None:
     """Raise MigrationError where the example would run on a database that is in use."""
     for file in files:
@@ -495,6 +516,42 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+# Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
+# number is that of what depends on the tables: an index, a trigger, a view … that others have added
+# counts, as rows do that a policy would hide.
+DROP_EXAMPLE_SQL = """
+    LOCK TABLE public.users, public.products IN ACCESS EXCLUSIVE MODE;
+    DO $do$ BEGIN
+        IF (SELECT string_agg(concat(attname, ' ', format_type(atttypid, atttypmod)), ', '
+                              ORDER BY c.relname DESC, attnum)
+            FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0
+            WHERE c.oid IN ('public.users'::regclass, 'public.products'::regclass)
+              AND c.relkind = 'r' AND NOT c.relrowsecurity
+              AND pg_get_userbyid(c.relowner) = current_user)
+           IS DISTINCT FROM 'id uuid, email character varying, created_at timestamp without time '
+             'zone, id uuid, name character varying, price numeric(10,2), user_id uuid'
+           OR (SELECT count(*) FROM pg_depend d
+               LEFT JOIN pg_constraint n ON n.oid = objid AND classid = 'pg_constraint'::regclass
+               WHERE refclassid = 'pg_class'::regclass AND n.contype IS DISTINCT FROM 'n'
+                 AND refobjid IN ('public.users'::regclass, 'public.products'::regclass)) <> 12
+        THEN
+            RAISE 'not as the example made them' USING ERRCODE = 'invalid_table_definition';
+        END IF;
+        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
+            RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
+        END IF;
+    END $do$;
+    DROP TABLE public.products, public.users;
+    DELETE FROM {} WHERE id = {}"""
+CHANGED = "have been changed, or are used by others"
+NOT_DROPPED = {
+    "55006": "hold rows",
+    "42P16": CHANGED,
+    "42P01": CHANGED,  # dropped
+    "42809": CHANGED,  # another object of that name
+    "42501": CHANGED,  # somebody else's
+    "2BP01": CHANGED,  # used in other ways
+}
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
