@@ -274,7 +274,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
-        run.users.note_unreadable()
+        run.users.note_beginning()
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
         names[row.id] = planning.renamed_to(row, file)
@@ -453,7 +453,7 @@ def ensure_groups(run: Run) -> None:
 def ensure_users(run: Run) -> None:
     """After the files: the groups again, since a file may have granted too much, and the logins."""
     ensure_groups(run)
-    run.report.warn(run.users.newly_unreadable())
+    run.report.warn(run.users.left_to_others())
     run.report.users = ensure_logins(run, run.users.ensure_login)
     run.warn_of_users()
 

@@ -214,8 +214,7 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
-        # What _read_objects_of_others has found before the first file.
-        self._before: Optional[tuple[Mapping[str, Any], Mapping[str, Any]]] = None
+        self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
 
     def _retried(self, action: Callable[[], Result]) -> Result:
@@ -236,45 +235,38 @@ class LimitedUsers:
 
     # --- Groups and their rights --------------------------------------------------------------
 
-    def note_unreadable(self) -> None:
+    def note_beginning(self) -> None:
         """Before the first file: what is so already is not for this run to say."""
-        if self._before is None:
-            self._before = self._read_objects_of_others()
+        if self._first_new is None:
+            self._first_new = self._session.query(NEXT_TRANSACTION_SQL)[0][0]
 
-    def newly_unreadable(self) -> Iterator[str]:
+    def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
         default privileges; and of what they have replaced, and a limited user can replace again.
         """
-        if self._before is None:
+        if self._first_new is None:
             return
-        known, versions = self._before
-        unreadable, versions_now = self._read_objects_of_others()
-        group = self._app.group_name(READWRITE)
-        for owner, tables in unreadable.items():
-            new = [table for table in tables if table not in known.get(owner, ())]
-            if not new:
-                continue
-            listed = ", ".join(new[:5])
-            yield (
-                f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
-                f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
-            )
-        for name, (owner, version) in versions_now.items():
-            if versions.get(name, (owner, version))[1] != version:
+        args = {
+            "first_new": self._first_new,
+            "limited": self._limited,
+            "group": self._app.group_name(READWRITE),
+            "roles": self._app.roles,
+            "ours": [self._text(self._app.tracking), self._text(self._app.progress)],
+        }
+        for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
+            if replaced:
                 yield (
-                    f"{name} was replaced, but still belongs to {owner}, who can change what it "
-                    f"does where the admin uses it; unless that is right: ALTER {name} OWNER TO "
-                    "CURRENT_USER"
+                    f"{replaced} was replaced, but still belongs to {owner}, who can change what "
+                    f"it does where the admin uses it; unless that is right: ALTER {replaced} "
+                    "OWNER TO CURRENT_USER"
                 )
-
-    def _read_objects_of_others(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The tables of others that the group cannot read, by owner; and what of limited users
-        CREATE OR REPLACE would leave with them: the owner and the version of each.
-        """
-        ours = [self._text(self._app.tracking), self._text(self._app.progress)]
-        args = [self._limited, self._app.group_name(READWRITE), self._app.roles, ours]
-        unreadable, versions = self._session.query(OBJECTS_OF_OTHERS_SQL, args)[0]
-        return unreadable, versions
+                continue
+            listed = ", ".join(tables[:5])
+            yield (
+                f"{args['group']} cannot read what {owner} owns: add to the file GRANT "
+                f"{READWRITE.tables} ON {listed}{' …' if len(tables) > 5 else ''} TO "
+                f"{args['group']};"
+            )
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -1206,28 +1198,32 @@ ROLES_OF_SQL = (
 )
 
 
-UNREADABLE_SQL = """
+NEXT_TRANSACTION_SQL = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+# Others can have very many objects, with very long names: only what is new is named.
+NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
+UNREADABLE_SQL = f"""
     SELECT pg_get_userbyid(c.relowner)::text,
-           array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname)
+           (array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname))[:6], NULL
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
-    JOIN pg_roles r ON r.rolname = %s
+    JOIN pg_roles r ON r.rolname = %(group)s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
-      AND pg_get_userbyid(c.relowner) <> ALL (%s)
-      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%s) t)
+      AND pg_get_userbyid(c.relowner) <> ALL (%(roles)s) AND {NEW.format("c")}
+      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%(ours)s) t)
       AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')
-    GROUP BY 1 ORDER BY 1"""
-OBJECTS_OF_OTHERS_SQL = f"""
-    WITH limited AS (SELECT oid, rolname FROM pg_roles WHERE rolname = ANY (%s)),
-    replaceable(name, owner, version) AS (
-        SELECT 'ROUTINE ' || p.oid::regprocedure::text, rolname, p.xmin::text
-        FROM pg_proc p JOIN limited l ON l.oid = proowner
-        UNION ALL
-        SELECT 'VIEW ' || c.oid::regclass::text, rolname, w.xmin::text
-        FROM pg_class c JOIN limited l ON l.oid = relowner
-        JOIN pg_rewrite w ON w.ev_class = c.oid WHERE relkind = 'v')
-    SELECT (SELECT coalesce(json_object_agg(owner, tables), '{{}}')
-            FROM ({UNREADABLE_SQL}) u(owner, tables)),
-           (SELECT coalesce(json_object_agg(name, json_build_array(owner, version)), '{{}}')
-            FROM replaceable)"""
+    GROUP BY 1 ORDER BY 1 LIMIT 20"""
+# CREATE OR REPLACE leaves the row that names the owner.
+REPLACED_SQL = f"""
+    SELECT r.rolname::text, NULL, CASE s.classid WHEN 'pg_class'::regclass
+        THEN 'VIEW ' || s.objid::regclass::text
+        ELSE 'ROUTINE ' || left(s.objid::regprocedure::text, 1000) END
+    FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid AND r.rolname = ANY (%(limited)s)
+    WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND s.deptype = 'o' AND NOT {NEW.format("s")}
+      AND (EXISTS (SELECT FROM pg_proc p WHERE s.classid = 'pg_proc'::regclass
+                   AND p.oid = s.objid AND {NEW.format("p")})
+           OR EXISTS (SELECT FROM pg_rewrite w WHERE s.classid = 'pg_class'::regclass
+                      AND w.ev_class = s.objid AND w.ev_type = '1' AND {NEW.format("w")}))
+    LIMIT 20"""
+LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL})"
