@@ -287,8 +287,9 @@ OUR_TABLES_SQL = """
         FROM ours o JOIN pg_attrdef d ON adrelid = o.oid
         JOIN pg_attribute ON attrelid = o.oid AND attnum = adnum
         UNION ALL
-        SELECT o.oid, 'pg_class'::regclass, o.oid, attnum,
-               format('ALTER TABLE %s ALTER %I TYPE %s', o.oid::regclass, attname,
+        SELECT o.oid, 'pg_class'::regclass, o.oid, attnum, format(CASE attgenerated
+            WHEN '' THEN 'ALTER TABLE %s ALTER %I TYPE %s'
+            ELSE 'ALTER TABLE %s DROP COLUMN %I' END, o.oid::regclass, attname,
                    CASE typtype WHEN 'd' THEN format_type(typbasetype, typtypmod)
                                 ELSE format('text USING %I::text', attname) END)
         FROM ours o JOIN pg_attribute ON attrelid = o.oid AND attnum > 0 AND NOT attisdropped

@@ -1,5 +1,5 @@
-"""What limited users, strangers and careless files can do against a promise of the documents. Each test fails as long
-as the promise is broken; on some majors PostgreSQL itself forbids the attack, and the test holds there."""
+"""What roles, objects and names of others can do against a promise of the documents: a role of the admin that a limited
+user is in, a function with the name of a type, a database of a stranger, a name with a line end."""
 
 from __future__ import annotations
 
