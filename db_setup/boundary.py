@@ -215,7 +215,7 @@ TRUSTED_SQL = """
         UNION SELECT m.member FROM members_of_limited l JOIN granted m ON m.roleid = l.oid),
     lent_to_limited(oid) AS (
         SELECT oid FROM limited
-        UNION SELECT m.roleid FROM lent_to_limited l JOIN granted m ON m.member = l.oid),
+        UNION SELECT m.roleid FROM lent_to_limited l JOIN every_membership m ON m.member = l.oid),
     trusted(oid) AS (
         SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
         WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole

@@ -703,6 +703,8 @@ class LimitedUsers:
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
         self._prove(login, "Its secret was written. Check the reason, and invoke again")
+        if kind.may_create and not created:
+            self._give_objects_to_group(login.username, self._app.group_name(kind))
         return login.username, what
 
     def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -732,7 +734,8 @@ class LimitedUsers:
             self._retried(change)
         self._prove(login, "Its secret was not changed")
         if kind.may_create:  # before the secret: an event that comes again finds that written
-            self._give_objects_to_group(working.username, self._app.group_name(kind))
+            for each in (working.username, name):
+                self._give_objects_to_group(each, self._app.group_name(kind))
         rotated = Credentials(stored.value or {}, username=name, password=login.password)
         stored.write(rotated)
         return name, "rotated"
@@ -830,6 +833,8 @@ class LimitedUsers:
 
     def _give_to_group(self, changes: Sequence[str]) -> None:
         """Change the owners, of as many as possible."""
+        if self._session.deadline.is_near:
+            return
         try:
             with self._session.transaction():
                 self._session.query("SET LOCAL lock_timeout = 100")

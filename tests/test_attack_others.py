@@ -216,3 +216,30 @@ def test_membership_in_a_role_of_others_that_a_login_may_grant_stays(deployed: W
     deployed.deploy()
     is_member = as_superuser(deployed, "SELECT pg_has_role(%s, 'tmp_reports', 'MEMBER')", STRANGER)
     assert is_member == [(True,)]
+
+
+def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_hides_nothing(deployed: World) -> None:
+    deployed.sql("CREATE ROLE tmp_team; CREATE ROLE tmp_lead LOGIN PASSWORD 'x'")
+    deployed.sql(f"GRANT tmp_team TO {ADMIN}; GRANT tmp_team TO tmp_lead WITH ADMIN OPTION")
+    deployed.sql("GRANT CREATE ON SCHEMA public TO tmp_team")
+    with stranger(deployed, "tmp_lead") as conn:
+        rows(conn, "GRANT tmp_team TO app_rw")
+    with deployed.login("user") as conn:
+        rows(conn, f"SET ROLE tmp_team; {LOWER}")
+    deployed.write("001_names.sql", USES_LOWER)
+    with suppress(InitializerError):
+        deployed.deploy()
+    assert not caught(deployed)
+
+
+def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_writes_no_row(deployed: World) -> None:
+    deployed.sql("CREATE ROLE tmp_team; CREATE ROLE tmp_lead LOGIN PASSWORD 'x'")
+    deployed.sql(f"GRANT tmp_team TO {ADMIN}; GRANT tmp_team TO tmp_lead WITH ADMIN OPTION")
+    deployed.write("001_team.sql", "GRANT ALL ON ALL TABLES IN SCHEMA public TO tmp_team")
+    deployed.deploy()
+    with stranger(deployed, "tmp_lead") as conn:
+        rows(conn, "GRANT tmp_team TO app_rw")
+    with suppress(InitializerError):
+        deployed.deploy()
+    forged = "INSERT INTO schema_migrations (id, migration_name) VALUES (999, '999_forged')"
+    assert refusal(deployed, "app_rw", forged) == "InsufficientPrivilege"

@@ -274,3 +274,50 @@ def test_rotation_by_aws_that_was_abandoned_stops_nothing(
     assert deployed.deploy(ROTATE)["users"]["app_rw_clone"] == "rotated"
     deployed.put_secret("user", {**deployed.secret("user"), "password": "lost"})
     assert deployed.deploy()["users"]["app_rw"] == "mended"
+
+
+BACK_DOOR = (
+    "CREATE FUNCTION public.back() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS "
+    "$$ BEGIN EXECUTE 'ALTER ROLE app_tc PASSWORD ''stolen'''; END $$"
+)
+
+
+def get_in(world: World) -> None:
+    with stranger(world) as conn, suppress(psycopg2.Error):
+        rows(conn, "SELECT public.back()")
+
+
+@pytest.mark.parametrize("when", ["between", "locked before", "mended"])
+def test_leaked_table_creator_leaves_no_function_that_gives_its_password_back(deployed: World, when: str) -> None:
+    """The function is still the login's own: whoever calls it sets the login's new password."""
+    leaked = deployed.secret("creator")
+    if when == "locked before":
+        with deployed.connection(leaked["username"], leaked["password"]) as conn:
+            rows(conn, BACK_DOOR)
+            with open_transaction(conn, "ALTER FUNCTION public.back() COST 7"):
+                deployed.deploy(ROTATE)
+                deployed.deploy(ROTATE)
+    else:
+        if when == "between":
+            deployed.deploy(ROTATE)
+        with deployed.connection(leaked["username"], leaked["password"]) as conn:
+            rows(conn, BACK_DOOR)
+        if when == "between":
+            deployed.deploy(ROTATE)
+        else:
+            deployed.put_secret("creator", "{}")
+            deployed.deploy()
+    get_in(deployed)
+    with pytest.raises(psycopg2.OperationalError), deployed.connection("app_tc", "stolen"):
+        pass
+
+
+def test_rotation_is_not_stopped_by_very_many_locked_tables(deployed: World) -> None:
+    """Giving what is not locked to the group takes a moment for each table that is."""
+    each = "DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('{}', i); END LOOP; END $$"
+    with deployed.login("creator") as conn:
+        rows(conn, each.format("CREATE TABLE public.t%s (id int)"))
+        lock = each.format("LOCK TABLE public.t%s")
+        with open_transaction(conn, lock):
+            report = deployed.deploy(ROTATE, Context(25))
+    assert report["users"]["app_tc_clone"] == "rotated"
