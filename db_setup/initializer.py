@@ -404,13 +404,12 @@ def restore_rows(run: Run, name: str) -> bool:
     Says whether there are the rows then that this run knows, and no others.
     """
     still_there = [known for known in run.recorded if known not in run.orphans]
-    lost = tracking.restore_rows(run.session, run.setup.config, still_there)
+    lost, recorded = tracking.restore_rows(run.session, run.setup.config, still_there)
     text = f"{name} removed rows of our table, without which files run again; they were put back"
     if lost:
         run.report.warn([f"{text}: {shortened(lost)}"])
     run.recorded = [known for known in still_there if known not in lost] + lost
-    ((recorded, _),) = run.session.query(tracking.unchanged_question(run.setup.config))
-    return file_names.normal(recorded) == "/".join(run.recorded)
+    return recorded == set(run.recorded)
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:

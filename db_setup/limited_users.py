@@ -25,7 +25,7 @@ from database import Login
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 from rehearsal import Rehearsal
-from session import RETRYABLE, Result, Session
+from session import CAN_BECOME_SQL, RETRYABLE, Result, Session
 
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
@@ -1161,9 +1161,8 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
-SESSIONS_OF_MEMBERS_SQL = """
-    SELECT a.pid, NULL, r.rolname::text, pg_has_role(r.oid, CASE
-        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+SESSIONS_OF_MEMBERS_SQL = f"""
+    SELECT a.pid, NULL, r.rolname::text, {CAN_BECOME_SQL}
     FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
     WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
       AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)

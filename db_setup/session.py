@@ -629,6 +629,9 @@ HOLDER_SQL = f"""
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
+# We can SET ROLE to r as it is.
+CAN_BECOME_SQL = """pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)"""
 # A session or a prepared transaction, its user, and whether we can become that as it is.
 LIMITED_HOLDERS_SQL = f"""
     WITH holders AS (
@@ -642,8 +645,7 @@ LIMITED_HOLDERS_SQL = f"""
         WHERE database = current_database() AND (gid = ANY (%(transactions)s::text[]) OR EXISTS (
             SELECT FROM pg_locks JOIN holders USING (virtualtransaction)
             WHERE transactionid = p.transaction AND holders.pid IS NULL)))
-    SELECT f.pid, f.gid, r.rolname::text, pg_has_role(r.oid, CASE
-        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+    SELECT f.pid, f.gid, r.rolname::text, {CAN_BECOME_SQL}
     FROM found f JOIN pg_roles r ON r.rolname = f.role
          AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
     WHERE EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)

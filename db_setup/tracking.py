@@ -136,18 +136,29 @@ def after_file_question(
 
 
 def has_rows(config: Config, names: Sequence[str]) -> sql.Composable:
-    """Whether the tracking table has these rows: as many others are not the same."""
-    digest = hashlib.sha256("/".join(sorted(names)).encode()).hexdigest()
+    """Whether the tracking table has these rows, as they are written: as many others are not the
+    same.
+    """
+    listed = "".join(f"{len(name)}:{name}" for name in sorted(names))
+    digest = hashlib.sha256(listed.encode()).hexdigest()
     return sql.SQL(HAS_ROWS_SQL).format(config.tracking, sql.Literal(digest))
 
 
-def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
-    """Record these names again where they are not; returns those that were not.
+def restore_rows(
+    session: Session, config: Config, names: Sequence[str]
+) -> tuple[list[str], set[str]]:
+    """Record these names again where they are not, in whatever Unicode form; returns those that
+    were not, and all that are recorded now.
 
     Their checksums come with the next run.
     """
-    insert = sql.SQL(RESTORE_SQL).format(config.tracking)
-    return [name for (name,) in session.query(insert, [list(names)])]
+    rows = session.query(sql.SQL("SELECT migration_name FROM {}").format(config.tracking))
+    recorded = {file_names.normal(name) for (name,) in rows}
+    lost = [name for name in names if name not in recorded]
+    if lost:
+        insert = sql.SQL(RESTORE_SQL).format(config.tracking)
+        lost = [name for (name,) in session.query(insert, [lost])]
+    return lost, recorded.union(lost)
 
 
 def unchanged_question(config: Config) -> sql.Composable:
@@ -561,8 +572,8 @@ ADOPT_SQL = (
 )
 # The names would make each file's message longer by themselves.
 HAS_ROWS_SQL = (
-    "(SELECT sha256(convert_to(string_agg(migration_name, '/' ORDER BY migration_name COLLATE "
-    "\"C\"), 'UTF8')) = decode({1}, 'hex') FROM {0})"
+    "(SELECT sha256(convert_to(string_agg(char_length(migration_name) || ':' || migration_name, '' "
+    "ORDER BY migration_name COLLATE \"C\"), 'UTF8')) = decode({1}, 'hex') FROM {0})"
 )
 # An extension's table (PostGIS brings some) does not count.
 ANY_TABLE_SQL = """

@@ -218,9 +218,13 @@ def test_membership_in_a_role_of_others_that_a_login_may_grant_stays(deployed: W
     assert is_member == [(True,)]
 
 
+def make_a_team_with_a_keeper(world: World) -> None:
+    world.sql("CREATE ROLE tmp_team; CREATE ROLE tmp_lead LOGIN PASSWORD 'x'")
+    world.sql(f"GRANT tmp_team TO {ADMIN}; GRANT tmp_team TO tmp_lead WITH ADMIN OPTION")
+
+
 def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_hides_nothing(deployed: World) -> None:
-    deployed.sql("CREATE ROLE tmp_team; CREATE ROLE tmp_lead LOGIN PASSWORD 'x'")
-    deployed.sql(f"GRANT tmp_team TO {ADMIN}; GRANT tmp_team TO tmp_lead WITH ADMIN OPTION")
+    make_a_team_with_a_keeper(deployed)
     deployed.sql("GRANT CREATE ON SCHEMA public TO tmp_team")
     with stranger(deployed, "tmp_lead") as conn:
         rows(conn, "GRANT tmp_team TO app_rw")
@@ -233,8 +237,7 @@ def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_hides_nothing
 
 
 def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_writes_no_row(deployed: World) -> None:
-    deployed.sql("CREATE ROLE tmp_team; CREATE ROLE tmp_lead LOGIN PASSWORD 'x'")
-    deployed.sql(f"GRANT tmp_team TO {ADMIN}; GRANT tmp_team TO tmp_lead WITH ADMIN OPTION")
+    make_a_team_with_a_keeper(deployed)
     deployed.write("001_team.sql", "GRANT ALL ON ALL TABLES IN SCHEMA public TO tmp_team")
     deployed.deploy()
     with stranger(deployed, "tmp_lead") as conn:

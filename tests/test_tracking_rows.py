@@ -225,3 +225,33 @@ def test_tracking_table_of_another_application_is_left_alone(world: World) -> No
 
     assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
     assert world.tables() == ["a", "b", "c", "of_another", "of_another_progress"]
+
+
+def test_rows_whose_names_are_written_as_another_system_does_are_not_lost(world: World) -> None:
+    """A Mac takes a name apart that others compose: it is the same row, which no file has removed."""
+    world.write("001_caf\u00e9.sql", A)
+    world.deploy()
+    world.sql("UPDATE schema_migrations SET migration_name = '001_cafe\u0301'")
+    world.write("002_b.sql", B)
+    world.write("003_c.sql", "SELECT 1;")
+
+    report = world.deploy()
+
+    assert (report["warnings"], [entry["name"] for entry in report["applied"]]) == ([], ["002_b", "003_c"])
+    assert world.applied() == ["001_cafe\u0301", "002_b", "003_c"]
+
+
+def test_row_that_joins_the_names_of_two_does_not_stand_for_them(world: World) -> None:
+    world.write("001_a.sql", "CREATE TABLE IF NOT EXISTS a (i int); INSERT INTO a VALUES (1);")
+    world.write("002_b.sql", B)
+    world.deploy()
+    world.write(
+        "003_c.sql",
+        "DELETE FROM schema_migrations; INSERT INTO schema_migrations (migration_name) VALUES ('001_a/002_b');",
+    )
+
+    world.deploy()
+    world.deploy()
+
+    assert world.sql("SELECT count(*) FROM a") == [(1,)]
+    assert {"001_a", "002_b", "003_c"} <= set(world.applied())
