@@ -29,6 +29,11 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_
 
 Connection = connection
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
+RDS_ROOTS = CA_BUNDLE.with_name("rds_roots")  # a file for each region
+# The own name of an instance or a cluster, with its region. A proxy has another authority.
+RDS_HOST = re.compile(
+    r"(?!.*\.proxy-).+\.(?:([a-z0-9-]+)\.rds|rds\.([a-z0-9-]+))\.amazonaws\.(?:com|com\.cn|eu)"
+)
 CONNECT_TIMEOUT_S = 5
 # Aurora Serverless resumes in about 15 s, a new instance's address may take longer.
 CONNECT_PATIENCE_S = 90
@@ -240,7 +245,7 @@ def options(login: Login, timeout: int) -> dict[str, Any]:
         "tcp_user_timeout": 20000,
         **_authentication(os.environ),
         **_connect_timeout(os.environ, timeout),
-        **_tls_options(os.environ),
+        **_tls_options(os.environ, login.endpoint.host),
     }
 
 
@@ -259,17 +264,35 @@ def _connect_timeout(environ: Mapping[str, str], timeout: int) -> dict[str, int]
     return {"connect_timeout": timeout} if ours_is_shorter else {}
 
 
-def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
+def _tls_options(environ: Mapping[str, str], host: str) -> dict[str, str]:
     """libpq reads PGSSLMODE and PGSSLROOTCERT itself; ours are only the defaults."""
     found: dict[str, str] = {}
+    bundle = CA_BUNDLE if CA_BUNDLE.exists() else RDS_ROOTS / f"{region_of(host)}.pem"
     if "PGSSLMODE" not in environ:
-        can_verify = "PGSSLROOTCERT" in environ or CA_BUNDLE.exists()
+        can_verify = "PGSSLROOTCERT" in environ or bundle.exists()
         found["sslmode"] = "verify-full" if can_verify else "require"
     # With a bundle libpq would take `require` for `verify-ca`: who asks for less gets less.
     verifies = environ.get("PGSSLMODE", "verify").startswith("verify")
-    if "PGSSLROOTCERT" not in environ and CA_BUNDLE.exists() and verifies:
-        found["sslrootcert"] = str(CA_BUNDLE)
+    if "PGSSLROOTCERT" not in environ and bundle.exists() and verifies:
+        found["sslrootcert"] = str(bundle)
     return found
+
+
+def region_of(host: str) -> str:
+    """The region in a name that RDS has given; empty for another name, such as an alias."""
+    name = RDS_HOST.fullmatch(host.lower())
+    return (name[1] or name[2]) if name else ""
+
+
+def why_unverified(host: str) -> list[str]:
+    """A warning where the server's certificate is not verified, and no variable asks for that."""
+    if _tls_options(os.environ, host).get("sslmode") != "require":
+        return []
+    return [
+        f"{host} is not verified, since it is not a name of RDS in a region whose root certificates "
+        "are known: set DB_HOST to the name that RDS gave, or PGSSLROOTCERT to its authority's "
+        "certificate; PGSSLMODE=require says that this is wanted"
+    ]
 
 
 # --- What a refusal means ---------------------------------------------------------------------
@@ -372,10 +395,16 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"
     ),
     Problem(
-        r"certificate|does not match host name|SSL error(?!.*unexpected eof)",
+        r"does not match host \w+",
         False,
-        "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the "
-        "certificate; for local work set PGSSLMODE=require",
+        "TLS: an alias is not in the certificate; set DB_HOST to the name that is, or "
+        "PGSSLMODE=verify-ca, which does not compare it",
+    ),
+    Problem(
+        r"certificate|SSL error(?!.*unexpected eof)",
+        False,
+        "TLS: check PGSSLROOTCERT and global-bundle.pem, and on RDS that the server's authority is "
+        "not rds-ca-2019, which has ended; for local work set PGSSLMODE=require",
     ),
     Problem(
         r"translate host name|Name or service",

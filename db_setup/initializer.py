@@ -54,6 +54,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import boundary
 import custom_resource
+import database
 import failures
 import file_names
 import limited_users
@@ -165,7 +166,7 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login)
     report.database = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
-    report.warn(setup.warnings)
+    report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     session.limited_roles = setup.config.limited_roles

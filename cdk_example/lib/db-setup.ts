@@ -197,7 +197,7 @@ function secretsManagerFrom({ vpc, vpcSubnets }: DbSetupProps): ec2.IPeer {
   return isOpen ? ec2.Peer.anyIpv4() : ec2.Peer.ipv4(vpc.vpcCidrBlock);
 }
 
-/** Modules, migrations and a certificate bundle go along; caches, notes and the entry for the terminal stay at home. */
+/** Modules, migrations and root certificates go along; caches, notes and the entry for the terminal stay at home. */
 const ASSET = {
   ignoreMode: IgnoreMode.GIT,
   exclude: [
@@ -208,5 +208,7 @@ const ASSET = {
     "!/migrations/**/",
     "!/migrations/**/*.sql",
     "!/global-bundle.pem",
+    "!/rds_roots/",
+    "!/rds_roots/*.pem",
   ],
 };

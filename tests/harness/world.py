@@ -71,8 +71,8 @@ class World:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
-        if not self.server.tls:
-            self.environ["PGSSLMODE"] = "prefer"
+        # Said, or each report has the warning that the server is not verified.
+        self.environ["PGSSLMODE"] = "require" if self.server.tls else "prefer"
         self.secrets = _secrets_manager()
         login = {
             "engine": "postgres",
