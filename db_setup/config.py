@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import database
 import file_names
 import limited_users
 import migration_files
@@ -26,6 +27,7 @@ from sql_scanner import Script
 MISTAKES_LIMIT = 1400  # characters
 
 ADMIN_VARIABLE = "DB_SECRET_NAME"
+IAM_VARIABLE = "DB_USER"  # instead of it: an admin without a password
 USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of which kind of user
     READWRITE: "DB_USER_SECRET_NAME",
     TABLECREATOR: "DB_PROXY",
@@ -96,6 +98,7 @@ class Config:
     host: Optional[str] = None
     port: Optional[int] = None
     dbname: Optional[str] = None
+    user: Optional[str] = None  # counts only without a secret
     baseline: Optional[str] = None
     allow_edited: bool = False
     table: str = "schema_migrations"
@@ -129,10 +132,11 @@ class Config:
         Without secrets there are no users.
         """
         variables = _Variables(environ, problems)
-        if with_secrets and ADMIN_VARIABLE not in environ:
+        if with_secrets and ADMIN_VARIABLE not in environ and IAM_VARIABLE not in environ:
             problems.append(
                 f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's "
-                "admin login"
+                f"admin login; or set DB_HOST, DB_NAME and {IAM_VARIABLE} for one who signs in by "
+                "IAM"
             )
         user_secret_names = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
         baseline = variables.text("BASELINE")
@@ -144,6 +148,7 @@ class Config:
             host=variables.text("DB_HOST"),
             port=variables.port("DB_PORT"),
             dbname=variables.text("DB_NAME"),
+            user=variables.text("DB_USER"),
             baseline=file_names.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
             table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
@@ -158,17 +163,20 @@ class Config:
         overrides = {"host": self.host, "port": self.port, "dbname": self.dbname}
         given.update({key: value for key, value in overrides.items() if value})
         found = {key: _as_text(value) for key, value in given.items()}
-        keys = ("host", "port", "dbname", "username", "password")
-        missing = [key for key in keys if not found.get(key)]
+        missing = [key for key in ("host", "port", "dbname", "username") if not found.get(key)]
+        by_iam = "password" not in given and not (self.admin_secret and missing)
+        if not by_iam and not found.get("password"):
+            missing.append("password")
         where = f"{ADMIN_VARIABLE}: secret {shown(self.admin_secret)}"
         mistakes = []
         if missing:
             variables = {"host": "DB_HOST", "dbname": "DB_NAME"}
-            remedies = [name for key, name in variables.items() if key in missing]
-            instead = f", or set {' and '.join(remedies)}" if remedies else ""
-            mistakes.append(
-                f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}"
-            )
+            remedies = " and ".join(name for key, name in variables.items() if key in missing)
+            remedy = f"add that to its JSON{f', or set {remedies}' if remedies else ''}"
+            if not self.admin_secret:
+                where = IAM_VARIABLE
+                remedy = f"set {remedies}"
+            mistakes.append(f"{where} has no usable {', '.join(missing)}: {remedy}")
         elif not re.fullmatch(PORT, found["port"]):
             mistakes.append(f"{where}: port must be a number from 1 to 65535")
         engine = str(given["engine"])
@@ -178,7 +186,26 @@ class Config:
         if mistakes:
             return None
         endpoint = Endpoint(found["host"], int(found["port"]), found["dbname"], engine)
-        return Login(endpoint, found["username"], found["password"])
+        if not by_iam:
+            return Login(endpoint, found["username"], found["password"])
+        return login_by_iam(endpoint, found["username"], problems)
+
+
+def login_by_iam(endpoint: Endpoint, username: str, problems: list[str]) -> Optional[Login]:
+    """A login with a token in place of a password; its mistakes are added to `problems`."""
+    if not database.can_verify(endpoint.host):
+        problems.append(
+            f"{username} has no password, and a token of IAM is only sent to a server that is "
+            f"verified: {database.HOW_TO_VERIFY}"
+        )
+        return None
+    try:
+        region = database.region_of(endpoint.host)
+        new_token = secret_store.token_maker(endpoint.host, endpoint.port, username, region)
+    except ConfigError as exc:
+        problems.append(exc.problem)
+        return None
+    return Login(endpoint, username, "", new_token)
 
 
 def _as_text(value: Any) -> str:
@@ -244,6 +271,8 @@ class _Secrets:
         self._is_unreachable = False
 
     def admin_login(self, config: Config) -> Optional[Login]:
+        if not config.admin_secret and config.user:
+            return config.login({"username": config.user}, self._problems)
         secret = self._read(ADMIN_VARIABLE, config.admin_secret)
         if secret is None:
             return None

@@ -1,4 +1,4 @@
-"""AWS Secrets Manager: reads and writes the secrets that hold logins.
+"""AWS Secrets Manager: reads and writes the secrets that hold logins. Signs tokens of IAM.
 
 Knows AWS, nothing of databases or migrations. What goes wrong is a ConfigError or, in writing, a
 UserError.
@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Callable, Optional
+from urllib.parse import quote, urlencode
 
 from common import ConfigError, Credentials, Deadline, OvertakenError, UserError, shown
 
@@ -22,12 +23,15 @@ try:
     import boto3
     from botocore.config import Config as AwsConfig
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.model import ServiceId
+    from botocore.signers import RequestSigner
 except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is needed
     boto3 = None  # type: ignore[assignment]
 
 
 CURRENT = "AWSCURRENT"
 PENDING = "AWSPENDING"  # the value that a rotation is about to make current
+TOKEN_OPENS_S = 900  # connections; those that are open stay
 ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
 
 
@@ -72,6 +76,30 @@ def secrets_client(deadline: Deadline) -> Any:
 
 def has_time_for_retries(deadline: Deadline) -> bool:
     return deadline.left > 40
+
+
+def token_maker(host: str, port: int, username: str, region: str) -> Callable[[], str]:
+    """What makes the tokens by which RDS lets a login in who has no password; raises ConfigError.
+
+    A token opens connections for 15 minutes. It is signed here: nothing is asked, and no client
+    made.
+    """
+    session = boto3.Session(region_name=region or None)
+    credentials = session.get_credentials()
+    if credentials is None or session.region_name is None:
+        raise ConfigError(f"{username} signs in by IAM, but there is no role or no AWS_REGION")
+    query = urlencode({"Action": "connect", "DBUser": username}, quote_via=quote)
+    url = f"https://{host}:{port}/?{query}"
+
+    def new_token() -> str:
+        names = (ServiceId("rds-db"), session.region_name, "rds-db", "v4")
+        signer = RequestSigner(*names, credentials, session.events)  # it does not keep the session
+        request = {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}}
+        return str(signer.generate_presigned_url(request, "connect", TOKEN_OPENS_S))[
+            len("https://") :
+        ]
+
+    return new_token
 
 
 def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:

@@ -1,0 +1,185 @@
+"""The admin signs in by IAM: a token for each connection, over verified TLS, in place of a password."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Optional
+from unittest import mock
+from urllib.parse import urlsplit
+
+import database
+import initializer
+import pytest
+import secret_store
+from harness import tls
+from harness.iam import Front, front_of, server_with_iam
+from harness.logins import as_superuser, verifiers
+from harness.server import Server
+from harness.world import ADMIN, REGION, World
+
+# An admin without any secret.
+NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with server_with_iam() as ours:
+        yield ours
+
+
+@pytest.fixture
+def front(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    """The admin is a member of rds_iam, and its password is gone."""
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
+    grants = as_superuser(world, "SELECT FROM pg_auth_members WHERE member = %s::regrole", ADMIN)
+    as_superuser(world, f"GRANT rds_iam TO {ADMIN}")
+    if grants:  # that it may grant the role to others does not make it a member
+        as_superuser(world, f"GRANT rds_iam TO {ADMIN} WITH SET TRUE")
+    world.environ.pop("PGSSLMODE")
+    try:
+        with front_of(world.server, tmp_path) as standing:
+            monkeypatch.setattr(database, "RDS_ROOTS", standing.roots)
+            world.environ.update(standing.variables)
+            world.put_secret("admin", {"username": ADMIN, "dbname": world.dbname, "engine": "postgres"})
+            yield standing
+    finally:
+        if grants:
+            as_superuser(world, f"GRANT rds_iam TO {ADMIN} WITH SET FALSE, INHERIT FALSE")
+        else:
+            as_superuser(world, f"REVOKE rds_iam FROM {ADMIN}")
+
+
+def failure(world: World, **environ: Optional[str]) -> str:
+    with pytest.raises(initializer.InitializerError) as caught:
+        world.deploy(**environ)
+    return str(caught.value)
+
+
+def test_admin_without_a_password_signs_in_by_iam(world: World, front: Front) -> None:
+    """A secret without `password` is enough: files run, and the users get their passwords as ever."""
+    world.write("001_first.sql", "CREATE TABLE items (id int);")
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_first"]
+    assert (report["users"], report["warnings"]) == ({"app_rw": "created", "app_tc": "created"}, [])
+    assert len(front.tokens) == 1
+    assert front.refusals == []
+
+
+def test_admin_needs_no_secret_at_all(world: World, front: Front) -> None:
+    """DB_HOST, DB_NAME and DB_USER say it all: nothing is asked of Secrets Manager, and no client is made."""
+    world.write("001_first.sql", "CREATE TABLE items (id int);")
+    with mock.patch.object(secret_store, "secrets_client") as made:
+        report = world.deploy(**NO_SECRETS, DB_USER=ADMIN, DB_NAME=world.dbname)
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_first"]
+    assert made.mock_calls == []
+
+
+def test_each_connection_has_a_token_of_its_own(world: World, front: Front) -> None:
+    """A run can outlive a token: the new session after a file that leaves the old one changed has a new token."""
+    world.write("001_first.sql", "CREATE TABLE first (id int); SELECT pg_advisory_unlock_all();")
+    world.write("002_second.sql", "CREATE TABLE second (id int); SELECT pg_sleep(1.1);")
+    with mock.patch.object(database, "open_connection", wraps=database.open_connection) as opened:
+        report = world.deploy(CREATE_USERS="false")
+
+    assert len(report["applied"]) == 2
+    assert len(front.tokens) == opened.call_count
+
+
+def test_token_that_iam_does_not_accept_is_explained(world: World, front: Front) -> None:
+    """Too old by RDS's clock, or no right to connect: the answer is the same, and says where to look."""
+    front.slow = timedelta(minutes=16)
+
+    message = failure(world)
+
+    assert "IAM does not let this login in: the database needs IAM authentication, the function's role" in message
+    assert message.endswith(f'PAM authentication failed for user "{ADMIN}"). Nothing has been changed.')
+    assert front.refusals == ["age"]
+
+
+@pytest.mark.parametrize("mode", ["require", "prefer", "disable", "verify-ca"])
+def test_token_is_sent_to_nobody_who_is_not_verified(
+    world: World, front: Front, mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever PGSSLMODE says: with a certificate of another authority the server is not told the token."""
+    assert world.deploy(PGSSLMODE=mode, CREATE_USERS="false")["status"] == "ok"
+    seen = len(front.tokens)
+    (front.roots / f"{REGION}.pem").write_text(tls.issue_certificate(world.environ["DB_HOST"]).ca)
+
+    assert "certificate" in failure(world, PGSSLMODE=mode, CREATE_USERS="false")
+    assert (len(front.tokens), front.refusals) == (seen, [])
+
+
+MISTAKES: dict[str, tuple[dict[str, Optional[str]], str]] = {
+    "nothing": (
+        {"DB_SECRET_NAME": None},
+        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login; or set DB_HOST, DB_NAME "
+        "and DB_USER for one who signs in by IAM",
+    ),
+    "no host, no name": (
+        {"DB_SECRET_NAME": None, "DB_USER": ADMIN, "DB_HOST": None},
+        "DB_USER has no usable host, dbname: set DB_HOST and DB_NAME",
+    ),
+    "empty user": ({"DB_SECRET_NAME": None, "DB_USER": ""}, "DB_USER is set but empty: give it a value or remove it"),
+    "alias": (
+        {"DB_HOST": "db.example.com"},
+        f"{ADMIN} has no password, and a token of IAM is only sent to a server that is verified: set DB_HOST to the "
+        "name that RDS gave, or PGSSLROOTCERT to its authority's certificate",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_named_before_anything_is_touched(world: World, front: Front, case: str) -> None:
+    """What is missing, and an address to which no token goes."""
+    environ, words = MISTAKES[case]
+
+    assert failure(world, **environ) == f"{words}. Nothing has been touched."
+
+
+def test_role_without_credentials_is_named(world: World, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of Lambda there may be no role to sign with."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nowhere")
+
+    message = failure(world, **NO_SECRETS, DB_USER=ADMIN, DB_NAME=world.dbname)
+
+    assert message == f"{ADMIN} signs in by IAM, but there is no role or no AWS_REGION. Nothing has been touched."
+
+
+FORGERIES = {
+    "user": lambda token: token.replace(f"DBUser={ADMIN}", "DBUser=postgres"),
+    "host": lambda token: "other" + token,
+    "key or region": lambda token: token.replace(REGION + "%2Frds-db", "us-east-1%2Frds-db"),
+    "signature": lambda token: token[:-4] + "0000",
+    "action": lambda token: token.replace("Action=connect", "Action=other"),
+}
+
+
+@pytest.mark.parametrize("part", FORGERIES)
+def test_front_takes_only_what_rds_takes(world: World, front: Front, part: str) -> None:
+    """The tests' own RDS refuses a token that is another one's in any part."""
+    world.deploy(CREATE_USERS="false")
+    token = front.tokens[0]
+
+    assert front.problem_of(token, ADMIN) == ""
+    assert part in front.problem_of(FORGERIES[part](token), ADMIN)
+    assert urlsplit(f"https://{token}").port == front.port
+
+
+def test_token_is_said_nowhere(world: World, front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither report, log nor message has it."""
+    report = world.deploy()
+    front.slow = timedelta(minutes=16)
+    message = failure(world)
+
+    said = json.dumps(report) + message + caplog.text
+    assert "X-Amz" not in said
+    assert verifiers(world)[ADMIN] is not None  # the password is there, and was not used
