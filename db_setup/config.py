@@ -57,7 +57,13 @@ class Setup:
     @property
     def application(self) -> Application:
         config = self.config
-        return Application(self.login, config.role_prefix, config.tracking, config.marks)
+        here = self.login.endpoint
+        return Application(
+            *(self.login, config.role_prefix, config.tracking, config.marks, config.users_by_iam),
+            tokens_for=lambda username: secret_store.token_maker(
+                here.host, here.port, username, database.region_of(here.host)
+            ),
+        )
 
 
 def load_setup(
@@ -74,6 +80,8 @@ def load_setup(
     if login is None:
         login = secrets.admin_login(config)
     user_secrets = secrets.of_users(config)
+    if login and user_secrets and config.users_by_iam:
+        refuse_tokens_to_strangers(login.endpoint, "USERS_SIGN_IN: a user", problems)
     warnings: list[str] = []
     files = migration_files.load_migrations(folder, problems, warnings)
     if config.baseline and not migration_files.up_to(files, config.baseline):
@@ -95,6 +103,7 @@ class Config:
     admin_secret: str
     user_secret_names: Mapping[Kind, str] = field(default_factory=dict)
     create_users: bool = True
+    users_by_iam: bool = False
     host: Optional[str] = None
     port: Optional[int] = None
     dbname: Optional[str] = None
@@ -145,6 +154,8 @@ class Config:
             admin_secret=variables.text(ADMIN_VARIABLE) or "",
             user_secret_names={kind: name for kind, name in user_secret_names.items() if name},
             create_users=variables.flag("CREATE_USERS", default=True) and with_secrets,
+            users_by_iam=variables.text("USERS_SIGN_IN", "iam|password", '"iam" or "password"')
+            == "iam",
             host=variables.text("DB_HOST"),
             port=variables.port("DB_PORT"),
             dbname=variables.text("DB_NAME"),
@@ -193,11 +204,7 @@ class Config:
 
 def login_by_iam(endpoint: Endpoint, username: str, problems: list[str]) -> Optional[Login]:
     """A login with a token in place of a password; its mistakes are added to `problems`."""
-    if not database.can_verify(endpoint.host):
-        problems.append(
-            f"{username} has no password, and a token of IAM is only sent to a server that is "
-            f"verified: {database.HOW_TO_VERIFY}"
-        )
+    if refuse_tokens_to_strangers(endpoint, username, problems):
         return None
     try:
         region = database.region_of(endpoint.host)
@@ -206,6 +213,17 @@ def login_by_iam(endpoint: Endpoint, username: str, problems: list[str]) -> Opti
         problems.append(exc.problem)
         return None
     return Login(endpoint, username, "", new_token)
+
+
+def refuse_tokens_to_strangers(endpoint: Endpoint, who: str, problems: list[str]) -> bool:
+    """Whether the server cannot be verified, to which a token would be sent."""
+    if database.can_verify(endpoint.host):
+        return False
+    problems.append(
+        f"{who} has no password, and a token of IAM is only sent to a server that is verified: "
+        f"{database.HOW_TO_VERIFY}"
+    )
+    return True
 
 
 def _as_text(value: Any) -> str:
@@ -290,6 +308,8 @@ class _Secrets:
         found: dict[Kind, Secret] = {}
         if not config.create_users:
             return found
+        if config.users_by_iam:  # they exist without a secret too
+            found = {kind: _no_secret(config, kind) for kind in limited_users.KINDS}
         seen: list[str] = []
         for kind, name in config.user_secret_names.items():
             variable = USER_VARIABLES[kind]
@@ -319,6 +339,11 @@ class _Secrets:
             is_lost = isinstance(exc, secret_store.UnreachableError)
             self._is_unreachable = is_lost or self.client is None
             return None
+
+
+def _no_secret(config: Config, kind: Kind) -> Secret:
+    """What stands for the secret of a login that signs in by IAM, and has none."""
+    return Secret("", value=Credentials(username=config.role_prefix + kind.login_name))
 
 
 def kept_credentials(setup: Setup) -> dict[Kind, Optional[Credentials]]:

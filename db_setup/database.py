@@ -363,6 +363,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "FROM it",
     ),
     Problem(
+        "authentication method requirement",
+        False,
+        "the server asks for the password in clear, and is not sent it; RDS does so for members of "
+        "rds_iam: REVOKE rds_iam FROM this login, or let it sign in by IAM",
+    ),
+    Problem(
         "permission denied for database",
         False,
         "this login may not CONNECT to that database: GRANT it as the database's owner",

@@ -767,18 +767,18 @@ def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
     holds_another = {run.setup.admin_arn}  # which secrets hold a login that is not to be replaced
     try:
         client = run.setup.secrets_client
-        if not secret_store.has_time_for_retries(run.session.deadline):
+        if client and not secret_store.has_time_for_retries(run.session.deadline):
             client = secret_store.secrets_client(run.session.deadline)
         for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
-            secret = secret_store.read_secret(client, target.name)
+            secret = secret_store.read_secret(client, target.name) if target.name else target
             if secret.arn and secret.arn in holds_another:
                 raise UserError(
                     f"secret {secret.name} holds another login, the admin's or the other user's. "
                     "It was not changed",
                     "Give each login a secret of its own",
                 )
-            is_writable = not isinstance(run.session, Rehearsal)
+            is_writable = bool(target.name) and not isinstance(run.session, Rehearsal)
             stored = StoredInSecret(client, secret, is_writable)
             # By this event, which can be delivered twice, or by another run.
             is_done = run.has_made(secret.value) or secret.value != target.value
@@ -820,10 +820,13 @@ class StoredInSecret:
         self._is_writable = is_writable
 
     def read(self) -> Optional[Credentials]:
-        self._latest = secret_store.read_secret(self._client, self._secret.name)
+        if self._secret.name:
+            self._latest = secret_store.read_secret(self._client, self._secret.name)
         return self._latest.value
 
     def read_next(self) -> Optional[Credentials]:
+        if not self._secret.name:
+            return None
         return secret_store.being_rotated(self._client, self._secret)
 
     def write(self, value: Credentials) -> None:

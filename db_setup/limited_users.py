@@ -98,6 +98,8 @@ class Application:
     prefix: str
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
+    by_iam: bool = False  # the logins have no password
+    tokens_for: Optional[Callable[[str], Callable[[], str]]] = None  # of a login, see database
 
     def group_name(self, kind: Kind) -> str:
         return self.prefix + kind.group_name
@@ -163,6 +165,7 @@ class LoginState(NamedTuple):
     creates_databases: bool
     creates_roles: bool
     in_group: bool
+    by_iam: bool  # a member of rds_iam, of whom RDS takes no password
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     members: Members
@@ -303,6 +306,7 @@ class LimitedUsers:
             if (
                 trial.login is None
                 or trial.state == LOCKED_OUT
+                or self._is_to_change_over(trial, value)
                 or not self._is_for_this_database(value)
             ):
                 return None
@@ -559,12 +563,13 @@ class LimitedUsers:
         tried may work, and is not changed.
         """
         kept = kept or Credentials()
-        if not (is_usable(kept.get("username")) and is_usable(kept.get("password"))):
+        username: Any = kept.get("username")
+        password: Any = kept.get("password", "")
+        can_be_tried = is_usable(username) and (password == "" or is_usable(password))
+        state = self._login_state(kind, username) if can_be_tried else None
+        if state is None or not state.in_group or state.powers or not (password or state.by_iam):
             return Trial(None, BROKEN)
-        login = self._to_this_database(kept["username"], kept["password"])
-        state = self._login_state(kind, login.username)
-        if state is None or not state.in_group or state.powers:
-            return Trial(None, BROKEN)
+        login = self._to_this_database(username, password)
         try:
             database.connect(login, self._session.deadline, is_trial=True).close()
         except ConnectError as exc:
@@ -574,6 +579,11 @@ class LimitedUsers:
                 return Trial(login, LOCKED_OUT)
             return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
         return Trial(login, WORKS)
+
+    def _is_to_change_over(self, trial: Trial, kept: Optional[Credentials]) -> bool:
+        """A login that works, with a password where it should have none, or without one."""
+        has_password = "password" in (kept or Credentials())
+        return trial.state == WORKS and has_password == self._app.by_iam
 
     def _said(self, trial: Trial) -> str:
         """What the report says of a login that stays as it is."""
@@ -608,6 +618,8 @@ class LimitedUsers:
         name and "kept", "created" or "mended".
         """
         trial = self.tried(kind, stored.value)
+        if self._is_to_change_over(trial, stored.value):
+            return self.rotate_login(kind, stored)
         if trial.login:
             if trial.state == LOCKED_OUT:
                 self._reset_libraries(trial.login.username)
@@ -623,8 +635,10 @@ class LimitedUsers:
             raise self._rotated_by_aws(kind)
         return self._replace_login(kind, stored)
 
-    def _new_password(self) -> str:
-        return secrets.token_urlsafe(32) + self._password_tag
+    def _new_login(self, username: str) -> Login:
+        """With a new password, or without one where it is to sign in by IAM."""
+        password = "" if self._app.by_iam else secrets.token_urlsafe(32) + self._password_tag
+        return self._to_this_database(username, password)
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
@@ -633,7 +647,7 @@ class LimitedUsers:
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
-        login = self._to_this_database(self._app.login_name(kind), self._new_password())
+        login = self._new_login(self._app.login_name(kind))
         kept = stored.value or Credentials()
         is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
         is_ours = is_ours and self._is_for_this_database(kept)
@@ -644,7 +658,7 @@ class LimitedUsers:
                 self._share_objects_of(kind, login.username)
                 if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
-                stored.write(Credentials({**(stored.value or {}), **_as_secret(login)}))
+                stored.write(_as_secret(stored.value, login))
             return created
 
         with self._logged_out(kind, login.username, is_ours):
@@ -671,7 +685,7 @@ class LimitedUsers:
             raise self._rotated_by_aws(kind)
         first, second = self._app.login_names(kind)
         name = second if working.username == first else first
-        login = self._to_this_database(name, self._new_password())
+        login = self._new_login(name)
 
         def change() -> None:
             with self._session.transaction():
@@ -680,11 +694,12 @@ class LimitedUsers:
 
         with self._logged_out(kind, name, is_ours=True):
             self._retried(change)
+        if isinstance(self._session, Rehearsal):  # of a migration, by which the login changes over
+            return name, "would be rotated"
         self._prove(login, "Its secret was not changed")
         if kind.may_create:  # before the secret: an event that comes again finds that written
             self._give_objects_to_group(working.username, self._app.group_name(kind))
-        rotated = Credentials(stored.value or {}, username=name, password=login.password)
-        stored.write(rotated)
+        stored.write(Credentials({**_as_secret(stored.value, login), **_place(stored.value)}))
         return name, "rotated"
 
     def _prove(self, login: Login, otherwise: str) -> None:
@@ -799,7 +814,10 @@ class LimitedUsers:
         should be.
         """
         connection = self._session.connection
-        verifier = encrypt_password(login.password, login.username, connection, "scram-sha-256")
+        verifier = None
+        if login.password:
+            args = (login.password, login.username, connection, "scram-sha-256")
+            verifier = encrypt_password(*args)
         state = self._login_state(kind, login.username)
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
@@ -809,6 +827,10 @@ class LimitedUsers:
             change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
             change += "GRANT {group} TO {role}; "
+        if login.new_token:
+            change += "GRANT rds_iam TO {role}; "
+        elif state is not None and state.by_iam:
+            change += "REVOKE rds_iam FROM {role}; "
         change_sql = sql.SQL(change).format(
             role=sql.Identifier(login.username),
             verifier=sql.Literal(verifier),
@@ -926,7 +948,9 @@ class LimitedUsers:
         return bool((kept or Credentials()).get("dbname", dbname) == dbname)
 
     def _to_this_database(self, username: str, password: str) -> Login:
-        return Login(self._app.admin.endpoint, username, password)
+        tokens_for = self._app.tokens_for
+        new_token = tokens_for(username) if tokens_for and not password else None
+        return Login(self._app.admin.endpoint, username, password, new_token)
 
     def _text(self, name: sql.Composable) -> str:
         return name.as_string(self._session.connection)
@@ -944,16 +968,26 @@ def _lack(groups: Mapping[Kind, GroupState], creator: str) -> bool:
     return any(group.lacks(creator, kind) for kind, group in groups.items())
 
 
-def _as_secret(login: Login) -> dict[str, Any]:
-    """The keys that an application, and AWS's own rotation, look for in a secret."""
-    return {
-        "engine": login.endpoint.engine,
-        "host": login.endpoint.host,
-        "port": login.endpoint.port,
-        "dbname": login.endpoint.dbname,
-        "username": login.username,
-        "password": login.password,
-    }
+def _as_secret(kept: Optional[Credentials], login: Login) -> Credentials:
+    """What was kept, with the keys that an application, and AWS's own rotation, look for."""
+    found = Credentials(kept or {})
+    found.update(
+        engine=login.endpoint.engine,
+        host=login.endpoint.host,
+        port=login.endpoint.port,
+        dbname=login.endpoint.dbname,
+        username=login.username,
+        password=login.password,
+    )
+    if login.new_token:
+        del found["password"]
+    return found
+
+
+def _place(kept: Optional[Credentials]) -> dict[str, Any]:
+    """Where those who use the credentials connect to; it can be another name for this database."""
+    keys = ("engine", "host", "port", "dbname")
+    return {key: value for key, value in (kept or {}).items() if key in keys}
 
 
 def _missing_attributes(state: LoginState) -> str:
@@ -1082,6 +1116,7 @@ LOGIN_STATE_SQL = f"""
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
+           coalesce(pg_has_role(r.oid, to_regrole('rds_iam'), 'MEMBER'), false),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
                               CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),

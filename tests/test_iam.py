@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 from unittest import mock
 from urllib.parse import urlsplit
 
 import database
 import initializer
+import psycopg2
 import pytest
 import secret_store
 from harness import tls
 from harness.iam import Front, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
 from harness.server import Server
-from harness.world import ADMIN, REGION, World
+from harness.world import ADMIN, REGION, World, rows
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -183,3 +185,140 @@ def test_token_is_said_nowhere(world: World, front: Front, caplog: pytest.LogCap
     said = json.dumps(report) + message + caplog.text
     assert "X-Amz" not in said
     assert verifiers(world)[ADMIN] is not None  # the password is there, and was not used
+
+
+# --- Users ----------------------------------------------------------------------------------------------------------
+
+BOTH = {"app_rw": "created", "app_tc": "created"}
+
+
+def by_iam(world: World) -> set[str]:
+    """The members of rds_iam, but for the admin."""
+    members = "SELECT member::regrole::text FROM pg_auth_members WHERE roleid = 'rds_iam'::regrole"
+    return {name for (name,) in as_superuser(world, members)} - {ADMIN}
+
+
+@contextmanager
+def application(front: Front, world: World, username: str, password: str = "") -> Iterator[Any]:
+    """A session of the application through the front: with this password, or with a token that it signs itself."""
+    region = database.region_of(front.variables["DB_HOST"])
+    secret = password or secret_store.token_maker(front.variables["DB_HOST"], front.port, username, region)()
+    conn = psycopg2.connect(
+        host=front.variables["DB_HOST"],
+        hostaddr="127.0.0.1",
+        port=front.port,
+        dbname=world.dbname,
+        user=username,
+        password=secret,
+        channel_binding="disable",
+        sslmode="verify-full",
+        sslrootcert=str(front.roots / f"{REGION}.pem"),
+    )
+    try:
+        yield conn
+    finally:
+        conn.close()
+
+
+def can_write(front: Front, world: World, username: str, password: str = "") -> bool:
+    with application(front, world, username, password) as conn:
+        return rows(conn, "INSERT INTO items VALUES (1) RETURNING true") == [(True,)]
+
+
+@pytest.fixture
+def items(world: World) -> None:
+    world.write("001_items.sql", "CREATE TABLE items (id int);")
+
+
+def test_users_sign_in_by_iam_and_have_no_password(world: World, front: Front, items: None) -> None:
+    """Their secrets hold everything but a password; the next run finds them working and changes nothing."""
+    assert world.deploy(USERS_SIGN_IN="iam")["users"] == BOTH
+
+    assert by_iam(world) == {"app_rw", "app_tc"}
+    assert [verifiers(world)[name] for name in ("app_rw", "app_tc")] == [None, None]
+    assert set(world.secret("user")) == {"engine", "host", "port", "dbname", "username"}
+    assert can_write(front, world, "app_rw")
+    versions = world.versions("user")
+    again = world.deploy(USERS_SIGN_IN="iam")
+    assert (again["users"], again["warnings"]) == ({"app_rw": "kept", "app_tc": "kept"}, [])
+    assert world.versions("user") == versions
+    assert world.deploy({"action": "status"}, USERS_SIGN_IN="iam")["users"] == {"app_rw": "works", "app_tc": "works"}
+
+
+def test_users_by_iam_need_no_secret(world: World, front: Front, items: None) -> None:
+    """Nothing is asked of Secrets Manager, in the first run and in later ones: its endpoint is not needed."""
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "USERS_SIGN_IN": "iam"}
+    with mock.patch.object(secret_store, "secrets_client") as made:
+        runs = [world.deploy(**variables)["users"], world.deploy(**variables)["users"]]
+        tried = world.deploy({"action": "dry_run"}, **variables)["users"]
+
+    assert runs == [BOTH, {"app_rw": "kept", "app_tc": "kept"}]
+    assert tried == runs[1]
+    assert made.mock_calls == []
+    assert can_write(front, world, "app_tc")
+
+
+def test_users_change_over_to_iam_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
+    """The other one of the two logins has no password; who uses the one from before goes on."""
+    world.deploy()
+    before = world.secret("user")
+
+    assert world.deploy({"action": "dry_run"}, USERS_SIGN_IN="iam")["users"]["app_rw_clone"] == "would be rotated"
+    with application(front, world, before["username"], before["password"]) as session:
+        report = world.deploy(USERS_SIGN_IN="iam")
+        rows(session, "INSERT INTO items VALUES (2)")
+
+    assert report["users"] == {"app_rw_clone": "rotated", "app_tc_clone": "rotated"}
+    assert can_write(front, world, before["username"], before["password"])
+    now = world.secret("user")
+    assert (now["username"], "password" in now) == ("app_rw_clone", False)
+    assert can_write(front, world, now["username"])
+    assert world.deploy(USERS_SIGN_IN="iam")["users"] == {"app_rw_clone": "kept", "app_tc_clone": "kept"}
+
+
+def test_users_change_back_to_passwords_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
+    """Whoever signs tokens for the login from before goes on."""
+    world.deploy(USERS_SIGN_IN="iam")
+
+    report = world.deploy()
+
+    assert report["users"] == {"app_rw_clone": "rotated", "app_tc_clone": "rotated"}
+    now = world.secret("user")
+    assert can_write(front, world, now["username"], now["password"])
+    assert can_write(front, world, "app_rw")
+    assert by_iam(world) == {"app_rw", "app_tc"}
+    assert world.deploy({"action": "rotate"})["users"] == {"app_rw": "rotated", "app_tc": "rotated"}
+    assert by_iam(world) == set()
+    now = world.secret("user")
+    assert can_write(front, world, now["username"], now["password"])
+
+
+def test_member_of_rds_iam_is_not_broken_for_refusing_its_password(
+    world: World, front: Front, items: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody granted rds_iam by hand: the login is left as it is, immediately, and the report says why."""
+    world.deploy()
+    before = world.secret("user")
+    as_superuser(world, "GRANT rds_iam TO app_rw")
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 60)
+
+    report = world.deploy()
+
+    assert "waiting for the database" not in caplog.text
+    assert report["users"] == {"app_rw": "not tried", "app_tc": "kept"}
+    assert "the server asks for the password in clear, and is not sent it" in report["warnings"][0]
+    assert world.secret("user") == before
+
+
+def test_users_by_iam_need_a_server_that_is_verified(world: World, front: Front) -> None:
+    """An alias: refused before anything is touched."""
+    secret = {**world.secret("admin"), "password": "x"}
+    world.put_secret("admin", secret)
+
+    message = failure(world, DB_HOST="db.example.com", USERS_SIGN_IN="iam")
+
+    assert message.startswith("USERS_SIGN_IN: a user has no password, and a token of IAM is only sent to a server")
+    assert message.endswith("Nothing has been touched.")
+    assert failure(world, USERS_SIGN_IN="yes") == (
+        'USERS_SIGN_IN is \'yes\', but must be "iam" or "password". Nothing has been touched.'
+    )

@@ -34,7 +34,17 @@ AWS_ENVIRONMENT = {
 
 
 OURS = (
-    *("DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY", "CREATE_USERS", "DB_HOST", "DB_PORT", "DB_NAME", "DB_USER"),
+    *(
+        "DB_SECRET_NAME",
+        "DB_USER_SECRET_NAME",
+        "DB_PROXY",
+        "CREATE_USERS",
+        "DB_HOST",
+        "DB_PORT",
+        "DB_NAME",
+        "DB_USER",
+        "USERS_SIGN_IN",
+    ),
     *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
 )
 
