@@ -18,7 +18,7 @@ import migration_files
 import secret_store
 from common import ConfigError, Credentials, Deadline, shown
 from database import Endpoint, Login
-from limited_users import READWRITE, TABLECREATOR, Application, Kind
+from limited_users import KINDS, READONLY, READWRITE, TABLECREATOR, Application, Kind
 from migration_files import Migration
 from psycopg2 import sql
 from secret_store import Secret
@@ -31,6 +31,7 @@ IAM_VARIABLE = "DB_USER"  # instead of it: an admin without a password
 USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of which kind of user
     READWRITE: "DB_USER_SECRET_NAME",
     TABLECREATOR: "DB_PROXY",
+    READONLY: "DB_READER_SECRET_NAME",
 }
 
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -59,7 +60,9 @@ class Setup:
         config = self.config
         here = self.login.endpoint
         return Application(
-            *(self.login, config.role_prefix, config.tracking, config.marks, config.users_by_iam),
+            *(self.login, config.role_prefix, config.tracking, config.marks),
+            kinds=config.kinds,
+            by_iam=config.users_by_iam,
             tokens_for=lambda username: secret_store.token_maker(
                 here.host, here.port, username, database.region_of(here.host)
             ),
@@ -130,7 +133,11 @@ class Config:
     @property
     def limited_roles(self) -> list[str]:
         """The roles that the admin may act for, and that it does not trust all the same."""
-        return limited_users.limited_roles(self.role_prefix)
+        return limited_users.limited_roles(self.role_prefix, self.kinds)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (*KINDS, READONLY) if READONLY in self.user_secret_names else KINDS
 
     @classmethod
     def from_env(
@@ -309,7 +316,7 @@ class _Secrets:
         if not config.create_users:
             return found
         if config.users_by_iam:  # they exist without a secret too
-            found = {kind: _no_secret(config, kind) for kind in limited_users.KINDS}
+            found = {kind: _no_secret(config, kind) for kind in config.kinds}
         seen: list[str] = []
         for kind, name in config.user_secret_names.items():
             variable = USER_VARIABLES[kind]

@@ -81,11 +81,13 @@ class Kind:
 READWRITE = Kind("readwrite", "app_rw", may_create=False)
 TABLECREATOR = Kind("tablecreator", "app_tc", may_create=True)
 KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the first version
+# Made only where its secret is named: a server can have a role of that name.
+READONLY = Kind("readonly", "app_ro", may_create=False, tables="SELECT", sequences="SELECT")
 
 
-def limited_roles(prefix: str) -> list[str]:
+def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
     """The groups and their logins."""
-    return [prefix + name for kind in KINDS for name in (kind.group_name, *kind.login_names)]
+    return [prefix + name for kind in kinds for name in (kind.group_name, *kind.login_names)]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Application:
     prefix: str
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
+    kinds: Sequence[Kind] = KINDS
     by_iam: bool = False  # the logins have no password
     tokens_for: Optional[Callable[[str], Callable[[], str]]] = None  # of a login, see database
 
@@ -113,8 +116,8 @@ class Application:
 
     @property
     def roles(self) -> list[str]:
-        groups = [self.group_name(kind) for kind in KINDS]
-        return groups + [self.login_name(kind) for kind in KINDS]
+        groups = [self.group_name(kind) for kind in self.kinds]
+        return groups + [self.login_name(kind) for kind in self.kinds]
 
 
 class StoredLogin(Protocol):
@@ -200,7 +203,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
-        self._limited = limited_roles(app.prefix)
+        self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         # What _read_objects_of_others has found before the first file.
@@ -336,7 +339,7 @@ class LimitedUsers:
 
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
-            "groups": [self._app.group_name(kind) for kind in KINDS],
+            "groups": [self._app.group_name(kind) for kind in self._app.kinds],
             "creators": [
                 self._app.group_name(TABLECREATOR),
                 *self._app.login_names(TABLECREATOR),
@@ -348,7 +351,7 @@ class LimitedUsers:
         states = [GroupState(*row) for row in self._session.query(question, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group_name(kind)] for kind in KINDS}
+        return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -888,7 +891,7 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        names = tuple(name for kind in KINDS for name in kind.login_names)
+        names = tuple(name for kind in self._app.kinds for name in kind.login_names)
         is_ours = username == self._app.admin.username or str(username).endswith(names)
         if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
@@ -923,7 +926,8 @@ class LimitedUsers:
         self, kind: Kind, login: str, change: sql.Composable = NOTHING
     ) -> Optional[LoginState]:
         """The login's role after this change, or None where it does not exist."""
-        forbidden = "" if kind.may_create else self._app.group_name(TABLECREATOR)
+        stronger = {READONLY: KINDS, READWRITE: (TABLECREATOR,)}.get(kind, ())
+        forbidden = [self._app.group_name(other) for other in stronger]
         args = {
             "login": login,
             "group": self._app.group_name(kind),
@@ -1121,7 +1125,7 @@ LOGIN_STATE_SQL = f"""
                               CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
            ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
-                 WHERE {POWER_SQL} OR m.rolname = %(forbidden)s),
+                 WHERE {POWER_SQL} OR m.rolname = ANY (%(forbidden)s)),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""

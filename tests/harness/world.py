@@ -38,6 +38,7 @@ OURS = (
         "DB_SECRET_NAME",
         "DB_USER_SECRET_NAME",
         "DB_PROXY",
+        "DB_READER_SECRET_NAME",
         "CREATE_USERS",
         "DB_HOST",
         "DB_PORT",
