@@ -41,7 +41,7 @@ example-with-node: $(CDK)/node_modules/.package-lock.json
 	rm -rf $(CDK)/cdk.out
 	cd $(CDK) && npm run -s build
 	cd $(CDK) && PYTHON="$(CURDIR)/$(BIN)/python" npm test
-	cd $(CDK) && for database in instance aurora managed; do \
+	cd $(CDK) && for database in instance aurora managed iam; do \
 	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
 	$(BIN)/python -m pytest tests/frameworks
