@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
 def front(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
     """The admin is a member of rds_iam, and its password is gone."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
-    grants = as_superuser(world, "SELECT FROM pg_auth_members WHERE member = %s::regrole", ADMIN)
+    grants = as_superuser(world, "SELECT 1 FROM pg_auth_members WHERE member = %s::regrole", ADMIN)
     as_superuser(world, f"GRANT rds_iam TO {ADMIN}")
     if grants:  # that it may grant the role to others does not make it a member
         as_superuser(world, f"GRANT rds_iam TO {ADMIN} WITH SET TRUE")
