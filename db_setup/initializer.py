@@ -24,7 +24,8 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
 
-A request of CloudFormation itself is a migration too: custom_resource answers it there.
+A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
+rotation by Secrets Manager is in rotation.
 The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes; the
 session has kept_types.
 
@@ -61,6 +62,7 @@ import limited_users
 import migration_files
 import planning
 import psycopg2
+import rotation
 import script_runner
 import secret_store
 import sql_scanner
@@ -172,10 +174,11 @@ def run(
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
     this_run = Run(setup, session, report, request_id)
+    act = ACTIONS.get(report.action) or partial(rotation_step, event)
     try:
         with errors_explained(this_run):
             (found,) = session.open(tracking.our_tables_question(setup.config))
-            ACTIONS[report.action](this_run, found)
+            act(this_run, found)
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
@@ -452,6 +455,8 @@ def asked_action(event: Any) -> str:
     """A CDK trigger sends no event, the console {}: both mean a migration."""
     if event is None or event == {}:
         return "migrate"
+    if rotation.is_request(event):
+        return str(event["Step"])
     asked = event if isinstance(event, dict) else {}
     action = asked.get("action")
     if isinstance(action, str) and action in ACTIONS:
@@ -923,6 +928,23 @@ def rotate(run: Run, _: OurTables) -> None:
     run.session.acquire_lock()
     ensure_groups(run)
     run.report.users = ensure_logins(run, run.users.rotate_login)
+    run.warn_of_users()
+
+
+def rotation_step(event: Mapping[str, str], run: Run, _: OurTables) -> None:
+    """A step of a rotation by Secrets Manager, of one of the target secrets."""
+    asked = event["SecretId"]
+    ours = {secret.arn: kind for kind, secret in run.setup.user_secrets.items() if secret.arn}
+    if asked not in ours:
+        raise ConfigError(
+            f"secret {asked} is not one that db_setup writes: it cannot be rotated here"
+        )
+    run.session.acquire_lock()
+    ensure_groups(run)
+    client = run.setup.secrets_client
+    what, login = rotation.take_step(client, run.users, ours[asked], event)
+    run.report.users = {login: what}
+    log("login rotates", login=login, step=event["Step"], state=what)
     run.warn_of_users()
 
 

@@ -686,24 +686,66 @@ class LimitedUsers:
             return self.ensure_login(kind, stored)
         if stored.read_next():
             raise self._rotated_by_aws(kind)
+        rotated = self.other_login(kind, stored.value)
+        name = rotated["username"]
+        login = self._to_this_database(name, rotated.get("password", ""))
+        self._set_login(kind, login)
+        if isinstance(self._session, Rehearsal):  # of a migration, by which the login changes over
+            return name, "would be rotated"
+        self._prove(login, "Its secret was not changed")
+        self._hand_on(kind, working.username)
+        stored.write(rotated)
+        return name, "rotated"
+
+    def other_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
+        """The other one of two logins, with a new password; nothing knows it yet."""
         first, second = self._app.login_names(kind)
-        name = second if working.username == first else first
-        login = self._new_login(name)
+        name = second if (kept or Credentials()).get("username") == first else first
+        return Credentials({**_as_secret(kept, self._new_login(name)), **_place(kept)})
+
+    def set_pending(self, kind: Kind, kept: Optional[Credentials], pending: Credentials) -> None:
+        """Give the login that a rotation has named its password, unless it works already."""
+        name = pending.get("username")
+        in_use = (kept or Credentials()).get("username")
+        if name not in self._app.login_names(kind) or name == in_use:
+            raise UserError(
+                f"the rotation's login {name} is not the other one of the {kind.group_name} "
+                "logins. It was not changed",
+                "Rotate the secret again",
+            )
+        if not self.tried(kind, pending).login:
+            self._set_login(kind, self._to_this_database(name, pending.get("password", "")))
+
+    def check_pending(self, kind: Kind, pending: Credentials) -> None:
+        """Raise UserError unless the login that a rotation has named works."""
+        trial = self.tried(kind, pending)
+        if trial.state != WORKS:
+            reason = trial.reason or "the server does not take it"
+            raise UserError(
+                f"the rotation's login {pending.get('username')} does not work: {reason}",
+                "What the secret holds works as before. Rotate it again",
+            )
+
+    def finish_rotation(self, kind: Kind, kept: Optional[Credentials]) -> None:
+        """Before the secret holds the other login: an event that comes again finds that written."""
+        name = (kept or Credentials()).get("username")
+        if name in self._app.login_names(kind):
+            self._hand_on(kind, str(name))
+
+    def _hand_on(self, kind: Kind, creator: str) -> None:
+        if kind.may_create:
+            self._give_objects_to_group(creator, self._app.group_name(kind))
+
+    def _set_login(self, kind: Kind, login: Login) -> None:
+        """Make the login, or give it this password."""
 
         def change() -> None:
             with self._session.transaction():
                 self._change_login(kind, login, is_ours=True)
-                self._share_objects_of(kind, name)
+                self._share_objects_of(kind, login.username)
 
-        with self._logged_out(kind, name, is_ours=True):
+        with self._logged_out(kind, login.username, is_ours=True):
             self._retried(change)
-        if isinstance(self._session, Rehearsal):  # of a migration, by which the login changes over
-            return name, "would be rotated"
-        self._prove(login, "Its secret was not changed")
-        if kind.may_create:  # before the secret: an event that comes again finds that written
-            self._give_objects_to_group(working.username, self._app.group_name(kind))
-        stored.write(Credentials({**_as_secret(stored.value, login), **_place(stored.value)}))
-        return name, "rotated"
 
     def _prove(self, login: Login, otherwise: str) -> None:
         """Log in with new credentials; raises UserError where the server does not take them."""

@@ -35,6 +35,9 @@ TOKEN_OPENS_S = 900  # connections; those that are open stay
 ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
 
 
+ROTATION_GOES_ON = "What the secret holds works as before. Rotate it again"
+
+
 class UnreachableError(ConfigError):
     """Secrets Manager does not answer; asking for the next secret would only take as long again."""
 
@@ -129,6 +132,30 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
         return Secret(name, arn, complaint="is not a JSON object")
     version = str(answer.get("VersionId", ""))
     return Secret(name, arn, Credentials(value), "", version, answer.get("CreatedDate"))
+
+
+def put_pending(client: Any, secret: Secret, token: str, value: Credentials) -> None:
+    """Store what a rotation is about to make current, as the version that has this token."""
+    text = json.dumps(value)
+    put = partial(client.put_secret_value, SecretId=secret.arn, ClientRequestToken=token)
+    _change(secret.name, "PutSecretValue", partial(put, SecretString=text, VersionStages=[PENDING]))
+
+
+def make_current(client: Any, secret: Secret, token: str) -> None:
+    """Move the label to the version that has this token, if it is still where it was read."""
+    move = partial(client.update_secret_version_stage, SecretId=secret.arn, VersionStage=CURRENT)
+    versions = {"MoveToVersionId": token, "RemoveFromVersionId": secret.version}
+    _change(secret.name, "UpdateSecretVersionStage", partial(move, **versions))
+
+
+def _change(name: str, action: str, change: Callable[[], Any]) -> None:
+    try:
+        change()
+        return
+    except (BotoCoreError, ClientError) as exc:
+        problem = _aws_problem(exc, action, name)
+    # Raised out here, without its cause: botocore's frames hold the password.
+    raise UserError(f"secret {name} could not be written: it {problem}", ROTATION_GOES_ON)
 
 
 def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:

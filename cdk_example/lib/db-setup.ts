@@ -46,6 +46,9 @@ export interface DbSetupProps {
   /** Receives a login that only reads. @default - no such login is made */
   readonly readerSecret?: secretsmanager.ISecret;
 
+  /** How often Secrets Manager rotates the users' secrets, with this function. @default - never */
+  readonly rotateEvery?: Duration;
+
   /** Where the function runs. It has to reach the database and Secrets Manager. */
   readonly vpc: ec2.IVpc;
 
@@ -176,6 +179,12 @@ export class DbSetup extends Construct {
     const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
     this.trigger.node.addDependency(database, ...rules, this.logGroup, ...secrets);
     this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
+
+    for (const secret of props.rotateEvery ? writable : []) {
+      // Not at the first deployment: the run that writes the secret comes then.
+      const schedule = { automaticallyAfter: props.rotateEvery, rotateImmediatelyOnUpdate: false };
+      secret.addRotationSchedule("Rotation", { rotationLambda: this.function, ...schedule });
+    }
 
     this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
       alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,

@@ -336,6 +336,21 @@ describe("the example", () => {
     );
   });
 
+  test("lets Secrets Manager rotate what it writes, and nothing else", () => {
+    const { resources, setUp } = setUpOf((stack) => ({
+      userSecret: new secretsmanager.Secret(stack, "User"),
+      rotateEvery: Duration.days(30),
+    }));
+    const { Properties: schedule } = onlyOf(resources, "AWS::SecretsManager::RotationSchedule");
+
+    assert.deepEqual(schedule.SecretId, setUp.Properties.Environment.Variables.DB_USER_SECRET_NAME);
+    assert.equal(schedule.RotationRules.ScheduleExpression, "rate(30 days)");
+    assert.equal(schedule.RotateImmediatelyOnUpdate, false);
+    assert.ok(rights(resources, setUp).some((right) => right.includes("secretsmanager:UpdateSecretVersionStage")));
+    const { Properties: permission } = onlyOf(resources, "AWS::Lambda::Permission");
+    assert.equal(permission.Principal, "secretsmanager.amazonaws.com");
+  });
+
   test("asks where the database of an admin without a secret is", () => {
     assert.throws(() => setUpOf({ adminByIam: "admin" }), /needs DB_HOST and DB_NAME in environment/);
   });
