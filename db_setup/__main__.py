@@ -38,6 +38,7 @@ try:
 except ImportError:
     pglast = None  # type: ignore[assignment]
 
+import database
 import failures
 import file_names
 import initializer
@@ -556,6 +557,12 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     refused = {file.name for file in files if file not in scripts}
     applied = [row for row in applied_rows(commit, files) if row.name not in refused]
     new = compare(list(scripts), applied, config, findings)
+    for file, script in scripts.items():
+        if script.pieces:  # a long one, or one with rows of COPY: a program has written it
+            continue
+        # What is applied has worked, and can no longer be changed.
+        findings.problems += mistakes(file, script) if file in new else syntax_errors(file, script)
+        script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
     return {
@@ -591,17 +598,72 @@ def load_scripts(
             continue
         scripts[file] = script
         findings.notes += migration_files.oddities(file.path.name, script)
-        findings.problems += syntax_errors(file, script)
         script.forget_text()
         if refusal:
             findings.problems.append(refusal)
     return scripts
 
 
+# JSON_OBJECT('a':b) is none, nor are casts and :=.
+VARIABLE = re.compile(r"""(?<![:\w\])'"]):(?:[A-Za-z_]\w*|'[A-Za-z_]\w*'|"[A-Za-z_]\w*")""")
+
+
+def mistakes(file: Migration, script: Script) -> list[str]:
+    """What the text alone tells that the server will refuse, or take in another way than meant."""
+    found = list(odd_tokens(file, script)) or list(syntax_errors(file, script))
+    return [*found, *used_values(file, script)]
+
+
+def odd_tokens(file: Migration, script: Script) -> Iterator[str]:
+    """The first variable of psql and the first odd space, outside of strings and comments."""
+    text = script.text
+    said: dict[str, tuple[int, str]] = {}
+    brackets = 0  # in which : is that of a slice
+    end = 0
+    while end < len(text):
+        start = end
+        kind, end = sql_scanner.read_token(text, start, script.backslash_escapes)
+        brackets += {"[": 1, "]": -1}.get(text[start:end], 0)
+        variable = VARIABLE.match(text, start) if kind == "other" and not brackets else None
+        odd = failures.ODD_SPACE.search(text, start, end) if kind in ("word", "other") else None
+        if variable:
+            what = f"{variable.group()} is a variable of psql: write the value itself"
+            said.setdefault("variable", (start, what))
+        elif odd:  # PostgreSQL takes it for a letter: a, b can name a column that begins with it
+            what = f"this is not a space but U+{ord(odd.group()):04X}: delete it"
+            said.setdefault("space", (odd.start(), what))
+    for offset, what in said.values():
+        line, column = sql_scanner.locate(text, offset)
+        yield f"{file.path.name}:{line}:{column}: {what}"
+
+
+def used_values(file: Migration, script: Script) -> Iterator[str]:
+    """The first value that the file adds to an enum and uses before its transaction ends."""
+    own_types = set()
+    added: dict[str, tuple[int, str]] = {}
+    for statement in () if script.no_transaction else script.statements():
+        words = statement.words
+        text = re.sub("--.*", "", script.statement_sql(statement))
+        if words[:2] == ("CREATE", "TYPE") and "AS" in words:
+            own_types.add(statement.tokens[words.index("AS") - 1])
+        elif words[:2] == ("ALTER", "TYPE"):
+            value = next((token for token in statement.tokens if token.startswith("'")), "")
+            type_name = statement.tokens[words.index("ADD") - 1] if "ADD" in words else ""
+            if value and type_name and type_name not in own_types:
+                added[value] = statement.line, type_name
+        elif statement.keyword != "CREATE" or "plpgsql" not in text.lower():  # which runs later
+            for value in filter(text.__contains__, added):
+                line, type_name = added[value]
+                yield (
+                    f"{file.path.name}:{line}: {value} is added to {type_name} and used in the "
+                    "same transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
+                )
+                return
+
+
 def syntax_errors(file: Migration, script: Script) -> Iterator[str]:
     """What PostgreSQL's own parser says, if pglast is installed, which has it."""
-    # Rows of COPY are not for it, and who has written a long file was a program.
-    if pglast is None or has_rows(script) or len(script.text) > sql_scanner.ONE_MESSAGE:
+    if pglast is None:
         return
     body = script.body_sql()
     try:
@@ -784,4 +846,9 @@ def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> boo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if database.is_left_behind():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

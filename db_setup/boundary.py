@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from session import Session
 
 REMEDIES_LIMIT = 700  # characters
+# By relkind, what a relation is called in DROP that is not an ordinary table.
+RELATIONS = {"v": "VIEW", "m": "MATERIALIZED VIEW", "f": "FOREIGN TABLE", "S": "SEQUENCE"}
+RELATIONS.update({"i": "INDEX", "I": "INDEX", "c": "TYPE", "p": "TABLE"})
 OWNER_SQL = "ALTER TABLE public.{} OWNER TO CURRENT_USER"
 
 
@@ -54,6 +57,12 @@ class Table:
             )
         return None
 
+    def takes_our_name(self) -> Optional[ConfigError]:
+        """That it is of others, and no ordinary table; None if it is one, or the admin's."""
+        if self.is_trusted or self.kind == "r":
+            return None
+        return name_taken(RELATIONS[self.kind], f"public.{self.name}", self.owner)
+
     def repairs(self) -> list[str]:
         """The statements that undo what a migration did to it."""
         statements = [] if self.is_trusted else [OWNER_SQL.format(self.name)]
@@ -64,6 +73,15 @@ class Table:
 def tables(found: Sequence[dict[str, Any]]) -> dict[str, Table]:
     """The answer to our_tables_question, by name."""
     return {one["name"]: Table(**one) for one in found}
+
+
+def name_taken(kind: str, label: str, owner: str) -> ConfigError:
+    """Of what others have made where our table is to be."""
+    return ConfigError(
+        f"{kind.lower()} {label} belongs to {owner}, who is not the admin, and has the name of "
+        "db_setup's own table",
+        f"As its owner or a superuser: DROP {kind} {label}; or set MIGRATIONS_TABLE",
+    )
 
 
 class Watch:
@@ -153,12 +171,16 @@ def with_trusted(question: str, limited: Sequence[str], **words: Any) -> sql.Com
 def versions_sql(which: str) -> str:
     """An array of the versions of the rows that describe these relations.
 
-    PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent.
+    PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent; not
+    for a new index or statistics object, which depends on them. Whoever owns the schema can drop
+    them.
     """
     return (
-        f"ARRAY(SELECT concat_ws(' ', oid, xmin, ctid) FROM pg_class WHERE oid IN {which} "
+        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n "
+        f"WHERE n.oid = relnamespace)) FROM pg_class WHERE oid IN {which} "
         "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
-        f"WHERE attrelid IN {which})"
+        f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
+        f"FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid IN {which})"
     )
 
 
@@ -200,6 +222,7 @@ TRUSTED_SQL = """
             OR NOT (r.oid IN (SELECT oid FROM members_of_limited)
                     OR r.oid IN (SELECT oid FROM lent_to_limited)))"""
 
+# A REVOKE takes back what its own role has granted. The owner of the schema may drop the tables.
 OUR_TABLES_SQL = """
     WITH {trusted},
     ours AS (
@@ -215,19 +238,88 @@ OUR_TABLES_SQL = """
         JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = o.oid
              AND d.classid = 'pg_class'::regclass AND d.deptype = 'a'
         JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'),
-    rights(of, kind, relation, grantee, name, privilege) AS (
-        SELECT of, a.kind, a.relation, e.grantee, g.rolname, privilege_type
+    rights(of, kind, relation, grantee, name, privilege, grantor, is_owners) AS (
+        SELECT of, a.kind, a.relation, e.grantee, g.rolname, privilege_type, e.grantor,
+               e.grantor = a.owner
         FROM acls a JOIN ours o ON o.oid = a.of, aclexplode(a.acl) e
         LEFT JOIN pg_roles g ON g.oid = e.grantee
         WHERE (o.relname = {second} OR privilege_type <> 'SELECT')
           AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)),
     excess(of, statement) AS (
-        SELECT of, format('REVOKE %s ON %s %s FROM %s CASCADE',
-                          string_agg(DISTINCT privilege, ', '), kind, relation::regclass,
-                          coalesce(quote_ident(name), 'PUBLIC'))
+        SELECT of, format(CASE WHEN is_owners THEN '%s'
+                               ELSE 'SET LOCAL ROLE %2$I; %1$s; SET LOCAL ROLE NONE' END,
+                          format('REVOKE %s ON %s %s FROM %s CASCADE',
+                                 string_agg(DISTINCT privilege, ', '), kind, relation::regclass,
+                                 coalesce(quote_ident(name), 'PUBLIC')),
+                          pg_get_userbyid(grantor))
         FROM rights WHERE grantee NOT IN (SELECT oid FROM trusted)
-        GROUP BY of, kind, relation, name),
+            AND (is_owners OR grantor IN (SELECT oid FROM trusted))
+        GROUP BY of, kind, relation, name, grantor, is_owners
+        UNION ALL
+        SELECT c.oid, format(CASE WHEN pg_has_role(r.oid, 'USAGE') THEN '' ELSE
+                                 'GRANT %1$I TO CURRENT_USER; ' END
+                             || 'ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT %2$s ON '
+                             'SCHEMA public TO %1$I', r.rolname,
+                             CASE WHEN r.rolname ~ '(tablecreator|app_tc(_clone)?)$'
+                                 THEN 'USAGE, CREATE' ELSE 'USAGE' END)
+        FROM ours c JOIN pg_namespace n ON n.oid = relnamespace
+        JOIN pg_roles r ON r.oid = nspowner AND NOT rolsuper
+        WHERE relname = {first} AND nspowner IN (SELECT oid FROM lent_to_limited)
+            AND nspowner NOT IN (SELECT oid FROM trusted)),
+    parts(of, class, object, column_number, remedy) AS (
+        SELECT o.oid, 'pg_constraint'::regclass, c.oid, 0,
+               format('ALTER TABLE %s DROP CONSTRAINT %I', o.oid::regclass, conname)
+        FROM ours o JOIN pg_constraint c ON conrelid = o.oid
+        UNION ALL
+        SELECT o.oid, 'pg_class'::regclass, indexrelid, 0, CASE WHEN c.oid IS NULL
+            THEN format('DROP INDEX %s', indexrelid::regclass)
+            ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', o.oid::regclass, conname) END
+        FROM ours o JOIN pg_index ON indrelid = o.oid
+        LEFT JOIN pg_constraint c ON conrelid = o.oid AND conindid = indexrelid
+        UNION ALL
+        SELECT o.oid, 'pg_statistic_ext'::regclass, s.oid, 0,
+               format('DROP STATISTICS %s.%I', stxnamespace::regnamespace, stxname)
+        FROM ours o JOIN pg_statistic_ext s ON stxrelid = o.oid
+        UNION ALL
+        SELECT o.oid, 'pg_attrdef'::regclass, d.oid, 0, format(CASE attgenerated
+            WHEN '' THEN 'ALTER TABLE %s ALTER %I DROP DEFAULT'
+            ELSE 'ALTER TABLE %s DROP COLUMN %I' END, o.oid::regclass, attname)
+        FROM ours o JOIN pg_attrdef d ON adrelid = o.oid
+        JOIN pg_attribute ON attrelid = o.oid AND attnum = adnum
+        UNION ALL
+        SELECT o.oid, 'pg_class'::regclass, o.oid, attnum, format(CASE attgenerated
+            WHEN '' THEN 'ALTER TABLE %s ALTER %I TYPE %s'
+            ELSE 'ALTER TABLE %s DROP COLUMN %I' END, o.oid::regclass, attname,
+                   CASE typtype WHEN 'd' THEN format_type(typbasetype, typtypmod)
+                                ELSE format('text USING %I::text', attname) END)
+        FROM ours o JOIN pg_attribute ON attrelid = o.oid AND attnum > 0 AND NOT attisdropped
+        JOIN pg_type t ON t.oid = atttypid),
+    uses(of, part, remedy, class, object, column_number) AS (  -- but for what is PostgreSQL's own
+        SELECT of, ARRAY[class, object, column_number::oid], remedy, class::oid, object,
+               column_number::int
+        FROM parts
+        UNION
+        SELECT of, part, remedy, used.class, used.object, 0
+        FROM uses u, LATERAL (
+            SELECT refclassid, refobjid FROM pg_depend d
+            WHERE d.classid = u.class AND d.objid = u.object AND d.objsubid = u.column_number
+              AND refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)
+            UNION ALL
+            SELECT 'pg_constraint'::regclass, oid FROM pg_constraint  -- of a domain
+            WHERE u.class = 'pg_type'::regclass AND contypid = u.object) used(class, object)),
+    uses_of_others(of, what, remedy) AS (
+        SELECT DISTINCT ON (of, remedy) of, format('%s that uses %s %s of %s', p.type, w.type,
+                   left(w.identity, 200), rolname), remedy
+        FROM uses u JOIN pg_shdepend s ON s.classid = u.class AND s.objid = u.object
+             AND s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+             AND s.deptype = 'o' AND s.refobjid NOT IN (SELECT oid FROM trusted)
+        JOIN pg_roles r ON r.oid = s.refobjid AND NOT rolsuper,
+        pg_identify_object(part[1], part[2], part[3]::int) p,
+        pg_identify_object(u.class, u.object, 0) w
+        WHERE u.class <> 'pg_class'::regclass),
     oddities(of, what, remedy) AS (
+        SELECT of, what, remedy FROM uses_of_others
+        UNION ALL
         SELECT oid, 'row-level security',
                format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', oid::regclass)
         FROM ours WHERE relrowsecurity
@@ -253,13 +345,15 @@ OUR_TABLES_SQL = """
         'is_readable', has_table_privilege(o.oid, 'SELECT'),
         'columns', ARRAY(SELECT attname::text FROM pg_attribute
                          WHERE attrelid = o.oid AND attnum > 0 AND NOT attisdropped),
-        'oddities', (SELECT coalesce(json_agg(json_build_array(what, remedy)), '[]')
-                     FROM oddities WHERE of = o.oid),
+        'oddities', (  -- nothing is altered while something of others could be called by it
+            SELECT coalesce(json_agg(json_build_array(what, remedy) ORDER BY remedy DESC), '[]')
+            FROM oddities WHERE of = o.oid),
         'excess', ARRAY(SELECT statement FROM excess WHERE of = o.oid ORDER BY 1),
         'relations', ARRAY(SELECT DISTINCT relation FROM acls WHERE of = o.oid),
         'versions', CASE WHEN pg_get_userbyid(relowner) = current_user AND relkind = 'r'
             AND NOT (relhasrules OR relhastriggers OR relhassubclass OR relrowsecurity)
             AND NOT EXISTS (SELECT FROM rights WHERE of = o.oid)
+            AND NOT EXISTS (SELECT FROM uses WHERE of = o.oid AND part[2] <> object)
             THEN {versions} END)), '[]')
     FROM ours o"""
 
@@ -320,6 +414,14 @@ HIDING_SQL = """
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
               AND e.extowner IN (SELECT oid FROM ruling))
           ORDER BY kind, name, oid LIMIT 20) f"""
+
+# A type has the name of a table that is to be made: itself, or the one to drop with which it goes.
+TAKEN_SQL = """
+    SELECT coalesce(range.oid, t.oid)::regtype::text, pg_get_userbyid(t.typowner)
+    FROM pg_type t LEFT JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid
+         AND d.deptype = 'i' AND d.refclassid = 'pg_type'::regclass
+    LEFT JOIN pg_type range ON range.oid = d.refobjid
+    WHERE t.typnamespace = to_regnamespace('public') AND t.typname = ANY (%s) AND t.typrelid = 0"""
 
 # An extension's table (PostGIS brings some) does not count.
 EVIDENCE_SQL = """

@@ -82,6 +82,7 @@ class ConnectError(InitializerError):
     state = "Nothing has been changed."
     login_refused = False  # it answered, and does not want this login
     password_accepted = False  # it answered after it had checked the password
+    hashes_too_long = False  # before the server could say anything
     locked_itself_out = False  # by a setting of the login's own
 
 

@@ -13,13 +13,14 @@ import os
 import random
 import re
 import select
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import psycopg2
 import psycopg2.extensions
@@ -35,6 +36,7 @@ RDS_HOST = re.compile(
     r"(?!.*\.proxy-).+\.(?:([a-z0-9-]+)\.rds|rds\.([a-z0-9-]+))\.amazonaws\.(?:com|com\.cn|eu)"
 )
 CONNECT_TIMEOUT_S = 5
+TRIAL_TIMEOUT_S = 2  # where the admin is connected to the same server
 # Aurora Serverless resumes in about 15 s, a new instance's address may take longer.
 CONNECT_PATIENCE_S = 90
 NOTICES_LIMIT = 200  # lines of the log for each file
@@ -64,7 +66,7 @@ class Login:
     endpoint: Endpoint
     username: str
     password: str = field(repr=False)  # empty where each connection has a new token of IAM
-    new_token: Optional[Callable[[], str]] = field(default=None, repr=False)
+    new_token: Optional[Callable[[], str]] = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.username}@{self.endpoint.host}:{self.endpoint.port}/{self.endpoint.dbname}"
@@ -86,7 +88,9 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
         left = int(end - time.monotonic())
         try:
             timeout = max(1, min(CONNECT_TIMEOUT_S, left))
-            return open_connection(login, timeout, TRIAL_SETTINGS if is_trial else None)
+            if is_trial:
+                return open_for_trial(login, TRIAL_SETTINGS)
+            return open_connection(login, timeout)
         except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
             said = _what_was_said(exc)
             problem = _problem(said, login)
@@ -96,6 +100,7 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
                 error = ConnectError(f"cannot connect to {login}: {problem.advice} ({said[:300]})")
                 error.login_refused = re.search(REFUSED, said) is not None
                 error.password_accepted = re.search(PASSWORD_ACCEPTED, said) is not None
+                error.hashes_too_long = said == HASHES_TOO_LONG
                 error.locked_itself_out = re.search(LOCKED_ITSELF_OUT, said) is not None
                 raise error from exc.with_traceback(None)  # psycopg2's frames hold the password
         now = time.monotonic()
@@ -121,6 +126,45 @@ def open_connection(
     conn.autocommit = True
     conn.notices = NoticeLog()  # type: ignore[assignment]  # any object with append() will do
     return conn
+
+
+def open_for_trial(login: Login, settings: Optional[str] = None) -> Connection:
+    """One attempt with a login that is not the admin's, which ends in time.
+
+    Who can set its own password also says how often a client has to hash it, and libpq does that
+    without looking at the time: in a thread, which is left behind. A process, which could be
+    ended, takes longer to start than most runs.
+    """
+    outcome: list[Union[Connection, Exception]] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(open_connection(login, TRIAL_TIMEOUT_S, settings))
+        except Exception as exc:
+            outcome.append(exc)
+
+    thread = _left_behind.get(login)
+    if thread is None or not thread.is_alive():
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(TRIAL_TIMEOUT_S + 1)
+    if thread.is_alive():
+        _left_behind[login] = thread  # it is not tried once more meanwhile
+        if sys.platform == "linux" and thread.native_id:  # where a thread has its own priority
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, 19)
+        raise psycopg2.OperationalError(HASHES_TOO_LONG)
+    (result,) = outcome
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def is_left_behind() -> bool:
+    """A thread is still in libpq, which must not be taken down under it."""
+    return any(thread.is_alive() for thread in _left_behind.values())
+
+
+_left_behind: dict[Login, threading.Thread] = {}
 
 
 @contextmanager
@@ -348,6 +392,7 @@ NO_ENTRY_BY_IAM = Problem(
     "IAM does not let this login in: the database needs IAM authentication, the function's role "
     "rds-db:connect for this login, and the login GRANT rds_iam",
 )
+HASHES_TOO_LONG = "its password takes too long to hash"
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.
 CONNECT_PROBLEMS: Sequence[Problem] = (
@@ -355,6 +400,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         "out of shared memory",
         True,
         "a session holds all locks that the server has room for: end it, or reboot the server",
+    ),
+    Problem(
+        HASHES_TOO_LONG,
+        False,
+        'it has set its password itself, in a form that nobody can use in time: {"action": '
+        '"rotate"} replaces it',
     ),
     Problem(
         "PAM authentication failed",

@@ -138,14 +138,17 @@ def _mask(script: Script, failure: Failure) -> Callable[[str], str]:
         return partial(masking.as_raised, sources=(*own, *failure.raised_by))
     if failure.sqlstate.startswith(NAMES_NO_VALUE):
         return str
-    return _words(script.text, script.backslash_escapes, failure.error).mask
+    where = (failure.offset, script.start_near(failure.offset))
+    return _words(script.text, script.backslash_escapes, failure.error, *where).mask
 
 
-def _words(text: str, backslash_escapes: bool, error: psycopg2.Error) -> masking.Words:
+def _words(
+    text: str, backslash_escapes: bool, error: psycopg2.Error, place: int = 0, known_start: int = 0
+) -> masking.Words:
     """What of PostgreSQL's words may be repeated."""
     diag = error.diag
     known = (diag.schema_name, diag.table_name, diag.column_name, diag.constraint_name)
-    return masking.Words(text, backslash_escapes, (*known, diag.datatype_name))
+    return masking.Words(text, backslash_escapes, (*known, diag.datatype_name), place, known_start)
 
 
 def said_of_ours(error: psycopg2.Error, raised_by: Sequence[str] = ()) -> str:
@@ -168,7 +171,11 @@ def said_of_ours(error: psycopg2.Error, raised_by: Sequence[str] = ()) -> str:
 def _sets_secret(script: Script, failure: Failure) -> bool:
     if failure.place in (Place.ROW, Place.END):
         return False
-    return masking.sets_secret(script.text, failure.offset, script.backslash_escapes)
+    start = script.start_near(failure.offset)
+    return masking.sets_secret(script.text, failure.offset, script.backslash_escapes, start)
+
+
+ODD_SPACE = re.compile("[\u00a0\u2000-\u200f\u202f\ufeff]")
 
 
 def syntax_explanation(text: str, offset: int) -> str:
@@ -176,7 +183,7 @@ def syntax_explanation(text: str, offset: int) -> str:
     at = text[offset : offset + 2]
     if re.match(r""":[A-Za-z_'"]""", at):
         return "; variables of psql do not exist here: write the value itself"
-    if re.match("[\u00a0\u2000-\u200f\u202f\ufeff]", at):
+    if ODD_SPACE.match(at):
         code_point = f"U+{ord(at[0]):04X}"
         return f"; the character there is not a space but {code_point}: delete it"
     if BEGINS_STATEMENT.match(text, offset) and UNFINISHED.search(
@@ -492,13 +499,13 @@ def _line_of_do_block(script: Script, failure: Failure, line_of_body: int) -> It
     if failure.sqlstate[:2] not in ABOUT_ROWS:
         lines_before = script.text.split("\n")[: number - 1]
         offset = sum(len(line) + 1 for line in lines_before)
-        yield from excerpt(script.text, offset, False, script.backslash_escapes)
+        yield from _excerpt_of(script, offset, exact=False)
 
 
 def _line_of_statement(script: Script, failure: Failure) -> Iterator[str]:
     if _is_place_known(failure) and not _may_show_row(script, failure):
         exact = failure.place is Place.EXACT
-        yield from excerpt(script.text, failure.offset, exact, script.backslash_escapes)
+        yield from _excerpt_of(script, failure.offset, exact)
 
 
 def _is_place_known(failure: Failure) -> bool:
@@ -549,14 +556,23 @@ def _fields(
         yield f"HINT: {hint[:300]}"
 
 
+def _excerpt_of(script: Script, offset: int, exact: bool) -> Iterator[str]:
+    start = script.start_near(script.text.rfind("\n", 0, offset) + 1)
+    return excerpt(script.text, offset, exact, script.backslash_escapes, start)
+
+
 def excerpt(
-    text: str, offset: int, exact: bool = True, backslash_escapes: bool = False
+    text: str,
+    offset: int,
+    exact: bool = True,
+    backslash_escapes: bool = False,
+    known_start: int = 0,
 ) -> Iterator[str]:
     """The line of SQL at the offset and, if `exact`, a caret under it.
 
     Of a long line only the part around the offset; literals are masked.
     """
-    line, column = masking.shown_line(text, offset, backslash_escapes)
+    line, column = masking.shown_line(text, offset, backslash_escapes, known_start)
     line = line.rstrip().expandtabs(1)
     if not line.strip(f" ;{masking.MASK}"):
         return

@@ -278,7 +278,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
-        run.users.note_unreadable()
+        run.users.note_beginning()
     names = {row.id: row.name for row in state.rows}
     for row, file in plan.renumbered:
         names[row.id] = planning.renamed_to(row, file)
@@ -299,11 +299,17 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
     if not state.is_current:
         before = state
         adopted, warning = session.with_retries(
-            lambda: tracking.ensure_tracking(session, run.setup, before), tables=config.tables
+            lambda: tracking.ensure_tracking(session, run.setup, before)
         )
         note_adopted(run, adopted, warning)
         state, plan = read_state_and_plan(run)
     revoke_rights_on_our_tables(run, state.excess)
+    if plan.example:
+        tracking.remove_example(session, config, plan.example)
+        run.report.warn(
+            ["the example was replaced: its empty tables users and products were dropped"]
+        )
+        state, plan = read_state_and_plan(run)
     if plan.filled:
         tracking.forget(session, config, plan.filled)
         names = shortened([row.name for row in plan.filled])
@@ -339,12 +345,25 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     """Revoke the rights of others on our tables."""
-    if not statements:
-        return
-    closing = sql.SQL("; ".join(statements))
-    run.session.with_retries(lambda: run.session.query_all_or_none(closing))
     text = "rights on our tables that nobody should have were taken back"
-    run.report.warn(f"{text}: {statement}" for statement in statements)
+    repair_our_tables(run, statements, text)
+
+
+def repair_our_tables(run: Run, statements: Sequence[str], text: str) -> None:
+    """Undo changes of our tables; what is said to be undone was looked at again.
+
+    Some are seen only then: a new owner has the rights that the old one gave.
+    """
+    session = run.session
+    done: list[str] = []
+    left = list(statements)
+    while left and not set(left) <= set(done):
+        repairs = sql.SQL("; ".join(left))
+        session.with_retries(partial(session.query_all_or_none, repairs))
+        done += left
+        left = [repair for table in run.watch.look(session) for repair in table.repairs()]
+    run.report.warn(f"{text}: {repair}" for repair in dict.fromkeys(done) if repair not in left)
+    run.report.warn(f"our tables are still open to others after {repair}" for repair in left)
 
 
 def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
@@ -362,10 +381,9 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
         file.script.forget_text()
-        tables, row_count = outcome.answer
+        tables, has_rows = outcome.answer
         undo_changes_of_our_tables(run, file.name, tables)
-        if row_count < len(run.recorded):
-            restore_rows(run, file.name)
+        plan_holds = has_rows or restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
@@ -373,34 +391,30 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         if not session_serves and not resume_in_new_session(run, remaining):
             run.session.acquire_lock()
             remaining = plan_pending(run)
+        elif remaining and not plan_holds:
+            remaining = plan_pending(run)
 
 
 def undo_changes_of_our_tables(run: Run, name: str, answer: Sequence[Any]) -> None:
     """Undo what a file has done to our tables, such as GRANT … ON ALL TABLES or REASSIGN OWNED."""
-    session = run.session
-    done: list[str] = []
-    for table in run.watch.take(session, answer):
-        done += table.repairs()
-    if not done:
-        return
-    repairs = sql.SQL("; ".join(done))
-    ours = run.setup.config.tables
-    session.with_retries(lambda: session.query_all_or_none(repairs), tables=ours)
-    excess = [statement for table in run.watch.look(session) for statement in table.excess]
-    if excess:  # a new owner has the rights that the old one gave
-        session.query_all_or_none(sql.SQL("; ".join(excess)))
+    done = [repair for table in run.watch.take(run.session, answer) for repair in table.repairs()]
     text = f"{name} changed who may do what with our tables, which was undone"
-    run.report.warn(f"{text}: {statement}" for statement in dict.fromkeys(done + excess))
+    repair_our_tables(run, done, text)
 
 
-def restore_rows(run: Run, name: str) -> None:
-    """Put back what a file has removed from our table: without its row, a file would run again."""
+def restore_rows(run: Run, name: str) -> bool:
+    """Put back what a file has removed from our table: without its row, a file would run again.
+
+    Says whether there are the rows then that this run knows, and no others.
+    """
     still_there = [known for known in run.recorded if known not in run.orphans]
     lost = tracking.restore_rows(run.session, run.setup.config, still_there)
     text = f"{name} removed rows of our table, without which files run again; they were put back"
     if lost:
         run.report.warn([f"{text}: {shortened(lost)}"])
     run.recorded = [known for known in still_there if known not in lost] + lost
+    ((recorded, _),) = run.session.query(tracking.unchanged_question(run.setup.config))
+    return file_names.normal(recorded) == "/".join(run.recorded)
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
@@ -443,7 +457,7 @@ def ensure_groups(run: Run) -> None:
 def ensure_users(run: Run) -> None:
     """After the files: the groups again, since a file may have granted too much, and the logins."""
     ensure_groups(run)
-    run.report.warn(run.users.newly_unreadable())
+    run.report.warn(run.users.left_to_others())
     run.report.users = ensure_logins(run, run.users.ensure_login)
     run.warn_of_users()
 
@@ -519,19 +533,17 @@ def refuse_edited(run: Run, plan: Plan) -> None:
     """Raise MigrationError for files that were edited after they had been applied."""
     if not plan.edited or run.setup.config.allow_edited:
         return
+    if all(planning.is_example(file) for _, file in plan.edited):
+        return  # a rolled-back deployment has brought it back
     row, file = plan.edited[0]
     when = tracking.applied_at(run.session, run.setup.config, row)
     if len(plan.edited) > 1:
         when = f"the first {when}"
     names, edited = edited_files(plan)
-    drop = ""
-    if row.checksum == planning.EXAMPLE:
-        drop = ", which can begin with DROP TABLE products, users; (the example's)"
     raise MigrationError(
         f"{names}: {edited} ({when}), which has no effect on this database",
         f"Restore what was applied, and put the change (git log -p -- '*{file.path.name}' shows "
-        f"it) into a new file{drop}; or accept the difference with "
-        'ALLOW_EDITED_MIGRATIONS="true"',
+        'it) into a new file; or accept the difference with ALLOW_EDITED_MIGRATIONS="true"',
     )
 
 
@@ -579,7 +591,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     script = file.script
     marks = Marks(config.marks, file.migration.name)
-    question_sql = tracking.after_file_question(config, run.watch).as_string(session.connection)
+    recorded = [*run.recorded, file.name]
+    question = tracking.after_file_question(config, run.watch, recorded)
+    question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -594,7 +608,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
-                release_if_sql = tracking.has_rows_sql(session, config, len(run.recorded) + 1)
+                release_if_sql = tracking.has_rows(config, recorded).as_string(session.connection)
             return script_runner.final_sql(
                 session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )
@@ -987,7 +1001,7 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
             yield login, f"secret {secret.name} {secret.complaint}"
             continue
         trial = run.users.tried(kind, secret.value)
-        if trial.state == limited_users.NOT_TRIED:
+        if trial.state in (limited_users.NOT_TRIED, limited_users.TOO_SLOW):
             yield login, f"cannot be tried: {trial.reason}"
         elif trial.state == limited_users.WORKS:
             yield login, "works"

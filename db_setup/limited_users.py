@@ -7,6 +7,7 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -29,21 +30,11 @@ from session import RETRYABLE, Result, Session
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
 CONCURRENT_ROLE_CHANGE = ("23505", "42710", "XX000", *RETRYABLE)
-# Where a limited user can keep its own row locked, also after its session has ended.
-TABLES_OF_ROLES = ("pg_authid", "pg_db_role_setting", "pg_auth_members")
 # Of PostgreSQL's own roles these only look at the server; the others, such as pg_write_all_data,
 # are powers.
 HARMLESS_ROLES = ("pg_monitor", "pg_read_all_settings", "pg_read_all_stats", "pg_stat_scan_tables")
-OUT_OF_LOCKS = "53200"
 INSUFFICIENT_PRIVILEGE = "42501"
 OWNED_AT_ONCE = 200  # objects in one transaction
-# An object that is locked, cannot be the group's, or has been dropped meanwhile.
-CANNOT_BE_GIVEN = (
-    *CONCURRENT_ROLE_CHANGE,
-    OUT_OF_LOCKS,
-    INSUFFICIENT_PRIVILEGE,
-    *("42P01", "42704", "42883", "3F000"),
-)
 
 Members = Sequence[Sequence[str]]  # a role, and the statement that takes it out
 
@@ -143,9 +134,12 @@ class GroupState(NamedTuple):
     usable: bool  # we may act for it
     connects: bool
     defaults: Sequence[str]  # creator:kind of object, for which there are default privileges
+    # What the comment on our own table begins with, and what it says: group:creator for each
+    # creator whose objects were granted. None where it cannot say it.
+    granted: Optional[tuple[str, Sequence[str]]]
     members: Members  # that we did not put there
     # That no deployment may stop for: by whom, whether that is a limited user, and what ends it.
-    unwanted: Sequence[tuple[Optional[str], bool, str]]
+    unwanted: Sequence[tuple[Optional[str], bool, str, str]]  # the last one is its member
 
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
@@ -156,6 +150,25 @@ class GroupState(NamedTuple):
         if f"{creator}:S" in self.defaults:
             return []
         return [letter for letter in kind.objects if f"{creator}:{letter}" not in self.defaults]
+
+    def has_had(self, creator: str) -> bool:
+        """It was given rights on this creator's objects before, whatever it has dropped since."""
+        return self.exists and self.granted is not None and self._pair(creator) in self.granted[1]
+
+    def has_unnoted(self, creator: str) -> bool:
+        """Its rights on this creator's objects are to be written down."""
+        return self.granted is not None and not self.has_had(creator)
+
+    def to_note(self, creators: Iterable[str]) -> set[str]:
+        """What is to be written down of it, where it has rights on these creators' objects."""
+        by_default = {each.rpartition(":")[0] for each in self.defaults if each.endswith(":S")}
+        return {self._pair(creator) for creator in (*creators, *by_default)}
+
+    def is_about(self, pair: str) -> bool:
+        return pair.startswith(self._pair(""))
+
+    def _pair(self, creator: str) -> str:
+        return f"{self.name}:{creator}"
 
 
 class LoginState(NamedTuple):
@@ -186,6 +199,7 @@ class Found(NamedTuple):
 NOTHING = sql.SQL("")
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
+TOO_SLOW = "too slow"  # by its own password
 LOCKED_OUT = "locked out"  # by its own setting
 
 
@@ -206,13 +220,12 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
-        # What _read_objects_of_others has found before the first file.
-        self._before: Optional[tuple[Mapping[str, Any], Mapping[str, Any]]] = None
+        self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
 
     def _retried(self, action: Callable[[], Result]) -> Result:
         """Also where another database's run changes the same role at the same moment."""
-        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE, TABLES_OF_ROLES)
+        return self._session.with_retries(action, CONCURRENT_ROLE_CHANGE)
 
     def outsiders(self, known: Sequence[str]) -> list[str]:
         """A warning for each role that others have put into one of ours: it may do what that one
@@ -228,45 +241,38 @@ class LimitedUsers:
 
     # --- Groups and their rights --------------------------------------------------------------
 
-    def note_unreadable(self) -> None:
+    def note_beginning(self) -> None:
         """Before the first file: what is so already is not for this run to say."""
-        if self._before is None:
-            self._before = self._read_objects_of_others()
+        if self._first_new is None:
+            self._first_new = self._session.query(NEXT_TRANSACTION_SQL)[0][0]
 
-    def newly_unreadable(self) -> Iterator[str]:
+    def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
         default privileges; and of what they have replaced, and a limited user can replace again.
         """
-        if self._before is None:
+        if self._first_new is None:
             return
-        known, versions = self._before
-        unreadable, versions_now = self._read_objects_of_others()
-        group = self._app.group_name(READWRITE)
-        for owner, tables in unreadable.items():
-            new = [table for table in tables if table not in known.get(owner, ())]
-            if not new:
-                continue
-            listed = ", ".join(new[:5])
-            yield (
-                f"{group} cannot read what {owner} owns: add to the file GRANT {READWRITE.tables} "
-                f"ON {listed}{' …' if len(new) > 5 else ''} TO {group};"
-            )
-        for name, (owner, version) in versions_now.items():
-            if versions.get(name, (owner, version))[1] != version:
+        args = {
+            "first_new": self._first_new,
+            "limited": self._limited,
+            "group": self._app.group_name(READWRITE),
+            "roles": self._app.roles,
+            "ours": [self._text(self._app.tracking), self._text(self._app.progress)],
+        }
+        for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
+            if replaced:
                 yield (
-                    f"{name} was replaced, but still belongs to {owner}, who can change what it "
-                    f"does where the admin uses it; unless that is right: ALTER {name} OWNER TO "
-                    "CURRENT_USER"
+                    f"{replaced} was replaced, but still belongs to {owner}, who can change what "
+                    f"it does where the admin uses it; unless that is right: ALTER {replaced} "
+                    "OWNER TO CURRENT_USER"
                 )
-
-    def _read_objects_of_others(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The tables of others that the group cannot read, by owner; and what of limited users
-        CREATE OR REPLACE would leave with them: the owner and the version of each.
-        """
-        ours = [self._text(self._app.tracking), self._text(self._app.progress)]
-        args = [self._limited, self._app.group_name(READWRITE), self._app.roles, ours]
-        unreadable, versions = self._session.query(OBJECTS_OF_OTHERS_SQL, args)[0]
-        return unreadable, versions
+                continue
+            listed = ", ".join(tables[:5])
+            yield (
+                f"{args['group']} cannot read what {owner} owns: add to the file GRANT "
+                f"{READWRITE.tables} ON {listed}{' …' if len(tables) > 5 else ''} TO "
+                f"{args['group']};"
+            )
 
     def ensure_groups(self) -> list[str]:
         """Make the group roles with their rights, in one transaction; returns the names of those
@@ -327,9 +333,18 @@ class LimitedUsers:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
             self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
-            for grantor, is_limited, statement in groups[READWRITE].unwanted:
-                self._take_back(grantor or "somebody", is_limited, statement)
+            ended = [
+                member
+                for grantor, is_limited, statement, member in groups[READWRITE].unwanted
+                if self._take_back(grantor or "somebody", is_limited, statement)
+            ]
             self._grant_rights(groups)
+        if ended and not isinstance(self._session, Rehearsal):
+            # What SET ROLE has made them they stay until they end.
+            found = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
+            for _, _, role, _ in found:
+                log("ending a session of a role that was taken out", logging.WARNING, user=role)
+            self._session.end_limited(found)
         return missing
 
     def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
@@ -344,6 +359,7 @@ class LimitedUsers:
                 self._app.group_name(TABLECREATOR),
                 *self._app.login_names(TABLECREATOR),
             ],
+            "progress": self._text(self._app.progress),
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
         }
@@ -359,7 +375,7 @@ class LimitedUsers:
         for group in groups.values():
             if not (group.exists and group.usable and group.connects):
                 return False
-            if group.unwanted:
+            if group.unwanted or any(map(group.has_unnoted, creators)):
                 return False
         return not any(_lack(groups, creator) for creator in creators)
 
@@ -370,7 +386,7 @@ class LimitedUsers:
         """Grant the groups what they lack.
 
         Existing objects of a creator are granted once, when the default privileges for that creator
-        are made: a REVOKE by a migration stays.
+        are first made: a REVOKE by a migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
         found = self._find_objects([me, group_of_creators])
@@ -383,20 +399,22 @@ class LimitedUsers:
         statements: list[sql.Composable] = [sql.SQL("SET LOCAL client_min_messages = error")]
         for kind, name in entering.items():
             statements += self._entry_statements(kind, name, found)
-        if entering and found.schema_is_ours and found.schema_is_open:
+        is_first = any(not groups[kind].has_had(me) for kind in entering)
+        if is_first and found.schema_is_ours and found.schema_is_open:
             statements.append(sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
             log(
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
         statements += self._object_statements(me, groups, found)
+        statements += self._note(groups, [me])
         # A dry run's transaction goes on.
         statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
         question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
         rights = self._execute([*statements, question])
         for kind, (name, *achieved) in zip(entering, rights):
             self._check_rights(kind, name, *achieved)
-        self._share_where_free(group_of_creators, groups, found)
+        self._share_where_free([me, group_of_creators], groups, found)
 
     def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
         """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
@@ -433,26 +451,47 @@ class LimitedUsers:
             remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
             log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
 
-    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> None:
+    def _note(
+        self, groups: Mapping[Kind, GroupState], creators: Sequence[str]
+    ) -> Iterator[sql.Composable]:
+        """Write down whose objects were granted, where only the admin can write."""
+        known = groups[READWRITE].granted
+        if not known:
+            return
+        pairs = set(known[1])
+        for group in groups.values():
+            if not group.exists:
+                pairs = {pair for pair in pairs if not group.is_about(pair)}
+            pairs |= group.to_note(creators)
+        if pairs != set(known[1]):
+            note = sql.Literal(known[0] + json.dumps(sorted(pairs)))
+            yield sql.SQL("COMMENT ON TABLE {} IS {}").format(self._app.progress, note)
+
+    def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> bool:
         """Take back a membership that others have granted; where that is not ours to do, say so."""
         step = f"as {grantor} or a superuser, {revoke}"
         joining = "GRANT {} TO CURRENT_USER; " if is_limited else ""
         taking_back = sql.SQL(joining).format(sql.Identifier(grantor)) + sql.SQL(revoke)
         warning = f"{grantor} made a limited user more powerful: {step}"
         if not self._execute_unless_blocked([taking_back], warning):
-            return
+            return False
         if is_limited:
             self.warnings.append(f"a limited user let another role in: {revoke}")
         else:
             self.warnings.append(f"a limited user became more powerful: {revoke}")
+        return True
 
     def _share_where_free(
-        self, creator: str, groups: Mapping[Kind, GroupState], found: Found
+        self, creators: Sequence[str], groups: Mapping[Kind, GroupState], found: Found
     ) -> None:
-        """Grant what `creator` has made, who can keep it locked."""
+        """Grant what the last of these has made, who can keep it locked; the others' is granted."""
+        creator = creators[-1]
         names = " and ".join(group.name for group in groups.values())
         self._execute_unless_blocked(
-            self._object_statements(creator, groups, found),
+            [
+                *self._object_statements(creator, groups, found),
+                *self._note(groups, creators),
+            ],
             f"what {creator} has made is locked, so {names} get their rights on that from a later "
             "run",
         )
@@ -495,9 +534,13 @@ class LimitedUsers:
         """
         statements: list[sql.Composable] = []
         for kind, group in groups.items():
+            has_dropped = False
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
+                if objects and group.has_had(creator):
+                    has_dropped = True
+                    objects = ""
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
@@ -507,6 +550,12 @@ class LimitedUsers:
                         objects=sql.SQL(objects),
                         group=sql.Identifier(group.name),
                     )
+                )
+            if has_dropped:
+                self.warnings.append(
+                    f"{group.name} had dropped its rights (DROP OWNED BY {group.name}), and does "
+                    f"not get those on the existing objects of {creator} again, since a migration "
+                    "may have revoked some: GRANT what it needs in a new file"
                 )
         return statements
 
@@ -580,7 +629,8 @@ class LimitedUsers:
                 return Trial(None, BROKEN)
             if exc.locked_itself_out:
                 return Trial(login, LOCKED_OUT)
-            return Trial(login, WORKS if exc.password_accepted else NOT_TRIED, exc.problem)
+            not_tried = TOO_SLOW if exc.hashes_too_long else NOT_TRIED
+            return Trial(login, WORKS if exc.password_accepted else not_tried, exc.problem)
         return Trial(login, WORKS)
 
     def _is_to_change_over(self, trial: Trial, kept: Optional[Credentials]) -> bool:
@@ -590,7 +640,7 @@ class LimitedUsers:
 
     def _said(self, trial: Trial) -> str:
         """What the report says of a login that stays as it is."""
-        if trial.state != NOT_TRIED or trial.login is None:
+        if trial.state not in (NOT_TRIED, TOO_SLOW) or trial.login is None:
             return "kept"
         self.warnings.append(f"login {trial.login.username} could not be tried: {trial.reason}")
         return "not tried"
@@ -682,7 +732,7 @@ class LimitedUsers:
         """
         trial = self.tried(kind, stored.value)
         working = trial.login
-        if working is None or trial.state != WORKS:
+        if working is None or trial.state not in (WORKS, TOO_SLOW):
             return self.ensure_login(kind, stored)
         if stored.read_next():
             raise self._rotated_by_aws(kind)
@@ -822,17 +872,18 @@ class LimitedUsers:
                 query(sql.SQL("REASSIGN OWNED BY {} TO {}").format(*roles))
             return
         except psycopg2.Error as exc:
-            if exc.pgcode not in CANNOT_BE_GIVEN:
-                raise
-        changes = [change for change, _ in query(OWNED_SQL, [group, creator])]
-        for at in range(0, len(changes), OWNED_AT_ONCE):
-            if not self._session.deadline.is_near:
-                self._give_to_group(changes[at : at + OWNED_AT_ONCE])
-        left = [name for _, name in query(OWNED_SQL, [group, creator])]
-        if left:
-            named = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
+            self._refuse_unless_one_object_is_why(exc)
+        owned = {"owner": creator, "group": group, "class": 0, "object": 0}
+        batch = query(SOME_OWNED_SQL, owned)
+        while batch and not self._session.deadline.is_near:
+            self._give_to_group([change for *_, change in batch])
+            last_class, last_object, *_ = batch[-1]
+            batch = query(SOME_OWNED_SQL, {**owned, "class": last_class, "object": last_object})
+        count, names = query(LEFT_SQL, owned)[0]
+        if count:
+            named = ", ".join(names) + (" …" if count > len(names) else "")
             self.warnings.append(
-                f"{len(left)} objects still belong to {creator} ({named}), since they are locked, "
+                f"{count} objects still belong to {creator} ({named}), since they are locked, "
                 f"{group} may not own them, or time is short; later: REASSIGN OWNED BY {creator} "
                 f"TO {group}"
             )
@@ -844,12 +895,20 @@ class LimitedUsers:
                 self._session.query("SET LOCAL lock_timeout = 100")
                 self._session.query(sql.SQL("; ".join(changes)))
         except psycopg2.Error as exc:
-            if exc.pgcode not in CANNOT_BE_GIVEN:
-                raise
+            self._refuse_unless_one_object_is_why(exc)
             half = len(changes) // 2
             if half:
                 self._give_to_group(changes[:half])
                 self._give_to_group(changes[half:])
+
+    def _refuse_unless_one_object_is_why(self, error: psycopg2.Error) -> None:
+        """Raise what ends the run: a lost connection, or the end of its time.
+
+        Any other error is about an object, which a limited user has made: it may be locked, be
+        none of those that the group can own, or have been dropped meanwhile.
+        """
+        if self._session.is_lost or self._session.is_out_of_time:
+            raise error
 
     def _change_login(self, kind: Kind, login: Login, is_ours: bool) -> bool:
         """Make the login's role, or give the existing one this password; inside the caller's
@@ -946,7 +1005,7 @@ class LimitedUsers:
             dbname=str(kept.get("dbname") or here.dbname),
         )
         try:
-            database.open_connection(Login(endpoint, str(username), str(password))).close()
+            database.open_for_trial(Login(endpoint, str(username), str(password))).close()
         except (psycopg2.Error, UnicodeDecodeError):
             return
         raise UserError(
@@ -962,7 +1021,7 @@ class LimitedUsers:
         groups = self._group_states()
         if _lack(groups, login):
             self._join(login)
-            self._share_where_free(login, groups, self._find_objects([login]))
+            self._share_where_free([login], groups, self._find_objects([login]))
 
     def _login_state(
         self, kind: Kind, login: str, change: sql.Composable = NOTHING
@@ -1098,7 +1157,7 @@ MEMBERS_SQL = """
 # role that a limited user is in may be the one that was put into another.
 UNWANTED_SQL = f"""
     SELECT coalesce(json_agg(json_build_array(
-        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE')), '[]')
+        grantor, coalesce(grantor = ANY (%(limited)s), false), remedy || ' CASCADE', member)), '[]')
     FROM memberships
     WHERE (grantor = ANY (%(limited)s) AND role = ANY (%(limited)s)) OR (NOT counts
       AND EXISTS (SELECT FROM pg_roles l WHERE l.rolname = ANY (%(limited)s)
@@ -1107,7 +1166,8 @@ UNWANTED_SQL = f"""
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
-# default privileges. (What it may do with our own tables: see boundary.)
+# default privileges, and whose objects it was granted in this database: a restored one has another
+# oid. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1116,6 +1176,11 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
+           (SELECT json_build_array(note, coalesce(substring(
+                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
+            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
+            WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
+                AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL})
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
@@ -1172,20 +1237,40 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
+SESSIONS_OF_MEMBERS_SQL = """
+    SELECT a.pid, NULL, r.rolname::text, pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+    FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
+    WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+      AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
+                  AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
-# What a role owns in this database, and what gives it to another one. Default privileges have no
-# other owner, the sequence of a column has its table's, and a temporary schema ends by itself.
+# What a role owns in this database, and what gives it to another one, in the words of ALTER.
+# Default privileges and user mappings have no other owner, the sequence of a column has its
+# table's, and a temporary schema ends by itself. (Names can be long, and many: each is looked up
+# when it is fetched.)
 OWNED_SQL = """
-    SELECT format('ALTER %%s %%s OWNER TO %%I', p.type, p.identity, %s::text),
-           p.type || ' ' || p.identity
-    FROM pg_shdepend s JOIN pg_database b ON b.oid = s.dbid AND b.datname = current_database(),
+    SELECT s.classid::bigint, s.objid::bigint, p.type || ' ' || p.identity AS name,
+           format('ALTER %%s %%s OWNER TO %%I', CASE
+               WHEN s.classid = 'pg_proc'::regclass THEN 'ROUTINE'
+               WHEN p.type = 'statistics object' THEN 'STATISTICS'
+               ELSE replace(p.type, '-', ' ') END, p.identity, %(group)s::text) AS change
+    FROM (SELECT * FROM pg_shdepend
+          WHERE refclassid = 'pg_authid'::regclass AND refobjid = to_regrole(quote_ident(%(owner)s))
+            AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND deptype = 'o' AND (classid, objid) > (%(class)s::oid, %(object)s::oid)
+            AND classid NOT IN ('pg_default_acl'::regclass, 'pg_user_mapping'::regclass)
+          ORDER BY classid, objid OFFSET 0) s,
          pg_identify_object(s.classid, s.objid, s.objsubid) p
-    WHERE s.refobjid = to_regrole(quote_ident(%s)) AND s.deptype = 'o'
-      AND s.classid <> 'pg_default_acl'::regclass AND coalesce(p.schema, '') !~ '^pg_temp_'
-      AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = s.classid AND d.objid = s.objid
-                      AND d.deptype IN ('a', 'i') AND p.type = 'sequence')
-    ORDER BY s.classid, s.objid"""
+    WHERE p.identity IS NOT NULL AND coalesce(p.schema, '') !~ '^pg_temp_'
+      AND NOT (p.type = 'sequence' AND EXISTS (
+        SELECT FROM pg_depend d
+        WHERE d.classid = s.classid AND d.objid = s.objid AND d.deptype IN ('a', 'i')))"""
+SOME_OWNED_SQL = f"{OWNED_SQL} LIMIT {OWNED_AT_ONCE}"
+LEFT_SQL = f"""
+    WITH o AS NOT MATERIALIZED ({OWNED_SQL})
+    SELECT (SELECT count(*) FROM o), ARRAY(SELECT left(name, 200) FROM o LIMIT 3)"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "
@@ -1194,28 +1279,32 @@ ROLES_OF_SQL = (
 )
 
 
-UNREADABLE_SQL = """
+NEXT_TRANSACTION_SQL = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
+# Others can have very many objects, with very long names: only what is new is named.
+NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
+UNREADABLE_SQL = f"""
     SELECT pg_get_userbyid(c.relowner)::text,
-           array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname)
+           (array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname))[:6], NULL
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
-    JOIN pg_roles r ON r.rolname = %s
+    JOIN pg_roles r ON r.rolname = %(group)s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
-      AND pg_get_userbyid(c.relowner) <> ALL (%s)
-      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%s) t)
+      AND pg_get_userbyid(c.relowner) <> ALL (%(roles)s) AND {NEW.format("c")}
+      AND c.oid NOT IN (SELECT coalesce(to_regclass(t), 0) FROM unnest(%(ours)s) t)
       AND NOT has_table_privilege(r.oid, c.oid, 'SELECT')
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                       AND d.objid = c.oid AND d.deptype = 'e')
-    GROUP BY 1 ORDER BY 1"""
-OBJECTS_OF_OTHERS_SQL = f"""
-    WITH limited AS (SELECT oid, rolname FROM pg_roles WHERE rolname = ANY (%s)),
-    replaceable(name, owner, version) AS (
-        SELECT 'ROUTINE ' || p.oid::regprocedure::text, rolname, p.xmin::text
-        FROM pg_proc p JOIN limited l ON l.oid = proowner
-        UNION ALL
-        SELECT 'VIEW ' || c.oid::regclass::text, rolname, w.xmin::text
-        FROM pg_class c JOIN limited l ON l.oid = relowner
-        JOIN pg_rewrite w ON w.ev_class = c.oid WHERE relkind = 'v')
-    SELECT (SELECT coalesce(json_object_agg(owner, tables), '{{}}')
-            FROM ({UNREADABLE_SQL}) u(owner, tables)),
-           (SELECT coalesce(json_object_agg(name, json_build_array(owner, version)), '{{}}')
-            FROM replaceable)"""
+    GROUP BY 1 ORDER BY 1 LIMIT 20"""
+# CREATE OR REPLACE leaves the row that names the owner.
+REPLACED_SQL = f"""
+    SELECT r.rolname::text, NULL, CASE s.classid WHEN 'pg_class'::regclass
+        THEN 'VIEW ' || s.objid::regclass::text
+        ELSE 'ROUTINE ' || left(s.objid::regprocedure::text, 1000) END
+    FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid AND r.rolname = ANY (%(limited)s)
+    WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND s.deptype = 'o' AND NOT {NEW.format("s")}
+      AND (EXISTS (SELECT FROM pg_proc p WHERE s.classid = 'pg_proc'::regclass
+                   AND p.oid = s.objid AND {NEW.format("p")})
+           OR EXISTS (SELECT FROM pg_rewrite w WHERE s.classid = 'pg_class'::regclass
+                      AND w.ev_class = s.objid AND w.ev_type = '1' AND {NEW.format("w")}))
+    LIMIT 20"""
+LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL})"

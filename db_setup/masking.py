@@ -17,7 +17,7 @@ MASK = "…"
 LONGEST_NAME = 63  # bytes
 SHOWN = re.compile(r"[^; \t\r\f\v]")
 BEGINNING = 1 << 10  # characters of a token that are looked at
-SEARCHED = 1 << 21  # characters of a file in which names are looked for
+SEARCHED = 1 << 18  # characters before and after a place in which names are looked for
 STRINGS = ("string", "escape_string", "bit_or_unicode_string")
 # A statement in which a password can be a word of its own, or part of a literal that is SQL again.
 SETS_SECRET = re.compile(
@@ -42,6 +42,20 @@ BARE = re.compile(
 )
 
 
+# Many tokens at a time after which `hidden` goes on as if it had not seen them.
+ORDINARY = re.compile(
+    r"""(?:
+      [ \t\n\r\f\v0-9.,:;=+*<>~!@#%^&|?()\[\]]+
+    | (?![eE]')[A-Za-z_][A-Za-z_0-9$]*
+    | '[^']*'(?:'[^']*')*(?![\w'])
+    | "[^"]*"
+    | --[^\n\r]*
+    | -
+    ){1,250}""",
+    re.VERBOSE,
+)
+
+
 class Span(NamedTuple):
     """A part of a text that is not shown, and what is shown instead."""
 
@@ -50,9 +64,12 @@ class Span(NamedTuple):
     instead: str
 
 
-def sets_secret(text: str, offset: int, backslash_escapes: bool) -> bool:
-    """The statement at this place can contain a password that is not a literal."""
-    for start, end in regions(text, backslash_escapes):
+def sets_secret(text: str, offset: int, backslash_escapes: bool, known_start: int = 0) -> bool:
+    """The statement at this place can contain a password that is not a literal.
+
+    A statement is known to begin at `known_start`, here as in the rest of this module.
+    """
+    for start, end in regions(text, backslash_escapes, known_start):
         if start <= offset <= end:
             return _sets_secret(text, start, end)
     return False
@@ -67,11 +84,13 @@ def _sets_secret(text: str, start: int, end: int) -> bool:
     return False
 
 
-def regions(text: str, backslash_escapes: bool = False) -> Iterator[tuple[int, int]]:
+def regions(
+    text: str, backslash_escapes: bool = False, known_start: int = 0
+) -> Iterator[tuple[int, int]]:
     """Where each statement begins and ends; what cannot be read any further is one."""
-    at = 0
+    at = known_start
     try:
-        for statement in sql_scanner.scan(text, backslash_escapes):
+        for statement in sql_scanner.scan(text, backslash_escapes, known_start):
             at = statement.end
             yield statement.start, at
     except ScanError:
@@ -80,7 +99,9 @@ def regions(text: str, backslash_escapes: bool = False) -> Iterator[tuple[int, i
         yield at, len(text)
 
 
-def shown_line(text: str, offset: int, backslash_escapes: bool = False) -> tuple[str, int]:
+def shown_line(
+    text: str, offset: int, backslash_escapes: bool = False, known_start: int = 0
+) -> tuple[str, int]:
     """The line at this place with its literals masked, and where in that the place is.
 
     Only statements are shown, and of one that can contain a password nothing.
@@ -92,7 +113,8 @@ def shown_line(text: str, offset: int, backslash_escapes: bool = False) -> tuple
     line = ""
     column = 0
     done = start
-    for span in (*_spans_of_line(text, start, end, backslash_escapes), Span(end, end, "")):
+    spans = _spans_of_line(text, start, end, backslash_escapes, known_start)
+    for span in (*spans, Span(end, end, "")):
         first = max(span.start, done)
         if done <= offset <= first:
             column = len(line) + offset - done
@@ -105,9 +127,11 @@ def shown_line(text: str, offset: int, backslash_escapes: bool = False) -> tuple
     return line, column
 
 
-def _spans_of_line(text: str, start: int, end: int, backslash_escapes: bool) -> Iterator[Span]:
+def _spans_of_line(
+    text: str, start: int, end: int, backslash_escapes: bool, known_start: int
+) -> Iterator[Span]:
     shown_to = start
-    for first, last in regions(text, backslash_escapes):
+    for first, last in regions(text, backslash_escapes, known_start):
         if last <= start:
             continue
         if first >= end:
@@ -117,12 +141,26 @@ def _spans_of_line(text: str, start: int, end: int, backslash_escapes: bool) -> 
         if SECRET_WORD.search(text, first, last) or _sets_secret(text, first, last):
             yield Span(max(first, start), min(last, end), MASK)
         else:
-            for span in hidden(text, first, last, backslash_escapes):
-                if span.start < end and span.end > start:
+            near = _ordinary_to(text, first, start, backslash_escapes)
+            for span in hidden(text, near, last, backslash_escapes):
+                if span.start >= end:
+                    break
+                if span.end > start:
                     yield span if span.start >= start else span._replace(start=start, instead=MASK)
         shown_to = max(last, start)
     if SHOWN.search(text, shown_to, end):
         yield Span(shown_to, end, f" {MASK}")
+
+
+def _ordinary_to(text: str, start: int, place: int, backslash_escapes: bool) -> int:
+    """From one token's start to another's, before `place`, found quickly: the literals after that
+    are the same as if all had been read.
+    """
+    # Not the last two: what a $ begins depends on the words before it.
+    earlier = before = at = start
+    while not backslash_escapes and (found := ORDINARY.match(text, at)) and found.end() <= place:
+        earlier, before, at = before, at, found.end()
+    return earlier
 
 
 def hidden(text: str, start: int, end: int, backslash_escapes: bool = False) -> Iterator[Span]:
@@ -208,19 +246,26 @@ def _as_kept(name: str) -> str:
 
 
 class Words:
-    """What a text of SQL says outside of its literals, and names that are `known`: this may be
-    repeated.
+    """What a text of SQL says outside of its literals near a place, and names that are `known`:
+    this may be repeated.
     """
 
     def __init__(
-        self, text: str, backslash_escapes: bool, known: Iterable[Optional[str]] = ()
+        self,
+        text: str,
+        backslash_escapes: bool,
+        known: Iterable[Optional[str]] = (),
+        place: int = 0,
+        known_start: int = 0,
     ) -> None:
         self._words = {name.casefold() for name in known if name}
-        for start, end in regions(text, backslash_escapes):
-            if start > SEARCHED:
+        first, last = place - SEARCHED, place + SEARCHED
+        for start, end in regions(text, backslash_escapes, known_start):
+            if start > last:
                 break
-            if not _sets_secret(text, start, end):
-                self._add(text, start, min(end, SEARCHED), backslash_escapes)
+            if end > first and not _sets_secret(text, start, end):
+                near = _ordinary_to(text, start, first, backslash_escapes)
+                self._add(text, near, min(end, last), backslash_escapes)
 
     def _add(self, text: str, start: int, end: int, backslash_escapes: bool) -> None:
         at = start

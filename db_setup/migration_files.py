@@ -125,6 +125,7 @@ _DATA = re.compile(r".*\.(md|rst|adoc|html?|pdf|png|svg|jpe?g|csv|tsv|dat|json)"
 # Names of files that are not run, what is said of one, and whether it may be meant so; the first
 # that applies counts. Editors and people leave files aside.
 _NAMES_NOT_RUN = (
+    (r"\.[^\W_].*\.sql", "{} is hidden, and not run", True),
     (r"\..*", "", True),
     (
         r".+\.sql(~|\.(bak|old|orig|rej|sw[op]|tmp|save"
@@ -161,14 +162,22 @@ def _not_run(
             continue
         known = (row for row in _NAMES_NOT_RUN if re.fullmatch(row[0], name, re.IGNORECASE))
         _, text, may_be_meant = next(known, ("", "", True))
-        if not text and version_of(name) and not _DATA.fullmatch(name):
+        is_data = bool(files) and _DATA.fullmatch(name) is not None
+        if not text and version_of(name) and not is_data:
             yield f"{name} {ONLY_SQL}", False
         elif text:
             yield text.format(name), may_be_meant
-    if (folder.parent / "initializer.py").is_file():
-        for path in sorted(folder.parent.glob(_SQL_FILES)):
-            text = f"{path.name} is next to migrations/, not in it, and is not run: move it"
-            yield text, version_of(path.name) is None
+    home = folder.parent
+    if (home / "initializer.py").is_file():
+        text = "{} is next to migrations/, not in it, and is not run: move it"
+        for path in sorted(home.glob(_SQL_FILES)):
+            yield text.format(path.name), version_of(path.name) is None
+        # The first file of each folder.
+        found = {path.parent: path for path in sorted(home.glob(f"*/{_SQL_FILES}"), reverse=True)}
+        for path in found.values():
+            is_numbered = version_of(path.name) is not None
+            if path.parent != folder and (is_numbered or not files):
+                yield text.format(path.relative_to(home)), bool(files) or not is_numbered
 
 
 def _in_sub_folder(path: Path, files: Mapping[str, Migration]) -> Iterator[tuple[str, bool]]:

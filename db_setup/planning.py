@@ -5,16 +5,17 @@ Knows no database. A file is read only where its name, or its bytes, do not tell
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
 import file_names
 import sql_scanner
 from common import MigrationError
-from file_names import FLYWAY, Version
+from file_names import FLYWAY, TIME, Version
 from migration_files import Migration, tokens_checksum
 
 CHECKSUMS = (sql_scanner.PLAIN, sql_scanner.TOKENS, sql_scanner.LONG)
@@ -56,6 +57,7 @@ class Plan:
     filled: tuple[Row, ...] = ()  # of pending files that had no statement when they were recorded
     orphans: tuple[str, ...] = ()  # rows without a file
     warnings: tuple[str, ...] = ()
+    example: Optional[Row] = None  # the only row, and the files replace what it records
 
 
 def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
@@ -63,6 +65,9 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
 
     Raises MigrationError where nothing can tell whether a file was applied under another name.
     """
+    example = replaced_example(files, rows)
+    if example:
+        return replace(make_plan(files, ()), example=example)
     claimed = claim_rows(files, rows)
     claimed_ids = {row.id for row in claimed.values()}
     free = [row for row in rows if row.id not in claimed_ids]
@@ -118,6 +123,13 @@ def _is_empty(file: Migration) -> bool:
 def is_example(file: Migration) -> bool:
     """It is the example that comes with db_setup, untouched."""
     return tokens_checksum(file, EXAMPLE) == EXAMPLE
+
+
+def replaced_example(files: Sequence[Migration], rows: Sequence[Row]) -> Optional[Row]:
+    """The row of the example, if that ran, nothing else is recorded, and no file is the example."""
+    if len(rows) != 1 or rows[0].checksum != EXAMPLE or rows[0].adopted:
+        return None
+    return rows[0] if files and not any(map(is_example, files)) else None
 
 
 def claim_rows(files: Sequence[Migration], rows: Sequence[Row]) -> dict[Migration, Row]:
@@ -185,16 +197,25 @@ def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
     """Raise MigrationError where a file is called like a row without a file, of unknown content."""
     for row in orphans:
         same_title = file_names.title(row.name) == file_names.title(file.name) != ""
-        if row.is_comparable or not same_title:
+        if row.is_comparable or not (same_title or _is_slip(file, row)):
             continue
         how = "by a newer version" if row.checksum else "without a checksum"
         then = "" if row.checksum else " for one deployment, then rename it"
+        instead = "another name after the number" if same_title else "another number"
         raise MigrationError(
             f"{file.path.name}: is this {row.name}, which is applied and whose file is gone? "
             f"It was recorded {how}, so nothing can tell",
-            f"If it is, name the file {row.name}.sql{then}; if not, give it another name after "
-            "the number",
+            f"If it is, name the file {row.name}.sql{then}; if not, give it {instead}",
         )
+
+
+def _is_slip(file: Migration, row: Row) -> bool:
+    """The same version, and words that are nearly the same: 002_add_ordrs, 002_add_orders."""
+    recorded = _recorded(row)
+    if recorded is None or file.version != recorded[0]:
+        return False
+    words = file_names.title(row.name), file_names.title(file.name)
+    return difflib.SequenceMatcher(None, *words).ratio() > 0.75
 
 
 def number_files(
@@ -236,7 +257,7 @@ def _warnings(
     files: Sequence[Migration],
     rows: Sequence[Row],
 ) -> Iterator[str]:
-    """What may be a slip: no file at all, a version used twice, a late one."""
+    """What may be a slip: no file at all, a version used twice, a late one, a date without time."""
     if rows and not files:
         yield NO_FILES
     new = [(file.version, file.name) for file in pending if file.version]
@@ -255,6 +276,11 @@ def _warnings(
         last = max((found for found in recorded if found[0].family == version.family), default=None)
         if last and version < last[0]:
             yield f"{name} comes late: {file_names.shown_version(last[1])} is applied already"
+    times = sorted(found for found in new if found[0].kind == TIME)
+    for (first, name), (second, other) in zip(times, times[1:]):
+        if first.parts == second.parts[: len(first.parts)] != second.parts:
+            what = f"{name} runs before {other}, since it has no time of day"
+            yield f"{what}: give it one, if that is wrong"
 
 
 def _recorded(row: Row) -> Optional[tuple[Version, str]]:

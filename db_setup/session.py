@@ -357,25 +357,23 @@ class Session:
         return enumerate(pauses(self.deadline), 1)
 
     def with_retries(
-        self,
-        action: Callable[[], Result],
-        sqlstates: Sequence[str] = RETRYABLE,
-        tables: Sequence[str] = (),
+        self, action: Callable[[], Result], sqlstates: Sequence[str] = RETRYABLE
     ) -> Result:
         """Do it again, until the deadline, where other sessions block it for a moment.
 
-        Limited users that keep these tables locked are ended: ours, or those of roles.
+        Limited users that the action waits for are ended.
         """
         attempts = self.attempts()
         while True:
+            self.activity.blockers = ((), ())
             try:
                 return action()
             except psycopg2.Error as exc:
                 sqlstate = exc.pgcode or ""
                 if sqlstate not in sqlstates or not self.pause_to_retry(sqlstate, attempts):
                     raise
-            if tables and self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
-                self._end_limited_holders(tables)
+            if self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+                self._end_limited_holders()
 
     def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:
         """Wait a while after what can pass, if there is time for another attempt."""
@@ -467,31 +465,41 @@ class Session:
                 self.query("SELECT pg_terminate_backend(%s)", [holder.pid])
         return known, step
 
-    def _end_limited_holders(self, tables: Sequence[str] = ()) -> bool:
-        """End the sessions and prepared transactions of limited users that hold our lock, or one
-        of these tables, or wait for it; returns whether there were any.
+    def _end_limited_holders(self) -> bool:
+        """End the sessions and prepared transactions of limited users that hold our lock, or that
+        we had to wait for; returns whether there were any.
         """
-        args = {"limited": list(self.limited_roles), "tables": list(tables)}
+        pids, transactions = self.activity.blockers
+        args = {
+            "limited": list(self.limited_roles),
+            "pids": list(pids),
+            "transactions": list(transactions),
+        }
         found = self.query(LIMITED_HOLDERS_SQL, args)
-        for pid, transaction, role, is_member in found:
+        for _, _, role, _ in found:
             log("ending a limited user that holds our lock", logging.WARNING, user=role)
+        self.end_limited(found)
+        return bool(found)
+
+    def end_limited(self, found: Sequence[tuple[Any, ...]]) -> None:
+        """End these sessions and prepared transactions, as their users."""
+        for pid, transaction, role, can_become in found:
             name = sql.Identifier(role)
             try:
-                if not is_member:
+                if not can_become:
                     self.query(sql.SQL("GRANT {} TO CURRENT_USER").format(name))
                 try:
+                    self.query(sql.SQL("SET ROLE {}").format(name))
                     if pid is not None:
                         self.query("SELECT pg_terminate_backend(%s)", [pid])
                     else:
-                        self.query(sql.SQL("SET ROLE {}").format(name))
                         self.query("ROLLBACK PREPARED %s", [transaction])
                 finally:
                     self.query("RESET ROLE")
-                    if not is_member:
+                    if not can_become:
                         self.query(sql.SQL("REVOKE {} FROM CURRENT_USER").format(name))
             except psycopg2.Error as exc:  # the message about the lock names who holds it
                 log("it cannot be ended", logging.WARNING, reason=str(exc).split("\n")[0])
-        return bool(found)
 
     def lock_holders(self) -> list[Holder]:
         """Nobody, or one."""
@@ -621,24 +629,24 @@ HOLDER_SQL = f"""
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
-# A session or a prepared transaction, its user, and whether we are a member of that.
+# A session or a prepared transaction, its user, and whether we can become that as it is.
 LIMITED_HOLDERS_SQL = f"""
-    SELECT DISTINCT l.pid, p.gid::text, r.rolname::text, pg_has_role(r.oid, 'MEMBER')
-    FROM pg_locks l JOIN pg_database b ON b.datname = current_database()
-         AND l.database IN (0, b.oid)
-    LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-    LEFT JOIN pg_locks x ON l.pid IS NULL AND x.pid IS NULL AND x.locktype = 'transactionid'
-         AND x.virtualtransaction = l.virtualtransaction
-    LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid AND p.database = b.datname
-    JOIN pg_roles r ON r.rolname = coalesce(a.usename, p.owner)
+    WITH holders AS (
+        SELECT pid, virtualtransaction FROM pg_locks l JOIN pg_database b ON b.oid = l.database
+        WHERE b.datname = current_database() AND locktype = 'advisory' AND {IS_OUR_LOCK_SQL}),
+    found(pid, gid, role) AS (
+        SELECT pid, NULL, usename FROM pg_stat_activity
+        WHERE pid = ANY (%(pids)s::int[]) OR pid IN (SELECT pid FROM holders)
+        UNION ALL
+        SELECT NULL, gid, owner FROM pg_prepared_xacts p
+        WHERE database = current_database() AND (gid = ANY (%(transactions)s::text[]) OR EXISTS (
+            SELECT FROM pg_locks JOIN holders USING (virtualtransaction)
+            WHERE transactionid = p.transaction AND holders.pid IS NULL)))
+    SELECT f.pid, f.gid, r.rolname::text, pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)
+    FROM found f JOIN pg_roles r ON r.rolname = f.role
          AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
-    WHERE ((l.locktype = 'advisory' AND l.objsubid = 1
-            AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY})
-           OR EXISTS (
-               SELECT FROM pg_class c WHERE c.oid = l.relation AND relname = ANY (%(tables)s)
-               AND (relnamespace = to_regnamespace('public') OR (l.mode <> 'AccessShareLock'
-                    AND relnamespace = 'pg_catalog'::regnamespace))))
-      AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
+    WHERE EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
                   AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
 RAISES = re.compile(

@@ -31,12 +31,13 @@ _PIECE = 1 << 18  # characters
 Name = tuple[Optional[str], str]  # of a table: its schema (None: not named) and itself
 
 
-def scan(text: str, backslash_escapes: bool = False) -> Iterator[Statement]:
-    """The statements of `text`, in order; raises ScanError if a quote or a comment is not closed.
+def scan(text: str, backslash_escapes: bool = False, start: int = 0) -> Iterator[Statement]:
+    """The statements of `text`, in order, from one's start on; raises ScanError if a quote or a
+    comment is not closed.
 
     `backslash_escapes`: the session has standard_conforming_strings off, so '\\'' is a quote.
     """
-    return _Scanner(text, backslash_escapes).statements()
+    return _Scanner(text, backslash_escapes).statements(start)
 
 
 def checksum(text: str, algorithm: str = "") -> str:
@@ -199,6 +200,15 @@ class Script:
         for statement in scan(self.text, self.backslash_escapes):
             if statement.start not in left_out:
                 yield statement
+
+    def start_near(self, offset: int) -> int:
+        """Where a statement begins, not after `offset` and in a long text not far before it, up to
+        which nothing changes how strings are read.
+        """
+        starts = [piece.start for piece in self.pieces if piece.start <= offset]
+        if not starts or self.backslash_escapes or SETS_STRING_SYNTAX.search(self.text):
+            return 0
+        return starts[-1]
 
     def statement_sql(self, statement: Statement) -> str:
         """The statement's text."""
@@ -593,11 +603,11 @@ class _Scanner:
         self.backslash_escapes = backslash_escapes
         self.token_hash = token_hash
 
-    def statements(self) -> Iterator[Statement]:
+    def statements(self, first: int = 0) -> Iterator[Statement]:
+        """From the offset `first`, where a statement begins."""
         text = self.text
-        offset = 0
-        line = 1
-        counted_to = 0
+        offset = counted_to = first
+        line = 1 + text.count("\n", 0, first)
         while True:
             start = _skip_gap(text, offset)
             if start >= len(text):
@@ -798,6 +808,7 @@ _LETTER = r"[^\x00-@\[-^`{-\x7f]"
 _LETTER_OR_DIGIT = r"[^\x00-/:-@\[-^`{-\x7f]"
 _WORD = rf"{_LETTER}[^\x00-#%-/:-@\[-^`{{-\x7f]*"  # letters, digits and dollar signs
 _STARTS_WORD = re.compile(_LETTER)
+SETS_STRING_SYNTAX = re.compile(r"standard_conforming_strings", re.IGNORECASE)
 
 _TOKEN = re.compile(
     rf"""

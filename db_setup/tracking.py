@@ -7,6 +7,7 @@ on it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
@@ -72,6 +73,9 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     for table, columns in own_columns:
         if table is None:
             continue
+        taken = table.takes_our_name()
+        if taken:
+            raise taken
         if table.kind != "r" or not columns <= set(table.columns):
             if "file_sha256" in table.columns:
                 missing = ", ".join(columns - set(table.columns))
@@ -123,17 +127,18 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
-def after_file_question(config: Config, watch: boundary.Watch) -> sql.Composable:
-    """What has become of our tables, and how many rows say *applied*."""
-    question = "SELECT json_build_array(({}), (SELECT count(*) FROM {}))"
-    return sql.SQL(question).format(watch.question(), config.tracking)
+def after_file_question(
+    config: Config, watch: boundary.Watch, names: Sequence[str]
+) -> sql.Composable:
+    """What has become of our tables, and whether these are the names that are recorded."""
+    question = sql.SQL("SELECT json_build_array(({}), {})")
+    return question.format(watch.question(), has_rows(config, names))
 
 
-def has_rows_sql(session: Session, config: Config, count: int) -> str:
-    """Whether the tracking table has as many rows as it should."""
-    question = sql.SQL("(SELECT count(*) >= {} FROM {})")
-    filled = question.format(sql.Literal(count), config.tracking)
-    return filled.as_string(session.connection)
+def has_rows(config: Config, names: Sequence[str]) -> sql.Composable:
+    """Whether the tracking table has these rows: as many others are not the same."""
+    digest = hashlib.sha256("/".join(sorted(names)).encode()).hexdigest()
+    return sql.SQL(HAS_ROWS_SQL).format(config.tracking, sql.Literal(digest))
 
 
 def restore_rows(session: Session, config: Config, names: Sequence[str]) -> list[str]:
@@ -183,7 +188,12 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
-    session.query_all_or_none(sql.SQL("; ").join(changes))
+    try:
+        session.query_all_or_none(sql.SQL("; ").join(changes))
+    except psycopg2.errors.DuplicateObject:
+        for label, owner in session.query(boundary.TAKEN_SQL, [list(config.tables)]):
+            raise boundary.name_taken("TYPE", label, owner) from None
+        raise
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
@@ -194,6 +204,27 @@ def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
     ids = sql.Literal([row.id for row in rows])
     delete = sql.SQL("DELETE FROM {} WHERE id = ANY ({})").format(config.tracking, ids)
     session.with_retries(lambda: session.query_all_or_none(delete))
+
+
+def remove_example(session: Session, config: Config, row: Row) -> None:
+    """Take the example back, which was never meant: its empty tables and its row.
+
+    Raises MigrationError where the tables are in use, or are not as the example made them.
+    """
+    drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
+    try:
+        session.with_retries(lambda: session.query_all_or_none(drop))
+    except psycopg2.Error as exc:
+        why = NOT_DROPPED.get(exc.pgcode or "")
+        if why is None:
+            raise
+        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
+        raise MigrationError(
+            f"{row.name}.sql was replaced, but what is applied is the example that comes with "
+            f"db_setup, and its tables users and products {why}",
+            "Restore the example, and put your schema into a new file; or drop the two tables, if "
+            f"nobody needs them, and the row: {forget}",
+        ) from None
 
 
 def refuse_example(files: Sequence[Migration]) -> None:
@@ -485,12 +516,53 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+# Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
+# number is that of what depends on the tables: an index, a trigger, a view … that others have added
+# counts, as rows do that a policy would hide.
+DROP_EXAMPLE_SQL = """
+    LOCK TABLE public.users, public.products IN ACCESS EXCLUSIVE MODE;
+    DO $do$ BEGIN
+        IF (SELECT string_agg(concat(attname, ' ', format_type(atttypid, atttypmod)), ', '
+                              ORDER BY c.relname DESC, attnum)
+            FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0
+            WHERE c.oid IN ('public.users'::regclass, 'public.products'::regclass)
+              AND c.relkind = 'r' AND NOT c.relrowsecurity
+              AND pg_get_userbyid(c.relowner) = current_user)
+           IS DISTINCT FROM 'id uuid, email character varying, created_at timestamp without time '
+             'zone, id uuid, name character varying, price numeric(10,2), user_id uuid'
+           OR (SELECT count(*) FROM pg_depend d
+               LEFT JOIN pg_constraint n ON n.oid = objid AND classid = 'pg_constraint'::regclass
+               WHERE refclassid = 'pg_class'::regclass AND n.contype IS DISTINCT FROM 'n'
+                 AND refobjid IN ('public.users'::regclass, 'public.products'::regclass)) <> 12
+        THEN
+            RAISE 'not as the example made them' USING ERRCODE = 'invalid_table_definition';
+        END IF;
+        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
+            RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
+        END IF;
+    END $do$;
+    DROP TABLE public.products, public.users;
+    DELETE FROM {} WHERE id = {}"""
+CHANGED = "have been changed, or are used by others"
+NOT_DROPPED = {
+    "55006": "hold rows",
+    "42P16": CHANGED,
+    "42P01": CHANGED,  # dropped
+    "42809": CHANGED,  # another object of that name
+    "42501": CHANGED,  # somebody else's
+    "2BP01": CHANGED,  # used in other ways
+}
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
 )
 ADOPT_SQL = (
     "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
+)
+# The names would make each file's message longer by themselves.
+HAS_ROWS_SQL = (
+    "(SELECT sha256(convert_to(string_agg(migration_name, '/' ORDER BY migration_name COLLATE "
+    "\"C\"), 'UTF8')) = decode({1}, 'hex') FROM {0})"
 )
 # An extension's table (PostGIS brings some) does not count.
 ANY_TABLE_SQL = """

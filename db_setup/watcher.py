@@ -59,8 +59,22 @@ BLOCKED_BY_SQL = """ARRAY(
                    coalesce(b.state, 'in a state that is hidden from us'),
                    extract(epoch FROM clock_timestamp() - b.xact_start)::int || ' s') END
         FROM unnest(pg_blocking_pids(a.pid)) p LEFT JOIN pg_stat_activity b ON b.pid = p)"""
+# The same as process ids, with whom these wait for, and as names of prepared transactions.
+BLOCKERS_SQL = """(
+    WITH RECURSIVE waiting(pid) AS (
+        SELECT a.pid UNION SELECT unnest(pg_blocking_pids(pid)) FROM waiting WHERE pid <> 0)
+    SELECT json_build_array(
+        (SELECT json_agg(pid) FROM waiting),
+        (SELECT coalesce(json_agg(DISTINCT p.gid), '[]') FROM waiting
+         JOIN pg_locks w ON w.pid = waiting.pid AND NOT w.granted
+         JOIN pg_locks h ON h.pid IS NULL AND (h.locktype, h.database, h.relation, h.page, h.tuple,
+              h.transactionid, h.classid, h.objid, h.objsubid) IS NOT DISTINCT FROM (w.locktype,
+              w.database, w.relation, w.page, w.tuple, w.transactionid, w.classid, w.objid,
+              w.objsubid)
+         JOIN pg_locks x ON x.virtualtransaction = h.virtualtransaction AND x.pid IS NULL
+         JOIN pg_prepared_xacts p ON p.transaction = x.transactionid)))"""
 WAITS_FOR_SQL = (
-    f"SELECT concat_ws(' ', a.wait_event_type, a.wait_event), {BLOCKED_BY_SQL}, "
+    f"SELECT concat_ws(' ', a.wait_event_type, a.wait_event), {BLOCKED_BY_SQL}, {BLOCKERS_SQL}, "
     "a.state = 'active' FROM pg_stat_activity a WHERE a.pid = %(pid)s"
 )
 # Another session, called a, that builds an index: never to be ended or cancelled. Stopped, it would
@@ -98,6 +112,8 @@ class Activity:
     log_prefix: str = ""
     # The sessions that blocked ours when the watcher last looked in time.
     blocked_by: Sequence[str] = ()
+    # Their process ids, and the names of prepared transactions.
+    blockers: tuple[Sequence[int], Sequence[str]] = ((), ())
     still_building: bool = False  # an index, when the watcher cut the connection
 
 
@@ -168,9 +184,10 @@ class Watcher:
         found = self._ask(WAITS_FOR_SQL, self._deadline.left)
         if not found:
             return
-        waits_for, blocked_by, is_running = found[0]
+        waits_for, blocked_by, blockers, is_running = found[0]
         if blocked_by or is_running:  # a look after the end of the wait tells nothing new
             self._activity.blocked_by = blocked_by
+            self._activity.blockers = blockers
         if tell:
             fields = {"waits_for": waits_for, "blocked_by": blocked_by, **self._progress(elapsed_s)}
             known = {key: value for key, value in fields.items() if value}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from harness.attackers import STRANGER, close_public, make_stranger
-from harness.logins import SECRETS, as_superuser
+from harness.logins import SECRETS, as_superuser, refusal
 from harness.world import ADMIN, World, rows
-from initializer import UserError
+from initializer import InitializerError, UserError
 
+DENIED = "InsufficientPrivilege"
+FORGED = "INSERT INTO schema_migrations (id, migration_name) VALUES (999, '999_forged')"
 FORGERIES = (
     "INSERT INTO schema_migrations (migration_name) VALUES ('forged')",
     "UPDATE schema_migrations SET migration_name = 'forged'",
@@ -212,6 +215,76 @@ def test_rights_of_a_monitor_are_not_too_many(deployed: World) -> None:
 def warned(report: dict[str, Any]) -> list[str]:
     """The warnings of a run whose folder may be empty."""
     return [text for text in report["warnings"] if not text.startswith("migrations/ holds no file")]
+
+
+def test_rights_that_another_grantor_gave_are_taken_back_or_not_said_to_be(deployed: World) -> None:
+    """REVOKE takes back what its own role has granted: here the run says that it has, and it has not."""
+    deployed.sql(f"CREATE ROLE tmp_boss; GRANT tmp_boss TO {ADMIN}")
+    deployed.write(
+        "001_boss.sql",
+        "GRANT INSERT ON schema_migrations TO tmp_boss WITH GRANT OPTION; SET ROLE tmp_boss; "
+        "GRANT INSERT ON schema_migrations TO app_rw",
+    )
+    with suppress(InitializerError):
+        deployed.deploy()
+    assert refusal(deployed, "app_rw", FORGED) == DENIED
+
+
+def test_schema_that_a_file_gave_to_the_table_creators_lets_none_drop_our_table(deployed: World) -> None:
+    """The owner of a schema may drop whatever is in it."""
+    deployed.write("001_schema.sql", "ALTER SCHEMA public OWNER TO tablecreator")
+    with suppress(InitializerError):
+        deployed.deploy()
+    assert refusal(deployed, "app_tc", "DROP TABLE schema_migrations") == DENIED
+
+
+# --- What a group drops -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("secret", "login", "group"), [("user", "app_rw", "readwrite"), ("creator", "app_tc", "tablecreator")]
+)
+def test_group_that_drops_its_own_rights_does_not_get_back_what_a_file_revoked(
+    deployed: World, secret: str, login: str, group: str
+) -> None:
+    """DROP OWNED BY takes the default privileges away, by whose absence a run decides to grant everything."""
+    deployed.write("001_pay.sql", f"CREATE TABLE pay (id int); REVOKE ALL ON pay FROM {group}")
+    deployed.deploy()
+    with deployed.login(secret) as conn:
+        rows(conn, f"DROP OWNED BY {group}")
+    deployed.deploy()
+    assert refusal(deployed, login, "SELECT * FROM pay") == DENIED
+
+
+def test_group_that_drops_its_own_rights_does_not_close_what_the_admin_opened(deployed: World) -> None:
+    deployed.sql("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with deployed.login("user") as conn:
+        rows(conn, "DROP OWNED BY readwrite")
+    deployed.deploy()
+    assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
+
+
+def test_group_of_an_earlier_version_that_drops_its_rights_does_not_get_them_back(deployed: World) -> None:
+    """Whose objects were granted is written down by the first run of this version."""
+    deployed.write("001_pay.sql", "CREATE TABLE pay (id int); REVOKE ALL ON pay FROM readwrite")
+    deployed.deploy()
+    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS NULL")
+    deployed.deploy()
+    with deployed.login("user") as conn:
+        rows(conn, "DROP OWNED BY readwrite")
+    report = deployed.deploy()
+    assert refusal(deployed, "app_rw", "SELECT * FROM pay") == DENIED
+    assert any("had dropped its rights (DROP OWNED BY readwrite)" in text for text in report["warnings"])
+
+
+def test_group_gets_its_rights_in_a_database_that_was_restored_without_them(deployed: World) -> None:
+    """What is noted of another database does not count."""
+    deployed.write("001_pay.sql", "CREATE TABLE pay (id int)")
+    deployed.deploy()
+    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS 'rights granted in 1: [\"readwrite:rds_admin\"]'")
+    deployed.sql("DROP OWNED BY readwrite")
+    deployed.deploy()
+    assert refusal(deployed, "app_rw", "SELECT * FROM pay") == ""
 
 
 # --- What a file replaces -------------------------------------------------------------------------------------------

@@ -7,14 +7,16 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import psycopg2
 import pytest
 import secret_store
-from harness.attackers import open_transaction
+from harness.attackers import PASSWORD, STRANGER, open_transaction, stranger
 from harness.aws import AFTER_WRITE, at
-from harness.logins import works
+from harness.database import connect
+from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
 from initializer import UserError
 
@@ -97,6 +99,62 @@ def test_rotation_is_not_kept_up_by_a_lock_on_a_table(deployed: World) -> None:
     assert deployed.sql(owners) == [("free", "tablecreator"), ("locked", "app_tc")]
 
 
+ALL_KINDS = """
+    CREATE TABLE public.made (a serial, b int);
+    CREATE VIEW public.seen AS SELECT 1 AS a;
+    CREATE MATERIALIZED VIEW public.kept AS SELECT 1 AS a;
+    CREATE SEQUENCE public.numbers;
+    CREATE STATISTICS public.counts ON a, b FROM public.made;
+    CREATE TYPE public.pair AS (a int);
+    CREATE TYPE public.span AS RANGE (subtype = int);
+    CREATE TYPE public.mood AS ENUM ('a');
+    CREATE DOMAIN public.short AS int;
+    CREATE FUNCTION public.same(int, int) RETURNS bool LANGUAGE sql AS 'SELECT true';
+    CREATE FUNCTION public.one(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+    CREATE PROCEDURE public.act(INOUT a int) LANGUAGE sql AS 'SELECT 1';
+    CREATE AGGREGATE public.counted(*) (sfunc = int8inc, stype = int8, initcond = '0');
+    CREATE AGGREGATE public.sorted(float8 ORDER BY float8) (sfunc = float8pl, stype = float8);
+    CREATE OPERATOR public.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = public.same);
+    CREATE OPERATOR public.@@@ (RIGHTARG = int, FUNCTION = public.one);
+    CREATE COLLATION public.plain FROM "C";
+    CREATE CONVERSION public.latin FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+    CREATE TEXT SEARCH DICTIONARY public.words (TEMPLATE = simple);
+    CREATE TEXT SEARCH CONFIGURATION public.texts (COPY = simple);
+    SELECT lo_create(0)"""
+OF_SUPERUSERS = """
+    CREATE SCHEMA closed; ALTER SCHEMA closed OWNER TO app_tc;
+    CREATE FOREIGN DATA WRAPPER wrapper; CREATE SERVER far FOREIGN DATA WRAPPER wrapper;
+    GRANT USAGE ON FOREIGN SERVER far TO tablecreator; CREATE USER MAPPING FOR app_tc SERVER far;
+    CREATE OPERATOR FAMILY public.family USING btree; ALTER OPERATOR FAMILY public.family USING btree OWNER TO app_tc"""
+IN_TEMPORARY_SCHEMA = "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+OWNED_BY_LOGIN = """
+    SELECT p.type, p.identity FROM pg_shdepend s, pg_identify_object(classid, objid, objsubid) p
+    WHERE refobjid = 'app_tc'::regrole AND deptype = 'o' AND p.type NOT IN ('default acl', 'user mapping')
+      AND p.schema !~ '^pg_temp'"""
+
+
+def test_rotation_gives_objects_of_every_kind_to_the_group(deployed: World) -> None:
+    """Some have another name in ALTER. The function in its temporary schema leads to the way that gives them one by
+    one."""
+    as_superuser(deployed, OF_SUPERUSERS)
+    with deployed.login("creator") as conn:
+        rows(conn, f"{ALL_KINDS}; {IN_TEMPORARY_SCHEMA}")
+        report = deployed.deploy(ROTATE)
+    assert report["users"]["app_tc_clone"] == "rotated"
+    assert report["warnings"] == []
+    assert as_superuser(deployed, OWNED_BY_LOGIN) == []
+
+
+def test_rotation_is_not_stopped_by_what_alter_cannot_give(deployed: World) -> None:
+    """An extension keeps its owner."""
+    as_superuser(deployed, f"GRANT CREATE ON DATABASE {deployed.dbname} TO tablecreator")
+    with deployed.login("creator") as conn:
+        rows(conn, f'CREATE EXTENSION "uuid-ossp"; {IN_TEMPORARY_SCHEMA}')
+        report = deployed.deploy(ROTATE)
+    assert report["users"]["app_tc_clone"] == "rotated"
+    assert "1 objects still belong to app_tc (extension" in report["warnings"][0]
+
+
 class Invocation(Context):
     """An event's delivery: a second one of the same event has the same id."""
 
@@ -130,6 +188,52 @@ def test_rotation_that_is_killed_when_it_has_written_the_secret_has_handed_the_t
 
     assert report["users"] == {"app_tc_clone": "kept"}
     assert deployed.sql("SELECT relowner::regrole::text FROM pg_class WHERE relname = 'first'") == [("tablecreator",)]
+
+
+def test_session_that_has_become_a_limited_user_does_not_outlive_two_rotations(deployed: World) -> None:
+    """PostgreSQL 13 and 14: a login lets a stranger in, whose session stays what SET ROLE has made it."""
+    with deployed.login("creator") as conn, suppress(psycopg2.errors.InsufficientPrivilege):
+        rows(conn, f"GRANT app_tc TO {STRANGER}")
+    with stranger(deployed) as conn:
+        with suppress(psycopg2.errors.InsufficientPrivilege):
+            rows(conn, "SET ROLE app_tc")
+        for _ in range(2):
+            deployed.deploy({"action": "rotate"})
+        with suppress(psycopg2.Error):
+            rows(conn, "ALTER ROLE app_tc PASSWORD 'stolen'")
+    with pytest.raises(psycopg2.OperationalError), deployed.connection("app_tc", "stolen"):
+        pass
+
+
+def test_session_of_a_role_that_a_login_let_in_ends_when_that_is_taken_back(deployed: World) -> None:
+    """It stays what SET ROLE has made it."""
+    deployed.sql(f"CREATE ROLE tmp_guest LOGIN PASSWORD '{PASSWORD}'")
+    as_superuser(deployed, "GRANT readwrite TO app_rw WITH ADMIN OPTION")
+    with deployed.login("user") as conn:
+        rows(conn, "GRANT readwrite TO tmp_guest")
+    with stranger(deployed, "tmp_guest") as conn:
+        rows(conn, "SET ROLE readwrite")
+        deployed.deploy()
+        assert not is_alive(conn)
+
+
+def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: World) -> None:
+    """Here she is even in another database; PostgreSQL 16 and newer do not let the admin end her."""
+    deployed.deploy({"action": "rotate"})
+    as_superuser(deployed, f"CREATE ROLE tmp_alice LOGIN PASSWORD '{PASSWORD}'; GRANT readwrite TO tmp_alice")
+    alice = connect(deployed.server, "postgres", "tmp_alice", PASSWORD)
+    other = connect(deployed.server, "postgres", deployed.server.user, deployed.server.password)
+    rows(alice, "BEGIN; ALTER ROLE tmp_alice SET work_mem = '8MB'")
+    rows(other, "BEGIN; ALTER ROLE app_rw CONNECTION LIMIT 50")  # this is in the way, for 6 s
+    end = threading.Timer(6, lambda: rows(other, "ROLLBACK"))
+    end.start()
+    try:
+        deployed.deploy({"action": "rotate"}, Context(60))
+        end.join()
+        assert rows(alice, "SELECT 1") == [(1,)]
+    finally:
+        alice.close()
+        other.close()
 
 
 # --- A rotation by AWS ----------------------------------------------------------------------------------------------

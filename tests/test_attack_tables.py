@@ -114,6 +114,43 @@ def test_tables_of_ours_made_by_a_stranger_before_the_first_run_are_refused(
     assert world.tables() == []
 
 
+# By what a stranger has made, the statement that drops it.
+TAKEN = {
+    "CREATE TYPE {0} AS ENUM ('a')": "DROP TYPE {0}",
+    "CREATE DOMAIN {0} AS int": "DROP TYPE {0}",
+    "CREATE TYPE {0} AS RANGE (subtype = int)": "DROP TYPE {0}",
+    "CREATE TYPE {0} AS (id int)": "DROP TYPE {0}",
+    "CREATE SEQUENCE {0}": "DROP SEQUENCE {0}",
+    "CREATE VIEW {0} AS SELECT 1 AS id": "DROP VIEW {0}",
+    "CREATE MATERIALIZED VIEW {0} AS SELECT 1 AS id": "DROP MATERIALIZED VIEW {0}",
+    "CREATE TABLE {0}s (id int); CREATE INDEX {1} ON {0}s (id)": "DROP INDEX {0}",
+}
+MULTIRANGE = "CREATE TYPE public.span AS RANGE (subtype = int, multirange_type_name = {0})"
+
+
+@pytest.mark.parametrize("name", ["schema_migrations", "schema_migrations_progress"])
+def test_tables_of_ours_whose_name_others_have_taken_are_refused(world: World, name: str) -> None:
+    """Whatever has that name: the message has the owner, and the statement that drops it."""
+    make_stranger(world)
+    open_public(world)
+    label = f"public.{name}"
+    taken = dict(TAKEN)
+    if world.server.version >= 140000:
+        taken[MULTIRANGE] = "DROP TYPE public.span"
+    for made, dropped in taken.items():
+        with stranger(world) as conn:
+            rows(conn, made.format(label, name))
+        drop = dropped.format(label)
+
+        message = refused(world)
+
+        assert f" {label} belongs to {STRANGER}, who" in message or "span" in drop
+        assert f"As its owner or a superuser: {drop}; or set MIGRATIONS_TABLE." in message
+        with stranger(world) as conn:
+            rows(conn, drop)
+            rows(conn, f"DROP TABLE IF EXISTS {label}s")
+
+
 KINDS = {
     "view": "CREATE VIEW {0} AS SELECT 1 AS id, 'x'::varchar AS migration_name",
     "row-level security": "ALTER TABLE {0} ENABLE ROW LEVEL SECURITY",
@@ -205,3 +242,69 @@ def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
     assert f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}" in message
     as_superuser(world, f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}")
     assert len(world.deploy()["applied"]) == 1
+
+
+# What a file lets our tables call, by how they would: it is the table creator's.
+OUR_TABLE = "ALTER TABLE schema_migrations"
+CALLS = {
+    "check": f"{OUR_TABLE} ADD CHECK (fine(migration_name)) NOT VALID",
+    "default": f"{OUR_TABLE} ADD called bool, ALTER called SET DEFAULT fine('x')",
+    "generated column": f"{OUR_TABLE} ADD called bool GENERATED ALWAYS AS (fine(migration_name)) STORED",
+    "index": "CREATE INDEX called ON schema_migrations (fine(migration_name))",
+    "predicate": "CREATE INDEX called ON schema_migrations (id) WHERE fine(migration_name)",
+    "exclusion": f"{OUR_TABLE} ADD EXCLUDE ((fine(migration_name)::int) WITH =) WHERE (id < 0)",
+    "operator": f"{OUR_TABLE} ADD CHECK (migration_name === checksum) NOT VALID",
+    "domain": f"CREATE DOMAIN ours AS varchar CHECK (fine(VALUE)); {OUR_TABLE} ADD called ours DEFAULT 'x'",
+    "domain of others": f"{OUR_TABLE} ALTER migration_name TYPE named",
+    "function of our own": "CREATE FUNCTION wrapped(varchar) RETURNS bool IMMUTABLE AS 'SELECT public.fine($1)' "
+    f"LANGUAGE sql; ALTER FUNCTION wrapped OWNER TO app_tc; {OUR_TABLE} ADD CHECK (wrapped(migration_name)) NOT VALID",
+    "of the other table": "CREATE INDEX called ON schema_migrations_progress (fine(migration_name))",
+}
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_tables_of_ours_do_not_call_what_belongs_to_the_table_creator(deployed: World, how: str) -> None:
+    """It is taken away when the file has run: else our own statements would call it, in each later run."""
+    with deployed.login("creator") as conn:
+        rows(conn, trap("public.fine", "varchar", "bool", "true").replace(" LANGUAGE", " IMMUTABLE LANGUAGE", 1))
+        rows(
+            conn,
+            "CREATE FUNCTION same(text, text) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT public.fine($1::varchar)'",
+        )
+        rows(conn, "CREATE OPERATOR === (LEFTARG = text, RIGHTARG = text, FUNCTION = same)")
+        rows(conn, "CREATE DOMAIN named AS varchar(255)")
+    deployed.write("001_first.sql", "CREATE TABLE first (id int)")
+    deployed.write("002_calls.sql", CALLS[how])
+
+    report = deployed.deploy()
+
+    assert any(text.startswith("002_calls changed who may do what with our tables") for text in report["warnings"])
+    as_superuser(deployed, "SELECT setval('traps.caught', 1, false)")
+    with deployed.login("creator") as conn:
+        rows(conn, "ALTER DOMAIN named ADD CHECK (fine(VALUE)) NOT VALID")
+    deployed.write("003_next.sql", STEPS)
+    assert deployed.deploy()["warnings"] == []
+    assert not caught(deployed)
+
+
+def test_tables_of_ours_that_call_what_belongs_to_others_are_refused(deployed: World) -> None:
+    """Between two runs somebody has made them do so."""
+    with deployed.login("creator") as conn:
+        rows(conn, trap("public.fine", "varchar", "bool", "true"))
+    deployed.sql(f"{OUR_TABLE} ADD CONSTRAINT odd CHECK (fine(migration_name)) NOT VALID")
+    deployed.write("001_things.sql", STEPS)
+
+    message = refused(deployed)
+
+    assert "has table constraint that uses function public.fine(character varying) of app_tc" in message
+    assert "ALTER TABLE public.schema_migrations DROP CONSTRAINT odd; then invoke again" in message
+    assert not caught(deployed)
+
+
+def test_tables_of_ours_may_call_what_is_the_admins_or_an_extensions(deployed: World) -> None:
+    as_superuser(deployed, 'CREATE EXTENSION IF NOT EXISTS "uuid-ossp" SCHEMA public')
+    deployed.sql("CREATE FUNCTION named(varchar) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT $1 <> $$$$'")
+    deployed.sql(f"{OUR_TABLE} ADD CHECK (named(migration_name)), ADD run uuid DEFAULT uuid_generate_v4()")
+    deployed.write("001_things.sql", STEPS)
+    report = deployed.deploy()
+    assert (len(report["applied"]), report["warnings"]) == (1, [])

@@ -264,6 +264,13 @@ def test_load_migrations_refuses_numbered_files_in_a_sub_folder_next_to_files_wi
     assert problem.startswith("migrations/committed/ is not looked into, but holds 000001.sql: ")
 
 
+def test_load_migrations_refuses_a_folder_of_numbered_data_alone(folder: Path) -> None:
+    """Another tool's migrations are not data that is next to ours."""
+    put(folder, "01_a.json")
+
+    assert problems_of(folder) == [f"01_a.json {LIKE_A_MIGRATION}"]
+
+
 def test_load_migrations_does_not_mind_a_sub_folder_without_sql(folder: Path) -> None:
     """Nothing in it could be a migration."""
     (folder / "meta").mkdir()
@@ -325,7 +332,7 @@ def test_load_migrations_warns_of_what_is_left_aside(folder: Path, name: str) ->
             "README.md",
             ".gitkeep",
             "._001_a.sql",
-            ".002_b.sql",
+            ".#002_b.sql",
             ".DS_Store",
             "atlas.sum",
             "migration_lock.toml",
@@ -338,6 +345,14 @@ def test_load_migrations_says_nothing_of_what_is_not_a_migration(folder: Path, n
     put(folder, "001_a.sql", name)
 
     assert warnings_of(folder) == []
+
+
+@pytest.mark.parametrize("name", [".002_b.sql", ".V2__b.SQL", ".add_b.sql"])
+def test_load_migrations_warns_of_a_hidden_migration(folder: Path, name: str) -> None:
+    """A hidden file can be meant as a migration; what editors and systems hide gets no warning."""
+    put(folder, "001_a.sql", name)
+
+    assert warnings_of(folder) == [f"{name} is hidden, and not run"]
 
 
 def test_load_migrations_refuses_a_link_that_leads_nowhere(folder: Path) -> None:
@@ -379,6 +394,20 @@ def test_load_migrations_finds_sql_next_to_the_folder(tmp_path: Path) -> None:
 
     assert warnings_of(folder, others=1) == ["dump.sql is next to migrations/, not in it, and is not run: move it"]
     assert problems_of(folder) == ["002_b.sql is next to migrations/, not in it, and is not run: move it"]
+
+
+def test_load_migrations_finds_a_folder_of_another_name(tmp_path: Path) -> None:
+    """An empty migrations/ next to a folder that has the files is not a success; its first file is named."""
+    folder = tmp_path / "migrations"
+    for path in (folder, tmp_path / "migration", tmp_path / "queries"):
+        path.mkdir()
+    files = ("migration/001_a.sql", "migration/002_b.sql", "queries/list.sql")
+    put(tmp_path, "initializer.py", *files)
+    texts = [f"{name} is next to migrations/, not in it, and is not run: move it" for name in files]
+
+    assert (problems_of(folder), warnings_of(folder, others=1)) == (texts[:1], texts[2:])
+    put(folder, "001_a.sql")
+    assert (problems_of(folder), warnings_of(folder)) == ([], texts[:1])
 
 
 @pytest.mark.parametrize(
@@ -716,7 +745,7 @@ def test_next_version_follows_all_and_is_written_like_the_highest(there: list[st
         pytest.param(
             ["20250625_b", "20250625093000_a"],
             [],
-            [],
+            ["20250625_b runs before 20250625093000_a, since it has no time of day: give it one, if that is wrong"],
             id="one day, one time",
         ),
         pytest.param([], ["001_a"], [planning.NO_FILES], id="no file left"),
@@ -725,7 +754,7 @@ def test_next_version_follows_all_and_is_written_like_the_highest(there: list[st
 def test_make_plan_says_what_may_be_a_slip(
     folder: Path, files: list[str], recorded: list[str], warnings: Sequence[str]
 ) -> None:
-    """Equal numbers and a late lower number are allowed and said; nothing else is."""
+    """Equal numbers, a late lower number and a date without time are allowed and said; nothing else is."""
     found = migrations(folder, *files)
     checksum = migration_files.tokens_checksum(found[0]) if found else None
 
@@ -890,3 +919,18 @@ def test_mark_of_an_undoing_half_with_nothing_after_it_is_a_comment(tmp_path: Pa
         script = migration_files.load_script(migration_files.Migration(path, "001_t"), ours=())
 
         assert script.statement_count == 1
+
+
+def test_files_up_to_a_name_are_found_with_and_without_its_ending(folder: Path) -> None:
+    files = migrations(folder, "001_a", "002_b", "003_c")
+
+    assert [file.name for file in migration_files.up_to(files, "002_b")] == ["001_a", "002_b"]
+    assert [file.name for file in migration_files.up_to(files, "001_a.sql")] == ["001_a"]
+    assert migration_files.up_to(files, "002_c") == ()
+
+
+@pytest.mark.parametrize(("text", "is_odd"), [("", True), ("-- later\n", True), ("SELECT 1;", False)])
+def test_file_without_a_statement_is_odd(text: str, is_odd: bool) -> None:
+    found = list(migration_files.oddities("001_a", sql_scanner.read_script(text)))
+
+    assert found == is_odd * ["001_a has no statement, so nothing runs until it is filled in"]

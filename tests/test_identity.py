@@ -319,14 +319,15 @@ def test_renamed_and_edited_file_is_a_new_migration_that_is_said(world: World) -
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "instead"),
     [
-        ("004_add-b", "005_Add_b"),
-        ("V4__add_b", "004_add_b"),
+        ("004_add-b", "005_Add_b", "another name after the number"),
+        ("004_add_b", "004_add_bs", "another number"),
+        ("V4__add_b", "004_add_b", "another name after the number"),
     ],
 )
-def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str) -> None:
-    """A name that people take for the same is not run where nothing can tell."""
+def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before: str, after: str, instead: str) -> None:
+    """A name that people take for the same, or the same number, is not run where nothing can tell."""
     deploy(world, {"001_a": A, before: B})
     forget_checksums(world)
     was = world.applied()[1]
@@ -334,7 +335,7 @@ def test_renamed_file_of_a_row_without_checksum_is_refused(world: World, before:
     message = refused(world, {"001_a": A, after: B})
 
     assert message.startswith(f"{after}.sql: is this {was}, which is applied and whose file is gone? ")
-    assert message.endswith("; if not, give it another name after the number.")
+    assert message.endswith(f"; if not, give it {instead}.")
     assert deploy(world, {"001_a": A, before: B}) == []
     assert deploy(world, {"001_a": A, after: B}) == []
 

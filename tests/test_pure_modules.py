@@ -74,6 +74,16 @@ def test_mistakes_in_variables_are_reported_together(tmp_path: Any) -> None:
     assert told.endswith(". Nothing has been touched.")
 
 
+@pytest.mark.parametrize(("baseline", "is_wrong"), [("001_a", False), ("002_a", True)])
+def test_baseline_that_is_no_file_is_a_mistake(tmp_path: Any, baseline: str, is_wrong: bool) -> None:
+    (tmp_path / "001_a.sql").write_text("SELECT 1;")
+
+    with pytest.raises(ConfigError) as caught:
+        config.load_setup({"DB_SECRET_NAME": " ", "BASELINE": baseline}, Deadline(), tmp_path)
+
+    assert ("BASELINE is '002_a', but there is no such file" in str(caught.value)) is is_wrong
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("1", 1), ("0005432", 5432), ("65535", 65535), ("0", None), ("65536", None), ("54 32", None)]
 )

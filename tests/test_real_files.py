@@ -159,7 +159,7 @@ def test_long_file_is_sent_in_pieces_of_one_transaction(world: World) -> None:
         world.deploy()
 
     lines = text.count("\n") + 1
-    assert message.startswith(f'001_big.sql:{lines}:8: column "…" does not exist (42703). Rolled back. ')
+    assert message.startswith(f'001_big.sql:{lines}:8: column "nope" does not exist (42703). Rolled back. ')
     assert left == [(None,)]
     assert world.sql("SELECT count(*), sum(c) FROM big") == [(100_000, 0)]
     assert peak[0] < 20_000

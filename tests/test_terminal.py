@@ -571,16 +571,42 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("SELECT 1;\nSELECT * FROM t WHERE a = :name;", "001_a.sql:2:27: :name is a variable of psql: write the value"),
+        ("SELECT :'name';", "001_a.sql:1:8: :'name' is a variable of psql"),
+        ('SELECT a[1] FROM t WHERE b=:"name";', '001_a.sql:1:28: :"name" is a variable of psql'),
+        ("SELECT\u00a01;", "001_a.sql:1:7: this is not a space but U+00A0: delete it"),
+        ("CREATE TABLE t (a int,\u00a0b int);", "001_a.sql:1:23: this is not a space but U+00A0: delete it"),
         (
-            "SELECT 1;\nSELECT * FROM t WHERE a = :name;",
-            '001_a.sql:2:27: syntax error at or near ":"; variables of psql do not exist here: write the value itself',
+            "SELECT 1;\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
+            "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
         ),
-        ("SELECT :'name';", '001_a.sql:1:8: syntax error at or near ":"; variables of psql do not exist here'),
+        (
+            "ALTER TYPE public.mood ADD VALUE IF NOT EXISTS 'ok' AFTER 'a';\nALTER TABLE m ALTER a SET DEFAULT 'ok';",
+            "001_a.sql:1: 'ok' is added to mood and used in the same transaction",
+        ),
+    ],
+)
+@pytest.mark.parametrize("parser", [terminal.pglast, None], ids=["with pglast", "without"])
+def test_check_finds_what_can_be_seen_in_the_text_with_and_without_a_parser(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str, parser: Any
+) -> None:
+    """Once, without a database, and before anything is deployed; pglast need not be there."""
+    monkeypatch.setattr(terminal, "pglast", parser)
+    (folder / "001_a.sql").write_text(text)
+
+    (found,) = terminal.check(None, False)["problems"]
+
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
         ("SELECT 1;\nCREATE TABEL t (i int);", '001_a.sql:2:8: syntax error at or near "TABEL"'),
     ],
 )
-def test_check_finds_what_can_be_seen_in_the_text(folder: Path, text: str, problem: str) -> None:
-    """Without a database, and before anything is deployed."""
+def test_check_finds_syntax_errors(folder: Path, text: str, problem: str) -> None:
+    """With PostgreSQL's own parser."""
     (folder / "001_a.sql").write_text(text)
 
     problems = terminal.check(None, False)["problems"]
@@ -594,6 +620,13 @@ def test_check_finds_what_can_be_seen_in_the_text(folder: Path, text: str, probl
     [
         "SELECT a[1:n], '1'::text, ':x', \":y\" FROM t; -- :z\nDO $$ BEGIN NULL; /* :v */ END $$;",
         "SELECT '\u00a0'; -- \u00a0",
+        "SELECT a[ :n], a[b[1]:c], f(a := 1), x::int FROM t;",
+        "SELECT json_object('a':b, c:d);",
+        "CREATE TYPE mood AS ENUM ('a');\nALTER TYPE mood ADD VALUE 'ok';\nSELECT 'ok';",
+        "ALTER TYPE mood ADD VALUE 'ok';\nALTER TYPE mood ADD VALUE 'no' BEFORE 'ok';\nSELECT 1; -- 'ok'",
+        "ALTER TYPE m ADD VALUE 'ok';\nCREATE FUNCTION f() RETURNS m LANGUAGE plpgsql AS $$ BEGIN RETURN 'ok'; END $$;",
+        "-- no-transaction\nALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO m VALUES ('ok');",
+        "ALTER TYPE mood ADD VALUE 'ok';\nCOMMIT;\nINSERT INTO m VALUES ('ok');",
     ],
 )
 def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
@@ -601,6 +634,30 @@ def test_check_accepts_what_only_looks_like_it(folder: Path, text: str) -> None:
     (folder / "001_a.sql").write_text(text)
 
     assert terminal.check(None, False)["problems"] == []
+
+
+def test_check_leaves_applied_files_alone_that_have_worked(branch: Path) -> None:
+    """What only may be a mistake is none in a file that cannot be changed any more."""
+    text = "ALTER TYPE mood ADD VALUE 'ok';\nINSERT INTO words VALUES ('ok'); SELECT 1 AS a\u00a0b;"
+    (branch / "004_d.sql").write_text(text)
+    new = terminal.check("main", False)["problems"]
+    commit()
+    git("branch", "-f", "main")
+
+    applied = terminal.check("main", False)
+
+    assert [problem.partition(": ")[0] for problem in new] == ["004_d.sql:2:47", "004_d.sql:1"]
+    assert applied["problems"] == []
+
+
+def test_check_accepts_the_example_that_comes_with_the_folder(folder: Path) -> None:
+    """As the recipe for CI runs it, on the first day."""
+    example = Path(terminal.__file__).parent / "migrations" / "001_initial_schema.sql"
+    (folder / example.name).write_text(example.read_text())
+
+    report = terminal.check(None, with_squawk=False)
+
+    assert (report["new"], report["problems"]) == (["001_initial_schema"], [])
 
 
 def test_check_ends_with_what_it_has_not_looked_at(folder: Path) -> None:

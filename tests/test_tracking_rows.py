@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import tracking
 from harness.proxy import SENT, Link, Place, proxy_to
 from harness.world import World
 from initializer import ConfigError, InitializerError
@@ -129,6 +130,58 @@ def test_rows_are_put_back_before_another_run_can_take_the_lock(world: World) ->
     assert is_locked == [[(1,)]]
     assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b", "003_c"]
     assert sorted(world.applied()) == ["001_a", "002_b", "003_c"]
+
+
+REPLACEMENTS = {
+    "INSERT": "DELETE FROM schema_migrations; INSERT INTO schema_migrations (migration_name) VALUES ('000_squashed');",
+    "UPDATE": "UPDATE schema_migrations SET migration_name = '000_squashed';",
+}
+
+
+@pytest.mark.parametrize("text", REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_rows_that_a_file_replaces_by_others_are_put_back(world: World, text: str) -> None:
+    """There are as many rows as before, but without its own a file would run again."""
+    world.write("001_a.sql", "CREATE TABLE IF NOT EXISTS a (i int); INSERT INTO a VALUES (1);")
+    world.deploy()
+    world.write("002_b.sql", text)
+    world.write("003_c.sql", B)
+
+    reports = [world.deploy(), world.deploy()]
+
+    said = "002_b removed rows of our table, without which files run again; they were put back: 001_a"
+    assert said in reports[0]["warnings"]
+    assert [[entry["name"] for entry in report["applied"]] for report in reports] == [["002_b", "003_c"], []]
+    assert world.sql("SELECT count(*) FROM a") == [(1,)]
+    assert sorted(world.applied()) == ["000_squashed", "001_a", "002_b", "003_c"]
+
+
+def test_row_that_a_file_adds_for_a_later_one_counts(world: World) -> None:
+    """A row means that its file is applied, whoever wrote it."""
+    world.write("001_a.sql", A)
+    world.write("002_b.sql", "INSERT INTO schema_migrations (migration_name) VALUES ('003_c');")
+    world.write("003_c.sql", "SELECT 1 / 0;")
+    world.write("004_d.sql", B)
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a", "002_b", "004_d"]
+    assert sorted(world.applied()) == ["001_a", "002_b", "003_c", "004_d"]
+
+
+def test_rows_in_any_order_and_spelling_cost_no_further_message(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those that a copy of the database numbered anew."""
+    world.write("001_a.sql", A)
+    world.write("002_b.sql", B)
+    world.deploy()
+    world.sql("UPDATE schema_migrations SET id = 1000 WHERE migration_name = '001_a'")
+    restored: list[str] = []
+    restore_rows = tracking.restore_rows
+    monkeypatch.setattr(tracking, "restore_rows", lambda *args: restored.append("") or restore_rows(*args))
+    world.write("003_é.sql", "CREATE TABLE c ();")
+    world.write("004_d.sql", "CREATE TABLE d ();")
+
+    assert len(world.deploy()["applied"]) == 2
+    assert restored == []
 
 
 def test_row_without_a_file_may_be_removed(world: World) -> None:
