@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,11 +17,11 @@ import initializer
 import psycopg2
 import pytest
 import secret_store
-from harness import tls
+from harness import process, tls
 from harness.iam import Front, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
 from harness.server import Server
-from harness.world import ADMIN, REGION, World, rows
+from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, World, rows
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -322,3 +323,23 @@ def test_users_by_iam_need_a_server_that_is_verified(world: World, front: Front)
     assert failure(world, USERS_SIGN_IN="yes") == (
         'USERS_SIGN_IN is \'yes\', but must be "iam" or "password". Nothing has been touched.'
     )
+
+
+# --- As Lambda runs it ----------------------------------------------------------------------------------------------
+
+
+def test_folder_in_a_process_of_its_own_needs_no_secrets_manager(world: World, front: Front, tmp_path: Path) -> None:
+    """A copy of the folder, credentials, and an endpoint of AWS that leads nowhere: tokens are signed by the folder."""
+    folder = tmp_path / "db_setup"
+    shutil.copytree(Path(initializer.__file__).parent, folder)
+    shutil.copytree(front.roots, folder / "rds_roots", dirs_exist_ok=True)
+    front.keys = dict(AWS_ENVIRONMENT)
+    environ = {**AWS_ENVIRONMENT, **front.variables, "DB_USER": ADMIN, "DB_NAME": world.dbname}
+    environ.update(USERS_SIGN_IN="iam", AWS_ENDPOINT_URL="http://127.0.0.1:1")
+
+    done = process.python(process.HANDLE, folder, tmp_path, environ)
+
+    report = json.loads(done.stdout)
+    assert (report["users"], report["warnings"]) == (BOTH, []), done.stderr
+    assert len(front.tokens) == 3  # the admin's, and a trial of each login
+    assert front.refusals == []
