@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 import secret_store
 from harness import process, tls
-from harness.iam import Front, front_of, server_with_iam
+from harness.iam import Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
 from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, World, rows
@@ -37,22 +37,12 @@ def server() -> Iterator[Server]:
 def front(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
     """The admin is a member of rds_iam, and its password is gone."""
     monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
-    grants = as_superuser(world, "SELECT 1 FROM pg_auth_members WHERE member = %s::regrole", ADMIN)
-    as_superuser(world, f"GRANT rds_iam TO {ADMIN}")
-    if grants:  # that it may grant the role to others does not make it a member
-        as_superuser(world, f"GRANT rds_iam TO {ADMIN} WITH SET TRUE")
     world.environ.pop("PGSSLMODE")
-    try:
-        with front_of(world.server, tmp_path) as standing:
-            monkeypatch.setattr(database, "RDS_ROOTS", standing.roots)
-            world.environ.update(standing.variables)
-            world.put_secret("admin", {"username": ADMIN, "dbname": world.dbname, "engine": "postgres"})
-            yield standing
-    finally:
-        if grants:
-            as_superuser(world, f"GRANT rds_iam TO {ADMIN} WITH SET FALSE, INHERIT FALSE")
-        else:
-            as_superuser(world, f"REVOKE rds_iam FROM {ADMIN}")
+    with admin_by_iam(world.server), front_of(world.server, tmp_path) as standing:
+        monkeypatch.setattr(database, "RDS_ROOTS", standing.roots)
+        world.environ.update(standing.variables)
+        world.put_secret("admin", {"username": ADMIN, "dbname": world.dbname, "engine": "postgres"})
+        yield standing
 
 
 def failure(world: World, **environ: Optional[str]) -> str:

@@ -55,6 +55,20 @@ def server_with_iam() -> Iterator[Server]:
         yield server
 
 
+@contextmanager
+def admin_by_iam(server: Server) -> Iterator[None]:
+    """Meanwhile the admin is a member of rds_iam: its password is refused."""
+    with superuser_connection(server) as conn:
+        # That it may grant the role to others does not make it a member.
+        may_grant = rows(conn, "SELECT 1 FROM pg_auth_members WHERE member = %s::regrole", ADMIN)
+        rows(conn, f"GRANT rds_iam TO {ADMIN}{' WITH SET TRUE' if may_grant else ''}")
+        try:
+            yield
+        finally:
+            back = "GRANT rds_iam TO {} WITH SET FALSE, INHERIT FALSE" if may_grant else "REVOKE rds_iam FROM {}"
+            rows(conn, back.format(ADMIN))
+
+
 class Front:
     """Listens in RDS's place, with a certificate for RDS_NAME whose authority is in `roots`."""
 
