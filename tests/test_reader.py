@@ -37,10 +37,15 @@ def reads(world: World, table: str) -> bool:
 
 def test_reader_is_not_made_unless_its_secret_is_named(world: World) -> None:
     """Two logins as before; a role of that name, which a server can have, is not looked at."""
-    as_superuser(world, "CREATE ROLE readonly NOLOGIN")
-
     assert world.deploy()["users"] == {"app_rw": "created", "app_tc": "created"}
-    assert roles(world) == ["readonly"]
+    assert roles(world) == []
+
+    as_superuser(world, "CREATE ROLE readonly NOLOGIN")
+    world.write("001_later.sql", "CREATE TABLE later (id int);")
+    world.deploy()
+
+    assert world.sql("SELECT count(*) FROM pg_auth_members WHERE roleid = 'readonly'::regrole") == [(0,)]
+    assert world.sql("SELECT has_table_privilege('readonly', 'later', 'SELECT')") == [(False,)]
 
 
 def test_reader_reads_what_the_others_make(reader: World) -> None:
