@@ -757,7 +757,7 @@ def test_deadline_passed_leaves_nothing_for_the_next_run(world: World) -> None:
 
 def test_option_that_libpq_does_not_know_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no connection yet, which is not what is wrong."""
-    monkeypatch.setattr(database, "_authentication", lambda _: {"of_the_future": "1"})
+    monkeypatch.setattr(database, "_authentication", lambda *_: {"of_the_future": "1"})
 
     with pytest.raises(common.ConnectError, match='invalid connection option "of_the_future"'):
         world.deploy()
