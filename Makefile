@@ -41,7 +41,7 @@ example-with-node: $(CDK)/node_modules/.package-lock.json
 	rm -rf $(CDK)/cdk.out
 	cd $(CDK) && npm run -s build
 	cd $(CDK) && PYTHON="$(CURDIR)/$(BIN)/python" npm test
-	cd $(CDK) && for database in instance aurora managed; do \
+	cd $(CDK) && for database in instance aurora managed iam; do \
 	  PYTHON="$(CURDIR)/$(BIN)/python" npm run -s synth -- -c database=$$database -o cdk.out/$$database || exit 1; done
 	$(BIN)/cfn-lint --ignore-checks W3005 W3691 -- $(CDK)/cdk.out/*/*.template.json
 	$(BIN)/python -m pytest tests/frameworks
@@ -83,6 +83,9 @@ format: dev  ## let ruff put the code in order
 pips: dev  ## install what is locked with each pip that Python 3.9 to 3.14 brought, and the newest
 	$(BIN)/python tests/pips.py $(ARGS)
 
+roots: python  ## write Amazon's root certificates (db_setup/rds_roots/) again, out of the locked npm package
+	@$(PREPARE) dev --node -- python tests/rds_roots.py
+
 lock: python  ## resolve the locked dependencies again (Python's and npm's)
 	@$(PREPARE) dev --node -- $(MAKE) --no-print-directory lock-with-node
 
@@ -99,7 +102,7 @@ lock-with-node:
 	$(COMPILE) -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
 	$(COMPILE) -o tests/frameworks/python/requirements.txt tests/frameworks/python/requirements.in
 	$(COMPILE) -o tests/mutants/requirements.txt tests/mutants/requirements.in
-	for project in benchmarks/peers tests/frameworks/node tests/chain/node tests/harness/npm $(CDK); do \
+	for project in benchmarks/peers tests/frameworks/node tests/chain/node tests/harness/npm tests/harness/roots $(CDK); do \
 	  (cd $$project && npm install --package-lock-only --omit-lockfile-registry-resolved) || exit 1; done
 
 clean:  ## remove everything that make made
@@ -127,4 +130,4 @@ python:
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
 .PHONY: help test demo compare example example-with-node chain chain-with-node chaos mutants load versions bench lint format \
-	pips lock lock-with-node clean dev dev-and-server python
+	pips roots lock lock-with-node clean dev dev-and-server python

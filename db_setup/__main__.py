@@ -47,7 +47,7 @@ import planning
 import secret_store
 import sql_scanner
 from common import ConfigError, InitializerError, MigrationError
-from config import ADMIN_VARIABLE, PORT, Config
+from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config
 from database import Endpoint, Login
 from migration_files import Migration
 from planning import Row
@@ -389,7 +389,7 @@ LOGIN_VARIABLES = {
 
 
 def check_secrets_can_be_read() -> None:
-    if ADMIN_VARIABLE not in os.environ:
+    if ADMIN_VARIABLE not in os.environ and IAM_VARIABLE not in os.environ:
         raise ConfigError(
             f"where is the database? Set DATABASE_URL, or {ADMIN_VARIABLE} as in Lambda"
         )
@@ -409,7 +409,9 @@ def login_from_url(environ: MutableMapping[str, str]) -> Optional[Login]:
     if "DATABASE_URL" not in environ:
         return None
     also_set = [
-        name for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME") if name in environ
+        name
+        for name in (ADMIN_VARIABLE, "DB_HOST", "DB_PORT", "DB_NAME", IAM_VARIABLE)
+        if name in environ
     ]
     if also_set:
         names = ", ".join(also_set)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+import database
 import file_names
 import limited_users
 import migration_files
 import secret_store
 from common import ConfigError, Credentials, Deadline, shown
 from database import Endpoint, Login
-from limited_users import READWRITE, TABLECREATOR, Application, Kind
+from limited_users import KINDS, READONLY, READWRITE, TABLECREATOR, Application, Kind
 from migration_files import Migration
 from psycopg2 import sql
 from secret_store import Secret
@@ -26,9 +27,11 @@ from sql_scanner import Script
 MISTAKES_LIMIT = 1400  # characters
 
 ADMIN_VARIABLE = "DB_SECRET_NAME"
+IAM_VARIABLE = "DB_USER"  # instead of it: an admin without a password
 USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of which kind of user
     READWRITE: "DB_USER_SECRET_NAME",
     TABLECREATOR: "DB_PROXY",
+    READONLY: "DB_READER_SECRET_NAME",
 }
 
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -55,7 +58,15 @@ class Setup:
     @property
     def application(self) -> Application:
         config = self.config
-        return Application(self.login, config.role_prefix, config.tracking, config.marks)
+        here = self.login.endpoint
+        return Application(
+            *(self.login, config.role_prefix, config.tracking, config.marks),
+            kinds=config.kinds,
+            by_iam=config.users_by_iam,
+            tokens_for=lambda username: secret_store.token_maker(
+                here.host, here.port, username, database.region_of(here.host)
+            ),
+        )
 
 
 def load_setup(
@@ -72,6 +83,8 @@ def load_setup(
     if login is None:
         login = secrets.admin_login(config)
     user_secrets = secrets.of_users(config)
+    if login and user_secrets and config.users_by_iam:
+        refuse_tokens_to_strangers(login.endpoint, "USERS_SIGN_IN: a user", problems)
     warnings: list[str] = []
     files = migration_files.load_migrations(folder, problems, warnings)
     if config.baseline and not migration_files.up_to(files, config.baseline):
@@ -93,9 +106,11 @@ class Config:
     admin_secret: str
     user_secret_names: Mapping[Kind, str] = field(default_factory=dict)
     create_users: bool = True
+    users_by_iam: bool = False
     host: Optional[str] = None
     port: Optional[int] = None
     dbname: Optional[str] = None
+    user: Optional[str] = None  # counts only without a secret
     baseline: Optional[str] = None
     allow_edited: bool = False
     table: str = "schema_migrations"
@@ -118,7 +133,11 @@ class Config:
     @property
     def limited_roles(self) -> list[str]:
         """The roles that the admin may act for, and that it does not trust all the same."""
-        return limited_users.limited_roles(self.role_prefix)
+        return limited_users.limited_roles(self.role_prefix, self.kinds)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (*KINDS, READONLY) if READONLY in self.user_secret_names else KINDS
 
     @classmethod
     def from_env(
@@ -129,10 +148,11 @@ class Config:
         Without secrets there are no users.
         """
         variables = _Variables(environ, problems)
-        if with_secrets and ADMIN_VARIABLE not in environ:
+        if with_secrets and ADMIN_VARIABLE not in environ and IAM_VARIABLE not in environ:
             problems.append(
                 f"{ADMIN_VARIABLE} is missing: name or ARN of the secret with the database's "
-                "admin login"
+                f"admin login; or set DB_HOST, DB_NAME and {IAM_VARIABLE} for one who signs in by "
+                "IAM"
             )
         user_secret_names = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
         baseline = variables.text("BASELINE")
@@ -141,9 +161,12 @@ class Config:
             admin_secret=variables.text(ADMIN_VARIABLE) or "",
             user_secret_names={kind: name for kind, name in user_secret_names.items() if name},
             create_users=variables.flag("CREATE_USERS", default=True) and with_secrets,
+            users_by_iam=variables.text("USERS_SIGN_IN", "iam|password", '"iam" or "password"')
+            == "iam",
             host=variables.text("DB_HOST"),
             port=variables.port("DB_PORT"),
             dbname=variables.text("DB_NAME"),
+            user=variables.text("DB_USER"),
             baseline=file_names.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
             table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
@@ -158,17 +181,20 @@ class Config:
         overrides = {"host": self.host, "port": self.port, "dbname": self.dbname}
         given.update({key: value for key, value in overrides.items() if value})
         found = {key: _as_text(value) for key, value in given.items()}
-        keys = ("host", "port", "dbname", "username", "password")
-        missing = [key for key in keys if not found.get(key)]
+        missing = [key for key in ("host", "port", "dbname", "username") if not found.get(key)]
+        by_iam = "password" not in given and not (self.admin_secret and missing)
+        if not by_iam and not found.get("password"):
+            missing.append("password")
         where = f"{ADMIN_VARIABLE}: secret {shown(self.admin_secret)}"
         mistakes = []
         if missing:
             variables = {"host": "DB_HOST", "dbname": "DB_NAME"}
-            remedies = [name for key, name in variables.items() if key in missing]
-            instead = f", or set {' and '.join(remedies)}" if remedies else ""
-            mistakes.append(
-                f"{where} has no usable {', '.join(missing)}: add that to its JSON{instead}"
-            )
+            remedies = " and ".join(name for key, name in variables.items() if key in missing)
+            remedy = f"add that to its JSON{f', or set {remedies}' if remedies else ''}"
+            if not self.admin_secret:
+                where = IAM_VARIABLE
+                remedy = f"set {remedies}"
+            mistakes.append(f"{where} has no usable {', '.join(missing)}: {remedy}")
         elif not re.fullmatch(PORT, found["port"]):
             mistakes.append(f"{where}: port must be a number from 1 to 65535")
         engine = str(given["engine"])
@@ -178,7 +204,33 @@ class Config:
         if mistakes:
             return None
         endpoint = Endpoint(found["host"], int(found["port"]), found["dbname"], engine)
-        return Login(endpoint, found["username"], found["password"])
+        if not by_iam:
+            return Login(endpoint, found["username"], found["password"])
+        return login_by_iam(endpoint, found["username"], problems)
+
+
+def login_by_iam(endpoint: Endpoint, username: str, problems: list[str]) -> Optional[Login]:
+    """A login with a token in place of a password; its mistakes are added to `problems`."""
+    if refuse_tokens_to_strangers(endpoint, username, problems):
+        return None
+    try:
+        region = database.region_of(endpoint.host)
+        new_token = secret_store.token_maker(endpoint.host, endpoint.port, username, region)
+    except ConfigError as exc:
+        problems.append(exc.problem)
+        return None
+    return Login(endpoint, username, "", new_token)
+
+
+def refuse_tokens_to_strangers(endpoint: Endpoint, who: str, problems: list[str]) -> bool:
+    """Whether the server cannot be verified, to which a token would be sent."""
+    if database.can_verify(endpoint.host):
+        return False
+    problems.append(
+        f"{who} has no password, and a token of IAM is only sent to a server that is verified: "
+        f"{database.HOW_TO_VERIFY}"
+    )
+    return True
 
 
 def _as_text(value: Any) -> str:
@@ -244,6 +296,8 @@ class _Secrets:
         self._is_unreachable = False
 
     def admin_login(self, config: Config) -> Optional[Login]:
+        if not config.admin_secret and config.user:
+            return config.login({"username": config.user}, self._problems)
         secret = self._read(ADMIN_VARIABLE, config.admin_secret)
         if secret is None:
             return None
@@ -261,6 +315,8 @@ class _Secrets:
         found: dict[Kind, Secret] = {}
         if not config.create_users:
             return found
+        if config.users_by_iam:  # they exist without a secret too
+            found = {kind: _no_secret(config, kind) for kind in config.kinds}
         seen: list[str] = []
         for kind, name in config.user_secret_names.items():
             variable = USER_VARIABLES[kind]
@@ -290,6 +346,11 @@ class _Secrets:
             is_lost = isinstance(exc, secret_store.UnreachableError)
             self._is_unreachable = is_lost or self.client is None
             return None
+
+
+def _no_secret(config: Config, kind: Kind) -> Secret:
+    """What stands for the secret of a login that signs in by IAM, and has none."""
+    return Secret("", value=Credentials(username=config.role_prefix + kind.login_name))
 
 
 def kept_credentials(setup: Setup) -> dict[Kind, Optional[Credentials]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import psycopg2
 import psycopg2.extensions
@@ -30,6 +30,11 @@ from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_
 
 Connection = connection
 CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
+RDS_ROOTS = CA_BUNDLE.with_name("rds_roots")  # a file for each region
+# The own name of an instance or a cluster, with its region. A proxy has another authority.
+RDS_HOST = re.compile(
+    r"(?!.*\.proxy-).+\.(?:([a-z0-9-]+)\.rds|rds\.([a-z0-9-]+))\.amazonaws\.(?:com|com\.cn|eu)"
+)
 CONNECT_TIMEOUT_S = 5
 TRIAL_TIMEOUT_S = 2  # where the admin is connected to the same server
 # Aurora Serverless resumes in about 15 s, a new instance's address may take longer.
@@ -60,7 +65,8 @@ class Login:
 
     endpoint: Endpoint
     username: str
-    password: str = field(repr=False)
+    password: str = field(repr=False)  # empty where each connection has a new token of IAM
+    new_token: Optional[Callable[[], str]] = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.username}@{self.endpoint.host}:{self.endpoint.port}/{self.endpoint.dbname}"
@@ -87,7 +93,7 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
             return open_connection(login, timeout)
         except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
             said = _what_was_said(exc)
-            problem = _problem(said)
+            problem = _problem(said, login)
             is_proved = is_trial and re.search(PASSWORD_ACCEPTED, said) is not None
             can_pass = problem.can_pass and not (problem.is_address and deadline.somebody_waits)
             if not can_pass or is_proved or time.monotonic() + pause > end:
@@ -275,22 +281,27 @@ def options(login: Login, timeout: int) -> dict[str, Any]:
         "port": login.endpoint.port,
         "dbname": login.endpoint.dbname,
         "user": login.username,
-        "password": login.password,
+        "password": login.new_token() if login.new_token else login.password,
         "client_encoding": "UTF8",
         "application_name": "db_setup",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": 20000,
-        **_authentication(os.environ),
+        **_authentication(os.environ, login),
         **_connect_timeout(os.environ, timeout),
-        **_tls_options(os.environ),
+        **_tls_options(os.environ, login),
     }
 
 
-def _authentication(environ: Mapping[str, str]) -> dict[str, str]:
-    """A server, or who plays one, is not sent a password in clear. libpq reads PGREQUIREAUTH."""
+def _authentication(environ: Mapping[str, str], login: Login) -> dict[str, str]:
+    """A server, or who plays one, is not sent a password in clear. libpq reads PGREQUIREAUTH.
+
+    A token is sent in no other way.
+    """
     knows_it = psycopg2.extensions.libpq_version() >= 160000
+    if login.new_token:
+        return {"require_auth": "password"} if knows_it else {}
     return {"require_auth": "!password"} if knows_it and "PGREQUIREAUTH" not in environ else {}
 
 
@@ -303,17 +314,49 @@ def _connect_timeout(environ: Mapping[str, str], timeout: int) -> dict[str, int]
     return {"connect_timeout": timeout} if ours_is_shorter else {}
 
 
-def _tls_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """libpq reads PGSSLMODE and PGSSLROOTCERT itself; ours are only the defaults."""
+def _tls_options(environ: Mapping[str, str], login: Login) -> dict[str, str]:
+    """libpq reads PGSSLMODE and PGSSLROOTCERT itself; ours are only the defaults.
+
+    But a token is sent to nobody who is not verified, whatever they say.
+    """
     found: dict[str, str] = {}
-    if "PGSSLMODE" not in environ:
-        can_verify = "PGSSLROOTCERT" in environ or CA_BUNDLE.exists()
-        found["sslmode"] = "verify-full" if can_verify else "require"
+    host = login.endpoint.host
+    if "PGSSLMODE" not in environ or login.new_token:
+        found["sslmode"] = "verify-full" if can_verify(host) or login.new_token else "require"
     # With a bundle libpq would take `require` for `verify-ca`: who asks for less gets less.
-    verifies = environ.get("PGSSLMODE", "verify").startswith("verify")
-    if "PGSSLROOTCERT" not in environ and CA_BUNDLE.exists() and verifies:
-        found["sslrootcert"] = str(CA_BUNDLE)
+    verifies = found.get("sslmode", environ.get("PGSSLMODE", "")).startswith("verify")
+    if "PGSSLROOTCERT" not in environ and _bundle(host).exists() and verifies:
+        found["sslrootcert"] = str(_bundle(host))
     return found
+
+
+def region_of(host: str) -> str:
+    """The region in a name that RDS has given; empty for another name, such as an alias."""
+    name = RDS_HOST.fullmatch(host.lower())
+    return (name[1] or name[2]) if name else ""
+
+
+HOW_TO_VERIFY = (
+    "set DB_HOST to the name that RDS gave, or PGSSLROOTCERT to its authority's certificate"
+)
+
+
+def can_verify(host: str) -> bool:
+    return "PGSSLROOTCERT" in os.environ or _bundle(host).exists()
+
+
+def _bundle(host: str) -> Path:
+    return CA_BUNDLE if CA_BUNDLE.exists() else RDS_ROOTS / f"{region_of(host)}.pem"
+
+
+def why_unverified(host: str) -> list[str]:
+    """A warning where the server's certificate is not verified, and no variable asks for that."""
+    if "PGSSLMODE" in os.environ or can_verify(host):
+        return []
+    return [
+        f"{host} is not verified, since it is not a name of RDS in a region whose root "
+        f"certificates are known: {HOW_TO_VERIFY}; PGSSLMODE=require says that this is wanted"
+    ]
 
 
 # --- What a refusal means ---------------------------------------------------------------------
@@ -343,6 +386,12 @@ PASSWORD_ACCEPTED = (
 )
 # Then psycopg2 asks a new session nothing: a login can let its sessions end before they answer.
 TRIAL_SETTINGS = "-c DateStyle=ISO"
+NO_ENTRY_BY_IAM = Problem(
+    "",
+    False,
+    "IAM does not let this login in: the database needs IAM authentication, the function's role "
+    "rds-db:connect for this login, and the login GRANT rds_iam",
+)
 HASHES_TOO_LONG = "its password takes too long to hash"
 UNKNOWN_PROBLEM = Problem("", True, "check host, port, security group and that the database runs")
 # The first whose pattern is found counts.
@@ -363,6 +412,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         False,
         "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam "
         "FROM it",
+    ),
+    Problem(
+        "authentication method requirement",
+        False,
+        "the server asks for the password in clear, and is not sent it; RDS does so for members of "
+        "rds_iam: REVOKE rds_iam FROM this login, or let it sign in by IAM",
     ),
     Problem(
         "permission denied for database",
@@ -423,10 +478,16 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         r"does not support SSL", False, "the server has no TLS; for local work set PGSSLMODE=prefer"
     ),
     Problem(
-        r"certificate|does not match host name|SSL error(?!.*unexpected eof)",
+        r"does not match host \w+",
         False,
-        "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the "
-        "certificate; for local work set PGSSLMODE=require",
+        "TLS: an alias is not in the certificate; set DB_HOST to the name that is, or "
+        "PGSSLMODE=verify-ca, which does not compare it",
+    ),
+    Problem(
+        r"certificate|SSL error(?!.*unexpected eof)",
+        False,
+        "TLS: check PGSSLROOTCERT and global-bundle.pem, and on RDS that the server's authority is "
+        "not rds-ca-2019, which has ended; for local work set PGSSLMODE=require",
     ),
     Problem(
         r"translate host name|Name or service",
@@ -464,6 +525,8 @@ def _what_was_said(exc: Exception) -> str:
     return " ".join(text.split())
 
 
-def _problem(said: str) -> Problem:
+def _problem(said: str, login: Login) -> Problem:
+    if login.new_token and re.search("(PAM|password) authentication failed", said):
+        return NO_ENTRY_BY_IAM
     found = (problem for problem in CONNECT_PROBLEMS if re.search(problem.pattern, said))
     return next(found, UNKNOWN_PROBLEM)

@@ -24,7 +24,8 @@ The other actions, dry_run, rotate and status, follow it. The other modules:
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
 
-A request of CloudFormation itself is a migration too: custom_resource answers it there.
+A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
+rotation by Secrets Manager is in rotation.
 The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes; the
 session has kept_types.
 
@@ -54,12 +55,14 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import boundary
 import custom_resource
+import database
 import failures
 import file_names
 import limited_users
 import migration_files
 import planning
 import psycopg2
+import rotation
 import script_runner
 import secret_store
 import sql_scanner
@@ -165,16 +168,17 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login)
     report.database = str(setup.login)
     log("starting", version=__version__, database=setup.login, files=len(setup.files))
-    report.warn(setup.warnings)
+    report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
     this_run = Run(setup, session, report, request_id)
+    act = ACTIONS.get(report.action) or partial(rotation_step, event)
     try:
         with errors_explained(this_run):
             (found,) = session.open(tracking.our_tables_question(setup.config))
-            ACTIONS[report.action](this_run, found)
+            act(this_run, found)
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
@@ -464,6 +468,8 @@ def asked_action(event: Any) -> str:
     """A CDK trigger sends no event, the console {}: both mean a migration."""
     if event is None or event == {}:
         return "migrate"
+    if rotation.is_request(event):
+        return str(event["Step"])
     asked = event if isinstance(event, dict) else {}
     action = asked.get("action")
     if isinstance(action, str) and action in ACTIONS:
@@ -777,20 +783,17 @@ def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
     """
     done: dict[str, str] = {}
     holds_another = {run.setup.admin_arn}  # which secrets hold a login that is not to be replaced
-    try:
-        client = run.setup.secrets_client
-        if not secret_store.has_time_for_retries(run.session.deadline):
-            client = secret_store.secrets_client(run.session.deadline)
+    with client_for_logins(run) as client:
         for kind, target in run.setup.user_secrets.items():
             # Another run may have written it meanwhile.
-            secret = secret_store.read_secret(client, target.name)
+            secret = secret_store.read_secret(client, target.name) if target.name else target
             if secret.arn and secret.arn in holds_another:
                 raise UserError(
                     f"secret {secret.name} holds another login, the admin's or the other user's. "
                     "It was not changed",
                     "Give each login a secret of its own",
                 )
-            is_writable = not isinstance(run.session, Rehearsal)
+            is_writable = bool(target.name) and not isinstance(run.session, Rehearsal)
             stored = StoredInSecret(client, secret, is_writable)
             # By this event, which can be delivered twice, or by another run.
             is_done = run.has_made(secret.value) or secret.value != target.value
@@ -801,11 +804,21 @@ def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
             done[name] = what
             if what != "kept":
                 log("login ready", login=name, secret=secret.name, state=what)
+    return done
+
+
+@contextmanager
+def client_for_logins(run: Run) -> Iterator[Any]:
+    """Secrets Manager, for the time that is left; after files and groups, what it refuses is an
+    error of one login.
+    """
+    client = run.setup.secrets_client
+    try:
+        yield secret_store.in_time(client, run.session.deadline) if client else None
     except ConfigError as exc:
         raise UserError(
             f"{exc.problem}. Its login was not changed; fix this and invoke again"
         ) from exc
-    return done
 
 
 def replace_login(
@@ -832,10 +845,13 @@ class StoredInSecret:
         self._is_writable = is_writable
 
     def read(self) -> Optional[Credentials]:
-        self._latest = secret_store.read_secret(self._client, self._secret.name)
+        if self._secret.name:
+            self._latest = secret_store.read_secret(self._client, self._secret.name)
         return self._latest.value
 
     def read_next(self) -> Optional[Credentials]:
+        if not self._secret.name:
+            return None
         return secret_store.being_rotated(self._client, self._secret)
 
     def write(self, value: Credentials) -> None:
@@ -932,6 +948,23 @@ def rotate(run: Run, _: OurTables) -> None:
     run.session.acquire_lock()
     ensure_groups(run)
     run.report.users = ensure_logins(run, run.users.rotate_login)
+    run.warn_of_users()
+
+
+def rotation_step(event: Mapping[str, str], run: Run, _: OurTables) -> None:
+    """A step of a rotation by Secrets Manager, of one of the target secrets."""
+    asked = event["SecretId"]
+    ours = {secret.arn: kind for kind, secret in run.setup.user_secrets.items() if secret.arn}
+    if asked not in ours:
+        raise ConfigError(
+            f"secret {asked} is not one that db_setup writes: it cannot be rotated here"
+        )
+    run.session.acquire_lock()
+    ensure_groups(run)
+    with client_for_logins(run) as client:
+        what, login = rotation.take_step(client, run.users, ours[asked], event)
+    run.report.users = {login: what}
+    log("login rotates", login=login, step=event["Step"], state=what)
     run.warn_of_users()
 
 

@@ -72,11 +72,13 @@ class Kind:
 READWRITE = Kind("readwrite", "app_rw", may_create=False)
 TABLECREATOR = Kind("tablecreator", "app_tc", may_create=True)
 KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the first version
+# Made only where its secret is named: a server can have a role of that name.
+READONLY = Kind("readonly", "app_ro", may_create=False, tables="SELECT", sequences="SELECT")
 
 
-def limited_roles(prefix: str) -> list[str]:
+def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
     """The groups and their logins."""
-    return [prefix + name for kind in KINDS for name in (kind.group_name, *kind.login_names)]
+    return [prefix + name for kind in kinds for name in (kind.group_name, *kind.login_names)]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class Application:
     prefix: str
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
+    kinds: Sequence[Kind] = KINDS
+    by_iam: bool = False  # the logins have no password
+    tokens_for: Optional[Callable[[str], Callable[[], str]]] = None  # of a login, see database
 
     def group_name(self, kind: Kind) -> str:
         return self.prefix + kind.group_name
@@ -102,8 +107,8 @@ class Application:
 
     @property
     def roles(self) -> list[str]:
-        groups = [self.group_name(kind) for kind in KINDS]
-        return groups + [self.login_name(kind) for kind in KINDS]
+        groups = [self.group_name(kind) for kind in self.kinds]
+        return groups + [self.login_name(kind) for kind in self.kinds]
 
 
 class StoredLogin(Protocol):
@@ -176,6 +181,7 @@ class LoginState(NamedTuple):
     creates_databases: bool
     creates_roles: bool
     in_group: bool
+    by_iam: bool  # a member of rds_iam, of whom RDS takes no password
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     members: Members
@@ -211,7 +217,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
-        self._limited = limited_roles(app.prefix)
+        self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._first_new: Optional[int] = None  # transaction, as of the first file
@@ -309,6 +315,7 @@ class LimitedUsers:
             if (
                 trial.login is None
                 or trial.state == LOCKED_OUT
+                or self._is_to_change_over(trial, value)
                 or not self._is_for_this_database(value)
             ):
                 return None
@@ -347,7 +354,7 @@ class LimitedUsers:
 
     def _group_states(self) -> dict[Kind, GroupState]:
         args = {
-            "groups": [self._app.group_name(kind) for kind in KINDS],
+            "groups": [self._app.group_name(kind) for kind in self._app.kinds],
             "creators": [
                 self._app.group_name(TABLECREATOR),
                 *self._app.login_names(TABLECREATOR),
@@ -360,7 +367,7 @@ class LimitedUsers:
         states = [GroupState(*row) for row in self._session.query(question, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group_name(kind)] for kind in KINDS}
+        return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -608,12 +615,13 @@ class LimitedUsers:
         tried may work, and is not changed.
         """
         kept = kept or Credentials()
-        if not (is_usable(kept.get("username")) and is_usable(kept.get("password"))):
+        username: Any = kept.get("username")
+        password: Any = kept.get("password", "")
+        can_be_tried = is_usable(username) and (password == "" or is_usable(password))
+        state = self._login_state(kind, username) if can_be_tried else None
+        if state is None or not state.in_group or state.powers or not (password or state.by_iam):
             return Trial(None, BROKEN)
-        login = self._to_this_database(kept["username"], kept["password"])
-        state = self._login_state(kind, login.username)
-        if state is None or not state.in_group or state.powers:
-            return Trial(None, BROKEN)
+        login = self._to_this_database(username, password)
         try:
             database.connect(login, self._session.deadline, is_trial=True).close()
         except ConnectError as exc:
@@ -624,6 +632,11 @@ class LimitedUsers:
             not_tried = TOO_SLOW if exc.hashes_too_long else NOT_TRIED
             return Trial(login, WORKS if exc.password_accepted else not_tried, exc.problem)
         return Trial(login, WORKS)
+
+    def _is_to_change_over(self, trial: Trial, kept: Optional[Credentials]) -> bool:
+        """A login that works, with a password where it should have none, or without one."""
+        has_password = "password" in (kept or Credentials())
+        return trial.state == WORKS and has_password == self._app.by_iam
 
     def _said(self, trial: Trial) -> str:
         """What the report says of a login that stays as it is."""
@@ -658,6 +671,8 @@ class LimitedUsers:
         name and "kept", "created" or "mended".
         """
         trial = self.tried(kind, stored.value)
+        if self._is_to_change_over(trial, stored.value):
+            return self.rotate_login(kind, stored)
         if trial.login:
             if trial.state == LOCKED_OUT:
                 self._reset_libraries(trial.login.username)
@@ -673,8 +688,10 @@ class LimitedUsers:
             raise self._rotated_by_aws(kind)
         return self._replace_login(kind, stored)
 
-    def _new_password(self) -> str:
-        return secrets.token_urlsafe(32) + self._password_tag
+    def _new_login(self, username: str) -> Login:
+        """With a new password, or without one where it is to sign in by IAM."""
+        password = "" if self._app.by_iam else secrets.token_urlsafe(32) + self._password_tag
+        return self._to_this_database(username, password)
 
     def _rotated_by_aws(self, kind: Kind) -> UserError:
         return UserError(
@@ -683,7 +700,7 @@ class LimitedUsers:
         )
 
     def _replace_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
-        login = self._to_this_database(self._app.login_name(kind), self._new_password())
+        login = self._new_login(self._app.login_name(kind))
         kept = stored.value or Credentials()
         is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
         is_ours = is_ours and self._is_for_this_database(kept)
@@ -694,7 +711,7 @@ class LimitedUsers:
                 self._share_objects_of(kind, login.username)
                 if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
-                stored.write(Credentials({**(stored.value or {}), **_as_secret(login)}))
+                stored.write(_as_secret(stored.value, login))
             return created
 
         with self._logged_out(kind, login.username, is_ours):
@@ -703,8 +720,8 @@ class LimitedUsers:
         if isinstance(self._session, Rehearsal):  # nobody else can see it, and it will not stay
             return login.username, f"would be {what}"
         self._prove(login, "Its secret was written. Check the reason, and invoke again")
-        if kind.may_create and not created:
-            self._give_objects_to_group(login.username, self._app.group_name(kind))
+        if not created:
+            self.hand_on(kind, login.username)
         return login.username, what
 
     def rotate_login(self, kind: Kind, stored: StoredLogin) -> tuple[str, str]:
@@ -721,24 +738,67 @@ class LimitedUsers:
             return self.ensure_login(kind, stored)
         if stored.read_next():
             raise self._rotated_by_aws(kind)
+        rotated = self.other_login(kind, stored.value)
+        name = rotated["username"]
+        login = self._to_this_database(name, rotated.get("password", ""))
+        self._set_login(kind, login)
+        if isinstance(self._session, Rehearsal):  # of a migration, by which the login changes over
+            return name, "would be rotated"
+        self._prove(login, "Its secret was not changed")
+        self.hand_on(kind, working.username, name)
+        stored.write(rotated)
+        return name, "rotated"
+
+    def other_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
+        """The other one of two logins, with a new password; nothing knows it yet."""
         first, second = self._app.login_names(kind)
-        name = second if working.username == first else first
-        login = self._to_this_database(name, self._new_password())
+        name = second if (kept or Credentials()).get("username") == first else first
+        return Credentials({**_as_secret(kept, self._new_login(name)), **_place(kept)})
+
+    def set_pending(self, kind: Kind, kept: Optional[Credentials], pending: Credentials) -> None:
+        """Give the login that a rotation has named its password, unless it works already."""
+        name = pending.get("username")
+        in_use = (kept or Credentials()).get("username")
+        if name not in self._app.login_names(kind) or name == in_use:
+            raise UserError(
+                f"the rotation's login {name} is not the other one of the {kind.group_name} "
+                "logins. It was not changed",
+                "Rotate the secret again",
+            )
+        if not self.tried(kind, pending).login:
+            self._set_login(kind, self._to_this_database(name, pending.get("password", "")))
+
+    def check_pending(self, kind: Kind, pending: Credentials) -> None:
+        """Raise UserError unless the login that a rotation has named works."""
+        trial = self.tried(kind, pending)
+        if trial.state != WORKS:
+            reason = trial.reason or "the server does not take it"
+            raise UserError(
+                f"the rotation's login {pending.get('username')} does not work: {reason}",
+                "What the secret holds works as before. Rotate it again",
+            )
+
+    def hand_on(self, kind: Kind, *names: str) -> None:
+        """The group gets what these logins have created, as far as they are its own and exist.
+
+        A rotation calls it for both, before its secret is written: an event that comes again finds
+        that written.
+        """
+        ours = self._app.login_names(kind) if kind.may_create else ()
+        for name in names:
+            if name in ours and self._login_state(kind, name):
+                self._give_objects_to_group(name, self._app.group_name(kind))
+
+    def _set_login(self, kind: Kind, login: Login) -> None:
+        """Make the login, or give it this password."""
 
         def change() -> None:
             with self._session.transaction():
                 self._change_login(kind, login, is_ours=True)
-                self._share_objects_of(kind, name)
+                self._share_objects_of(kind, login.username)
 
-        with self._logged_out(kind, name, is_ours=True):
+        with self._logged_out(kind, login.username, is_ours=True):
             self._retried(change)
-        self._prove(login, "Its secret was not changed")
-        if kind.may_create:  # before the secret: an event that comes again finds that written
-            for each in (working.username, name):
-                self._give_objects_to_group(each, self._app.group_name(kind))
-        rotated = Credentials(stored.value or {}, username=name, password=login.password)
-        stored.write(rotated)
-        return name, "rotated"
 
     def _prove(self, login: Login, otherwise: str) -> None:
         """Log in with new credentials; raises UserError where the server does not take them."""
@@ -863,7 +923,10 @@ class LimitedUsers:
         should be.
         """
         connection = self._session.connection
-        verifier = encrypt_password(login.password, login.username, connection, "scram-sha-256")
+        verifier = None
+        if login.password:
+            args = (login.password, login.username, connection, "scram-sha-256")
+            verifier = encrypt_password(*args)
         state = self._login_state(kind, login.username)
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
@@ -873,6 +936,10 @@ class LimitedUsers:
             change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
             change += "GRANT {group} TO {role}; "
+        if login.new_token:
+            change += "GRANT rds_iam TO {role}; "
+        elif state is not None and state.by_iam:
+            change += "REVOKE rds_iam FROM {role}; "
         change_sql = sql.SQL(change).format(
             role=sql.Identifier(login.username),
             verifier=sql.Literal(verifier),
@@ -930,7 +997,7 @@ class LimitedUsers:
         password = kept.get("password")
         if not (is_usable(username) and is_usable(password)):
             return
-        names = tuple(name for kind in KINDS for name in kind.login_names)
+        names = tuple(name for kind in self._app.kinds for name in kind.login_names)
         is_ours = username == self._app.admin.username or str(username).endswith(names)
         if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
@@ -965,7 +1032,8 @@ class LimitedUsers:
         self, kind: Kind, login: str, change: sql.Composable = NOTHING
     ) -> Optional[LoginState]:
         """The login's role after this change, or None where it does not exist."""
-        forbidden = "" if kind.may_create else self._app.group_name(TABLECREATOR)
+        stronger = {READONLY: KINDS, READWRITE: (TABLECREATOR,)}.get(kind, ())
+        forbidden = [self._app.group_name(other) for other in stronger]
         args = {
             "login": login,
             "group": self._app.group_name(kind),
@@ -990,7 +1058,9 @@ class LimitedUsers:
         return bool((kept or Credentials()).get("dbname", dbname) == dbname)
 
     def _to_this_database(self, username: str, password: str) -> Login:
-        return Login(self._app.admin.endpoint, username, password)
+        tokens_for = self._app.tokens_for
+        new_token = tokens_for(username) if tokens_for and not password else None
+        return Login(self._app.admin.endpoint, username, password, new_token)
 
     def _text(self, name: sql.Composable) -> str:
         return name.as_string(self._session.connection)
@@ -1008,16 +1078,26 @@ def _lack(groups: Mapping[Kind, GroupState], creator: str) -> bool:
     return any(group.lacks(creator, kind) for kind, group in groups.items())
 
 
-def _as_secret(login: Login) -> dict[str, Any]:
-    """The keys that an application, and AWS's own rotation, look for in a secret."""
-    return {
-        "engine": login.endpoint.engine,
-        "host": login.endpoint.host,
-        "port": login.endpoint.port,
-        "dbname": login.endpoint.dbname,
-        "username": login.username,
-        "password": login.password,
-    }
+def _as_secret(kept: Optional[Credentials], login: Login) -> Credentials:
+    """What was kept, with the keys that an application, and AWS's own rotation, look for."""
+    found = Credentials(kept or {})
+    found.update(
+        engine=login.endpoint.engine,
+        host=login.endpoint.host,
+        port=login.endpoint.port,
+        dbname=login.endpoint.dbname,
+        username=login.username,
+        password=login.password,
+    )
+    if login.new_token:
+        del found["password"]
+    return found
+
+
+def _place(kept: Optional[Credentials]) -> dict[str, Any]:
+    """Where those who use the credentials connect to; it can be another name for this database."""
+    keys = ("engine", "host", "port", "dbname")
+    return {key: value for key, value in (kept or {}).items() if key in keys}
 
 
 def _missing_attributes(state: LoginState) -> str:
@@ -1152,11 +1232,12 @@ LOGIN_STATE_SQL = f"""
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
     SELECT r.rolcanlogin, r.rolvaliduntil IS NOT NULL AND r.rolvaliduntil <> 'infinity',
            r.rolcreatedb, r.rolcreaterole, pg_has_role(r.oid, g.oid, 'MEMBER'),
+           coalesce(pg_has_role(r.oid, to_regrole('rds_iam'), 'MEMBER'), false),
            array_remove(ARRAY[CASE WHEN r.rolsuper THEN 'NOSUPERUSER' END,
                               CASE WHEN r.rolreplication THEN 'NOREPLICATION' END,
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
            ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
-                 WHERE {POWER_SQL} OR m.rolname = %(forbidden)s),
+                 WHERE {POWER_SQL} OR m.rolname = ANY (%(forbidden)s)),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""

@@ -1,4 +1,4 @@
-"""AWS Secrets Manager: reads and writes the secrets that hold logins.
+"""AWS Secrets Manager: reads and writes the secrets that hold logins. Signs tokens of IAM.
 
 Knows AWS, nothing of databases or migrations. What goes wrong is a ConfigError or, in writing, a
 UserError.
@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Callable, Optional
+from urllib.parse import quote, urlencode
 
 from common import ConfigError, Credentials, Deadline, OvertakenError, UserError, shown
 
@@ -22,13 +23,19 @@ try:
     import boto3
     from botocore.config import Config as AwsConfig
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.model import ServiceId
+    from botocore.signers import RequestSigner
 except ImportError:  # on a terminal, with DATABASE_URL, nothing of AWS is needed
     boto3 = None  # type: ignore[assignment]
 
 
 CURRENT = "AWSCURRENT"
 PENDING = "AWSPENDING"  # the value that a rotation is about to make current
+TOKEN_OPENS_S = 900  # connections; those that are open stay
 ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
+
+
+ROTATION_GOES_ON = "What the secret holds works as before. Rotate it again"
 
 
 class UnreachableError(ConfigError):
@@ -58,11 +65,12 @@ def secrets_client(deadline: Deadline) -> Any:
     missing.
     """
     left = max(deadline.left, 4)
-    attempts = 3 if has_time_for_retries(deadline) else 1
+    attempts = 3 if left > 40 else 1
+    patience = left / 4 / attempts
     try:
         options = AwsConfig(
-            connect_timeout=min(5, left / 4),
-            read_timeout=min(10, left / 4),
+            connect_timeout=min(5, patience),
+            read_timeout=min(10, patience),
             retries={"total_max_attempts": attempts, "mode": "standard"},
         )
         return boto3.client("secretsmanager", config=options)
@@ -70,8 +78,37 @@ def secrets_client(deadline: Deadline) -> Any:
         raise ConfigError(f"Secrets Manager: {str(exc).rstrip('.')}") from exc
 
 
-def has_time_for_retries(deadline: Deadline) -> bool:
-    return deadline.left > 40
+def in_time(client: Any, deadline: Deadline) -> Any:
+    """The client, or another one for what is left: a write that nobody answers, and the look at
+    what came of it, have to end.
+    """
+    options = client.meta.config
+    longest = 2 * options.read_timeout * options.retries["total_max_attempts"]
+    return client if deadline.left > 1.5 * longest else secrets_client(deadline)
+
+
+def token_maker(host: str, port: int, username: str, region: str) -> Callable[[], str]:
+    """What makes the tokens by which RDS lets a login in who has no password; raises ConfigError.
+
+    A token opens connections for 15 minutes. It is signed here: nothing is asked, and no client
+    made.
+    """
+    session = boto3.Session(region_name=region or None)
+    credentials = session.get_credentials()
+    if credentials is None or session.region_name is None:
+        raise ConfigError(f"{username} signs in by IAM, but there is no role or no AWS_REGION")
+    query = urlencode({"Action": "connect", "DBUser": username}, quote_via=quote)
+    url = f"https://{host}:{port}/?{query}"
+
+    def new_token() -> str:
+        names = (ServiceId("rds-db"), session.region_name, "rds-db", "v4")
+        signer = RequestSigner(*names, credentials, session.events)  # it does not keep the session
+        request = {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}}
+        return str(signer.generate_presigned_url(request, "connect", TOKEN_OPENS_S))[
+            len("https://") :
+        ]
+
+    return new_token
 
 
 def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
@@ -101,6 +138,30 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
         return Secret(name, arn, complaint="is not a JSON object")
     version = str(answer.get("VersionId", ""))
     return Secret(name, arn, Credentials(value), "", version, answer.get("CreatedDate"))
+
+
+def put_pending(client: Any, secret: Secret, token: str, value: Credentials) -> None:
+    """Store what a rotation is about to make current, as the version that has this token."""
+    text = json.dumps(value)
+    put = partial(client.put_secret_value, SecretId=secret.arn, ClientRequestToken=token)
+    _change(secret.name, "PutSecretValue", partial(put, SecretString=text, VersionStages=[PENDING]))
+
+
+def make_current(client: Any, secret: Secret, token: str) -> None:
+    """Move the label to the version that has this token, if it is still where it was read."""
+    move = partial(client.update_secret_version_stage, SecretId=secret.arn, VersionStage=CURRENT)
+    versions = {"MoveToVersionId": token, "RemoveFromVersionId": secret.version}
+    _change(secret.name, "UpdateSecretVersionStage", partial(move, **versions))
+
+
+def _change(name: str, action: str, change: Callable[[], Any]) -> None:
+    try:
+        change()
+        return
+    except (BotoCoreError, ClientError) as exc:
+        problem = _aws_problem(exc, action, name)
+    # Raised out here, without its cause: botocore's frames hold the password.
+    raise UserError(f"secret {name} could not be written: it {problem}", ROTATION_GOES_ON)
 
 
 def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:

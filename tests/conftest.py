@@ -21,7 +21,7 @@ from harness.temporary import temporary_home
 from harness.world import ADMIN, TEMPLATE, World, exactly, prepare
 
 # Roles belong to the server, not to a database: every test removes its own.
-ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
+ROLE_PATTERNS = ("%readwrite", "%tablecreator", "%readonly", "%app\\_ro%", "%app\\_rw%", "%app\\_tc%", "tmp\\_%")
 
 _started = ExitStack()
 _servers: list[Server] = []

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, Optional
 import config
 import initializer
 import pytest
+import secret_store
+from common import Deadline
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
 
 USERS = "CREATE TABLE users (id int PRIMARY KEY);\n"
@@ -99,7 +102,8 @@ def change_admin(world: World, **changes: Any) -> None:
 def test_admin_secret_name_missing_is_refused(world: World) -> None:
     """The one required variable is asked for by name and meaning."""
     assert refusal(world, DB_SECRET_NAME=None) == (
-        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login" + UNTOUCHED
+        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login; or set DB_HOST, DB_NAME "
+        "and DB_USER for one who signs in by IAM" + UNTOUCHED
     )
 
 
@@ -288,6 +292,10 @@ def test_admin_secret_lacking_a_key_is_refused(world: World) -> None:
     """Absent, empty, no text, or no text for PostgreSQL: the key is named, and the variable that could replace it."""
     remedies = {"username": "", "password": "", "host": ", or set DB_HOST", "dbname": ", or set DB_NAME"}
     whole = world.secret("admin")
+    by_iam = (
+        f"{ADMIN} has no password, and a token of IAM is only sent to a server that is verified: set DB_HOST to the "
+        f"name that RDS gave, or PGSSLROOTCERT to its authority's certificate{UNTOUCHED}"
+    )
     for key, remedy in remedies.items():
         said = []
         for value in (None, "", [], {}, True, "a\0b", "\ud800"):
@@ -295,7 +303,8 @@ def test_admin_secret_lacking_a_key_is_refused(world: World) -> None:
             change_admin(world, **{key: value})
             said.append(refusal(world))
 
-        assert said == [f"{ADMIN_SECRET}has no usable {key}: add that to its JSON{remedy}{UNTOUCHED}"] * 7
+        expected = [f"{ADMIN_SECRET}has no usable {key}: add that to its JSON{remedy}{UNTOUCHED}"] * 7
+        assert said == ([by_iam, *expected[1:]] if key == "password" else expected)
 
 
 def test_admin_secret_with_a_wrong_port_is_refused(world: World) -> None:
@@ -507,7 +516,8 @@ def test_admin_secret_name_missing_does_not_hide_mistakes_in_the_targets(world: 
     message = refusal(world, DB_SECRET_NAME=None, DB_PROXY="not-there")
 
     assert message == (
-        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login; "
+        "DB_SECRET_NAME is missing: name or ARN of the secret with the database's admin login; or set DB_HOST, DB_NAME "
+        "and DB_USER for one who signs in by IAM; "
         f"DB_PROXY: secret 'not-there' {ABSENT}{UNTOUCHED}"
     )
 
@@ -610,3 +620,16 @@ def test_secrets_manager_silent_ends_before_lambda_does(world: World) -> None:
                 _, said = run.communicate()
 
     assert f"ConfigError: {ADMIN_SECRET}could not be asked for (ReadTimeoutError): " in said
+
+
+@pytest.mark.parametrize("left_s", [4, 12, 41, 70, 100, 280])
+def test_secrets_manager_silent_when_a_secret_is_written_leaves_time_to_say_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, left_s: int
+) -> None:
+    """The write and the look at what came of it: two calls, of which each is tried several times."""
+    for name, value in AWS_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    early = secret_store.secrets_client(Deadline(time.monotonic() + 280))
+    options = secret_store.in_time(early, Deadline(time.monotonic() + left_s)).meta.config
+
+    assert 2 * options.read_timeout * options.retries["total_max_attempts"] < left_s

@@ -492,9 +492,14 @@ def test_read_replica_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) 
 
 NO_TLS = "the server has no TLS; for local work set PGSSLMODE=prefer"
 CERTIFICATE = (
-    "TLS: check PGSSLROOTCERT and global-bundle.pem, and that DB_HOST is the name in the certificate; for local work "
-    "set PGSSLMODE=require"
+    "TLS: check PGSSLROOTCERT and global-bundle.pem, and on RDS that the server's authority is not rds-ca-2019, which "
+    "has ended; for local work set PGSSLMODE=require"
 )
+ALIAS = (
+    "TLS: an alias is not in the certificate; set DB_HOST to the name that is, or PGSSLMODE=verify-ca, which does not "
+    "compare it"
+)
+RDS_NAME = "shop.c0ffee123abc.eu-west-1.rds.amazonaws.com"
 ELSEWHERE = {"DB_HOST": "db.example.com", "PGHOSTADDR": HOST}  # libpq connects to this address, and expects that name
 
 
@@ -540,11 +545,12 @@ VERIFIED: dict[str, tuple[str, dict[str, str], Optional[str]]] = {
     "bundle": ("ca.pem", {}, None),
     "bundle without the authority": ("public.pem", {}, CERTIFICATE),
     "bundle of another authority of that name": ("namesake.pem", {}, CERTIFICATE),
-    "bundle, another host": ("ca.pem", ELSEWHERE, CERTIFICATE),
+    "bundle, another host": ("ca.pem", ELSEWHERE, ALIAS),
+    "bundle, another host, but verify-ca": ("ca.pem", {**ELSEWHERE, "PGSSLMODE": "verify-ca"}, None),
     "bundle, another host, but PGSSLMODE": ("ca.pem", {**ELSEWHERE, "PGSSLMODE": "require"}, None),
     "root": ("none.pem", {"PGSSLROOTCERT": "ca.pem"}, None),
     "root without the authority": ("none.pem", {"PGSSLROOTCERT": "public.pem"}, CERTIFICATE),
-    "root, another host": ("none.pem", {"PGSSLROOTCERT": "ca.pem", **ELSEWHERE}, CERTIFICATE),
+    "root, another host": ("none.pem", {"PGSSLROOTCERT": "ca.pem", **ELSEWHERE}, ALIAS),
     "root before bundle": ("public.pem", {"PGSSLROOTCERT": "ca.pem"}, None),
 }
 
@@ -572,6 +578,62 @@ def test_certificate_is_verified_where_an_authority_is_given(
 
     # The admin's connection, and a trial of each login.
     assert seen == {case: 3 if advice is None else 1 for case, (_, _, advice) in VERIFIED.items()}
+
+
+RDS_NAMES = {
+    RDS_NAME: "eu-west-1",
+    "shop.cluster-c0ffee123abc.us-east-2.rds.amazonaws.com": "us-east-2",
+    "SHOP.c0ffee123abc.EU-WEST-1.rds.amazonaws.com": "eu-west-1",
+    "shop.c0ffee123abc.us-gov-west-1.rds.amazonaws.com": "us-gov-west-1",
+    "shop.c0ffee123abc.rds.cn-north-1.amazonaws.com.cn": "cn-north-1",
+    "shop.proxy-c0ffee123abc.eu-west-1.rds.amazonaws.com": "",
+    "shop.c0ffee123abc.eu-west-1.rds.amazonaws.com.example.com": "",
+    "shop.c0ffee123abc.eu-west-1.redshift.amazonaws.com": "",
+    "db.example.com": "",
+    "localhost": "",
+}
+
+
+def test_region_is_read_from_the_names_that_rds_gives() -> None:
+    """An instance's and a cluster's own name, in every partition; a proxy has another authority."""
+    assert {name: database.region_of(name) for name in RDS_NAMES} == RDS_NAMES
+
+
+@pytest.fixture
+def rds(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A gate that has the certificate of an RDS instance, and the authority of its region, in place of Amazon's."""
+    certificate = tls.issue_certificate(RDS_NAME)
+    (tmp_path / "eu-west-1.pem").write_text(certificate.ca)
+    monkeypatch.setattr(database, "RDS_ROOTS", tmp_path)
+    monkeypatch.setattr(database, "CONNECT_PATIENCE_S", 0)
+    with gate(world.server, with_tls(certificate, tmp_path)) as standing:
+        yield standing
+
+
+def test_rds_is_verified_without_any_setting(world: World, rds: Gate, tmp_path: Path) -> None:
+    """A server with RDS's name has to prove it, to the admin and the trial of each login; no other is sent a login."""
+    variables = {**through(rds.port, PGSSLMODE=None), "DB_HOST": RDS_NAME, "PGHOSTADDR": HOST}
+
+    report = world.deploy(**variables)
+
+    assert (report["users"], report["warnings"]) == ({"app_rw": "created", "app_tc": "created"}, [])
+    assert rds.connections == 3
+    (tmp_path / "eu-west-1.pem").write_text(tls.issue_certificate(RDS_NAME).ca)
+    message, _ = failure(world, initializer.ConnectError, **variables)
+    assert CERTIFICATE in message
+    assert world.deploy(**{**variables, "PGSSLMODE": "require"})["warnings"] == []
+
+
+@pytest.mark.parametrize("name", ["db.example.com", "shop.c0ffee123abc.rds.cn-north-1.amazonaws.com.cn"])
+def test_what_cannot_be_verified_is_a_warning(world: World, rds: Gate, name: str) -> None:
+    """An alias, or a region whose authority we do not have: encrypted as before, and the report says how to verify."""
+    report = world.deploy(**{**through(rds.port, PGSSLMODE=None), "DB_HOST": name, "PGHOSTADDR": HOST})
+
+    assert report["warnings"] == [
+        f"{name} is not verified, since it is not a name of RDS in a region whose root certificates are known: set "
+        "DB_HOST to the name that RDS gave, or PGSSLROOTCERT to its authority's certificate; PGSSLMODE=require says "
+        "that this is wanted"
+    ]
 
 
 # --- Closed, and nothing kept ---------------------------------------------------------------------------------------
@@ -695,7 +757,7 @@ def test_deadline_passed_leaves_nothing_for_the_next_run(world: World) -> None:
 
 def test_option_that_libpq_does_not_know_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no connection yet, which is not what is wrong."""
-    monkeypatch.setattr(database, "_authentication", lambda _: {"of_the_future": "1"})
+    monkeypatch.setattr(database, "_authentication", lambda *_: {"of_the_future": "1"})
 
     with pytest.raises(common.ConnectError, match='invalid connection option "of_the_future"'):
         world.deploy()

@@ -191,7 +191,7 @@ def test_rights_removal_removes_the_roles(world: World) -> None:
     world.deploy()
     with world.login("creator") as conn, conn.cursor() as cur:
         cur.execute("CREATE TABLE reports (id int)")
-    steps = blocks(RIGHTS, "sql")[0].splitlines()
+    steps = blocks(RIGHTS, "sql")[-1].splitlines()
 
     for step in steps:
         world.sql(step)

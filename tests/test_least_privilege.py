@@ -110,3 +110,26 @@ def test_least_privilege_without_writing_is_enough_while_all_works(world: World,
     policy.allow({(name, action) for name, action in NEEDED if action == GET})
 
     assert policy.deploy(world)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
+UPDATE = "secretsmanager:UpdateSecretVersionStage"
+
+
+def test_least_privilege_for_a_rotation_by_secrets_manager_is_one_more(world: World, policy: Policy) -> None:
+    """Three of the four steps need nothing new; the last one moves a label, and says so if it may not."""
+    world.deploy()
+    policy.allow(NEEDED)
+    token = "0" * 32
+    events = [
+        {"Step": step, "SecretId": policy.arns["user"], "ClientRequestToken": token}
+        for step in ("createSecret", "setSecret", "testSecret", "finishSecret")
+    ]
+    for event in events[:3]:
+        policy.deploy(world, event)
+    with pytest.raises(InitializerError, match=f"is closed to the function's role: grant it {UPDATE}"):
+        policy.deploy(world, events[3])
+    assert works(world, world.secret("user"))
+
+    policy.allow({*NEEDED, ("user", UPDATE)})
+
+    assert policy.deploy(world, events[3])["users"] == {"app_rw_clone": "rotated"}

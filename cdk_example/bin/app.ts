@@ -1,8 +1,13 @@
 import { App } from "aws-cdk-lib";
 import { ExampleStack, postgresInstance } from "../lib/example-stack";
-import { auroraServerless, instanceWithManagedSecret } from "../lib/variants";
+import { auroraServerless, instanceWithIam, instanceWithManagedSecret } from "../lib/variants";
 
-const databases = { instance: postgresInstance, aurora: auroraServerless, managed: instanceWithManagedSecret };
+const databases = {
+  instance: postgresInstance,
+  aurora: auroraServerless,
+  managed: instanceWithManagedSecret,
+  iam: instanceWithIam,
+};
 
 const app = new App();
 const chosen: string = app.node.tryGetContext("database") ?? "instance";

@@ -16,16 +16,38 @@ export type DbSetupVariable =
 
 export interface DbSetupProps {
   /** The PostgreSQL instance or cluster, no proxy. Its port is opened for the function. */
-  readonly database: IConstruct & ec2.IConnectable & { readonly secret?: secretsmanager.ISecret };
+  readonly database: IConstruct &
+    ec2.IConnectable & { readonly secret?: secretsmanager.ISecret; grantConnect?(to: iam.IGrantable, user: string): iam.Grant };
 
   /** The admin's login. @default - the secret that the database was made with */
   readonly adminSecret?: secretsmanager.ISecret;
+
+  /**
+   * The admin's name, if it signs in by IAM and not by a password. It is allowed to connect; DB_HOST and DB_NAME have to
+   * be in `environment`.
+   * @default - the admin has a secret
+   */
+  readonly adminByIam?: string;
+
+  /**
+   * The users sign in by IAM: they have no passwords, and need no secrets. The function is allowed to connect as them;
+   * for an application use the database's grantConnect(application, "app_rw"). Without any secret, Secrets Manager and
+   * its endpoint are not needed.
+   * @default false
+   */
+  readonly usersByIam?: boolean;
 
   /** Receives the login of the application, which may read and write. @default - no such login is made */
   readonly userSecret?: secretsmanager.ISecret;
 
   /** Receives the login that may create tables as well. @default - no such login is made */
   readonly creatorSecret?: secretsmanager.ISecret;
+
+  /** Receives a login that only reads. @default - no such login is made */
+  readonly readerSecret?: secretsmanager.ISecret;
+
+  /** How often Secrets Manager rotates the users' secrets, with this function. @default - never */
+  readonly rotateEvery?: Duration;
 
   /** Where the function runs. It has to reach the database and Secrets Manager. */
   readonly vpc: ec2.IVpc;
@@ -88,9 +110,12 @@ export class DbSetup extends Construct {
 
   constructor(scope: Construct, id: string, props: DbSetupProps) {
     super(scope, id);
-    const { database, userSecret, creatorSecret, architecture = lambda.Architecture.X86_64 } = props;
-    const adminSecret = props.adminSecret ?? database.secret;
-    if (!adminSecret) {
+    const { database, userSecret, creatorSecret, readerSecret, architecture = lambda.Architecture.X86_64 } = props;
+    const adminSecret = props.adminByIam ? undefined : (props.adminSecret ?? database.secret);
+    if (props.adminByIam && !(props.environment?.DB_HOST && props.environment.DB_NAME)) {
+      throw new Error(`${id}: an admin that signs in by IAM needs DB_HOST and DB_NAME in environment.`);
+    }
+    if (!adminSecret && !props.adminByIam) {
       throw new Error(
         `${id}: the database has no secret of its own. Name the one with the admin's login in adminSecret.`,
       );
@@ -105,7 +130,9 @@ export class DbSetup extends Construct {
     // Said from the function's side, so that the database and the endpoint can be in another stack.
     const reached: ec2.IConnectable[] = [database, ...(props.secretsEndpoint ? [props.secretsEndpoint] : [])];
     for (const one of reached) securityGroup.connections.allowToDefaultPort(one);
-    if (!props.secretsEndpoint) {
+    const writable = [userSecret, creatorSecret, readerSecret].filter((secret) => secret !== undefined);
+    const secrets = [...(adminSecret ? [adminSecret] : []), ...writable];
+    if (!props.secretsEndpoint && secrets.length) {
       securityGroup.addEgressRule(secretsManagerFrom(props), ec2.Port.HTTPS, "Secrets Manager");
     }
     // Kept when the stack goes: after a first deployment that failed, it is all that says why.
@@ -126,9 +153,11 @@ export class DbSetup extends Construct {
       securityGroups: [securityGroup],
       environment: {
         ...props.environment,
-        DB_SECRET_NAME: adminSecret.secretArn,
+        ...(adminSecret ? { DB_SECRET_NAME: adminSecret.secretArn } : { DB_USER: props.adminByIam! }),
+        ...(props.usersByIam && { USERS_SIGN_IN: "iam" }),
         ...(userSecret && { DB_USER_SECRET_NAME: userSecret.secretArn }),
         ...(creatorSecret && { DB_PROXY: creatorSecret.secretArn }),
+        ...(readerSecret && { DB_READER_SECRET_NAME: readerSecret.secretArn }),
       },
       logGroup: this.logGroup,
       loggingFormat: lambda.LoggingFormat.JSON,
@@ -137,9 +166,9 @@ export class DbSetup extends Construct {
       currentVersionOptions: { retryAttempts: 0 },
     });
 
-    const writable = [userSecret, creatorSecret].filter((secret) => secret !== undefined);
-    this.allow("secretsmanager:GetSecretValue", "kms:Decrypt", [adminSecret, ...writable]);
+    this.allow("secretsmanager:GetSecretValue", "kms:Decrypt", secrets);
     this.allow("secretsmanager:PutSecretValue", "kms:GenerateDataKey", writable);
+    for (const login of loginsByIam(props)) database.grantConnect!(this.function, login);
 
     this.trigger = new triggers.Trigger(this, "Trigger", {
       handler: this.function,
@@ -148,8 +177,14 @@ export class DbSetup extends Construct {
     });
     // The rules that open ports are in the security groups, and the metric filters in the log group.
     const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
-    this.trigger.node.addDependency(database, ...rules, this.logGroup, adminSecret, ...writable);
+    this.trigger.node.addDependency(database, ...rules, this.logGroup, ...secrets);
     this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
+
+    for (const secret of props.rotateEvery ? writable : []) {
+      // Not at the first deployment: the run that writes the secret comes then.
+      const schedule = { automaticallyAfter: props.rotateEvery, rotateImmediatelyOnUpdate: false };
+      secret.addRotationSchedule("Rotation", { rotationLambda: this.function, ...schedule });
+    }
 
     this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
       alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,
@@ -190,6 +225,13 @@ export class DbSetup extends Construct {
   }
 }
 
+/** As whom the function signs in by IAM: each user has a second login, with which it changes over and rotates. */
+function loginsByIam({ adminByIam, usersByIam, readerSecret, environment }: DbSetupProps): string[] {
+  const users = usersByIam ? ["app_rw", "app_tc", ...(readerSecret ? ["app_ro"] : [])] : [];
+  const prefix = environment?.ROLE_PREFIX ?? "";
+  return [...(adminByIam ? [adminByIam] : []), ...users.flatMap((name) => [prefix + name, `${prefix}${name}_clone`])];
+}
+
 /** Where Secrets Manager can be, if nobody names its endpoint: isolated subnets have no way out of the VPC. */
 function secretsManagerFrom({ vpc, vpcSubnets }: DbSetupProps): ec2.IPeer {
   const isolated = new Set(vpc.isolatedSubnets);
@@ -197,7 +239,7 @@ function secretsManagerFrom({ vpc, vpcSubnets }: DbSetupProps): ec2.IPeer {
   return isOpen ? ec2.Peer.anyIpv4() : ec2.Peer.ipv4(vpc.vpcCidrBlock);
 }
 
-/** Modules, migrations and a certificate bundle go along; caches, notes and the entry for the terminal stay at home. */
+/** Modules, migrations and root certificates go along; caches, notes and the entry for the terminal stay at home. */
 const ASSET = {
   ignoreMode: IgnoreMode.GIT,
   exclude: [
@@ -208,5 +250,7 @@ const ASSET = {
     "!/migrations/**/",
     "!/migrations/**/*.sql",
     "!/global-bundle.pem",
+    "!/rds_roots/",
+    "!/rds_roots/*.pem",
   ],
 };

@@ -8,7 +8,7 @@ import { Construct } from "constructs";
 import { DbSetup, DbSetupProps } from "./db-setup";
 
 /** A database, and what DbSetup has to be told about it. */
-export type Database = Pick<DbSetupProps, "database" | "adminSecret" | "environment">;
+export type Database = Pick<DbSetupProps, "database" | "adminSecret" | "adminByIam" | "usersByIam" | "environment">;
 
 export interface ExampleStackProps extends StackProps {
   /**
@@ -30,13 +30,28 @@ export class ExampleStack extends Stack {
       natGateways: 0,
       subnetConfiguration: [{ name: "Isolated", subnetType: ec2.SubnetType.PRIVATE_ISOLATED }],
     });
+    const database = (props.database ?? postgresInstance)(this, vpc);
+    const logins = database.usersByIam ? {} : this.secretsFor(vpc, database);
+
+    this.dbSetup = new DbSetup(this, "DbSetup", {
+      ...database,
+      ...logins,
+      vpc,
+      codePath: path.join(__dirname, "..", "..", "db_setup"),
+    });
+
+    new CfnOutput(this, "FunctionName", { value: this.dbSetup.function.functionName });
+    new CfnOutput(this, "LogGroupName", { value: this.dbSetup.logGroup.logGroupName });
+  }
+
+  /** The users' secrets, and the way to them. */
+  private secretsFor(vpc: ec2.IVpc, { database, adminSecret }: Database) {
     // Without a NAT gateway this is the only way to Secrets Manager. It costs less than one. DbSetup opens it for its
     // function alone; an application that reads its login asks for secretsEndpoint.connections.allowDefaultPortFrom.
     const secretsEndpoint = vpc.addInterfaceEndpoint("Secrets", {
       service: ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
       open: false,
     });
-    const database = (props.database ?? postgresInstance)(this, vpc);
 
     // Their first value is of no use: DbSetup writes the logins that it makes.
     const userSecret = new secretsmanager.Secret(this, "UserSecret", { description: "Login of the application" });
@@ -45,29 +60,17 @@ export class ExampleStack extends Stack {
     });
 
     // The endpoint leads to every secret of every account. Through it goes what this account does with these three.
-    const adminSecret = database.adminSecret ?? database.database.secret!;
     secretsEndpoint.addToPolicy(
       new iam.PolicyStatement({
         principals: [new iam.AnyPrincipal()],
         actions: ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"],
-        resources: [adminSecret, userSecret, creatorSecret].map((secret) => secret.secretArn),
+        resources: [adminSecret ?? database.secret!, userSecret, creatorSecret].map((secret) => secret.secretArn),
         conditions: { StringEquals: { "aws:PrincipalAccount": this.account } },
       }),
     );
-
-    this.dbSetup = new DbSetup(this, "DbSetup", {
-      ...database,
-      userSecret,
-      creatorSecret,
-      vpc,
-      secretsEndpoint,
-      codePath: path.join(__dirname, "..", "..", "db_setup"),
-    });
-
-    new CfnOutput(this, "FunctionName", { value: this.dbSetup.function.functionName });
-    new CfnOutput(this, "LogGroupName", { value: this.dbSetup.logGroup.logGroupName });
     new CfnOutput(this, "UserSecretArn", { value: userSecret.secretArn });
     new CfnOutput(this, "TableCreatorSecretArn", { value: creatorSecret.secretArn });
+    return { secretsEndpoint, userSecret, creatorSecret };
   }
 }
 

@@ -47,3 +47,13 @@ export function instanceWithManagedSecret(scope: Construct, vpc: ec2.IVpc): Data
   };
   return { database, environment };
 }
+
+/** The instance without any password: the admin and the users sign in by IAM. There are no secrets, and no endpoint. */
+export function instanceWithIam(scope: Construct, vpc: ec2.IVpc): Database {
+  const { database, environment } = instanceWithManagedSecret(scope, vpc);
+  const instance = (database as rds.DatabaseInstance).node.defaultChild as rds.CfnDBInstance;
+  instance.manageMasterUserPassword = undefined;
+  instance.enableIamDatabaseAuthentication = true;
+  instance.masterUserAuthenticationType = "iam-db-auth";
+  return { database, environment, adminByIam: "shop_admin", usersByIam: true };
+}

@@ -38,13 +38,14 @@ function uploaded(stack: Stack, outdir: string) {
 test("the example uploads all modules and migrations of db_setup, and nothing else", () => {
   const app = newApp();
   const expected = filesIn(DB_SETUP).filter(
-    (name) => (/^[^/]+\.py$/.test(name) && name !== "__main__.py") || /^migrations\/[^/]+\.sql$/.test(name),
+    (name) =>
+      (/^[^/]+\.py$/.test(name) && name !== "__main__.py") || /^(migrations\/[^/]+\.sql|rds_roots\/[^/]+\.pem)$/.test(name),
   );
 
   const { files } = uploaded(new ExampleStack(app, "Example"), app.outdir);
 
   assert.deepEqual(files, expected);
-  for (const name of ["initializer.py", "database.py", "sql_scanner.py", "migrations/001_initial_schema.sql"]) {
+  for (const name of ["initializer.py", "database.py", "rds_roots/eu-west-1.pem", "migrations/001_initial_schema.sql"]) {
     assert.ok(files.includes(name), name);
   }
 });

@@ -13,7 +13,7 @@ import { IConstruct } from "constructs";
 import { DbSetup, DbSetupProps } from "../lib/db-setup";
 import { ExampleStack, ExampleStackProps, postgresInstance } from "../lib/example-stack";
 import { RUNTIME } from "../lib/psycopg-layer";
-import { auroraServerless, instanceWithManagedSecret } from "../lib/variants";
+import { auroraServerless, instanceWithIam, instanceWithManagedSecret } from "../lib/variants";
 import {
   DB_SETUP,
   ROOT,
@@ -312,6 +312,49 @@ describe("the example", () => {
     assert.equal(DB_NAME, "shop");
   });
 
+  test("needs neither a secret nor an endpoint where everybody signs in by IAM", () => {
+    const { resources, setUp } = example({ database: instanceWithIam });
+    const { Properties: database } = onlyOf(resources, "AWS::RDS::DBInstance");
+    const variables = setUp.Properties.Environment.Variables;
+
+    for (const absent of ["AWS::SecretsManager::Secret", "AWS::EC2::VPCEndpoint"]) {
+      assert.deepEqual(ofType(resources, absent), []);
+    }
+    assert.deepEqual([variables.DB_USER, variables.DB_NAME, variables.USERS_SIGN_IN], ["shop_admin", "shop", "iam"]);
+    assert.equal(variables.DB_SECRET_NAME, undefined);
+    assert.equal(database.MasterUserAuthenticationType, "iam-db-auth");
+    assert.deepEqual(
+      [database.EnableIAMDatabaseAuthentication, database.MasterUserPassword, database.ManageMasterUserPassword],
+      [true, undefined, undefined],
+    );
+    // To the database, and nowhere else.
+    assert.equal(ofType(resources, "AWS::EC2::SecurityGroupEgress").length, 1);
+    const allowed = rights(resources, setUp).filter((right) => !/ (logs|ec2):/.test(right));
+    assert.deepEqual(
+      allowed.map((right) => /^Allow rds-db:connect .*\/([a-z_]+)"/.exec(right)?.[1]).sort(),
+      ["app_rw", "app_rw_clone", "app_tc", "app_tc_clone", "shop_admin"],
+    );
+  });
+
+  test("lets Secrets Manager rotate what it writes, and nothing else", () => {
+    const { resources, setUp } = setUpOf((stack) => ({
+      userSecret: new secretsmanager.Secret(stack, "User"),
+      rotateEvery: Duration.days(30),
+    }));
+    const { Properties: schedule } = onlyOf(resources, "AWS::SecretsManager::RotationSchedule");
+
+    assert.deepEqual(schedule.SecretId, setUp.Properties.Environment.Variables.DB_USER_SECRET_NAME);
+    assert.equal(schedule.RotationRules.ScheduleExpression, "rate(30 days)");
+    assert.equal(schedule.RotateImmediatelyOnUpdate, false);
+    assert.ok(rights(resources, setUp).some((right) => right.includes("secretsmanager:UpdateSecretVersionStage")));
+    const { Properties: permission } = onlyOf(resources, "AWS::Lambda::Permission");
+    assert.equal(permission.Principal, "secretsmanager.amazonaws.com");
+  });
+
+  test("asks where the database of an admin without a secret is", () => {
+    assert.throws(() => setUpOf({ adminByIam: "admin" }), /needs DB_HOST and DB_NAME in environment/);
+  });
+
   test("lets Aurora go down to zero", () => {
     const { resources } = example({ database: auroraServerless });
 
@@ -336,7 +379,7 @@ describe("the example", () => {
     });
 
     assert.notEqual(run.status, 0);
-    assert.match(run.stderr, /-c database=oracle is none of: instance, aurora, managed\./);
+    assert.match(run.stderr, /-c database=oracle is none of: instance, aurora, managed, iam\./);
   });
 });
 

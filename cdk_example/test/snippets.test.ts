@@ -252,7 +252,7 @@ test("the snippet by hand leaves at home what only the terminal and readers need
   const files = filesIn(path.join(app.outdir, `asset.${Properties.Code.S3Key.replace(".zip", "")}`));
   assert.ok(files.includes("initializer.py") && files.includes("migrations/001_initial_schema.sql"));
   assert.deepEqual(
-    files.filter((file) => !/^\w+\.py$|^migrations\/\w+\.sql$/.test(file) || file === "__main__.py"),
+    files.filter((file) => !/^\w+\.py$|^migrations\/\w+\.sql$|^rds_roots\/[\w-]+\.pem$/.test(file) || file === "__main__.py"),
     [],
   );
 });

@@ -49,7 +49,7 @@ def stack(
         (tmp_path / name).mkdir()
     rules = _endpoint_rules(tmp_path / "botocore", secrets_url)
     variables = {"AWS_ENDPOINT_URL": secrets_url, "AWS_DATA_PATH": str(rules)}
-    if "PGSSLMODE" in world.environ:
+    if not world.server.tls:
         variables["PGSSLMODE"] = world.environ["PGSSLMODE"]
     authority = world.server.ca_file
     service = LambdaService(tmp_path / "logs")

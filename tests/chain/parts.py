@@ -103,11 +103,14 @@ class Synthesised:
     trigger: dict[str, Any]
 
 
-def synthesise(folder: Path) -> Synthesised:
-    """Synthesise the example into `folder`, but for its layer, which needs pip and a network."""
+def synthesise(folder: Path, **chosen: str) -> Synthesised:
+    """Synthesise the example into `folder`, but for its layer, which needs pip and a network.
+
+    `chosen` is what `-c` says on the command line.
+    """
     if not (EXAMPLE / "node_modules").is_dir():
         raise MissingPartError(f"{EXAMPLE / 'node_modules'} is missing: `make chain` installs it, by npm ci")
-    context = {**json.loads((EXAMPLE / "cdk.json").read_text())["context"], "aws:cdk:bundling-stacks": []}
+    context = {**json.loads((EXAMPLE / "cdk.json").read_text())["context"], "aws:cdk:bundling-stacks": [], **chosen}
     environ = {**os.environ, "CDK_OUTDIR": str(folder), "CDK_CONTEXT_JSON": json.dumps(context)}
     run(["node", "--import", "tsx", "bin/app.ts"], EXAMPLE, environ)
     (template,) = folder.glob("*.template.json")

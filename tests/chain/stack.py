@@ -127,6 +127,7 @@ class Stack:
         arns = {
             name: self.world.secrets.describe_secret(SecretId=self.world.environ[name])["ARN"]
             for name in self.synthesised.function["Environment"]["Variables"]
+            if name not in self.variables
         }
         return {**AWS_ENVIRONMENT, **self.variables, **arns}
 

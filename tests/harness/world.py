@@ -34,8 +34,19 @@ AWS_ENVIRONMENT = {
 
 
 OURS = (
-    *("DB_SECRET_NAME", "DB_USER_SECRET_NAME", "DB_PROXY", "CREATE_USERS", "DB_HOST", "DB_PORT", "DB_NAME", "BASELINE"),
-    *("ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
+    *(
+        "DB_SECRET_NAME",
+        "DB_USER_SECRET_NAME",
+        "DB_PROXY",
+        "DB_READER_SECRET_NAME",
+        "CREATE_USERS",
+        "DB_HOST",
+        "DB_PORT",
+        "DB_NAME",
+        "DB_USER",
+        "USERS_SIGN_IN",
+    ),
+    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
 )
 
 
@@ -71,8 +82,8 @@ class World:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
-        if not self.server.tls:
-            self.environ["PGSSLMODE"] = "prefer"
+        # Said, or each report has the warning that the server is not verified.
+        self.environ["PGSSLMODE"] = "require" if self.server.tls else "prefer"
         self.secrets = _secrets_manager()
         login = {
             "engine": "postgres",
