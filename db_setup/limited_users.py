@@ -779,14 +779,14 @@ class LimitedUsers:
             )
 
     def hand_on(self, kind: Kind, *names: str) -> None:
-        """The group gets what these logins have created, as far as they are its own and exist.
+        """The group gets what these logins have created, as far as they are limited to it.
 
         A rotation calls it for both, before its secret is written: an event that comes again finds
         that written.
         """
-        ours = self._app.login_names(kind) if kind.may_create else ()
-        for name in names:
-            if name in ours and self._login_state(kind, name):
+        for name in names if kind.may_create else ():
+            state = self._login_state(kind, name)
+            if state and state.in_group and not state.powers:
                 self._give_objects_to_group(name, self._app.group_name(kind))
 
     def _set_login(self, kind: Kind, login: Login) -> None:

@@ -29,9 +29,18 @@ BEFORE_WRITE, AFTER_WRITE = "before-call.secrets-manager.PutSecretValue", "after
 @contextmanager
 def played() -> Iterator[None]:
     """AWS as moto plays it, empty, for the credentials of AWS_ENVIRONMENT."""
-    with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+    with mock.patch.dict(os.environ, AWS_ENVIRONMENT):
+        _moto().reset()
         boto3.setup_default_session(botocore_session=_session())
         yield
+
+
+@cache
+def _moto() -> Any:
+    """One for all tests, which stays: to begin takes it longer than a test's database."""
+    moto = mock_aws()
+    moto.start()
+    return moto
 
 
 @cache
