@@ -197,6 +197,7 @@ class Found(NamedTuple):
 
 
 NOTHING = sql.SQL("")
+NOTHING_FOUND = Found(False, False, False, {})
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
 TOO_SLOW = "too slow"  # by its own password
@@ -220,6 +221,9 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
+        self._existing: set[str] = set()  # our roles that were found
+        self._groups: Optional[Mapping[Kind, GroupState]] = None  # as they are, if that is known
+        self._next_transaction = 0  # when the groups were looked at
         self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
 
@@ -242,9 +246,9 @@ class LimitedUsers:
     # --- Groups and their rights --------------------------------------------------------------
 
     def note_beginning(self) -> None:
-        """Before the first file: what is so already is not for this run to say."""
+        """After the groups, before the files: what is so already is not for this run to say."""
         if self._first_new is None:
-            self._first_new = self._session.query(NEXT_TRANSACTION_SQL)[0][0]
+            self._first_new = self._next_transaction
 
     def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
@@ -280,8 +284,6 @@ class LimitedUsers:
 
         Changes nothing where they are fine. Raises UserError where they belong to others.
         """
-        if self._groups_are_fine(self._group_states()):
-            return []
         return self._retried(self._make_groups)
 
     def refuse_roles_of_others(self) -> None:
@@ -293,6 +295,8 @@ class LimitedUsers:
             self._refuse_groups_of_others(groups)
 
     def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
+        if not self._existing:
+            return
         databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
@@ -325,26 +329,30 @@ class LimitedUsers:
         return found
 
     def _make_groups(self) -> list[str]:
+        groups = self._group_states()
+        if self._groups_are_fine(groups):
+            self._groups = groups
+            return []
+        self._refuse_groups_of_others(groups)
         with self._session.transaction():
-            groups = self._group_states()
-            self._refuse_groups_of_others(groups)
             for group in groups.values():
                 if group.exists and not group.usable:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
-            self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
+            new_groups = [sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing]
+            found = self._find_objects(self._creators(), sql.Composed(new_groups))
             ended = [
                 member
                 for grantor, is_limited, statement, member in groups[READWRITE].unwanted
                 if self._take_back(grantor or "somebody", is_limited, statement)
             ]
-            self._grant_rights(groups)
+            self._grant_rights(groups, found)
         if ended and not isinstance(self._session, Rehearsal):
             # What SET ROLE has made them they stay until they end.
-            found = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
-            for _, _, role, _ in found:
+            sessions = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
+            for _, _, role, _ in sessions:
                 log("ending a session of a role that was taken out", logging.WARNING, user=role)
-            self._session.end_limited(found)
+            self._session.end_limited(sessions)
         return missing
 
     def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
@@ -364,7 +372,11 @@ class LimitedUsers:
             "limited": self._limited,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
-        states = [GroupState(*row) for row in self._session.query(question, args)]
+        self._groups = None
+        rows = self._session.query(question, args)
+        states = [GroupState(*state) for *state, _, _ in rows]
+        *_, existing, self._next_transaction = rows[0]
+        self._existing = set(existing)
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
         return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
@@ -382,14 +394,15 @@ class LimitedUsers:
     def _creators(self) -> tuple[str, str]:
         return self._session.user, self._app.group_name(TABLECREATOR)
 
-    def _grant_rights(self, groups: Mapping[Kind, GroupState]) -> None:
+    def _grant_rights(self, groups: Mapping[Kind, GroupState], found: Found) -> None:
         """Grant the groups what they lack.
 
         Existing objects of a creator are granted once, when the default privileges for that creator
         are first made: a REVOKE by a migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
-        found = self._find_objects([me, group_of_creators])
+        # A new group has made nothing that somebody could keep locked.
+        at_once = [me] if groups[TABLECREATOR].exists else [me, group_of_creators]
         entering = {
             kind: group.name
             for kind, group in groups.items()
@@ -406,15 +419,17 @@ class LimitedUsers:
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
-        statements += self._object_statements(me, groups, found)
-        statements += self._note(groups, [me])
+        for creator in at_once:
+            statements += self._object_statements(creator, groups, found)
+        statements += self._note(groups, at_once)
         # A dry run's transaction goes on.
         statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
         question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
         rights = self._execute([*statements, question])
         for kind, (name, *achieved) in zip(entering, rights):
             self._check_rights(kind, name, *achieved)
-        self._share_where_free([me, group_of_creators], groups, found)
+        if group_of_creators not in at_once:
+            self._share_where_free([me, group_of_creators], groups, found)
 
     def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
         """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
@@ -520,11 +535,12 @@ class LimitedUsers:
             return False
         return True
 
-    def _find_objects(self, creators: Sequence[str]) -> Found:
+    def _find_objects(self, creators: Sequence[str], change: sql.Composable = NOTHING) -> Found:
+        """What there is after this change."""
         tracking = self._text(self._app.tracking)
         ours = [tracking, self._text(self._app.progress)]
         args = {"creators": list(creators), "tracking": tracking, "ours": ours}
-        return Found(*self._session.query(FOUND_SQL, args)[0])
+        return Found(*self._session.query(change + sql.SQL(FOUND_SQL), args)[0])
 
     def _object_statements(
         self, creator: str, groups: Mapping[Kind, GroupState], found: Found
@@ -708,7 +724,7 @@ class LimitedUsers:
         def change() -> bool:
             with self._session.transaction():
                 created = self._change_login(kind, login, is_ours)
-                self._share_objects_of(kind, login.username)
+                self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
@@ -794,8 +810,8 @@ class LimitedUsers:
 
         def change() -> None:
             with self._session.transaction():
-                self._change_login(kind, login, is_ours=True)
-                self._share_objects_of(kind, login.username)
+                created = self._change_login(kind, login, is_ours=True)
+                self._share_objects_of(kind, login.username, created)
 
         with self._logged_out(kind, login.username, is_ours=True):
             self._retried(change)
@@ -817,7 +833,7 @@ class LimitedUsers:
 
         Otherwise one of these sessions could set a password of its own.
         """
-        state = self._login_state(kind, login)
+        state = self._login_state(kind, login) if login in self._existing else None
         if state is None or isinstance(self._session, Rehearsal):
             yield
             return
@@ -1019,12 +1035,18 @@ class LimitedUsers:
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
-    def _share_objects_of(self, kind: Kind, login: str) -> None:
-        """Let the groups use what a login of the table creators has made and will make."""
+    def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
+        """Let the groups use what a login of the table creators has made and will make.
+
+        A new one has made nothing, and the admin is a member of it.
+        """
         if not kind.may_create:
             return
-        groups = self._group_states()
-        if _lack(groups, login):
+        groups = self._groups or self._group_states()
+        self._groups = None
+        if is_new:
+            self._share_where_free([login], groups, NOTHING_FOUND)
+        elif _lack(groups, login):
             self._join(login)
             self._share_where_free([login], groups, self._find_objects([login]))
 
@@ -1046,6 +1068,7 @@ class LimitedUsers:
         if not found:
             return None
         state = LoginState(*found[0])
+        self._existing.add(login)
         self._members[login] = state.members
         return state
 
@@ -1172,7 +1195,8 @@ UNWANTED_SQL = f"""
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
 # default privileges, and whose objects it was granted in this database: a restored one has another
-# oid. (What it may do with our own tables: see boundary.)
+# oid. (What it may do with our own tables: see boundary.) And the same for each: which of our roles
+# are there, and the next transaction.
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1186,11 +1210,13 @@ GROUP_STATE_SQL = f"""
             FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
-           ({MEMBERS_SQL}), ({UNWANTED_SQL})
+           ({MEMBERS_SQL}), ({UNWANTED_SQL}),
+           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (%(limited)s)),
+           pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 # Whoever has made a group or login is not a member of it since PostgreSQL 16.
-NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER"
+NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER; "
 DEFAULT_RIGHTS_SQL = (
     "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S "
     "TO {group}"
@@ -1282,8 +1308,6 @@ ROLES_OF_SQL = (
     "g.rolcreaterole"
 )
 
-
-NEXT_TRANSACTION_SQL = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 # Others can have very many objects, with very long names: only what is new is named.
 NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
 UNREADABLE_SQL = f"""
