@@ -248,7 +248,8 @@ class LimitedUsers:
 
     def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
-        default privileges; and of what they have replaced, and a limited user can replace again.
+        default privileges; and of what they have replaced or given away, so that a limited user can
+        change it.
         """
         if self._first_new is None:
             return
@@ -261,11 +262,13 @@ class LimitedUsers:
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
             if replaced:
-                yield (
+                text = (
                     f"{replaced} was replaced, but still belongs to {owner}, who can change what "
-                    f"it does where the admin uses it; unless that is right: ALTER {replaced} "
-                    "OWNER TO CURRENT_USER"
                 )
+                text += "it does where the admin uses it"
+                if replaced.startswith("DATABASE"):
+                    text = f"{replaced} was given to {owner}"
+                yield f"{text}; unless that is right: ALTER {replaced} OWNER TO CURRENT_USER"
                 continue
             listed = ", ".join(tables[:5])
             yield (
@@ -1311,4 +1314,10 @@ REPLACED_SQL = f"""
            OR EXISTS (SELECT FROM pg_rewrite w WHERE s.classid = 'pg_class'::regclass
                       AND w.ev_class = s.objid AND w.ev_type = '1' AND {NEW.format("w")}))
     LIMIT 20"""
-LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL})"
+# REASSIGN OWNED gives every database of its role away; what became of this one is boundary's.
+GIVEN_AWAY_SQL = f"""
+    SELECT pg_get_userbyid(datdba)::text, NULL, format('DATABASE %%I', datname) FROM pg_database d
+    WHERE pg_get_userbyid(datdba) = ANY (%(limited)s) AND datname <> current_database()
+      AND {NEW.format("d")}
+    LIMIT 20"""
+LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL}) UNION ALL ({GIVEN_AWAY_SQL})"
