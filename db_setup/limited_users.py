@@ -339,7 +339,7 @@ class LimitedUsers:
             ended = [
                 member
                 for grantor, is_limited, statement, member in groups[READWRITE].unwanted
-                if self._take_back(grantor or "somebody", is_limited, statement)
+                if self._take_back(grantor or "somebody", is_limited, statement) and is_limited
             ]
             self._grant_rights(groups)
         if ended and not isinstance(self._session, Rehearsal):
@@ -1245,10 +1245,12 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
+# A limited user can let in whom it likes: who works in another database is not to suffer for that.
 SESSIONS_OF_MEMBERS_SQL = f"""
     SELECT a.pid, NULL, r.rolname::text, {CAN_BECOME_SQL}
     FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
-    WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+    WHERE a.datname = current_database()
+      AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
       AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
                   AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
