@@ -172,12 +172,13 @@ def versions_sql(which: str) -> str:
     """An array of the versions of the rows that describe these relations.
 
     PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent; not
-    for a new index or statistics object, which depends on them. Whoever owns the schema can drop
-    them.
+    for a new index or statistics object, which depends on them. Whoever owns the schema or the
+    database can drop them.
     """
     return (
-        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n "
-        f"WHERE n.oid = relnamespace)) FROM pg_class WHERE oid IN {which} "
+        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n WHERE "
+        "n.oid = relnamespace), (SELECT datdba FROM pg_database WHERE datname = "
+        f"current_database())) FROM pg_class WHERE oid IN {which} "
         "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
         f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
         f"FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid IN {which})"
@@ -258,14 +259,19 @@ OUR_TABLES_SQL = """
         UNION ALL
         SELECT c.oid, format(CASE WHEN pg_has_role(r.oid, 'USAGE') THEN '' ELSE
                                  'GRANT %1$I TO CURRENT_USER; ' END
-                             || 'ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT %2$s ON '
-                             'SCHEMA public TO %1$I', r.rolname,
-                             CASE WHEN r.rolname ~ '(tablecreator|app_tc(_clone)?)$'
-                                 THEN 'USAGE, CREATE' ELSE 'USAGE' END)
-        FROM ours c JOIN pg_namespace n ON n.oid = relnamespace
-        JOIN pg_roles r ON r.oid = nspowner AND NOT rolsuper
-        WHERE relname = {first} AND nspowner IN (SELECT oid FROM lent_to_limited)
-            AND nspowner NOT IN (SELECT oid FROM trusted)),
+                             || 'ALTER %2$s OWNER TO CURRENT_USER; GRANT %3$s ON %2$s TO %1$I',
+                             r.rolname, what, rights)
+        FROM ours c, LATERAL (
+            SELECT 'SCHEMA public', nspowner, CASE
+                WHEN pg_get_userbyid(nspowner) ~ '(tablecreator|app_tc(_clone)?)$'
+                    THEN 'USAGE, CREATE' ELSE 'USAGE' END
+            FROM pg_namespace n WHERE n.oid = relnamespace
+            UNION ALL
+            SELECT format('DATABASE %I', datname), datdba, 'CONNECT' FROM pg_database
+            WHERE datname = current_database()) given(what, owner, rights)
+        JOIN pg_roles r ON r.oid = owner AND NOT rolsuper
+        WHERE relname = {first} AND owner IN (SELECT oid FROM lent_to_limited)
+            AND owner NOT IN (SELECT oid FROM trusted)),
     parts(of, class, object, column_number, remedy) AS (
         SELECT o.oid, 'pg_constraint'::regclass, c.oid, 0,
                format('ALTER TABLE %s DROP CONSTRAINT %I', o.oid::regclass, conname)
@@ -280,6 +286,11 @@ OUR_TABLES_SQL = """
         SELECT o.oid, 'pg_statistic_ext'::regclass, s.oid, 0,
                format('DROP STATISTICS %s.%I', stxnamespace::regnamespace, stxname)
         FROM ours o JOIN pg_statistic_ext s ON stxrelid = o.oid
+        UNION ALL  -- its WHEN: whose function it calls, see oddities
+        SELECT o.oid, 'pg_trigger'::regclass, t.oid, 0,
+               format('DROP TRIGGER %I ON %s', tgname, o.oid::regclass)
+        FROM ours o JOIN pg_trigger t ON tgrelid = o.oid AND NOT tgisinternal
+        JOIN pg_proc p ON p.oid = tgfoid AND proowner IN (SELECT oid FROM trusted)
         UNION ALL
         SELECT o.oid, 'pg_attrdef'::regclass, d.oid, 0, format(CASE attgenerated
             WHEN '' THEN 'ALTER TABLE %s ALTER %I DROP DEFAULT'
@@ -306,7 +317,11 @@ OUR_TABLES_SQL = """
               AND refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)
             UNION ALL
             SELECT 'pg_constraint'::regclass, oid FROM pg_constraint  -- of a domain
-            WHERE u.class = 'pg_type'::regclass AND contypid = u.object) used(class, object)),
+            WHERE u.class = 'pg_type'::regclass AND contypid = u.object
+            UNION ALL
+            SELECT 'pg_type'::regclass, atttypid FROM pg_type t  -- within a composite one
+            JOIN pg_attribute ON attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+            WHERE u.class = 'pg_type'::regclass AND t.oid = u.object) used(class, object)),
     uses_of_others(of, what, remedy) AS (
         SELECT DISTINCT ON (of, remedy) of, format('%s that uses %s %s of %s', p.type, w.type,
                    left(w.identity, 200), rolname), remedy

@@ -252,7 +252,8 @@ class LimitedUsers:
 
     def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
-        default privileges; and of what they have replaced, and a limited user can replace again.
+        default privileges; and of what they have replaced or given away, so that a limited user can
+        change it.
         """
         if self._first_new is None:
             return
@@ -265,11 +266,13 @@ class LimitedUsers:
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
             if replaced:
-                yield (
+                text = (
                     f"{replaced} was replaced, but still belongs to {owner}, who can change what "
-                    f"it does where the admin uses it; unless that is right: ALTER {replaced} "
-                    "OWNER TO CURRENT_USER"
                 )
+                text += "it does where the admin uses it"
+                if replaced.startswith("DATABASE"):
+                    text = f"{replaced} was given to {owner}"
+                yield f"{text}; unless that is right: ALTER {replaced} OWNER TO CURRENT_USER"
                 continue
             listed = ", ".join(tables[:5])
             yield (
@@ -344,7 +347,7 @@ class LimitedUsers:
             ended = [
                 member
                 for grantor, is_limited, statement, member in groups[READWRITE].unwanted
-                if self._take_back(grantor or "somebody", is_limited, statement)
+                if self._take_back(grantor or "somebody", is_limited, statement) and is_limited
             ]
             self._grant_rights(groups, found)
         if ended and not isinstance(self._session, Rehearsal):
@@ -1268,10 +1271,12 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
+# A limited user can let in whom it likes: who works in another database is not to suffer for that.
 SESSIONS_OF_MEMBERS_SQL = f"""
     SELECT a.pid, NULL, r.rolname::text, {CAN_BECOME_SQL}
     FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
-    WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+    WHERE a.datname = current_database()
+      AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
       AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
                   AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
@@ -1335,4 +1340,10 @@ REPLACED_SQL = f"""
            OR EXISTS (SELECT FROM pg_rewrite w WHERE s.classid = 'pg_class'::regclass
                       AND w.ev_class = s.objid AND w.ev_type = '1' AND {NEW.format("w")}))
     LIMIT 20"""
-LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL})"
+# REASSIGN OWNED gives every database of its role away; what became of this one is boundary's.
+GIVEN_AWAY_SQL = f"""
+    SELECT pg_get_userbyid(datdba)::text, NULL, format('DATABASE %%I', datname) FROM pg_database d
+    WHERE pg_get_userbyid(datdba) = ANY (%(limited)s) AND datname <> current_database()
+      AND {NEW.format("d")}
+    LIMIT 20"""
+LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL}) UNION ALL ({GIVEN_AWAY_SQL})"

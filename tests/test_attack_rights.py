@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
 from harness.attackers import STRANGER, close_public, make_stranger
+from harness.database import create_database, drop_database
 from harness.logins import SECRETS, as_superuser, refusal
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError, UserError
@@ -236,6 +238,57 @@ def test_schema_that_a_file_gave_to_the_table_creators_lets_none_drop_our_table(
     with suppress(InitializerError):
         deployed.deploy()
     assert refusal(deployed, "app_tc", "DROP TABLE schema_migrations") == DENIED
+
+
+GIVEN_AWAY = {
+    "everything": "DO $$ BEGIN EXECUTE 'REASSIGN OWNED BY CURRENT_USER TO tablecreator'; END $$",
+    "database": "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO app_tc', current_database()); END $$",
+}
+
+
+@pytest.fixture
+def owned(deployed: World) -> Iterator[World]:
+    """A world whose schema public is the database owner's, as in a new database since PostgreSQL 15."""
+    if deployed.server.version >= 140000:
+        as_superuser(deployed, "ALTER SCHEMA public OWNER TO pg_database_owner")
+    yield deployed
+    owned = (
+        "SELECT format('ALTER DATABASE %I OWNER TO {}', datname) FROM pg_database WHERE pg_get_userbyid(datdba) = '{}'"
+    )
+    for role in ("tablecreator", "app_tc"):
+        for (statement,) in as_superuser(deployed, owned.format(ADMIN, role)):
+            as_superuser(deployed, statement)
+
+
+@pytest.mark.parametrize(("what", "by"), [("everything", "a file"), ("database", "a file"), ("database", "hand")])
+def test_rights_of_a_databases_owner_that_were_given_to_table_creators_are_taken_back(
+    owned: World, what: str, by: str
+) -> None:
+    """The owner can drop our tables where schema public is the database owner's, and can close the database."""
+    second = f"{owned.dbname}_second"
+    create_database(owned.server, second, ADMIN)
+    owned.write("001_things.sql", "CREATE TABLE things (id int)")
+    try:
+        owned.deploy()
+        if by == "hand":
+            owned.sql(GIVEN_AWAY[what])
+        else:
+            owned.write("002_owner.sql", GIVEN_AWAY[what])
+            owned.write(
+                "003_seen.sql",
+                "CREATE TABLE seen AS SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()",
+            )
+        report = owned.deploy()
+    finally:
+        drop_database(owned.server, second)
+
+    assert any(f"ALTER DATABASE {owned.dbname} OWNER TO CURRENT_USER" in text for text in report["warnings"])
+    others = [text for text in report["warnings"] if f"DATABASE {second} was given to tablecreator" in text]
+    assert len(others) == (what == "everything" and by == "a file")
+    owner = "SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()"
+    assert owned.sql(owner if by == "hand" else "SELECT datdba FROM seen") == [(ADMIN,)]
+    assert refusal(owned, "app_tc", "SET ROLE tablecreator; DROP TABLE schema_migrations") == DENIED
+    assert owned.deploy()["warnings"] == []
 
 
 # --- What a group drops -----------------------------------------------------------------------------------------------

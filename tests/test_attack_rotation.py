@@ -217,6 +217,29 @@ def test_session_of_a_role_that_a_login_let_in_ends_when_that_is_taken_back(depl
         assert not is_alive(conn)
 
 
+def test_session_of_a_role_that_a_login_let_in_goes_on_in_another_database(deployed: World) -> None:
+    """Nobody is asked whether a login may let them in, and what is not ours is not disturbed."""
+    as_superuser(deployed, "GRANT readwrite TO app_rw WITH ADMIN OPTION")
+    with deployed.login("user") as conn:
+        rows(conn, f"GRANT readwrite TO {STRANGER}")
+    innocent = connect(deployed.server, "postgres", STRANGER, PASSWORD)
+    try:
+        assert any("let another role in" in text for text in deployed.deploy()["warnings"])
+        assert is_alive(innocent)
+    finally:
+        innocent.close()
+
+
+def test_session_of_the_application_goes_on_where_a_stranger_lends_its_role(deployed: World) -> None:
+    """Up to PostgreSQL 14 every login can make ours more powerful by itself."""
+    as_superuser(deployed, f"CREATE ROLE tmp_power CREATEDB; GRANT tmp_power TO {STRANGER} WITH ADMIN OPTION")
+    with stranger(deployed) as conn:
+        rows(conn, "GRANT tmp_power TO readwrite")
+    with deployed.login("user") as app:
+        deployed.deploy()
+        assert is_alive(app)
+
+
 def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: World) -> None:
     """Here she is even in another database; PostgreSQL 16 and newer do not let the admin end her."""
     deployed.deploy({"action": "rotate"})
