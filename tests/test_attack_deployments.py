@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ import psycopg2
 import pytest
 from harness import server as harness_server
 from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction, refused
+from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import as_superuser, works
 from harness.proxy import Link, Place, proxy_to
 from harness.server import own_server
-from harness.world import ADMIN, AWS_ENVIRONMENT, Context, World, exactly, prepare, rows
+from harness.world import ADMIN, Context, World, exactly, prepare, rows
 from initializer import InitializerError, LockError
-from moto import mock_aws
 from session import DEADLINE_CLASS, LOCK_KEY
 
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
@@ -237,7 +236,7 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
     prepare(prepares)
     create_database(prepares, "prepared", ADMIN)
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+        with played():
             world = World(prepares, "prepared", tmp_path / "migrations")
             with exactly(world.environ):
                 world.deploy()
