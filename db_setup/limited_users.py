@@ -7,7 +7,6 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -144,16 +143,24 @@ class GroupState(NamedTuple):
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
 
-        None, once sequences are: then all were (the predecessor left these out), and what is
-        missing was revoked.
+        None, once sequences are or were: then all were (the predecessor left these out), and what
+        is missing was revoked.
         """
-        if f"{creator}:S" in self.defaults:
+        if f"{creator}:S" in self.defaults or self.has_had(creator):
             return []
         return [letter for letter in kind.objects if f"{creator}:{letter}" not in self.defaults]
 
     def has_had(self, creator: str) -> bool:
         """It was given rights on this creator's objects before, whatever it has dropped since."""
         return self.exists and self.granted is not None and self._pair(creator) in self.granted[1]
+
+    def is_closed_to(self, creator: str) -> bool:
+        """It gets no rights any more on what this creator makes.
+
+        DROP OWNED BY leaves the rights on what exists, and on schema and database.
+        """
+        has_default = any(each.rpartition(":")[0] == creator for each in self.defaults)
+        return self.has_had(creator) and not has_default
 
     def has_unnoted(self, creator: str) -> bool:
         """Its rights on this creator's objects are to be written down."""
@@ -164,8 +171,13 @@ class GroupState(NamedTuple):
         by_default = {each.rpartition(":")[0] for each in self.defaults if each.endswith(":S")}
         return {self._pair(creator) for creator in (*creators, *by_default)}
 
-    def is_about(self, pair: str) -> bool:
-        return pair.startswith(self._pair(""))
+    def without(self, roles: Sequence[str]) -> GroupState:
+        """As if nothing were noted of these roles: they are new ones of that name."""
+        if self.granted is None:
+            return self
+        note, pairs = self.granted
+        kept = [pair for pair in pairs if not set(roles).intersection(pair.split(":"))]
+        return self._replace(granted=(note, kept))
 
     def _pair(self, creator: str) -> str:
         return f"{self.name}:{creator}"
@@ -220,6 +232,7 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
+        self._groups: Mapping[Kind, GroupState] = {}  # likewise
         self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
 
@@ -253,6 +266,14 @@ class LimitedUsers:
         """
         if self._first_new is None:
             return
+        for kind, group in self._groups.items():
+            for creator in filter(group.is_closed_to, self._creators()):
+                yield (
+                    f"{group.name} gets no rights on what {creator} makes, since a file revoked "
+                    f"them by default, or DROP OWNED BY {group.name} did; if it should, in a new "
+                    f"file: ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT "
+                    f"{kind.tables} ON TABLES TO {group.name}"
+                )
         args = {
             "first_new": self._first_new,
             "limited": self._limited,
@@ -335,6 +356,7 @@ class LimitedUsers:
                 if group.exists and not group.usable:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
+            groups = {kind: group.without(missing) for kind, group in groups.items()}
             self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
             ended = [
                 member
@@ -355,7 +377,7 @@ class LimitedUsers:
         message = list(statements)
         return self._session.query(sql.SQL("; ").join(message)) if message else []
 
-    def _group_states(self) -> dict[Kind, GroupState]:
+    def _group_states(self) -> Mapping[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in self._app.kinds],
             "creators": [
@@ -370,7 +392,8 @@ class LimitedUsers:
         states = [GroupState(*row) for row in self._session.query(question, args)]
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        self._groups = {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        return self._groups
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -388,8 +411,8 @@ class LimitedUsers:
     def _grant_rights(self, groups: Mapping[Kind, GroupState]) -> None:
         """Grant the groups what they lack.
 
-        Existing objects of a creator are granted once, when the default privileges for that creator
-        are first made: a REVOKE by a migration stays, also where a group drops its own rights.
+        The objects of a creator are granted once, those that exist and those to come: a REVOKE by a
+        migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
         found = self._find_objects([me, group_of_creators])
@@ -463,11 +486,9 @@ class LimitedUsers:
             return
         pairs = set(known[1])
         for group in groups.values():
-            if not group.exists:
-                pairs = {pair for pair in pairs if not group.is_about(pair)}
             pairs |= group.to_note(creators)
         if pairs != set(known[1]):
-            note = sql.Literal(known[0] + json.dumps(sorted(pairs)))
+            note = sql.Literal(known[0] + "\n".join(sorted(pairs)))
             yield sql.SQL("COMMENT ON TABLE {} IS {}").format(self._app.progress, note)
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> bool:
@@ -537,13 +558,9 @@ class LimitedUsers:
         """
         statements: list[sql.Composable] = []
         for kind, group in groups.items():
-            has_dropped = False
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
-                if objects and group.has_had(creator):
-                    has_dropped = True
-                    objects = ""
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
@@ -553,12 +570,6 @@ class LimitedUsers:
                         objects=sql.SQL(objects),
                         group=sql.Identifier(group.name),
                     )
-                )
-            if has_dropped:
-                self.warnings.append(
-                    f"{group.name} had dropped its rights (DROP OWNED BY {group.name}), and does "
-                    f"not get those on the existing objects of {creator} again, since a migration "
-                    "may have revoked some: GRANT what it needs in a new file"
                 )
         return statements
 
@@ -711,7 +722,7 @@ class LimitedUsers:
         def change() -> bool:
             with self._session.transaction():
                 created = self._change_login(kind, login, is_ours)
-                self._share_objects_of(kind, login.username)
+                self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
@@ -797,8 +808,8 @@ class LimitedUsers:
 
         def change() -> None:
             with self._session.transaction():
-                self._change_login(kind, login, is_ours=True)
-                self._share_objects_of(kind, login.username)
+                created = self._change_login(kind, login, is_ours=True)
+                self._share_objects_of(kind, login.username, created)
 
         with self._logged_out(kind, login.username, is_ours=True):
             self._retried(change)
@@ -1022,11 +1033,13 @@ class LimitedUsers:
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
-    def _share_objects_of(self, kind: Kind, login: str) -> None:
+    def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
         """Let the groups use what a login of the table creators has made and will make."""
         if not kind.may_create:
             return
         groups = self._group_states()
+        if is_new:
+            groups = {kind: group.without([login]) for kind, group in groups.items()}
         if _lack(groups, login):
             self._join(login)
             self._share_where_free([login], groups, self._find_objects([login]))
@@ -1174,8 +1187,8 @@ UNWANTED_SQL = f"""
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
-# default privileges, and whose objects it was granted in this database: a restored one has another
-# oid. (What it may do with our own tables: see boundary.)
+# default privileges, and whose objects it was granted in this database: what is restored has
+# another oid. (What it may do with our own tables: see boundary.)
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1184,9 +1197,11 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           (SELECT json_build_array(note, coalesce(substring(
-                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
-            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
+           (SELECT json_build_array(note, coalesce(string_to_array(substring(
+                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)'), chr(10)),
+                       ARRAY[]::text[]))
+            FROM pg_class c, pg_database d,
+                 concat('rights granted in ', d.oid, '/', c.oid, ':', chr(10)) note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL})
