@@ -590,8 +590,8 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     script = file.script
     marks = Marks(config.marks, file.migration.name)
-    recorded = [*run.recorded, file.name]
-    question = tracking.after_file_question(config, run.watch, recorded)
+    has_rows = tracking.has_rows(config, [*run.recorded, file.name])
+    question = tracking.after_file_question(run.watch, has_rows)
     question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
@@ -607,7 +607,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
-                release_if_sql = tracking.has_rows(config, recorded).as_string(session.connection)
+                release_if_sql = has_rows.as_string(session.connection)
             return script_runner.final_sql(
                 session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )
