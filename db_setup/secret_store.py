@@ -120,8 +120,10 @@ def token_maker(host: str, port: int, username: str, region: str) -> Callable[[]
         try:
             signed = str(signer.generate_presigned_url(request, "connect", TOKEN_OPENS_S))
         except Exception as exc:  # of whatever program or service gives new credentials
-            reason = f"there are no new credentials ({type(exc).__name__})"
-            raise ConnectError(f"{username} signs in by IAM, but {reason}") from exc
+            kind = type(exc).__name__
+            raise ConnectError(
+                f"{username} signs in by IAM, but there are no new credentials ({kind})"
+            ) from exc
         return signed[len("https://") :]
 
     return new_token

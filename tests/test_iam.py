@@ -18,7 +18,7 @@ import psycopg2
 import pytest
 import secret_store
 from harness import process, tls
-from harness.iam import Front, admin_by_iam, front_of, server_with_iam
+from harness.iam import RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
 from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
@@ -71,6 +71,14 @@ def test_admin_needs_no_secret_at_all(world: World, front: Front) -> None:
 
     assert [entry["name"] for entry in report["applied"]] == ["001_first"]
     assert made.mock_calls == []
+
+
+@pytest.mark.parametrize("name", [f"{RDS_NAME}.", RDS_NAME.upper()])
+def test_token_is_for_the_name_as_rds_writes_it(world: World, front: Front, name: str) -> None:
+    """Whatever case, and with the dot of an absolute name: the signature is over the name of the certificate."""
+    report = world.deploy(DB_HOST=name, USERS_SIGN_IN="iam")
+
+    assert (report["users"], report["warnings"]) == (BOTH, [])
 
 
 def test_each_connection_has_a_token_of_its_own(world: World, front: Front) -> None:
