@@ -202,6 +202,7 @@ class Situation(NamedTuple):
     blocked_by: Sequence[str] = ()
     extensions: Mapping[str, str] = MappingProxyType({})  # of the database, each with its schema
     is_dry_run: bool = False  # nothing stays
+    instead: str = ""  # what to do, where PostgreSQL's words do not tell
 
 
 def state_and_step(script: Script, failure: Failure, situation: Situation) -> str:
@@ -222,7 +223,7 @@ def state_and_step(script: Script, failure: Failure, situation: Situation) -> st
     if failure.was_stopped:
         return f"{state} {_who_stopped(failure)}. {_when_stopped(failure, situation)}"
     if failure.step and script.statement_count > 1:
-        step = _step(advice(script, failure, situation.extensions))
+        step = _step(situation.instead or advice(script, failure, situation.extensions))
         return f"{state} {step}{_continues(failure.step, situation)}"
     return _after_transaction(script, failure, situation)
 
@@ -314,7 +315,7 @@ def _when_unblocked(blocked_by: Sequence[str]) -> str:
 
 def _after_transaction(script: Script, failure: Failure, situation: Situation) -> str:
     """Of a file that is one transaction."""
-    instead = advice(script, failure, situation.extensions)
+    instead = situation.instead or advice(script, failure, situation.extensions)
     if failure.sqlstate == COMMITS_ITSELF:
         return (
             "Rolled back. A block that commits by itself needs a file without a transaction: write "

@@ -56,6 +56,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import boundary
 import custom_resource
 import database
+import dependents
 import failures
 import file_names
 import limited_users
@@ -654,7 +655,10 @@ def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
         place = file.migration.path.name  # nothing tells how far the server was
     extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
     situation = failures.Situation(
-        run.session.activity.blocked_by, extensions, isinstance(run.session, Rehearsal)
+        run.session.activity.blocked_by,
+        extensions,
+        isinstance(run.session, Rehearsal),
+        dependents.advice(dependents.of(run.session, failure.error)),
     )
     sentences = [
         failures.describe(script, failure),

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable, Optional, Union
 
+import dependents
 import failures
 import nontransactional
 import outside
@@ -111,12 +112,20 @@ class ScriptRunner:
             ):
                 in_steps = True  # a single statement has no atomicity to lose
                 continue
-            can_pass = outcome.sqlstate in RETRYABLE
+            can_pass = outcome.sqlstate in RETRYABLE or self._ended_dependents(outcome)
             if not can_pass or not self._session.pause_to_retry(
                 outcome.sqlstate, attempts, **fields
             ):
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
+
+    def _ended_dependents(self, failure: Failure) -> bool:
+        """Temporary objects of limited users were the reason; their sessions are ended."""
+        session = self._session
+        if failure.sqlstate not in dependents.REFUSALS or isinstance(session, Rehearsal):
+            return False
+        session.query(f"{OWN_ROLE_SQL}; SET search_path = pg_catalog")
+        return dependents.end_limited(session, failure.error)
 
     # --- In one transaction -------------------------------------------------------------------
 

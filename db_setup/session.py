@@ -490,6 +490,11 @@ class Session:
         self.end_limited(found)
         return bool(found)
 
+    def end_limited_among(self, pids: Sequence[int]) -> bool:
+        """End those of these sessions that are limited users'; returns whether there were any."""
+        self.activity.blockers = (pids, ())
+        return self._end_limited_holders()
+
     def end_limited(self, found: Sequence[tuple[Any, ...]]) -> None:
         """End these sessions and prepared transactions, as their users."""
         for pid, transaction, role, can_become in found:

@@ -104,7 +104,7 @@ NAMELESS = (
     r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
     rf"SAVEPOINT \w+(; {OWN_PATH})?",
     r"SET CONSTRAINTS ALL DEFERRED;",
-    r"RESET SESSION AUTHORIZATION; RESET ROLE; DEALLOCATE ALL; SET search_path = pg_catalog",
+    r"SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE; (DEALLOCATE ALL; )?SET search_path = pg_catalog",
     r"SHOW \w+",
     r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
     r"(SET \w+ = '?\w+'?;)+",

@@ -1,0 +1,120 @@
+"""What others make that depends on the admin's objects stops a deployment only until it is named, and what a limited
+user makes in its session does not stop one."""
+
+from __future__ import annotations
+
+import psycopg2
+import pytest
+from harness.attackers import STRANGER, refused, stranger
+from harness.world import Context, World, rows
+
+ITEMS = (
+    "CREATE TYPE mood AS ENUM ('a'); CREATE DOMAIN word AS text; "
+    "CREATE TABLE items (id serial PRIMARY KEY, note varchar(10), m mood); "
+    "CREATE FUNCTION twice(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n'; "
+    "CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+)
+LONGER = "ALTER TABLE items ALTER note TYPE text"
+WITHOUT_RIGHTS = {
+    "row type": ("CREATE TEMP TABLE t (x public.items)", LONGER),
+    "default": ("CREATE TEMP TABLE t (x int DEFAULT public.twice(2))", "DROP FUNCTION twice"),
+    "trigger": (
+        "CREATE TEMP TABLE t (x int); CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION public.noted()",
+        "DROP FUNCTION noted",
+    ),
+    "enum": ("CREATE TEMP TABLE t (x public.mood)", "ALTER TABLE items DROP m; DROP TYPE mood"),
+    "domain": ("CREATE TEMP TABLE t (x public.word); INSERT INTO t VALUES ('')", "ALTER DOMAIN word ADD CHECK (true)"),
+    "function": ("CREATE FUNCTION pg_temp.f(public.items) RETURNS int LANGUAGE sql AS 'SELECT 1'", "DROP TABLE items"),
+}
+TEMPORARY = {
+    **WITHOUT_RIGHTS,
+    "view": ("CREATE TEMP VIEW v AS SELECT note FROM items", LONGER),
+    "view of what is dropped": ("CREATE TEMP VIEW v AS SELECT note FROM items", "DROP TABLE items"),
+    "sequence": ("CREATE TEMP TABLE t (x int DEFAULT nextval('items_id_seq'))", "DROP TABLE items"),
+}
+
+
+@pytest.fixture
+def items(deployed: World) -> World:
+    deployed.write("001_items.sql", ITEMS)
+    deployed.deploy()
+    return deployed
+
+
+@pytest.mark.parametrize("case", TEMPORARY)
+def test_temporary_object_of_a_limited_user_does_not_stop_a_deployment(items: World, case: str) -> None:
+    """Its session ends; others of the same login go on."""
+    made, wanted = TEMPORARY[case]
+    items.write("002_next.sql", wanted)
+    with items.login("user") as other, items.login("user") as conn:
+        rows(other, "SELECT 1")
+        rows(conn, made)
+        assert items.deploy(context=Context(30))["status"] == "ok"
+        assert rows(other, "SELECT 1") == [(1,)]
+        with pytest.raises(psycopg2.OperationalError):
+            rows(conn, "SELECT 1")
+
+
+def test_temporary_object_does_not_stop_a_file_that_runs_in_steps(items: World) -> None:
+    made, wanted = TEMPORARY["view"]
+    wanted = wanted.replace("items", "public.items")
+    items.write("002_next.sql", f"-- no-transaction\nSET search_path = nowhere; {wanted}")
+    with items.login("user") as conn:
+        rows(conn, made)
+        assert items.deploy(context=Context(30))["status"] == "ok"
+
+
+@pytest.mark.parametrize("case", WITHOUT_RIGHTS)
+def test_temporary_object_of_a_stranger_is_named_with_its_session(items: World, case: str) -> None:
+    made, wanted = TEMPORARY[case]
+    items.write("002_next.sql", wanted)
+    with stranger(items) as conn:
+        rows(conn, made)
+        said = refused(items)
+        pid = conn.info.backend_pid
+        assert f"a temporary object of {STRANGER} depends on it: SELECT pg_terminate_backend({pid})" in said
+    assert items.deploy()["status"] == "ok"
+
+
+def test_dry_run_ends_no_session_whose_temporary_object_depends_on_what_it_drops(items: World) -> None:
+    made, wanted = TEMPORARY["view"]
+    items.write("002_next.sql", wanted)
+    with items.login("user") as conn:
+        rows(conn, made)
+        assert "a temporary object of app_rw depends on it" in str(refused(items, {"action": "dry_run"}))
+        assert rows(conn, "SELECT 1") == [(1,)]
+
+
+LASTING = {
+    "view": ("CREATE VIEW v AS SELECT note FROM items", LONGER, "DROP VIEW public.v"),
+    "row type": ("CREATE TABLE t (x items)", LONGER, "ALTER TABLE public.t DROP COLUMN x"),
+    "default": (
+        "CREATE TABLE t (x int DEFAULT nextval('items_id_seq'))",
+        "DROP TABLE items",
+        "ALTER TABLE public.t ALTER x DROP DEFAULT",
+    ),
+    "function": (
+        "CREATE FUNCTION f(items) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP TABLE items",
+        "DROP ROUTINE public.f(public.items)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LASTING)
+def test_lasting_object_of_a_table_creator_is_named_with_its_owner_and_the_statement_that_helps(
+    items: World, case: str
+) -> None:
+    made, wanted, helps = LASTING[case]
+    with items.login("creator") as conn:
+        rows(conn, made)
+        items.write("002_next.sql", wanted)
+        assert f"Others depend on it; as app_tc: {helps}. Then deploy again" in refused(items)
+        rows(conn, helps)
+    assert items.deploy()["status"] == "ok"
+
+
+def test_object_of_the_admin_that_depends_on_what_is_dropped_is_advised_as_ever(items: World) -> None:
+    items.sql("CREATE VIEW v AS SELECT note FROM items")
+    items.write("002_next.sql", LONGER)
+    assert "First DROP what depends on it" in refused(items)
