@@ -77,8 +77,12 @@ READONLY = Kind("readonly", "app_ro", may_create=False, tables="SELECT", sequenc
 
 
 def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
-    """The groups and their logins."""
-    return [prefix + name for kind in kinds for name in (kind.group_name, *kind.login_names)]
+    """The groups and their logins; the reader's logins also where its secret is not named any more,
+    and by them the group that they can act for.
+    """
+    groups = [kind.group_name for kind in kinds]
+    logins = [name for kind in (*KINDS, READONLY) for name in kind.login_names]
+    return [prefix + name for name in groups + logins]
 
 
 @dataclass(frozen=True)
