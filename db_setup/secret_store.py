@@ -147,15 +147,17 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
             return Secret(name, complaint="has no value yet")
         kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
         raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
-    arn = answer["ARN"]
-    try:
-        value = json.loads(answer.get("SecretString") or "")
-    except (ValueError, RecursionError):
-        return Secret(name, arn, complaint="is not JSON")
-    if not isinstance(value, dict):
-        return Secret(name, arn, complaint="is not a JSON object")
+    value, complaint = _credentials_in(answer.get("SecretString"))
     version = str(answer.get("VersionId", ""))
-    return Secret(name, arn, Credentials(value), "", version, answer.get("CreatedDate"))
+    return Secret(name, answer["ARN"], value, complaint, version, answer.get("CreatedDate"))
+
+
+def _credentials_in(text: Optional[str]) -> tuple[Optional[Credentials], str]:
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+    return (Credentials(value), "") if isinstance(value, dict) else (None, "is not a JSON object")
 
 
 def put_pending(client: Any, secret: Secret, token: str, value: Credentials) -> None:

@@ -164,6 +164,7 @@ MISTAKES: dict[str, tuple[dict[str, Optional[str]], str]] = {
         "DB_USER has no usable host, dbname: set DB_HOST and DB_NAME",
     ),
     "empty user": ({"DB_SECRET_NAME": None, "DB_USER": ""}, "DB_USER is set but empty: give it a value or remove it"),
+    "two admins": ({"DB_USER": ADMIN}, "DB_SECRET_NAME and DB_USER name an admin each: remove one"),
     "alias": (
         {"DB_HOST": "db.example.com"},
         f"{ADMIN} has no password, and a token of IAM is only sent to a server that is verified: set DB_HOST to the "
@@ -294,6 +295,33 @@ def test_users_by_iam_need_no_secret(world: World, front: Front, items: None) ->
     assert tried == runs[1]
     assert made.mock_calls == []
     assert can_write(front, world, "app_tc")
+
+
+def test_users_by_iam_without_a_secret_are_not_rotated(world: World, front: Front) -> None:
+    """Nobody would learn of another login, and there is no password to replace."""
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "USERS_SIGN_IN": "iam"}
+    world.deploy(**variables)
+
+    assert world.deploy({"action": "rotate"}, **variables)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+    assert by_iam(world) == {"app_rw", "app_tc"}
+
+
+def test_login_with_a_password_is_not_locked_out_where_no_secret_is_named(
+    world: World, front: Front, items: None
+) -> None:
+    """An application may use it: only who says that nobody does can have it changed."""
+    world.deploy()
+    before = world.secret("user")
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "USERS_SIGN_IN": "iam"}
+
+    assert (
+        "login app_rw exists and does not sign in by IAM: whoever uses it would be locked out. It was not changed. "
+        "Name its secret again, with which it changes over; or, if nobody uses it: GRANT rds_iam TO app_rw."
+    ) in failure(world, **variables)
+
+    assert can_write(front, world, before["username"], before["password"])
+    as_superuser(world, "GRANT rds_iam TO app_rw, app_tc")
+    assert world.deploy(**variables)["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
 def test_users_change_over_to_iam_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
