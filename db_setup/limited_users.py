@@ -709,8 +709,8 @@ class LimitedUsers:
         kept = stored.value or Credentials()
         is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
         is_ours = is_ours and self._is_for_this_database(kept)
-        state = self._login_state(kind, login.username)
-        if stored.is_nowhere and state and not state.by_iam:
+        state = self._login_state(kind, login.username) if stored.is_nowhere else None
+        if state and not state.by_iam:
             raise UserError(
                 f"login {login.username} exists and does not sign in by IAM: whoever uses it would "
                 "be locked out. It was not changed",

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Optional
@@ -18,10 +19,12 @@ import psycopg2
 import pytest
 import secret_store
 from harness import process, tls
-from harness.iam import RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
+from harness.iam import HOST, RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
+from harness.proxy import proxy_to
 from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
+from test_round_trips import LOGGING_IN, Trip, trips
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -388,6 +391,30 @@ def test_users_by_iam_need_a_server_that_is_verified(world: World, front: Front)
     assert failure(world, USERS_SIGN_IN="yes") == (
         'USERS_SIGN_IN is \'yes\', but must be "iam" or "password". Nothing has been touched.'
     )
+
+
+@pytest.mark.parametrize("sign_in", ["password", "iam"])
+def test_round_trips_by_iam_are_as_many_as_by_password(world: World, front: Front, items: None, sign_in: str) -> None:
+    """Of a first run that makes two logins and tries them, and of one that has nothing to do; see test_round_trips."""
+    environ: dict[str, Optional[str]] = {"USERS_SIGN_IN": sign_in}
+    with proxy_to(world.server.host, world.server.port) as proxy:
+        if sign_in == "iam":
+            front.server = replace(world.server, port=proxy.port)  # who signs in by IAM goes on without TLS
+        else:
+            environ.update(DB_HOST=HOST, DB_PORT=str(proxy.port), PGSSLMODE="disable", PGHOSTADDR=None)
+            world.put_secret("admin", {**world.secret("admin"), "password": world.server.password})
+        with trips(proxy) as first:
+            assert world.deploy(**environ)["users"] == BOTH
+        with trips(proxy) as second:
+            assert world.deploy(**environ)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+    assert [len(of_the_run(asked)) for asked in (first, second)] == [36, 5]
+
+
+def of_the_run(asked: list[Trip]) -> list[Trip]:
+    """Without the logging in, and without what the front asks."""
+    fronts = {trip.connection for trip in asked if "roleid = 'rds_iam'::regrole" in trip.said}
+    return [trip for trip in asked if trip.connection not in fronts and not trip.said.startswith(LOGGING_IN)]
 
 
 # --- As Lambda runs it ----------------------------------------------------------------------------------------------
