@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -21,10 +22,10 @@ import secret_store
 from harness import process, tls
 from harness.iam import HOST, RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
-from harness.proxy import proxy_to
+from harness.proxy import ANSWERED, Link, Place, proxy_to
 from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
-from test_round_trips import LOGGING_IN, Trip, trips
+from test_round_trips import LOGGING_IN, trips
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -399,7 +400,7 @@ def test_round_trips_by_iam_are_as_many_as_by_password(world: World, front: Fron
     environ: dict[str, Optional[str]] = {"USERS_SIGN_IN": sign_in}
     with proxy_to(world.server.host, world.server.port) as proxy:
         if sign_in == "iam":
-            front.server = replace(world.server, port=proxy.port)  # who signs in by IAM goes on without TLS
+            front.beyond = (HOST, proxy.port)
         else:
             environ.update(DB_HOST=HOST, DB_PORT=str(proxy.port), PGSSLMODE="disable", PGHOSTADDR=None)
             world.put_secret("admin", {**world.secret("admin"), "password": world.server.password})
@@ -408,13 +409,40 @@ def test_round_trips_by_iam_are_as_many_as_by_password(world: World, front: Fron
         with trips(proxy) as second:
             assert world.deploy(**environ)["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
-    assert [len(of_the_run(asked)) for asked in (first, second)] == [36, 5]
+    counted = [[trip for trip in asked if not trip.said.startswith(LOGGING_IN)] for asked in (first, second)]
+    assert [len(asked) for asked in counted] == [36, 5]
 
 
-def of_the_run(asked: list[Trip]) -> list[Trip]:
-    """Without the logging in, and without what the front asks."""
-    fronts = {trip.connection for trip in asked if "roleid = 'rds_iam'::regrole" in trip.said}
-    return [trip for trip in asked if trip.connection not in fronts and not trip.said.startswith(LOGGING_IN)]
+def test_change_over_that_is_cut_off_locks_nobody_out(world: World, front: Front, items: None) -> None:
+    """After each message, in both directions: the login that the secret held works, and the one that it holds."""
+    one_user: dict[str, Optional[str]] = {"DB_PROXY": None}
+    world.deploy(**one_user)
+    with proxy_to(world.server.host, world.server.port) as proxy:
+        front.beyond = (HOST, proxy.port)
+        for last, sign_in in zip(range(1, 100), itertools.cycle(["iam", "password"])):
+            before = world.secret("user")
+            messages: list[str] = []
+            proxy.watch(partial(cut_after, messages, last))
+            with suppress(initializer.InitializerError):
+                world.deploy(**one_user, USERS_SIGN_IN=sign_in)
+            proxy.watch(None)
+
+            for value in (before, world.secret("user")):
+                assert can_write(front, world, value["username"], value.get("password", "")), messages
+            report = world.deploy(**one_user, USERS_SIGN_IN=sign_in)
+            assert report["warnings"] == []
+            assert ("password" in world.secret("user")) == (sign_in == "password")
+            if len(messages) < last:
+                break
+    assert last > 15
+
+
+def cut_after(messages: list[str], last: int, place: Place, link: Link) -> None:
+    """Lose the answer to the last of so many messages; those of logging in do not count."""
+    if place.phase == ANSWERED and not link.said.startswith(LOGGING_IN):
+        messages.append(link.said)
+        if len(messages) == last:
+            link.cut()
 
 
 # --- As Lambda runs it ----------------------------------------------------------------------------------------------
