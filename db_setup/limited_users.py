@@ -205,7 +205,8 @@ class Found(NamedTuple):
     schema_is_ours: bool
     schema_is_open: bool  # everybody may create there
     has_tracking: bool
-    objects: Mapping[str, str]  # by creator:kind of object, as a list in SQL
+    # By creator:kind of object, as a list in SQL; None: too long.
+    objects: Mapping[str, Optional[str]]
 
 
 NOTHING = sql.SQL("")
@@ -577,13 +578,18 @@ class LimitedUsers:
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
+                if objects is None:
+                    self.warnings.append(
+                        f"{creator} has too many objects for one statement: GRANT {group.name} "
+                        f"what it needs on each {word}"
+                    )
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
                         creator=sql.Identifier(creator),
                         rights=sql.SQL(rights),
                         kind=sql.SQL(word),
-                        objects=sql.SQL(objects),
+                        objects=sql.SQL(objects or ""),
                         group=sql.Identifier(group.name),
                     )
                 )
@@ -1254,7 +1260,8 @@ FOUND_SQL = """
            to_regclass(%(tracking)s) IS NOT NULL,
            (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
                 SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
-                       string_agg('public.' || quote_ident(c.relname), ', ') AS which
+                       CASE WHEN sum(length(c.relname)) < 2000000
+                           THEN string_agg('public.' || quote_ident(c.relname), ', ') END AS which
                 FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
                 WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
                   AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
