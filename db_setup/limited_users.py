@@ -7,7 +7,6 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -149,16 +148,24 @@ class GroupState(NamedTuple):
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
 
-        None, once sequences are: then all were (the predecessor left these out), and what is
-        missing was revoked.
+        None, once sequences are or were: then all were (the predecessor left these out), and what
+        is missing was revoked.
         """
-        if f"{creator}:S" in self.defaults:
+        if f"{creator}:S" in self.defaults or self.has_had(creator):
             return []
         return [letter for letter in kind.objects if f"{creator}:{letter}" not in self.defaults]
 
     def has_had(self, creator: str) -> bool:
         """It was given rights on this creator's objects before, whatever it has dropped since."""
         return self.exists and self.granted is not None and self._pair(creator) in self.granted[1]
+
+    def is_closed_to(self, creator: str) -> bool:
+        """It gets no rights any more on what this creator makes.
+
+        DROP OWNED BY leaves the rights on what exists, and on schema and database.
+        """
+        has_default = any(each.rpartition(":")[0] == creator for each in self.defaults)
+        return self.has_had(creator) and not has_default
 
     def has_unnoted(self, creator: str) -> bool:
         """Its rights on this creator's objects are to be written down."""
@@ -169,8 +176,13 @@ class GroupState(NamedTuple):
         by_default = {each.rpartition(":")[0] for each in self.defaults if each.endswith(":S")}
         return {self._pair(creator) for creator in (*creators, *by_default)}
 
-    def is_about(self, pair: str) -> bool:
-        return pair.startswith(self._pair(""))
+    def without(self, roles: Sequence[str]) -> GroupState:
+        """As if nothing were noted of these roles: they are new ones of that name."""
+        if self.granted is None:
+            return self
+        note, pairs = self.granted
+        kept = [pair for pair in pairs if not set(roles).intersection(pair.split(":"))]
+        return self._replace(granted=(note, kept))
 
     def _pair(self, creator: str) -> str:
         return f"{self.name}:{creator}"
@@ -198,11 +210,13 @@ class Found(NamedTuple):
     schema_is_ours: bool
     schema_is_open: bool  # everybody may create there
     has_tracking: bool
-    objects: Mapping[str, str]  # by creator:kind of object, as a list in SQL
+    # By creator:kind of object, as a list in SQL; None: too long.
+    objects: Mapping[str, Optional[str]]
 
 
 NOTHING = sql.SQL("")
 ROTATE_AGAIN = "What the secret holds works as before. Rotate it again"
+NOTHING_FOUND = Found(False, False, False, {})
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login
 TOO_SLOW = "too slow"  # by its own password
@@ -226,6 +240,10 @@ class LimitedUsers:
         self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
+        self._existing: set[str] = set()  # our roles that were found
+        self._groups: Mapping[Kind, GroupState] = {}  # as they were last found
+        self._unchanged_groups: Optional[Mapping[Kind, GroupState]] = None  # as they still are
+        self._next_transaction = 0  # when the groups were looked at
         self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
 
@@ -248,16 +266,25 @@ class LimitedUsers:
     # --- Groups and their rights --------------------------------------------------------------
 
     def note_beginning(self) -> None:
-        """Before the first file: what is so already is not for this run to say."""
+        """After the groups, before the files: what is so already is not for this run to say."""
         if self._first_new is None:
-            self._first_new = self._session.query(NEXT_TRANSACTION_SQL)[0][0]
+            self._first_new = self._next_transaction
 
     def left_to_others(self) -> Iterator[str]:
         """What to say of tables that the files have made as another role, for which there are no
-        default privileges; and of what they have replaced, and a limited user can replace again.
+        default privileges; and of what they have replaced or given away, so that a limited user can
+        change it.
         """
         if self._first_new is None:
             return
+        for kind, group in self._groups.items():
+            for creator in filter(group.is_closed_to, self._creators()):
+                yield (
+                    f"{group.name} gets no rights on what {creator} makes, since a file revoked "
+                    f"them by default, or DROP OWNED BY {group.name} did; if it should, in a new "
+                    f"file: ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT "
+                    f"{kind.tables} ON TABLES TO {group.name}"
+                )
         args = {
             "first_new": self._first_new,
             "limited": self._limited,
@@ -267,11 +294,13 @@ class LimitedUsers:
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
             if replaced:
-                yield (
+                text = (
                     f"{replaced} was replaced, but still belongs to {owner}, who can change what "
-                    f"it does where the admin uses it; unless that is right: ALTER {replaced} "
-                    "OWNER TO CURRENT_USER"
                 )
+                text += "it does where the admin uses it"
+                if replaced.startswith("DATABASE"):
+                    text = f"{replaced} was given to {owner}"
+                yield f"{text}; unless that is right: ALTER {replaced} OWNER TO CURRENT_USER"
                 continue
             listed = ", ".join(tables[:5])
             yield (
@@ -286,8 +315,6 @@ class LimitedUsers:
 
         Changes nothing where they are fine. Raises UserError where they belong to others.
         """
-        if self._groups_are_fine(self._group_states()):
-            return []
         return self._retried(self._make_groups)
 
     def refuse_roles_of_others(self) -> None:
@@ -299,6 +326,8 @@ class LimitedUsers:
             self._refuse_groups_of_others(groups)
 
     def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
+        if not self._existing:
+            return
         databases, is_used_here = self._databases_with_rights(self._limited)
         if databases and not is_used_here:
             raise self._shared(databases)
@@ -331,26 +360,31 @@ class LimitedUsers:
         return found
 
     def _make_groups(self) -> list[str]:
+        groups = self._group_states()
+        if self._groups_are_fine(groups):
+            self._unchanged_groups = groups
+            return []
+        self._refuse_groups_of_others(groups)
         with self._session.transaction():
-            groups = self._group_states()
-            self._refuse_groups_of_others(groups)
             for group in groups.values():
                 if group.exists and not group.usable:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
-            self._execute(sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing)
+            groups = {kind: group.without(missing) for kind, group in groups.items()}
+            new_groups = [sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing]
+            found = self._find_objects(self._creators(), sql.Composed(new_groups))
             ended = [
                 member
                 for grantor, is_limited, statement, member in groups[READWRITE].unwanted
-                if self._take_back(grantor or "somebody", is_limited, statement)
+                if self._take_back(grantor or "somebody", is_limited, statement) and is_limited
             ]
-            self._grant_rights(groups)
+            self._grant_rights(groups, found)
         if ended and not isinstance(self._session, Rehearsal):
             # What SET ROLE has made them they stay until they end.
-            found = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
-            for _, _, role, _ in found:
+            sessions = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
+            for _, _, role, _ in sessions:
                 log("ending a session of a role that was taken out", logging.WARNING, user=role)
-            self._session.end_limited(found)
+            self._session.end_limited(sessions)
         return missing
 
     def _execute(self, statements: Iterable[sql.Composable]) -> list[tuple[Any, ...]]:
@@ -358,7 +392,7 @@ class LimitedUsers:
         message = list(statements)
         return self._session.query(sql.SQL("; ").join(message)) if message else []
 
-    def _group_states(self) -> dict[Kind, GroupState]:
+    def _group_states(self) -> Mapping[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in self._app.kinds],
             "creators": [
@@ -370,10 +404,15 @@ class LimitedUsers:
             "limited": self._limited,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
-        states = [GroupState(*row) for row in self._session.query(question, args)]
+        self._unchanged_groups = None
+        rows = self._session.query(question, args)
+        states = [GroupState(*state) for *state, _, _ in rows]
+        *_, existing, self._next_transaction = rows[0]
+        self._existing = set(existing)
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        self._groups = {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        return self._groups
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -388,14 +427,15 @@ class LimitedUsers:
     def _creators(self) -> tuple[str, str]:
         return self._session.user, self._app.group_name(TABLECREATOR)
 
-    def _grant_rights(self, groups: Mapping[Kind, GroupState]) -> None:
+    def _grant_rights(self, groups: Mapping[Kind, GroupState], found: Found) -> None:
         """Grant the groups what they lack.
 
-        Existing objects of a creator are granted once, when the default privileges for that creator
-        are first made: a REVOKE by a migration stays, also where a group drops its own rights.
+        The objects of a creator are granted once, those that exist and those to come: a REVOKE by a
+        migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
-        found = self._find_objects([me, group_of_creators])
+        # A new group has made nothing that somebody could keep locked.
+        at_once = [me] if groups[TABLECREATOR].exists else [me, group_of_creators]
         entering = {
             kind: group.name
             for kind, group in groups.items()
@@ -412,15 +452,17 @@ class LimitedUsers:
                 "schema public closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
-        statements += self._object_statements(me, groups, found)
-        statements += self._note(groups, [me])
+        for creator in at_once:
+            statements += self._object_statements(creator, groups, found)
+        statements += self._note(groups, at_once)
         # A dry run's transaction goes on.
         statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
         question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
         rights = self._execute([*statements, question])
         for kind, (name, *achieved) in zip(entering, rights):
             self._check_rights(kind, name, *achieved)
-        self._share_where_free([me, group_of_creators], groups, found)
+        if group_of_creators not in at_once:
+            self._share_where_free([me, group_of_creators], groups, found)
 
     def _entry_statements(self, kind: Kind, group: str, found: Found) -> Iterator[sql.Composable]:
         """CONNECT, USAGE, CREATE for table creators alone, and a look at the tracking table."""
@@ -466,11 +508,9 @@ class LimitedUsers:
             return
         pairs = set(known[1])
         for group in groups.values():
-            if not group.exists:
-                pairs = {pair for pair in pairs if not group.is_about(pair)}
             pairs |= group.to_note(creators)
         if pairs != set(known[1]):
-            note = sql.Literal(known[0] + json.dumps(sorted(pairs)))
+            note = sql.Literal(known[0] + "\n".join(sorted(pairs)))
             yield sql.SQL("COMMENT ON TABLE {} IS {}").format(self._app.progress, note)
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> bool:
@@ -526,11 +566,12 @@ class LimitedUsers:
             return False
         return True
 
-    def _find_objects(self, creators: Sequence[str]) -> Found:
+    def _find_objects(self, creators: Sequence[str], change: sql.Composable = NOTHING) -> Found:
+        """What there is after this change."""
         tracking = self._text(self._app.tracking)
         ours = [tracking, self._text(self._app.progress)]
         args = {"creators": list(creators), "tracking": tracking, "ours": ours}
-        return Found(*self._session.query(FOUND_SQL, args)[0])
+        return Found(*self._session.query(change + sql.SQL(FOUND_SQL), args)[0])
 
     def _object_statements(
         self, creator: str, groups: Mapping[Kind, GroupState], found: Found
@@ -540,28 +581,23 @@ class LimitedUsers:
         """
         statements: list[sql.Composable] = []
         for kind, group in groups.items():
-            has_dropped = False
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
-                if objects and group.has_had(creator):
-                    has_dropped = True
-                    objects = ""
+                if objects is None:
+                    self.warnings.append(
+                        f"{creator} has too many objects for one statement: GRANT {group.name} "
+                        f"what it needs on each {word}"
+                    )
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
                         creator=sql.Identifier(creator),
                         rights=sql.SQL(rights),
                         kind=sql.SQL(word),
-                        objects=sql.SQL(objects),
+                        objects=sql.SQL(objects or ""),
                         group=sql.Identifier(group.name),
                     )
-                )
-            if has_dropped:
-                self.warnings.append(
-                    f"{group.name} had dropped its rights (DROP OWNED BY {group.name}), and does "
-                    f"not get those on the existing objects of {creator} again, since a migration "
-                    "may have revoked some: GRANT what it needs in a new file"
                 )
         return statements
 
@@ -721,7 +757,7 @@ class LimitedUsers:
         def change() -> bool:
             with self._session.transaction():
                 created = self._change_login(kind, login, is_ours)
-                self._share_objects_of(kind, login.username)
+                self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
@@ -820,8 +856,8 @@ class LimitedUsers:
 
         def change() -> None:
             with self._session.transaction():
-                self._change_login(kind, login, is_ours=True)
-                self._share_objects_of(kind, login.username)
+                created = self._change_login(kind, login, is_ours=True)
+                self._share_objects_of(kind, login.username, created)
 
         with self._logged_out(kind, login.username, is_ours=True):
             self._retried(change)
@@ -843,7 +879,7 @@ class LimitedUsers:
 
         Otherwise one of these sessions could set a password of its own.
         """
-        state = self._login_state(kind, login)
+        state = self._login_state(kind, login) if login in self._existing else None
         if state is None or isinstance(self._session, Rehearsal):
             yield
             return
@@ -1050,12 +1086,19 @@ class LimitedUsers:
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
 
-    def _share_objects_of(self, kind: Kind, login: str) -> None:
-        """Let the groups use what a login of the table creators has made and will make."""
+    def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
+        """Let the groups use what a login of the table creators has made and will make.
+
+        A new one has made nothing, and the admin is a member of it.
+        """
         if not kind.may_create:
             return
-        groups = self._group_states()
-        if _lack(groups, login):
+        groups = self._unchanged_groups or self._group_states()
+        self._unchanged_groups = None
+        if is_new:
+            groups = {kind: group.without([login]) for kind, group in groups.items()}
+            self._share_where_free([login], groups, NOTHING_FOUND)
+        elif _lack(groups, login):
             self._join(login)
             self._share_where_free([login], groups, self._find_objects([login]))
 
@@ -1077,6 +1120,7 @@ class LimitedUsers:
         if not found:
             return None
         state = LoginState(*found[0])
+        self._existing.add(login)
         self._members[login] = state.members
         return state
 
@@ -1202,8 +1246,9 @@ UNWANTED_SQL = f"""
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
-# default privileges, and whose objects it was granted in this database: a restored one has another
-# oid. (What it may do with our own tables: see boundary.)
+# default privileges, and whose objects it was granted in this database: what is restored has
+# another oid. (What it may do with our own tables: see boundary.) And the same for each: which of
+# our roles are there, and the next transaction.
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1212,16 +1257,20 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
-           (SELECT json_build_array(note, coalesce(substring(
-                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
-            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
+           (SELECT json_build_array(note, coalesce(string_to_array(substring(
+                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)'), chr(10)),
+                       ARRAY[]::text[]))
+            FROM pg_class c, pg_database d,
+                 concat('rights granted in ', d.oid, '/', c.oid, ':', chr(10)) note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
-           ({MEMBERS_SQL}), ({UNWANTED_SQL})
+           ({MEMBERS_SQL}), ({UNWANTED_SQL}),
+           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (%(limited)s)),
+           pg_snapshot_xmax(pg_current_snapshot())::text::bigint
     FROM unnest(%(groups)s) g(name) LEFT JOIN pg_roles r ON r.rolname = g.name"""
 
 # Whoever has made a group or login is not a member of it since PostgreSQL 16.
-NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER"
+NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER; "
 DEFAULT_RIGHTS_SQL = (
     "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S "
     "TO {group}"
@@ -1242,7 +1291,8 @@ FOUND_SQL = """
            to_regclass(%(tracking)s) IS NOT NULL,
            (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
                 SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
-                       string_agg('public.' || quote_ident(c.relname), ', ') AS which
+                       CASE WHEN sum(length(c.relname)) < 2000000
+                           THEN string_agg('public.' || quote_ident(c.relname), ', ') END AS which
                 FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
                 WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
                   AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
@@ -1273,10 +1323,12 @@ LOGIN_STATE_SQL = f"""
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
 
+# A limited user can let in whom it likes: who works in another database is not to suffer for that.
 SESSIONS_OF_MEMBERS_SQL = f"""
     SELECT a.pid, NULL, r.rolname::text, {CAN_BECOME_SQL}
     FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
-    WHERE r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+    WHERE a.datname = current_database()
+      AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
       AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
                   AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
@@ -1313,8 +1365,6 @@ ROLES_OF_SQL = (
     "g.rolcreaterole"
 )
 
-
-NEXT_TRANSACTION_SQL = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
 # Others can have very many objects, with very long names: only what is new is named.
 NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
 UNREADABLE_SQL = f"""
@@ -1342,4 +1392,10 @@ REPLACED_SQL = f"""
            OR EXISTS (SELECT FROM pg_rewrite w WHERE s.classid = 'pg_class'::regclass
                       AND w.ev_class = s.objid AND w.ev_type = '1' AND {NEW.format("w")}))
     LIMIT 20"""
-LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL})"
+# REASSIGN OWNED gives every database of its role away; what became of this one is boundary's.
+GIVEN_AWAY_SQL = f"""
+    SELECT pg_get_userbyid(datdba)::text, NULL, format('DATABASE %%I', datname) FROM pg_database d
+    WHERE pg_get_userbyid(datdba) = ANY (%(limited)s) AND datname <> current_database()
+      AND {NEW.format("d")}
+    LIMIT 20"""
+LEFT_TO_OTHERS_SQL = f"({UNREADABLE_SQL}) UNION ALL ({REPLACED_SQL}) UNION ALL ({GIVEN_AWAY_SQL})"

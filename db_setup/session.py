@@ -73,6 +73,7 @@ class Session:
         self._functions_keep_types = False  # one that is there does; see kept_types
         self._functions_seen_to = kept_types.BEFORE_ALL
         self._read_only_by = ""  # where default_transaction_read_only is set; empty: it is off
+        self._begins_with = sql.SQL("")  # what the next message has to begin with
         self._connection: Optional[Connection] = None
         self._watcher: Optional[Watcher] = None
 
@@ -176,8 +177,11 @@ class Session:
 
         Without `args` a % is left alone.
         """
+        text = sql.SQL(statement) if isinstance(statement, str) else statement
+        message = self._begins_with + text
+        self._begins_with = sql.SQL("")
         with self._waiting(), self.connection.cursor() as cur:
-            cur.execute(statement, args)
+            cur.execute(message, args)
             return cur.fetchall() if cur.description else []
 
     def run_script(self, text: Union[str, bytes], fetches: bool) -> list[tuple[Any, ...]]:
@@ -329,14 +333,19 @@ class Session:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A transaction around statements of ours; rolled back on any error."""
-        self.query(self.start_transaction())
+        """A transaction around statements of ours, which begins with the first one; rolled back
+        on any error.
+        """
+        self._begins_with = sql.SQL(f"{self.start_transaction()}; ")
         try:
             yield
-            self.query(self.commit_sql())
+            if self.connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+                self.query(self.commit_sql())
         except BaseException:
             self.roll_back()
             raise
+        finally:
+            self._begins_with = sql.SQL("")
 
     def query_all_or_none(self, statements: sql.Composable) -> None:
         """Several statements of ours, all or none: one message is one transaction."""

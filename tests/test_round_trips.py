@@ -27,7 +27,12 @@ MEANINGS = {
     "SELECT id, migration_name": "rows",
     "pg_try_advisory_lock": "lock",
     'CREATE TABLE "public"."schema_migrations"': "create",
+    "GRANT CONNECT ON DATABASE": "grant",
+    "SAVEPOINT db_setup_objects": "share",
+    'CREATE ROLE "readwrite"': "make groups",
     "SELECT g.name, r.oid IS NOT NULL": "groups",
+    "(array_agg('public.'": "what others made",
+    "CREATE ROLE": "make login",
     "reached(oid) AS": "login's role",
     "WITH RECURSIVE rulers": "look",
 }
@@ -144,15 +149,33 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
-def test_round_trips_that_make_two_users_are_28(world: World, proxy: Proxy) -> None:
+def test_round_trips_that_make_two_users_are_14_and_two_logins(world: World, proxy: Proxy) -> None:
     """However much is granted: what is missing is asked for at once, and granted in one message."""
     world.write("001_table.sql", "CREATE TABLE things (id serial); CREATE VIEW all_things AS SELECT * FROM things;")
 
     asked = deploy(world, proxy, users=True)
 
-    first, *trials = asked
-    assert len(first) - len(["session", "lock", "look", *NEW_TABLE, "file"]) == 28
-    assert trials == [[], []]
+    made = ["login's role", "make login"]
+    assert asked == [
+        [
+            *["session", "lock", "groups", "look", *NEW_TABLE, "groups", "make groups", "grant", "COMMIT", "file"],
+            *["groups", "what others made", *made, "COMMIT", *made, "share", "COMMIT"],
+        ],
+        [],
+        [],
+    ]
+
+
+def test_round_trips_of_new_files_with_users_are_six_more_and_two_logins(world: World, proxy: Proxy) -> None:
+    """Where users are there, the groups are looked at when the lock is held, and before and after the files."""
+    write(world, 1, 1)
+    deploy(world, proxy, users=True)
+    write(world, 2, 2)
+
+    asked = deploy(world, proxy, users=True)
+
+    after = ["groups", "what others made", "login's role", "login's role"]
+    assert asked == [["session", "rows", "lock", "groups", "look", "rows", "groups", "file", *after], [], []]
 
 
 def test_round_trips_after_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:

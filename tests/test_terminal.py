@@ -174,6 +174,18 @@ def test_boto3_is_needed_for_secrets_alone(project: Project) -> None:
     assert by_secret.stderr.startswith("boto3 is missing, which reads secrets: python3 -m pip install boto3, or")
 
 
+def test_boto3_that_is_installed_is_not_imported_where_no_secret_is_read(project: Project) -> None:
+    """To import it takes a third of a short run, which a command for the files or with DATABASE_URL does not pay."""
+    (project.root / "boto3.py").write_text("raise SystemExit('imported')")
+
+    by_url = project.run("migrate", PYTHONPATH=str(project.root))
+    checked = project.run("check", DATABASE_URL=None)
+    by_secret = project.run("migrate", DB_SECRET_NAME="admin")
+
+    assert (by_url.returncode, checked.returncode) == (0, 0), by_url.stderr + checked.stderr
+    assert (by_secret.returncode, by_secret.stderr) == (1, "imported\n")
+
+
 def test_psycopg2_that_is_missing_is_said(project: Project) -> None:
     """The one thing that has to be installed is named."""
     (project.root / "psycopg2.py").write_text("raise ModuleNotFoundError('no psycopg2')")
