@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 import boundary
 import database
 import psycopg2
-from common import ConnectError, Credentials, OvertakenError, UserError, log
+from common import ROTATE_AGAIN, ConnectError, Credentials, OvertakenError, UserError, log
 from database import Login
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
@@ -215,7 +215,6 @@ class Found(NamedTuple):
 
 
 NOTHING = sql.SQL("")
-ROTATE_AGAIN = "What the secret holds works as before. Rotate it again"
 NOTHING_FOUND = Found(False, False, False, {})
 WORKS, BROKEN = "works", "broken"
 NOT_TRIED = "not tried"  # for a reason that has nothing to do with the login

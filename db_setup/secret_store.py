@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional
 from urllib.parse import quote, urlencode
 
 from common import (
+    ROTATE_AGAIN,
     ConfigError,
     ConnectError,
     Credentials,
@@ -41,9 +42,6 @@ CURRENT = "AWSCURRENT"
 PENDING = "AWSPENDING"  # the value that a rotation is about to make current
 TOKEN_OPENS_S = 900  # connections; those that are open stay
 ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
-
-
-ROTATION_GOES_ON = "What the secret holds works as before. Rotate it again"
 
 
 class UnreachableError(ConfigError):
@@ -181,7 +179,7 @@ def _change(name: str, action: str, change: Callable[[], Any]) -> None:
     except (BotoCoreError, ClientError) as exc:
         problem = _aws_problem(exc, action, name)
     # Raised out here, without its cause: botocore's frames hold the password.
-    raise UserError(f"secret {name} could not be written: it {problem}", ROTATION_GOES_ON)
+    raise UserError(f"secret {name} could not be written: it {problem}", ROTATE_AGAIN)
 
 
 def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:
