@@ -129,6 +129,12 @@ def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
     while remedies and len(shown) + len(remedies[0]) < REMEDIES_LIMIT:
         shown += f" {remedies.pop(0)}"
     first = found[0]
+    if first["kind"] == "EVENT TRIGGER":
+        raise MigrationError(
+            f"event trigger {first['what']} calls a function of {first['owner']}, a limited user, "
+            f"which each file would run as {admin}",
+            f"As its owner or a superuser: {shown} Then deploy again",
+        )
     raise MigrationError(
         f"{first['what'][:200]} belongs to {first['owner']}, who is not the admin, and has the "
         "name of one of PostgreSQL's or the admin's own: a file that uses that name can run this "
@@ -172,12 +178,13 @@ def versions_sql(which: str) -> str:
     """An array of the versions of the rows that describe these relations.
 
     PostgreSQL writes a new version for a new owner, right, column, trigger, rule or parent; not
-    for a new index or statistics object, which depends on them. Whoever owns the schema can drop
-    them.
+    for a new index or statistics object, which depends on them. Whoever owns the schema or the
+    database can drop them.
     """
     return (
-        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n "
-        f"WHERE n.oid = relnamespace)) FROM pg_class WHERE oid IN {which} "
+        "ARRAY(SELECT concat_ws(' ', oid, xmin, ctid, (SELECT nspowner FROM pg_namespace n WHERE "
+        "n.oid = relnamespace), (SELECT datdba FROM pg_database WHERE datname = "
+        f"current_database())) FROM pg_class WHERE oid IN {which} "
         "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
         f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
         f"FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid IN {which})"
@@ -258,14 +265,19 @@ OUR_TABLES_SQL = """
         UNION ALL
         SELECT c.oid, format(CASE WHEN pg_has_role(r.oid, 'USAGE') THEN '' ELSE
                                  'GRANT %1$I TO CURRENT_USER; ' END
-                             || 'ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT %2$s ON '
-                             'SCHEMA public TO %1$I', r.rolname,
-                             CASE WHEN r.rolname ~ '(tablecreator|app_tc(_clone)?)$'
-                                 THEN 'USAGE, CREATE' ELSE 'USAGE' END)
-        FROM ours c JOIN pg_namespace n ON n.oid = relnamespace
-        JOIN pg_roles r ON r.oid = nspowner AND NOT rolsuper
-        WHERE relname = {first} AND nspowner IN (SELECT oid FROM lent_to_limited)
-            AND nspowner NOT IN (SELECT oid FROM trusted)),
+                             || 'ALTER %2$s OWNER TO CURRENT_USER; GRANT %3$s ON %2$s TO %1$I',
+                             r.rolname, what, rights)
+        FROM ours c, LATERAL (
+            SELECT 'SCHEMA public', nspowner, CASE
+                WHEN pg_get_userbyid(nspowner) ~ '(tablecreator|app_tc(_clone)?)$'
+                    THEN 'USAGE, CREATE' ELSE 'USAGE' END
+            FROM pg_namespace n WHERE n.oid = relnamespace
+            UNION ALL
+            SELECT format('DATABASE %I', datname), datdba, 'CONNECT' FROM pg_database
+            WHERE datname = current_database()) given(what, owner, rights)
+        JOIN pg_roles r ON r.oid = owner AND NOT rolsuper
+        WHERE relname = {first} AND owner IN (SELECT oid FROM lent_to_limited)
+            AND owner NOT IN (SELECT oid FROM trusted)),
     parts(of, class, object, column_number, remedy) AS (
         SELECT o.oid, 'pg_constraint'::regclass, c.oid, 0,
                format('ALTER TABLE %s DROP CONSTRAINT %I', o.oid::regclass, conname)
@@ -280,6 +292,11 @@ OUR_TABLES_SQL = """
         SELECT o.oid, 'pg_statistic_ext'::regclass, s.oid, 0,
                format('DROP STATISTICS %s.%I', stxnamespace::regnamespace, stxname)
         FROM ours o JOIN pg_statistic_ext s ON stxrelid = o.oid
+        UNION ALL  -- its WHEN: whose function it calls, see oddities
+        SELECT o.oid, 'pg_trigger'::regclass, t.oid, 0,
+               format('DROP TRIGGER %I ON %s', tgname, o.oid::regclass)
+        FROM ours o JOIN pg_trigger t ON tgrelid = o.oid AND NOT tgisinternal
+        JOIN pg_proc p ON p.oid = tgfoid AND proowner IN (SELECT oid FROM trusted)
         UNION ALL
         SELECT o.oid, 'pg_attrdef'::regclass, d.oid, 0, format(CASE attgenerated
             WHEN '' THEN 'ALTER TABLE %s ALTER %I DROP DEFAULT'
@@ -306,7 +323,11 @@ OUR_TABLES_SQL = """
               AND refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass)
             UNION ALL
             SELECT 'pg_constraint'::regclass, oid FROM pg_constraint  -- of a domain
-            WHERE u.class = 'pg_type'::regclass AND contypid = u.object) used(class, object)),
+            WHERE u.class = 'pg_type'::regclass AND contypid = u.object
+            UNION ALL
+            SELECT 'pg_type'::regclass, atttypid FROM pg_type t  -- within a composite one
+            JOIN pg_attribute ON attrelid = typrelid AND attnum > 0 AND NOT attisdropped
+            WHERE u.class = 'pg_type'::regclass AND t.oid = u.object) used(class, object)),
     uses_of_others(of, what, remedy) AS (
         SELECT DISTINCT ON (of, remedy) of, format('%s that uses %s %s of %s', p.type, w.type,
                    left(w.identity, 200), rolname), remedy
@@ -362,7 +383,7 @@ OUR_TABLES_SQL = """
 # table where its schema precedes the other one. (PostgreSQL looks into pg_catalog first, unless the
 # path names it.) What belongs to superusers, to those whom the admin trusts, or to extensions of
 # these does not count. (OFFSET 0: each name of others is looked up in the catalogs' indexes. They
-# are few, and no temporary file is needed.)
+# are few, and no temporary file is needed.) An event trigger needs no name to be called.
 HIDING_SQL = """
     WITH {trusted},
     ruling(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
@@ -399,9 +420,15 @@ HIDING_SQL = """
         'kind', kind,
         'what', CASE kind WHEN 'ROUTINE' THEN oid::regprocedure::text
                 WHEN 'OPERATOR' THEN replace(oid::regoperator::text, '(', ' (')
+                WHEN 'EVENT TRIGGER' THEN quote_ident(name)
                 WHEN 'TYPE' THEN oid::regtype::text ELSE oid::regclass::text END,
         'owner', pg_get_userbyid(owner))), '[]')
-    FROM (SELECT * FROM named f
+    FROM (SELECT 'EVENT TRIGGER' AS kind, 0 AS class, e.oid, evtname AS name, proowner AS owner
+          FROM pg_event_trigger e JOIN pg_proc p ON p.oid = evtfoid AND evtenabled <> 'D'
+          WHERE proowner IN (SELECT oid FROM lent_to_limited)
+              AND proowner NOT IN (SELECT oid FROM ruling)
+          UNION ALL
+          (SELECT kind, class, oid, name, owner FROM named f
           WHERE NOT is_ruled
           AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
           AND EXISTS (
@@ -413,7 +440,7 @@ HIDING_SQL = """
             SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
               AND e.extowner IN (SELECT oid FROM ruling))
-          ORDER BY kind, name, oid LIMIT 20) f"""
+          ORDER BY kind, name, oid LIMIT 20)) f"""
 
 # A type has the name of a table that is to be made: itself, or the one to drop with which it goes.
 TAKEN_SQL = """

@@ -693,10 +693,12 @@ def out_of_time(session: Session, action: str) -> MigrationError:
     waiting = shortened(session.pending)
     not_applied = f"Not applied: {waiting}." if waiting else "The rest is not done yet."
     go_on = "" if action == "dry_run" else " to go on"
-    step = (
-        f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise that "
-        "or split the file"
-    )
+    step = f"Invoke again{go_on}; if that does not help, raise the function's timeout"
+    if place:
+        step = (
+            f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise "
+            "that or split the file"
+        )
     if session.activity.blocked_by:
         step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
     error = MigrationError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)

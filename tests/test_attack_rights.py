@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import limited_users
 import pytest
 from harness.attackers import STRANGER, close_public, make_stranger
+from harness.database import create_database, drop_database
 from harness.logins import SECRETS, as_superuser, refusal
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError, UserError
@@ -238,6 +241,57 @@ def test_schema_that_a_file_gave_to_the_table_creators_lets_none_drop_our_table(
     assert refusal(deployed, "app_tc", "DROP TABLE schema_migrations") == DENIED
 
 
+GIVEN_AWAY = {
+    "everything": "DO $$ BEGIN EXECUTE 'REASSIGN OWNED BY CURRENT_USER TO tablecreator'; END $$",
+    "database": "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I OWNER TO app_tc', current_database()); END $$",
+}
+
+
+@pytest.fixture
+def owned(deployed: World) -> Iterator[World]:
+    """A world whose schema public is the database owner's, as in a new database since PostgreSQL 15."""
+    if deployed.server.version >= 140000:
+        as_superuser(deployed, "ALTER SCHEMA public OWNER TO pg_database_owner")
+    yield deployed
+    owned = (
+        "SELECT format('ALTER DATABASE %I OWNER TO {}', datname) FROM pg_database WHERE pg_get_userbyid(datdba) = '{}'"
+    )
+    for role in ("tablecreator", "app_tc"):
+        for (statement,) in as_superuser(deployed, owned.format(ADMIN, role)):
+            as_superuser(deployed, statement)
+
+
+@pytest.mark.parametrize(("what", "by"), [("everything", "a file"), ("database", "a file"), ("database", "hand")])
+def test_rights_of_a_databases_owner_that_were_given_to_table_creators_are_taken_back(
+    owned: World, what: str, by: str
+) -> None:
+    """The owner can drop our tables where schema public is the database owner's, and can close the database."""
+    second = f"{owned.dbname}_second"
+    create_database(owned.server, second, ADMIN)
+    owned.write("001_things.sql", "CREATE TABLE things (id int)")
+    try:
+        owned.deploy()
+        if by == "hand":
+            owned.sql(GIVEN_AWAY[what])
+        else:
+            owned.write("002_owner.sql", GIVEN_AWAY[what])
+            owned.write(
+                "003_seen.sql",
+                "CREATE TABLE seen AS SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()",
+            )
+        report = owned.deploy()
+    finally:
+        drop_database(owned.server, second)
+
+    assert any(f"ALTER DATABASE {owned.dbname} OWNER TO CURRENT_USER" in text for text in report["warnings"])
+    others = [text for text in report["warnings"] if f"DATABASE {second} was given to tablecreator" in text]
+    assert len(others) == (what == "everything" and by == "a file")
+    owner = "SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()"
+    assert owned.sql(owner if by == "hand" else "SELECT datdba FROM seen") == [(ADMIN,)]
+    assert refusal(owned, "app_tc", "SET ROLE tablecreator; DROP TABLE schema_migrations") == DENIED
+    assert owned.deploy()["warnings"] == []
+
+
 # --- What a group drops -----------------------------------------------------------------------------------------------
 
 
@@ -272,19 +326,97 @@ def test_group_of_an_earlier_version_that_drops_its_rights_does_not_get_them_bac
     deployed.deploy()
     with deployed.login("user") as conn:
         rows(conn, "DROP OWNED BY readwrite")
+    deployed.write("002_more.sql", "CREATE TABLE more (id int)")
     report = deployed.deploy()
     assert refusal(deployed, "app_rw", "SELECT * FROM pay") == DENIED
-    assert any("had dropped its rights (DROP OWNED BY readwrite)" in text for text in report["warnings"])
+    assert any("or DROP OWNED BY readwrite did; if it should" in text for text in report["warnings"])
 
 
 def test_group_gets_its_rights_in_a_database_that_was_restored_without_them(deployed: World) -> None:
     """What is noted of another database does not count."""
     deployed.write("001_pay.sql", "CREATE TABLE pay (id int)")
     deployed.deploy()
-    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS 'rights granted in 1: [\"readwrite:rds_admin\"]'")
+    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS 'rights granted in 1/1:\nreadwrite:rds_admin'")
     deployed.sql("DROP OWNED BY readwrite")
     deployed.deploy()
     assert refusal(deployed, "app_rw", "SELECT * FROM pay") == ""
+
+
+def test_group_gets_its_rights_where_the_schema_was_restored_without_them(deployed: World) -> None:
+    """As by pg_restore --no-privileges after DROP SCHEMA public CASCADE: the database is the same, the table is not."""
+    deployed.write("001_pay.sql", "CREATE TABLE pay (id int)")
+    deployed.deploy()
+    table = "schema_migrations_progress"
+    ((note,),) = deployed.sql(f"SELECT obj_description('{table}'::regclass)")
+    deployed.sql(f"CREATE TABLE restored (LIKE {table} INCLUDING ALL); DROP TABLE {table}")
+    deployed.sql(f"ALTER TABLE restored RENAME TO {table}; DROP OWNED BY readwrite, tablecreator")
+    deployed.sql(f"COMMENT ON TABLE {table} IS %s", note)
+    deployed.deploy()
+    assert refusal(deployed, "app_rw", "SELECT * FROM pay") == ""
+
+
+@pytest.mark.parametrize("comment", ["{}: all", "{}/{}:[1", "what only we know"])
+def test_group_stays_as_it_is_whatever_the_comment_on_our_table_says(deployed: World, comment: str) -> None:
+    """A file can write one; no run fails by it, and afterwards it is our note again."""
+    numbers = "SELECT d.oid, 'schema_migrations_progress'::regclass::oid FROM pg_database d WHERE datname = %s"
+    text = f"rights granted in {comment}".format(*deployed.sql(numbers, deployed.dbname)[0])
+    deployed.write("001_comment.sql", f"COMMENT ON TABLE schema_migrations_progress IS '{text}'")
+    for _ in range(2):
+        assert deployed.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
+    ((note,),) = deployed.sql("SELECT obj_description('schema_migrations_progress'::regclass)")
+    assert f"\nreadwrite:{ADMIN}\n" in note
+
+
+def test_group_does_not_get_back_default_privileges_that_a_file_revoked(deployed: World) -> None:
+    """Of every kind: so nothing tells that there were any, but our note. A run with files says that they are gone."""
+    revoke = "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON {}S FROM readwrite;"
+    deployed.write("001_closed.sql", revoke.format("TABLE") + revoke.format("SEQUENCE"))
+    deployed.deploy()
+    assert warned(deployed.deploy()) == []
+    deployed.write("002_private.sql", "CREATE TABLE private (id int)")
+    (warning,) = deployed.deploy()["warnings"]
+    assert refusal(deployed, "app_rw", "SELECT * FROM private") == DENIED
+    deployed.sql(warning.partition("in a new file: ")[2])
+    deployed.write("003_open.sql", "CREATE TABLE opened (id int)")
+    assert deployed.deploy()["warnings"] == []
+    assert refusal(deployed, "app_rw", "SELECT * FROM opened") == ""
+
+
+def test_group_that_drops_its_own_rights_can_do_the_rest(deployed: World) -> None:
+    """The default privileges are gone, and a run with files says so; table creators go on to create."""
+    with deployed.login("creator") as conn:
+        rows(conn, "DROP OWNED BY tablecreator")
+    deployed.write("001_things.sql", "CREATE TABLE things (id int)")
+    warnings = deployed.deploy()["warnings"]
+    remedies = [text.partition("in a new file: ")[2] for text in warnings]
+    assert refusal(deployed, "app_tc", "CREATE TABLE own (id int)") == ""
+    deployed.write("002_remedies.sql", ";".join(remedies))
+    assert deployed.deploy()["warnings"] == []
+
+
+def test_group_gets_rights_on_what_a_login_makes_that_is_made_again(deployed: World) -> None:
+    """What is noted of its name was another role's."""
+    for role in ("app_tc", "tablecreator"):
+        as_superuser(deployed, f"DROP OWNED BY {role}; DROP ROLE {role}")
+        deployed.deploy()
+        with deployed.login("creator") as conn:
+            rows(conn, f"SET ROLE {role}; CREATE TABLE by_{role} (id int)")
+        assert refusal(deployed, "app_rw", f"SELECT * FROM by_{role}") == ""
+
+
+def test_group_gets_rights_on_new_objects_where_there_are_too_many(
+    deployed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names alone would fill the function's memory; here two are too many."""
+    monkeypatch.setattr(limited_users, "FOUND_SQL", limited_users.FOUND_SQL.replace("2000000", "10"))
+    with deployed.login("creator") as conn:
+        rows(conn, "SET ROLE tablecreator; CREATE TABLE first (id int); CREATE TABLE second (id int)")
+    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS NULL")
+    deployed.sql("DROP OWNED BY readwrite")
+    assert any("tablecreator has too many objects" in text for text in deployed.deploy()["warnings"])
+    with deployed.login("creator") as conn:
+        rows(conn, "SET ROLE tablecreator; CREATE TABLE third (id int)")
+    assert refusal(deployed, "app_rw", "SELECT * FROM third") == ""
 
 
 # --- What a file replaces -------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from harness.aws import AFTER_WRITE, at
 from harness.database import connect
 from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
-from initializer import UserError
+from initializer import InitializerError, UserError
 
 ROTATE = {"action": "rotate"}
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
@@ -217,6 +217,29 @@ def test_session_of_a_role_that_a_login_let_in_ends_when_that_is_taken_back(depl
         assert not is_alive(conn)
 
 
+def test_session_of_a_role_that_a_login_let_in_goes_on_in_another_database(deployed: World) -> None:
+    """Nobody is asked whether a login may let them in, and what is not ours is not disturbed."""
+    as_superuser(deployed, "GRANT readwrite TO app_rw WITH ADMIN OPTION")
+    with deployed.login("user") as conn:
+        rows(conn, f"GRANT readwrite TO {STRANGER}")
+    innocent = connect(deployed.server, "postgres", STRANGER, PASSWORD)
+    try:
+        assert any("let another role in" in text for text in deployed.deploy()["warnings"])
+        assert is_alive(innocent)
+    finally:
+        innocent.close()
+
+
+def test_session_of_the_application_goes_on_where_a_stranger_lends_its_role(deployed: World) -> None:
+    """Up to PostgreSQL 14 every login can make ours more powerful by itself."""
+    as_superuser(deployed, f"CREATE ROLE tmp_power CREATEDB; GRANT tmp_power TO {STRANGER} WITH ADMIN OPTION")
+    with stranger(deployed) as conn:
+        rows(conn, "GRANT tmp_power TO readwrite")
+    with deployed.login("user") as app:
+        deployed.deploy()
+        assert is_alive(app)
+
+
 def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: World) -> None:
     """Here she is even in another database; PostgreSQL 16 and newer do not let the admin end her."""
     deployed.deploy({"action": "rotate"})
@@ -234,6 +257,35 @@ def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: W
     finally:
         alice.close()
         other.close()
+
+
+def test_rotation_that_is_out_of_time_names_the_way_out(deployed: World) -> None:
+    """There is no file that could be split."""
+    as_superuser(
+        deployed,
+        "CREATE FUNCTION traps.slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'; "
+        "CREATE EVENT TRIGGER slow ON ddl_command_start WHEN tag IN ('ALTER DEFAULT PRIVILEGES') "
+        "EXECUTE FUNCTION traps.slow()",
+    )
+    try:
+        with pytest.raises(InitializerError, match=r"^out of time\. .* is not done yet\.") as error:
+            deployed.deploy(ROTATE, Context(6))
+    finally:
+        as_superuser(deployed, "DROP EVENT TRIGGER slow")
+    step = "Invoke again to go on; if that does not help, raise the function's timeout."
+    assert str(error.value).endswith(step)
+
+
+def test_rotation_says_how_to_get_a_name_that_another_admin_has_taken(deployed: World) -> None:
+    """Before PostgreSQL 16 every admin can change it."""
+    as_superuser(deployed, f"CREATE ROLE tmp_other LOGIN CREATEROLE PASSWORD '{PASSWORD}'")
+    with stranger(deployed, "tmp_other") as conn:
+        rows(conn, "CREATE ROLE app_rw_clone")
+        if deployed.server.version >= 160000:
+            with pytest.raises(UserError, match="role app_rw_clone exists and was made by another admin") as error:
+                deployed.deploy(ROTATE)
+            rows(conn, str(error.value).partition("As that admin: ")[2].partition(";")[0])
+    assert deployed.deploy(ROTATE)["users"]["app_rw_clone"] == "rotated"
 
 
 # --- A rotation by AWS ----------------------------------------------------------------------------------------------

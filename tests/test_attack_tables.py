@@ -258,6 +258,11 @@ CALLS = {
     "domain of others": f"{OUR_TABLE} ALTER migration_name TYPE named",
     "function of our own": "CREATE FUNCTION wrapped(varchar) RETURNS bool IMMUTABLE AS 'SELECT public.fine($1)' "
     f"LANGUAGE sql; ALTER FUNCTION wrapped OWNER TO app_tc; {OUR_TABLE} ADD CHECK (wrapped(migration_name)) NOT VALID",
+    "domain within a type": "CREATE TYPE pair AS (first named, second named); "
+    f"{OUR_TABLE} ADD called text DEFAULT concat('(', current_user, ',x)')::pair::text",
+    "condition of a trigger": "CREATE FUNCTION ours() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+    "CREATE TRIGGER called BEFORE INSERT ON schema_migrations FOR EACH ROW WHEN (fine(NEW.migration_name)) "
+    "EXECUTE FUNCTION ours()",
     "of the other table": "CREATE INDEX called ON schema_migrations_progress (fine(migration_name))",
 }
 

@@ -233,6 +233,7 @@ def test_installed_node_counts_if_it_runs(
 HOLD = """
 import signal, sys, tempfile, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is deaf to it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup has started to this
 sys.path.insert(0, {tests!r})
 from harness.server import running_server
 with running_server() as server:
