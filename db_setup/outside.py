@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import sql_scanner
 from session import Session
@@ -30,7 +31,8 @@ CALLS = "|".join(
 PROGRAM = r"\b(?:TO|FROM)\s+PROGRAM\b"  # COPY
 BODY_OF = re.compile(r"DO\b|CREATE\s+(?:OR\s+REPLACE\s+)?(?:FUNCTION|PROCEDURE)\b", re.IGNORECASE)
 STRINGS = ("string", "escape_string", "bit_or_unicode_string", "dollar_string")
-WORD = re.compile(r"\w+")
+# After a dot or before a parenthesis it can be a function's name; in quotes also a keyword can.
+WORD = re.compile(r'(\.\s{0,9})?(")?(\w+)(?:"?\s{0,99}(\())?')
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Reach:
     """The calls that stay, and the functions and relations of a database that make one."""
 
     call: re.Pattern[str]
-    names: frozenset[str]
+    names: frozenset[str]  # in the form that DEFINITIONS_SQL gives them
 
     @classmethod
     def of(cls, session: Session, counts_setval: bool = False) -> Reach:
@@ -48,11 +50,12 @@ class Reach:
         used: list[tuple[str, set[str]]] = []
         names = set()
         found = session.query(DEFINITIONS_SQL)
-        known = {name.lower() for name, _, _ in found}
+        known = {name for name, _, _ in found}
         for name, definition, is_opaque in found:
             if is_opaque or (call.search(definition) and call.search(executed(definition))):
-                names.add(name.lower())
-            used.append((name.lower(), known.intersection(WORD.findall(definition.lower()))))
+                names.add(name)
+            words = chain.from_iterable(forms for _, forms in _words(definition))
+            used.append((name, known.intersection(words)))
         grown = names
         while grown:
             grown = {name for name, words in used if not words.isdisjoint(grown)} - names
@@ -70,8 +73,19 @@ class Reach:
             return call.group().rstrip(' ("')
         if not self.names:
             return ""
-        words = (found.group() for found in WORD.finditer(code))
-        return next((word for word in words if word.lower() in self.names), "")
+        words = _words(code)
+        return next((word for word, forms in words if not self.names.isdisjoint(forms)), "")
+
+
+def _words(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each word, and what it can name, in the form that DEFINITIONS_SQL gives names."""
+    for dot, quote, word, parenthesis in WORD.findall(text):
+        forms = [word.lower()]
+        if dot or parenthesis:
+            forms.append(f"{forms[0]}(")
+        if quote:
+            forms += [f'"{form}' for form in forms]
+        yield word, forms
 
 
 def executed(text: str, backslash_escapes: bool = False) -> str:
@@ -114,24 +128,30 @@ def _content(literal: str) -> str:
 MOST_CODE = 10_000_000  # characters in all: others can have written very much
 # What can be called by its name: functions (true: in a language that can do anything), and what
 # PostgreSQL executes with a relation. It makes its own objects with numbers below 16384. The
-# longest ones are not fetched where all are too much, and count as able to do anything.
+# longest ones are not fetched where all are too much, and count as able to do anything. Nobody can
+# call what is in another session's temporary schema. A name that needs quotes begins with one, and
+# a function's ends in a parenthesis: others can give theirs a name that is a keyword.
 DEFINITIONS_SQL = f"""
-    SELECT name, CASE WHEN total <= {MOST_CODE} THEN definition ELSE '' END,
+    SELECT CASE WHEN quote_ident(name) <> name THEN '"' ELSE '' END || lower(name) || opens,
+           CASE WHEN total <= {MOST_CODE} THEN definition ELSE '' END,
            is_opaque OR total > {MOST_CODE}
     FROM (SELECT *, sum(length(definition)) OVER (ORDER BY length(definition), name) AS total FROM (
-    SELECT proname::text, CASE WHEN prokind = 'a' THEN '' ELSE pg_get_functiondef(p.oid) END,
+    SELECT pronamespace, proname::text, '(',
+           CASE WHEN prokind = 'a' THEN '' ELSE pg_get_functiondef(p.oid) END,
            lanname NOT IN ('sql', 'plpgsql')
     FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname NOT IN ('internal', 'c')
     WHERE p.oid >= 16384 AND NOT EXISTS (
         SELECT FROM pg_depend d
         WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
     UNION ALL
-    SELECT relname::text, pg_get_triggerdef(t.oid), false
+    SELECT relnamespace, relname::text, '', pg_get_triggerdef(t.oid), false
     FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid WHERE NOT tgisinternal
     UNION ALL  -- rules, of which a view is one
-    SELECT relname::text, pg_get_ruledef(r.oid), false
+    SELECT relnamespace, relname::text, '', pg_get_ruledef(r.oid), false
     FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE r.oid >= 16384
     UNION ALL
-    SELECT relname::text, pg_get_expr(adbin, adrelid), false
+    SELECT relnamespace, relname::text, '', pg_get_expr(adbin, adrelid), false
     FROM pg_attrdef JOIN pg_class c ON c.oid = adrelid
-    ) d(name, definition, is_opaque)) s"""
+    ) d(schema, name, opens, definition, is_opaque)
+    WHERE schema <> ALL (ARRAY(SELECT oid FROM pg_namespace
+        WHERE nspname ~ '^pg_temp_' AND oid <> pg_my_temp_schema()))) s"""

@@ -1,12 +1,13 @@
 """What others make that depends on the admin's objects stops a deployment only until it is named, and what a limited
-user makes in its session does not stop one."""
+user makes in its session does not stop one; nor do names of theirs keep a dry run from what it tries."""
 
 from __future__ import annotations
 
 import psycopg2
 import pytest
 from harness.attackers import STRANGER, refused, stranger
-from harness.world import Context, World, rows
+from harness.logins import as_superuser
+from harness.world import ADMIN, Context, World, rows
 
 ITEMS = (
     "CREATE TYPE mood AS ENUM ('a'); CREATE DOMAIN word AS text; "
@@ -23,7 +24,6 @@ WITHOUT_RIGHTS = {
         "DROP FUNCTION noted",
     ),
     "enum": ("CREATE TEMP TABLE t (x public.mood)", "ALTER TABLE items DROP m; DROP TYPE mood"),
-    "domain": ("CREATE TEMP TABLE t (x public.word); INSERT INTO t VALUES ('')", "ALTER DOMAIN word ADD CHECK (true)"),
     "function": ("CREATE FUNCTION pg_temp.f(public.items) RETURNS int LANGUAGE sql AS 'SELECT 1'", "DROP TABLE items"),
 }
 TEMPORARY = {
@@ -43,16 +43,25 @@ def items(deployed: World) -> World:
 
 @pytest.mark.parametrize("case", TEMPORARY)
 def test_temporary_object_of_a_limited_user_does_not_stop_a_deployment(items: World, case: str) -> None:
-    """Its session ends; others of the same login go on."""
+    """Its session ends; from PostgreSQL 16 on it is known, so that others of the same login go on."""
     made, wanted = TEMPORARY[case]
     items.write("002_next.sql", wanted)
     with items.login("user") as other, items.login("user") as conn:
         rows(other, "SELECT 1")
         rows(conn, made)
         assert items.deploy(context=Context(30))["status"] == "ok"
-        assert rows(other, "SELECT 1") == [(1,)]
+        if items.server.version >= 160000:
+            assert rows(other, "SELECT 1") == [(1,)]
         with pytest.raises(psycopg2.OperationalError):
             rows(conn, "SELECT 1")
+
+
+def test_temporary_column_of_a_limited_user_does_not_stop_a_change_of_its_domain(items: World) -> None:
+    """Up to PostgreSQL 16 its rows cannot be checked, and PostgreSQL names nothing."""
+    items.write("002_next.sql", "ALTER DOMAIN word ADD CHECK (value <> 'x')")
+    with items.login("user") as conn:
+        rows(conn, "CREATE TEMP TABLE t (x public.word); INSERT INTO t VALUES ('')")
+        assert items.deploy(context=Context(30))["status"] == "ok"
 
 
 def test_temporary_object_does_not_stop_a_file_that_runs_in_steps(items: World) -> None:
@@ -118,3 +127,64 @@ def test_object_of_the_admin_that_depends_on_what_is_dropped_is_advised_as_ever(
     items.sql("CREATE VIEW v AS SELECT note FROM items")
     items.write("002_next.sql", LONGER)
     assert "First DROP what depends on it" in refused(items)
+
+
+# --- Names that a dry run looks for ---------------------------------------------------------------------------------
+
+CALLED = "CREATE FUNCTION {}({}) RETURNS {} LANGUAGE plpgsql AS $$ BEGIN PERFORM dblink('x'); RETURN NULL; END $$"
+
+
+@pytest.mark.parametrize("name", ['pg_temp."create"', "pg_temp.things", "pg_temp.lower"])
+def test_function_in_a_temporary_schema_keeps_a_dry_run_from_nothing(deployed: World, name: str) -> None:
+    deployed.write("001_things.sql", "CREATE TABLE things (name text); SELECT lower(name) FROM things;")
+    with stranger(deployed) as conn:
+        rows(conn, CALLED.format(name, "text", "text"))
+        assert deployed.deploy({"action": "dry_run"})["tried"][0]["untried"] == []
+
+
+@pytest.mark.parametrize("name", ["create", "values", "note"])
+def test_function_with_the_name_of_another_word_keeps_a_dry_run_from_nothing(deployed: World, name: str) -> None:
+    """Only before a parenthesis, or after a dot, does a word name a function; a keyword only in quotes."""
+    deployed.write("001_things.sql", "CREATE TABLE things (note text); INSERT INTO things VALUES ('a');")
+    with deployed.login("creator") as conn:
+        rows(conn, CALLED.format(f'public."{name}"', "int, int", "text"))
+    assert deployed.deploy({"action": "dry_run"})["tried"][0]["untried"] == []
+
+
+CALLS_OF_FUNCTIONS = {
+    "by its name": ("f", "SELECT f(NULL)"),
+    "with a space": ("f", "SELECT F (NULL)"),
+    "in quotes": ("f", 'SELECT "f"(NULL)'),
+    "with its schema": ("f", 'SELECT public . "f" (NULL)'),
+    "as a column": ("f", "SELECT t.f FROM things t"),
+    "by a keyword in quotes": ("create", 'SELECT "create"(NULL)'),
+    "by a name in capitals": ("F", 'SELECT "F"(NULL)'),
+}
+
+
+@pytest.mark.parametrize("how", CALLS_OF_FUNCTIONS)
+def test_call_of_a_function_is_not_tried_however_it_is_written(deployed: World, how: str) -> None:
+    name, call = CALLS_OF_FUNCTIONS[how]
+    made = CALLED.format(f'public."{name}"', "things", "int")
+    deployed.sql(f"CREATE TABLE things (id int); {made}")
+    deployed.write("001_call.sql", f"{call};")
+    (untried,) = deployed.deploy({"action": "dry_run"})["tried"][0]["untried"]
+    assert f"it calls {name}, which nothing takes back".lower() == untried.lower()
+
+
+# --- What an interrupted build has left -----------------------------------------------------------------------------
+
+
+def test_invalid_index_of_a_stranger_does_not_stop_a_rebuild(deployed: World) -> None:
+    """It has the name of what such a rebuild leaves; what the admin may not drop stays."""
+    as_superuser(deployed, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    with stranger(deployed) as conn:
+        rows(conn, "CREATE TABLE public.theirs (x int); INSERT INTO public.theirs VALUES (1), (1)")
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            rows(conn, "CREATE UNIQUE INDEX CONCURRENTLY theirs_ccnew ON public.theirs (x)")
+    as_superuser(
+        deployed,
+        f"ALTER SCHEMA public OWNER TO {deployed.server.user}; GRANT USAGE, CREATE ON SCHEMA public TO {ADMIN}",
+    )
+    deployed.write("001_x.sql", f"REINDEX DATABASE CONCURRENTLY {deployed.dbname}")
+    assert deployed.deploy()["status"] == "ok"

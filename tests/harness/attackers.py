@@ -108,7 +108,7 @@ NAMELESS = (
     r"SHOW \w+",
     r'DROP INDEX CONCURRENTLY "\w+"\."\w+"',
     r"(SET \w+ = '?\w+'?;)+",
-    r"SELECT pg_catalog\.to_regclass\('\w+'\)::pg_catalog\.oid, "
+    r"SELECT pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid, "
     r"pg_catalog\.to_regclass\((NULL|'\w+')\)::pg_catalog\.oid",
     rf"(BEGIN READ WRITE; SET LOCAL SESSION AUTHORIZATION DEFAULT; SET LOCAL ROLE NONE; )?{OWN_PATH}(; .*)?",
 )
