@@ -53,6 +53,7 @@ class Trace(NamedTuple):
     valid: bool
     schema: str
     name: str
+    is_ours: bool = True  # we may drop it
 
 
 def run_outside(
@@ -175,7 +176,7 @@ def drop_invalid_indexes(session: Session, target: Target, before: Optional[Sequ
             is_left_over = re.search(LEFT_BY_REINDEX, trace.name) is not None
         else:
             is_left_over = target.name is not None or is_new
-        if is_left_over and not trace.valid:
+        if is_left_over and not trace.valid and trace.is_ours:
             log("dropping an index that was never finished", logging.WARNING, index=trace.name)
             name = sql.Identifier(trace.schema, trace.name)
             session.query(sql.SQL("DROP INDEX CONCURRENTLY {}").format(name))
@@ -233,7 +234,8 @@ RESOLVE_SQL = (
     "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid, pg_catalog.to_regclass(%s)::pg_catalog.oid"
 )
 INDEX_SQL = (
-    "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname FROM pg_index i JOIN "
+    "SELECT i.indexrelid::bigint, i.indisvalid, n.nspname, c.relname, pg_has_role(c.relowner, "
+    "'USAGE') OR pg_has_role(n.nspowner, 'USAGE') FROM pg_index i JOIN "
     "pg_class c ON c.oid = i.indexrelid AND c.relkind = 'i' JOIN pg_namespace n ON n.oid = "
     "c.relnamespace "
 )
