@@ -233,7 +233,10 @@ def _after_lost_connection(failure: Failure, situation: Situation) -> str:
     if situation.is_dry_run:
         return "The connection was lost, and the dry run with it: nothing of it stays. Try again"
     if failure.index in AFTER_LOST_BUILD:
-        return AFTER_LOST_BUILD[failure.index]
+        step = AFTER_LOST_BUILD[failure.index]
+        if failure.index is Index.BUILDING and situation.blocked_by:
+            step += f". It waits for other sessions{_when_unblocked(situation.blocked_by)}"
+        return step
     unit = "the file"
     if failure.step:
         unit = "this transaction" if failure.step.line else "this statement"

@@ -24,7 +24,8 @@ from database import Login
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 from rehearsal import Rehearsal
-from session import CAN_BECOME_SQL, RETRYABLE, Result, Session
+from session import RETRYABLE, Result, Session
+from watcher import CAN_BECOME_SQL
 
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.

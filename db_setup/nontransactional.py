@@ -201,9 +201,11 @@ def _patient_settings(session: Session, target: Target) -> Iterator[None]:
         return
     before = {name: session.query(f"SHOW {name}")[0][0] for name in names}
     session.query("".join(f"SET {name} = 0;" for name in names))
+    session.activity.not_waited_for = session.limited_roles
     try:
         yield
     finally:
+        session.activity.not_waited_for = ()
         if not session.is_lost:
             session.query("".join(f"SET {name} = '{value}';" for name, value in before.items()))
 

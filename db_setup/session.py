@@ -23,7 +23,14 @@ from common import ConnectError, Deadline, LockError, MigrationError, log
 from database import Connection, Login
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
-from watcher import IS_BUILDING_SQL, Activity, Watcher
+from watcher import (
+    BLOCKED_BY_SQL,
+    CAN_BECOME_SQL,
+    IS_BUILDING_SQL,
+    IS_LIMITED_SQL,
+    Activity,
+    Watcher,
+)
 
 # Without a deadline of our own: no Lambda holds the lock for longer than 15 minutes.
 LOCK_PATIENCE_S = 900
@@ -421,7 +428,7 @@ class Session:
         while not self.query(attempt_sql)[0][0]:
             attempt_sql = TRY_LOCK_SQL
             waited = time.monotonic() - started
-            holder, step = self._end_overdue_holder()
+            holder, step = self._end_overdue_holder(is_late=waited > self.deadline.left)
             ended = self._end_limited_holders()
             if waited > LOCK_PATIENCE_S or self.deadline.left < GIVE_UP_EARLY_S:
                 raise LockError(f"{holder} holds the lock. Waited {waited:.0f} s", step)
@@ -452,8 +459,11 @@ class Session:
             f"If it is to be written: {step}; then invoke again",
         )
 
-    def _end_overdue_holder(self) -> tuple[str, str]:
-        """What is known of the holder, and what to do; one that is past its deadline is ended."""
+    def _end_overdue_holder(self, is_late: bool) -> tuple[str, str]:
+        """What is known of the holder, and what to do; one that is past its deadline is ended.
+
+        If it `is_late`, limited users that its index build waits for are to be ended as well.
+        """
         known = "another run"
         step = "Invoke again when that one is done"
         for (name,) in self.query(PREPARED_HOLDER_SQL):
@@ -461,6 +471,8 @@ class Session:
             step = f"It does not end by itself: ROLLBACK PREPARED {name}, and invoke again"
         for holder in self.lock_holders():
             known = str(holder)
+            if holder.building and is_late:
+                self.activity.blockers = (holder.blockers, ())
             step = f"{step}, or end it: SELECT pg_terminate_backend({holder.pid})"
             if holder.user != self.user:
                 step = f"{step}, as {holder.user} or a member of pg_signal_backend"
@@ -588,6 +600,8 @@ class Holder(NamedTuple):
     age_s: Optional[int]
     overdue: bool
     building: Optional[str]
+    blocked_by: Sequence[str]
+    blockers: Sequence[int]
 
     def __str__(self) -> str:
         words = [f"pid {self.pid}", f"user {self.user}", repr(self.application)]
@@ -595,6 +609,7 @@ class Holder(NamedTuple):
             words.append(f"connected for {self.age_s} s")
         if self.building:
             words.append(f"still at {self.building}")
+            words.extend(f"waits for {blocker}" for blocker in self.blocked_by)
         return f"another run ({', '.join(words)})"
 
 
@@ -636,16 +651,14 @@ HOLDER_SQL = f"""
                     AND a.usename = current_user AND NOT ({IS_BUILDING_SQL}), false),
            (SELECT command || ': ' || phase || CASE WHEN blocks_total > 0
                    THEN ', ' || 100 * blocks_done / blocks_total || ' %' ELSE '' END
-            FROM pg_stat_progress_create_index p WHERE p.pid = a.pid)
+            FROM pg_stat_progress_create_index p WHERE p.pid = a.pid),
+           {BLOCKED_BY_SQL}, pg_blocking_pids(a.pid)
     FROM pg_locks l JOIN pg_database b ON b.oid = l.database AND b.datname = current_database()
     JOIN pg_stat_activity a ON a.pid = l.pid
     LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory'
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
-# We can SET ROLE to r as it is.
-CAN_BECOME_SQL = """pg_has_role(r.oid, CASE
-        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)"""
 # A session or a prepared transaction, its user, and whether we can become that as it is.
 LIMITED_HOLDERS_SQL = f"""
     WITH holders AS (
@@ -660,10 +673,7 @@ LIMITED_HOLDERS_SQL = f"""
             SELECT FROM pg_locks JOIN holders USING (virtualtransaction)
             WHERE transactionid = p.transaction AND holders.pid IS NULL)))
     SELECT f.pid, f.gid, r.rolname::text, {CAN_BECOME_SQL}
-    FROM found f JOIN pg_roles r ON r.rolname = f.role
-         AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
-    WHERE EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s)
-                  AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
+    FROM found f JOIN pg_roles r ON r.rolname = f.role AND {IS_LIMITED_SQL}"""
 
 RAISES = re.compile(
     r'^PL/pgSQL function (?:.*?\.)?"?([^".]+)"?\(.* at (?:RAISE|ASSERT)$', re.MULTILINE

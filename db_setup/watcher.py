@@ -9,6 +9,7 @@ the watched connection is not harmed.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import socket
 import threading
@@ -27,6 +28,7 @@ CANCELLED_S = 2  # what a cancelled statement may take to end
 FIRST_LINE_S = 5
 NEXT_LINE_S = 10
 TICK_S = 0.25
+END_EVERY_S = 1
 
 # View, what it is at, how much is done and of how much; the last one since PostgreSQL 14.
 PROGRESS = (
@@ -89,6 +91,16 @@ CANCEL_SQL = (
 )
 
 
+# We can SET ROLE to r as it is.
+CAN_BECOME_SQL = """pg_has_role(r.oid, CASE
+        WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END)"""
+IS_LIMITED_SQL = """r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
+        AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY (%(limited)s::text[])
+                    AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
+LIMITED_BLOCKERS_SQL = f"""
+    SELECT b.pid, quote_ident(r.rolname), {CAN_BECOME_SQL}
+    FROM unnest(pg_blocking_pids(%(pid)s)) p JOIN pg_stat_activity b ON b.pid = p
+    JOIN pg_roles r ON r.oid = b.usesysid AND {IS_LIMITED_SQL}"""
 SEES_BUILD_SQL = (
     f"SELECT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = %(pid)s AND {IS_BUILDING_SQL})"
 )
@@ -114,6 +126,8 @@ class Activity:
     blocked_by: Sequence[str] = ()
     # Their process ids, and the names of prepared transactions.
     blockers: tuple[Sequence[int], Sequence[str]] = ((), ())
+    # Their members are ended once they have blocked a statement for half of its time.
+    not_waited_for: Sequence[str] = ()
     still_building: bool = False  # an index, when the watcher cut the connection
 
 
@@ -164,7 +178,7 @@ class Watcher:
     def _watch(self) -> None:
         """A look shortly before a lock timeout strikes, and a line in the log from time to time."""
         since: Optional[float] = None
-        next_look = 0.0
+        next_look = next_end = 0.0
         due = itertools.count(FIRST_LINE_S, NEXT_LINE_S)
         tick = min(TICK_S, self._look_after_s / 4)
         while not self._over.wait(min(tick, max(self._deadline.left, 0))):
@@ -180,6 +194,13 @@ class Watcher:
             elif since is not None and time.monotonic() - since >= next_look:
                 self._look(time.monotonic() - since, tell=next_look >= FIRST_LINE_S)
                 next_look = next(due)
+            elif (
+                since is not None
+                and self._activity.not_waited_for
+                and time.monotonic() > max(since + self._deadline.left, next_end)
+            ):
+                self._end_limited()
+                next_end = time.monotonic() + END_EVERY_S
 
     def _look(self, elapsed_s: float, tell: bool) -> None:
         found = self._ask(WAITS_FOR_SQL, self._deadline.left)
@@ -194,6 +215,17 @@ class Watcher:
             known = {key: value for key, value in fields.items() if value}
             phrase = f"{self._activity.log_prefix}still running"
             log(phrase, **self._activity.about, elapsed_s=round(elapsed_s), **known)
+
+    def _end_limited(self) -> None:
+        """End the limited users that block the statement, as themselves."""
+        for pid, role, can_become in self._ask(LIMITED_BLOCKERS_SQL, self._deadline.left):
+            log("ending a limited user that holds our lock", logging.WARNING, user=role)
+            name = role.replace("%", "%%")
+            end_sql = f"SET ROLE {name}; SELECT pg_terminate_backend({pid}); SET ROLE NONE"
+            if not can_become:  # one message: all or nothing of it
+                grant, revoke = f"GRANT {name} TO CURRENT_USER", f"REVOKE {name} FROM CURRENT_USER"
+                end_sql = f"{grant}; {end_sql}; {revoke}"
+            self._ask(end_sql, self._deadline.left)
 
     def _progress(self, elapsed_s: float) -> dict[str, Any]:
         """Phase, percent and an estimate, where PostgreSQL knows them."""
@@ -240,7 +272,7 @@ class Watcher:
                 with helper.cursor() as cur:
                     cur.execute(
                         "SET ROLE NONE; SET search_path = pg_catalog; " + statement,
-                        {"pid": self._pid},
+                        {"pid": self._pid, "limited": list(self._activity.not_waited_for)},
                     )
                     settle(helper, end)
                     return list(cur.fetchall())

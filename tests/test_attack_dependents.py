@@ -3,11 +3,16 @@ user makes in its session does not stop one; nor do names of theirs keep a dry r
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import psycopg2
 import pytest
 from harness.attackers import STRANGER, refused, stranger
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, rows
+from initializer import InitializerError
+from session import LOCK_KEY
 
 ITEMS = (
     "CREATE TYPE mood AS ENUM ('a'); CREATE DOMAIN word AS text; "
@@ -188,3 +193,54 @@ def test_invalid_index_of_a_stranger_does_not_stop_a_rebuild(deployed: World) ->
     )
     deployed.write("001_x.sql", f"REINDEX DATABASE CONCURRENTLY {deployed.dbname}")
     assert deployed.deploy()["status"] == "ok"
+
+
+# --- An old snapshot ------------------------------------------------------------------------------------------------
+
+OLD_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1"
+BUILD = "CREATE INDEX CONCURRENTLY by_note ON items (note)"
+
+
+def test_old_snapshot_of_a_limited_user_does_not_stop_a_concurrent_build(items: World) -> None:
+    """It is waited for during half of the time that the statement has."""
+    items.write("002_index.sql", BUILD)
+    with items.login("user") as conn, items.login("creator") as another:
+        rows(conn, OLD_SNAPSHOT)
+        rows(another, OLD_SNAPSHOT)
+        started = time.monotonic()
+        assert items.deploy(context=Context(15))["status"] == "ok"
+        assert time.monotonic() - started > 4
+    assert items.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'by_note'::regclass") == [(True,)]
+
+
+def test_old_snapshot_of_a_stranger_is_named_by_the_run_and_the_next_one(items: World) -> None:
+    items.write("002_index.sql", BUILD)
+    with stranger(items) as conn:
+        rows(conn, OLD_SNAPSHOT)
+        blocker = f"pid {conn.info.backend_pid} {STRANGER}"
+        for words in ("It waits for other sessions", "waits for pid"):
+            with pytest.raises(InitializerError) as error:
+                items.deploy(context=Context(7))
+            assert words in str(error.value)
+            assert blocker in str(error.value)
+    assert items.deploy(context=Context(30))["status"] == "ok"
+
+
+def test_old_snapshot_of_a_limited_user_does_not_keep_the_lock_from_the_next_run(items: World) -> None:
+    """The server goes on building for a run that is gone, and holds its lock meanwhile."""
+    items.write("002_next.sql", "SELECT 1")
+
+    def build() -> None:
+        with items.connection(*[items.secret("admin")[key] for key in ("username", "password")]) as conn:
+            rows(conn, f"SELECT pg_advisory_lock({LOCK_KEY})")
+            rows(conn, BUILD)
+
+    with items.login("user") as limited, ThreadPoolExecutor(1) as another_run:
+        rows(limited, OLD_SNAPSHOT)
+        built = another_run.submit(build)
+        waits = "SELECT true FROM pg_stat_progress_create_index WHERE phase ~ 'old snapshots'"
+        end = time.monotonic() + 20
+        while not items.sql(waits) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert items.deploy(context=Context(20))["status"] == "ok"
+        built.result(timeout=5)
