@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tracking
 from harness.attackers import (
     STRANGER,
     caught,
@@ -313,3 +314,35 @@ def test_tables_of_ours_may_call_what_is_the_admins_or_an_extensions(deployed: W
     deployed.write("001_things.sql", STEPS)
     report = deployed.deploy()
     assert (len(report["applied"]), report["warnings"]) == (1, [])
+
+
+MAY_WRITE = """
+    SELECT c.relname::text, p FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'USAGE']) p
+    WHERE c.relname ~ '^schema_migrations' AND CASE c.relkind
+        WHEN 'r' THEN p <> 'USAGE' AND has_table_privilege('app_rw', c.oid, p)
+        WHEN 'S' THEN p IN ('USAGE', 'UPDATE') AND has_sequence_privilege('app_rw', c.oid, p) END"""
+
+
+@pytest.mark.parametrize("dropped", ["schema_migrations_progress", "schema_migrations, schema_migrations_progress"])
+@pytest.mark.parametrize("group", ["readwrite", "PUBLIC"])
+def test_tables_of_ours_are_closed_from_their_first_moment(
+    deployed: World, monkeypatch: pytest.MonkeyPatch, dropped: str, group: str
+) -> None:
+    """Default privileges give the groups what the admin makes: a mark of theirs would stand for a file that never
+    ran."""
+    deployed.sql(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {group}")
+    deployed.sql(f"DROP TABLE {dropped}")
+    ensure_tracking = tracking.ensure_tracking
+    found: list[Any] = []
+
+    def noting(*args: Any) -> Any:
+        result = ensure_tracking(*args)
+        found.append(as_superuser(deployed, MAY_WRITE))  # what is committed by now
+        return result
+
+    monkeypatch.setattr(tracking, "ensure_tracking", noting)
+    deployed.deploy()
+
+    assert found == [[]]
+    with deployed.login("user") as conn:
+        assert rows(conn, "SELECT count(*) FROM schema_migrations") == [(0,)]
