@@ -17,7 +17,7 @@ from harness.attackers import PASSWORD, STRANGER, open_transaction, stranger
 from harness.aws import AFTER_WRITE, at
 from harness.database import connect
 from harness.logins import as_superuser, works
-from harness.world import Context, World, rows
+from harness.world import ADMIN, Context, World, rows
 from initializer import UserError
 
 ROTATE = {"action": "rotate"}
@@ -344,3 +344,57 @@ def test_rotation_is_not_stopped_by_very_many_locked_tables(deployed: World) -> 
         with open_transaction(conn, lock):
             report = deployed.deploy(ROTATE, Context(25))
     assert report["users"]["app_tc_clone"] == "rotated"
+
+
+GIFTS = {
+    "default of a login": (
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {STRANGER}",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE app_tc IN SCHEMA public REVOKE ALL ON TABLES FROM {STRANGER}",
+    ),
+    "default of the group, in every schema": (
+        "SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO PUBLIC; RESET ROLE",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE tablecreator REVOKE ALL ON SEQUENCES FROM PUBLIC",
+    ),
+    "routine that runs as its owner": (
+        "CREATE FUNCTION public.back(s text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE s; END'",
+        "REVOKE ALL ON ROUTINE public.back(text) FROM PUBLIC",
+    ),
+    "view": (
+        "CREATE VIEW public.back AS SELECT * FROM items; GRANT ALL ON public.back TO PUBLIC",
+        "REVOKE ALL ON TABLE public.back FROM PUBLIC",
+    ),
+    "column": (
+        f"CREATE TABLE public.back (x int); GRANT SELECT (x) ON public.back TO {STRANGER}",
+        f"REVOKE ALL ON TABLE public.back FROM {STRANGER}",
+    ),
+}
+
+
+@pytest.mark.parametrize("gift", GIFTS)
+def test_rotation_names_what_a_table_creator_has_given_to_others(deployed: World, gift: str) -> None:
+    """It outlives every password. The statement in the warning takes it back, after which nothing is said of it."""
+    given, remedy = GIFTS[gift]
+    deployed.write("001_items.sql", "CREATE TABLE items (id int); GRANT SELECT ON items TO tmp_stranger;")
+    deployed.deploy()
+    with deployed.login("creator") as conn:
+        rows(conn, given)
+
+    deployed.deploy(ROTATE)
+    warnings = deployed.deploy(ROTATE)["warnings"]
+
+    grantee = remedy.rpartition(" ")[2]
+    assert warnings == [
+        f"{grantee} keeps what a login of tablecreator has granted or left open, whatever becomes of its password; "
+        f"unless that is right: {remedy}"
+    ]
+    deployed.sql(remedy)
+    assert deployed.deploy(ROTATE)["warnings"] == []
+
+
+def test_rotation_says_nothing_of_what_is_usual(deployed: World) -> None:
+    """Rights of our roles and of the admin, what everybody has on new functions and types, and temporary objects."""
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE TABLE made (x serial); CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        rows(conn, f"GRANT ALL ON made TO readwrite, {ADMIN}; ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO app_rw")
+        rows(conn, "CREATE TEMP TABLE passing (x int); GRANT ALL ON passing TO PUBLIC")
+        assert deployed.deploy(ROTATE)["warnings"] == []
