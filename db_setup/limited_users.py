@@ -196,6 +196,7 @@ class LoginState(NamedTuple):
     by_iam: bool  # a member of rds_iam, of whom RDS takes no password
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
+    settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
     members: Members
 
 
@@ -978,6 +979,11 @@ class LimitedUsers:
             change += "GRANT {role} TO CURRENT_USER; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
+            if state.settings:
+                self.warnings.append(
+                    f"login {login.username} keeps its own settings, with which it can be "
+                    f"useless; unless they are right: {'; '.join(state.settings)}"
+                )
             change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
             change += "GRANT {group} TO {role}; "
@@ -1296,6 +1302,12 @@ LOGIN_STATE_SQL = f"""
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
            ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
                  WHERE {POWER_SQL} OR m.rolname = ANY (%(forbidden)s)),
+           ARRAY(SELECT format('ALTER ROLE %%I%%s RESET %%s', r.rolname,
+                               ' IN DATABASE ' || quote_ident(datname), split_part(one, '=', 1))
+                 FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
+                      unnest(setconfig) one
+                 WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
+                 ORDER BY 1 LIMIT 20),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""

@@ -398,3 +398,28 @@ def test_rotation_says_nothing_of_what_is_usual(deployed: World) -> None:
         rows(conn, f"GRANT ALL ON made TO readwrite, {ADMIN}; ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO app_rw")
         rows(conn, "CREATE TEMP TABLE passing (x int); GRANT ALL ON passing TO PUBLIC")
         assert deployed.deploy(ROTATE)["warnings"] == []
+
+
+@pytest.mark.parametrize("secret", ["user", "creator"])
+@pytest.mark.parametrize("where", ["", " IN DATABASE {}"])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_rotation_names_the_settings_that_a_login_keeps(
+    deployed: World, secret: str, where: str, rotates: bool
+) -> None:
+    """A leaked login can have made itself useless to the application; a migration can have set the same."""
+    name = deployed.secret(secret)["username"]
+    alter = f"ALTER ROLE {name}{where.format(deployed.dbname)}"
+    with deployed.login(secret) as conn:
+        rows(conn, f"{alter} SET statement_timeout = '1s'; {alter} SET \"DateStyle\" = 'SQL, DMY'")
+
+    if rotates:
+        deployed.deploy(ROTATE)
+    else:
+        deployed.put_secret(secret, "{}")
+    warnings = deployed.deploy(ROTATE if rotates else None)["warnings"]
+
+    remedy = f"{alter} RESET DateStyle; {alter} RESET statement_timeout"
+    text = f"login {name} keeps its own settings, with which it can be useless; unless they are right: {remedy}"
+    assert warnings == [text]
+    deployed.sql(remedy)
+    assert [deployed.deploy(ROTATE)["warnings"] for _ in range(2)] == [[], []]
