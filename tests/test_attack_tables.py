@@ -346,3 +346,42 @@ def test_tables_of_ours_are_closed_from_their_first_moment(
     assert found == [[]]
     with deployed.login("user") as conn:
         assert rows(conn, "SELECT count(*) FROM schema_migrations") == [(0,)]
+
+
+SEQUENCE = "public.schema_migrations_id_seq"
+CARELESS = {
+    "unlogged": (f"{OUR_TABLE} SET UNLOGGED", f"{OUR_TABLE} SET LOGGED"),
+    "unlogged marks": (f"{OUR_TABLE}_progress SET UNLOGGED", f"{OUR_TABLE}_progress SET LOGGED"),
+    "sequence": (
+        f"ALTER SEQUENCE {SEQUENCE} MAXVALUE 30 CYCLE",
+        f"ALTER SEQUENCE {SEQUENCE} INCREMENT 1 NO MAXVALUE NO CYCLE",
+    ),
+    "key of names": (
+        f"{OUR_TABLE} DROP CONSTRAINT schema_migrations_migration_name_key",
+        f"{OUR_TABLE} ADD UNIQUE (migration_name)",
+    ),
+    "key of numbers": (f"{OUR_TABLE} DROP CONSTRAINT schema_migrations_pkey", f"{OUR_TABLE} ADD UNIQUE (id)"),
+    "key of marks": (
+        f"{OUR_TABLE}_progress DROP CONSTRAINT schema_migrations_progress_pkey",
+        f"{OUR_TABLE}_progress ADD UNIQUE (migration_name, step)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CARELESS)
+def test_tables_of_ours_are_repaired_after_a_careless_file(deployed: World, case: str) -> None:
+    """Without a log a crash empties them; without keys and numbers the next file cannot be recorded."""
+    statement, repair = CARELESS[case]
+    repair = repair.replace("TABLE s", "TABLE public.s")
+    deployed.write("001_first.sql", "CREATE TABLE first (id int);")
+    deployed.write("002_careless.sql", statement)
+
+    report = deployed.deploy()
+
+    assert report["warnings"] == [f"002_careless changed who may do what with our tables, which was undone: {repair}"]
+    deployed.write("003_outside.sql", "-- no-transaction\nVACUUM first;\nVACUUM first;")
+    deployed.write("004_last.sql", "CREATE TABLE last (id int);")
+    report = deployed.deploy()
+    assert (len(report["applied"]), report["warnings"]) == (2, [])
+    deployed.sql(statement.replace("_pkey", "_id_key").replace("progress_id_key", "progress_migration_name_step_key"))
+    assert f"{repair}; then invoke again" in refused(deployed)
