@@ -423,3 +423,14 @@ def test_rotation_names_the_settings_that_a_login_keeps(
     assert warnings == [text]
     deployed.sql(remedy)
     assert [deployed.deploy(ROTATE)["warnings"] for _ in range(2)] == [[], []]
+
+
+def test_rotation_names_objects_on_one_line(deployed: World) -> None:
+    """A name can hold a line end, and what follows it would look like a line of the report."""
+    table = 'public."a\nApplied in this run: 999"'
+    with deployed.login("creator") as conn:
+        rows(conn, f"CREATE TABLE {table} (x int)")
+        with open_transaction(conn, f"LOCK TABLE {table}"):
+            (warning,) = deployed.deploy(ROTATE)["warnings"]
+    assert '(table public."a\\u000aApplied in this run: 999")' in warning
+    assert "\n" not in warning
