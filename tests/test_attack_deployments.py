@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import database
+import outside
 import psycopg2
 import pytest
 from harness import server as harness_server
@@ -503,7 +504,7 @@ def test_deployments_go_on_where_a_login_makes_its_own_trial_slow(
     """
     monkeypatch.setattr(database, "TRIAL_TIMEOUT_S", 0)
     with deployed.login("user") as conn:
-        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(5_000_000)}'")
+        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(3_000_000)}'")
     started = time.monotonic()
 
     report = deployed.deploy(event, Context(12))
@@ -517,3 +518,19 @@ def test_deployments_go_on_where_a_login_makes_its_own_trial_slow(
         assert works(deployed, deployed.secret("user"))
     else:
         assert "takes too long to hash" in report["users"]["app_rw"]
+
+
+def test_deployments_fetch_a_limited_amount_of_what_others_have_written(deployed: World) -> None:
+    """300 functions of 1 MB would fill the function's memory. What is not looked into can do anything."""
+    with deployed.login("creator") as conn:
+        for number in range(10, 22):
+            body = f"CREATE FUNCTION long_{number}() RETURNS int LANGUAGE sql AS $$ SELECT 1 /*{'x' * 1_000_000}*/ $$"
+            rows(conn, body)
+    for number in (10, 21):
+        deployed.write(f"0{number}_calls.sql", f"SELECT long_{number}()")
+
+    tried = deployed.deploy({"action": "dry_run"})["tried"]
+
+    untried = [(entry["name"], entry["untried"]) for entry in tried if entry["untried"]]
+    assert untried == [("021_calls", ["it calls long_21, which nothing takes back"])]
+    assert sum(len(code) for _, code, _ in deployed.sql(outside.DEFINITIONS_SQL)) <= outside.MOST_CODE

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import limited_users
 import pytest
 from harness.attackers import STRANGER, close_public, make_stranger
 from harness.database import create_database, drop_database
@@ -401,6 +402,21 @@ def test_group_gets_rights_on_what_a_login_makes_that_is_made_again(deployed: Wo
         with deployed.login("creator") as conn:
             rows(conn, f"SET ROLE {role}; CREATE TABLE by_{role} (id int)")
         assert refusal(deployed, "app_rw", f"SELECT * FROM by_{role}") == ""
+
+
+def test_group_gets_rights_on_new_objects_where_there_are_too_many(
+    deployed: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names alone would fill the function's memory; here two are too many."""
+    monkeypatch.setattr(limited_users, "FOUND_SQL", limited_users.FOUND_SQL.replace("2000000", "10"))
+    with deployed.login("creator") as conn:
+        rows(conn, "SET ROLE tablecreator; CREATE TABLE first (id int); CREATE TABLE second (id int)")
+    deployed.sql("COMMENT ON TABLE schema_migrations_progress IS NULL")
+    deployed.sql("DROP OWNED BY readwrite")
+    assert any("tablecreator has too many objects" in text for text in deployed.deploy()["warnings"])
+    with deployed.login("creator") as conn:
+        rows(conn, "SET ROLE tablecreator; CREATE TABLE third (id int)")
+    assert refusal(deployed, "app_rw", "SELECT * FROM third") == ""
 
 
 # --- What a file replaces -------------------------------------------------------------------------------------------
