@@ -350,7 +350,7 @@ OUR_TABLES_SQL = """
                format('ALTER TABLE %s SET LOGGED', oid::regclass)
         FROM ours WHERE relkind = 'r' AND relpersistence = 'u'
         UNION ALL
-        SELECT of, format('a sequence that ends early or counts otherwise (%s)', seqrelid::regclass),
+        SELECT of, format('a sequence that ends early or counts down (%s)', seqrelid::regclass),
                format('ALTER SEQUENCE %s INCREMENT 1 NO MAXVALUE NO CYCLE', seqrelid::regclass)
         FROM acls JOIN pg_sequence ON seqrelid = relation
         WHERE seqcycle OR seqincrement <= 0 OR seqmax < CASE seqtypid

@@ -522,8 +522,8 @@ CREATE_SQL = (
 CLOSE_SQL = """
     DO $do$ DECLARE revoke text; BEGIN
         FOR revoke IN
-            SELECT json_array_elements_text(one -> 'excess') FROM json_array_elements(({our_tables})) one
-            WHERE one ->> 'name' = ANY ({made})
+            SELECT json_array_elements_text(one -> 'excess')
+            FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
         LOOP
             IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
         END LOOP;
