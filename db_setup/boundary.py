@@ -186,7 +186,8 @@ def versions_sql(which: str) -> str:
         "n.oid = relnamespace), (SELECT datdba FROM pg_database WHERE datname = "
         f"current_database())) FROM pg_class WHERE oid IN {which} "
         "UNION ALL SELECT concat_ws(' ', attrelid, attnum, xmin, ctid) FROM pg_attribute "
-        f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
+        f"WHERE attrelid IN {which} UNION ALL SELECT concat_ws(' ', seqrelid, xmin, ctid) FROM "
+        f"pg_sequence WHERE seqrelid IN {which} UNION ALL SELECT concat_ws(' ', classid, objid) "
         f"FROM pg_depend WHERE refclassid = 'pg_class'::regclass AND refobjid IN {which})"
     )
 
@@ -344,6 +345,32 @@ OUR_TABLES_SQL = """
         SELECT oid, 'row-level security',
                format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', oid::regclass)
         FROM ours WHERE relrowsecurity
+        UNION ALL
+        SELECT oid, 'no log of its changes, so a crash empties it (UNLOGGED)',
+               format('ALTER TABLE %s SET LOGGED', oid::regclass)
+        FROM ours WHERE relkind = 'r' AND relpersistence = 'u'
+        UNION ALL
+        SELECT of, format('a sequence that ends early or counts down (%s)', seqrelid::regclass),
+               format('ALTER SEQUENCE %s INCREMENT 1 NO MAXVALUE NO CYCLE', seqrelid::regclass)
+        FROM acls JOIN pg_sequence ON seqrelid = relation
+        WHERE seqcycle OR seqincrement <= 0 OR seqmax < CASE seqtypid
+            WHEN 'int2'::regtype THEN 32767 ELSE 2147483647 END
+        UNION ALL
+        SELECT o.oid, format('no unique key (%s)', columns),
+               format('ALTER TABLE %s ADD UNIQUE (%s)', o.oid::regclass, columns)
+        FROM ours o JOIN (VALUES ({first}, 'id'), ({first}, 'migration_name'),
+                                 ({second}, 'migration_name, step')) k(name, columns)
+             ON name = relname,
+        LATERAL (SELECT array_agg(attnum) FROM pg_attribute WHERE attrelid = o.oid
+                 AND attname = ANY (string_to_array(columns, ', '))) a(numbers)
+        WHERE relkind = 'r'
+            AND cardinality(numbers) = cardinality(string_to_array(columns, ', '))
+            -- CREATE TABLE AS copies neither keys nor defaults: such a copy counts.
+            AND EXISTS (SELECT FROM pg_attrdef WHERE adrelid = o.oid)
+            AND NOT EXISTS (
+                SELECT FROM pg_index i WHERE indrelid = o.oid AND indisunique AND indisvalid
+                AND indimmediate AND indpred IS NULL AND indnkeyatts = cardinality(numbers)
+                AND (string_to_array(indkey::text, ' ')::int2[])[:indnkeyatts] @> numbers)
         UNION ALL
         SELECT o.oid, format('rule %I', rulename), format('DROP RULE %I ON %s', rulename,
                o.oid::regclass)

@@ -202,6 +202,7 @@ class LoginState(NamedTuple):
     by_iam: bool  # a member of rds_iam, of whom RDS takes no password
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
+    settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
     members: Members
 
 
@@ -850,6 +851,21 @@ class LimitedUsers:
             state = self._login_state(kind, name)
             if state and state.in_group and not state.powers:
                 self._give_objects_to_group(name, self._app.group_name(kind))
+        self._warn_of_gifts(kind)
+
+    def _warn_of_gifts(self, kind: Kind) -> None:
+        """Name what these logins have given to others, who keep it: it can be a leaked one's back
+        door, or wanted. Nothing tells which.
+        """
+        group = self._app.group_name(kind)
+        args = {"givers": [group, *self._app.login_names(kind)], "limited": self._limited}
+        question = boundary.with_trusted(GIFTS_SQL, self._limited)
+        for grantee, count, statements in self._session.query(question, args):
+            listed = "; ".join(statements) + (f"; and {count - 5} more" if count > 5 else "")
+            self.warnings.append(
+                f"{grantee} keeps what a login of {group} has granted or left open, whatever "
+                f"becomes of its password; unless that is right: {listed}"
+            )
 
     def _set_login(self, kind: Kind, login: Login) -> None:
         """Make the login, or give it this password."""
@@ -995,6 +1011,11 @@ class LimitedUsers:
             change += "GRANT {role} TO CURRENT_USER; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
+            if state.settings:
+                self.warnings.append(
+                    f"login {login.username} keeps its own settings, with which it can be "
+                    f"useless; unless they are right: {'; '.join(state.settings)}"
+                )
             change = f"ALTER ROLE {{role}} {_missing_attributes(state)} PASSWORD {{verifier}}; "
         if state is None or not state.in_group:
             change += "GRANT {group} TO {role}; "
@@ -1319,6 +1340,12 @@ LOGIN_STATE_SQL = f"""
                               CASE WHEN r.rolbypassrls THEN 'NOBYPASSRLS' END], NULL),
            ARRAY(SELECT m.rolname::text FROM pg_roles m JOIN reached USING (oid)
                  WHERE {POWER_SQL} OR m.rolname = ANY (%(forbidden)s)),
+           ARRAY(SELECT format('ALTER ROLE %%I%%s RESET %%s', r.rolname,
+                               ' IN DATABASE ' || quote_ident(datname), split_part(one, '=', 1))
+                 FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
+                      unnest(setconfig) one
+                 WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
+                 ORDER BY 1 LIMIT 20),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
@@ -1358,6 +1385,42 @@ SOME_OWNED_SQL = f"{OWNED_SQL} LIMIT {OWNED_AT_ONCE}"
 LEFT_SQL = f"""
     WITH o AS NOT MATERIALIZED ({OWNED_SQL})
     SELECT (SELECT count(*) FROM o), ARRAY(SELECT left(name, 200) FROM o LIMIT 3)"""
+
+# What outlives the logins' passwords: default privileges, rights on what they have made, and the
+# use of routines that run as their owner. Everybody has EXECUTE and USAGE on what is new.
+GIFTS_SQL = """
+    WITH {trusted},
+    givers(oid, name) AS (
+        SELECT oid, quote_ident(rolname) FROM pg_roles WHERE rolname = ANY (%(givers)s)),
+    gifts(rank, grantee, what) AS (
+        SELECT 1, grantee, concat(
+                   'ALTER DEFAULT PRIVILEGES FOR ROLE ', name,
+                   ' IN SCHEMA ' || nullif(defaclnamespace, 0)::regnamespace::text,
+                   ' REVOKE ALL ON ', CASE defaclobjtype WHEN 'r' THEN 'TABLES'
+                       WHEN 'S' THEN 'SEQUENCES' WHEN 'f' THEN 'ROUTINES' WHEN 'T' THEN 'TYPES'
+                       WHEN 'n' THEN 'SCHEMAS' ELSE 'LARGE OBJECTS' END)
+        FROM pg_default_acl JOIN givers ON givers.oid = defaclrole, aclexplode(defaclacl) a
+        WHERE a.grantee <> 0 OR defaclnamespace <> 0 OR defaclobjtype NOT IN ('f', 'T')
+        UNION
+        SELECT 2, grantee, concat('REVOKE ALL ON ROUTINE ', p.oid::regprocedure)
+        FROM pg_proc p JOIN givers ON givers.oid = proowner,
+             aclexplode(coalesce(proacl, acldefault('f', proowner)))
+        WHERE prosecdef AND pronamespace::regnamespace::text !~ '^pg_temp'
+        UNION
+        SELECT 3, a.grantee, concat('REVOKE ALL ON ', CASE relkind WHEN 'S' THEN 'SEQUENCE '
+                                    ELSE 'TABLE ' END, c.oid::regclass)
+        FROM pg_class c JOIN givers ON givers.oid = relowner
+        CROSS JOIN LATERAL (SELECT relacl UNION ALL
+                            SELECT attacl FROM pg_attribute WHERE attrelid = c.oid) acls(acl),
+             aclexplode(acl) a
+        WHERE relnamespace::regnamespace::text !~ '^pg_temp')
+    SELECT coalesce(rolname, 'PUBLIC'), count(*),
+           (array_agg(format('%%s FROM %%s', what, coalesce(quote_ident(rolname), 'PUBLIC'))
+                      ORDER BY rank, left(what, 200)))[:5]
+    FROM gifts LEFT JOIN pg_roles r ON r.oid = grantee
+    WHERE grantee NOT IN (SELECT oid FROM trusted) AND NOT coalesce(rolsuper, false)
+        AND coalesce(rolname <> ALL (%(limited)s), true)
+    GROUP BY rolname ORDER BY 1 LIMIT 20"""
 
 ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "

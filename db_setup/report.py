@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from common import log
+from common import log, printable
 
 
 @dataclass
@@ -31,8 +31,9 @@ class Report:
     duration_ms: int = 0
 
     def warn(self, warnings: Iterable[str]) -> None:
-        """Each once in a run, in the report and in the log."""
-        for warning in warnings:
+        """Each once in a run, in the report and in the log; on one line, whatever name is in it."""
+        for text in warnings:
+            warning = printable(text).replace("\n", "\\u000a")
             if warning not in self.warnings:
                 self.warnings.append(warning)
                 log("warning", logging.WARNING, text=warning)

@@ -195,6 +195,11 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         adoption = adoptable(session, setup)
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
+    is_missing = (state.columns is None, not state.has_marks)
+    made = [name for name, missing in zip(config.tables, is_missing) if missing]
+    changes.append(
+        sql.SQL(CLOSE_SQL).format(our_tables=our_tables_question(config), made=sql.Literal(made))
+    )
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
     try:
@@ -512,6 +517,17 @@ CREATE_SQL = (
     "CREATE TABLE {} (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
     "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
 )
+# Default privileges would let a limited user write into a new table, from its COMMIT until the next
+# look at it.
+CLOSE_SQL = """
+    DO $do$ DECLARE revoke text; BEGIN
+        FOR revoke IN
+            SELECT json_array_elements_text(one -> 'excess')
+            FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
+        LOOP
+            IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
+        END LOOP;
+    END $do$"""
 # Additive and nullable: the versions before us insert migration_name alone.
 ADD_COLUMNS_SQL = (
     "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 "

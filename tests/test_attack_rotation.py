@@ -17,7 +17,7 @@ from harness.attackers import PASSWORD, STRANGER, open_transaction, stranger
 from harness.aws import AFTER_WRITE, at
 from harness.database import connect
 from harness.logins import as_superuser, works
-from harness.world import Context, World, rows
+from harness.world import ADMIN, Context, World, rows
 from initializer import InitializerError, UserError
 
 ROTATE = {"action": "rotate"}
@@ -373,3 +373,93 @@ def test_rotation_is_not_stopped_by_very_many_locked_tables(deployed: World) -> 
         with open_transaction(conn, lock):
             report = deployed.deploy(ROTATE, Context(25))
     assert report["users"]["app_tc_clone"] == "rotated"
+
+
+GIFTS = {
+    "default of a login": (
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {STRANGER}",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE app_tc IN SCHEMA public REVOKE ALL ON TABLES FROM {STRANGER}",
+    ),
+    "default of the group, in every schema": (
+        "SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO PUBLIC; RESET ROLE",
+        "ALTER DEFAULT PRIVILEGES FOR ROLE tablecreator REVOKE ALL ON SEQUENCES FROM PUBLIC",
+    ),
+    "routine that runs as its owner": (
+        "CREATE FUNCTION public.back(s text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE s; END'",
+        "REVOKE ALL ON ROUTINE public.back(text) FROM PUBLIC",
+    ),
+    "view": (
+        "CREATE VIEW public.back AS SELECT * FROM items; GRANT ALL ON public.back TO PUBLIC",
+        "REVOKE ALL ON TABLE public.back FROM PUBLIC",
+    ),
+    "column": (
+        f"CREATE TABLE public.back (x int); GRANT SELECT (x) ON public.back TO {STRANGER}",
+        f"REVOKE ALL ON TABLE public.back FROM {STRANGER}",
+    ),
+}
+
+
+@pytest.mark.parametrize("gift", GIFTS)
+def test_rotation_names_what_a_table_creator_has_given_to_others(deployed: World, gift: str) -> None:
+    """It outlives every password. The statement in the warning takes it back, after which nothing is said of it."""
+    given, remedy = GIFTS[gift]
+    deployed.write("001_items.sql", "CREATE TABLE items (id int); GRANT SELECT ON items TO tmp_stranger;")
+    deployed.deploy()
+    with deployed.login("creator") as conn:
+        rows(conn, given)
+
+    deployed.deploy(ROTATE)
+    warnings = deployed.deploy(ROTATE)["warnings"]
+
+    grantee = remedy.rpartition(" ")[2]
+    assert warnings == [
+        f"{grantee} keeps what a login of tablecreator has granted or left open, whatever becomes of its password; "
+        f"unless that is right: {remedy}"
+    ]
+    deployed.sql(remedy)
+    assert deployed.deploy(ROTATE)["warnings"] == []
+
+
+def test_rotation_says_nothing_of_what_is_usual(deployed: World) -> None:
+    """Rights of our roles and of the admin, what everybody has on new functions and types, and temporary objects."""
+    with deployed.login("creator") as conn:
+        rows(conn, "CREATE TABLE made (x serial); CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        rows(conn, f"GRANT ALL ON made TO readwrite, {ADMIN}; ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO app_rw")
+        rows(conn, "CREATE TEMP TABLE passing (x int); GRANT ALL ON passing TO PUBLIC")
+        assert deployed.deploy(ROTATE)["warnings"] == []
+
+
+@pytest.mark.parametrize("secret", ["user", "creator"])
+@pytest.mark.parametrize("where", ["", " IN DATABASE {}"])
+@pytest.mark.parametrize("rotates", [True, False])
+def test_rotation_names_the_settings_that_a_login_keeps(
+    deployed: World, secret: str, where: str, rotates: bool
+) -> None:
+    """A leaked login can have made itself useless to the application; a migration can have set the same."""
+    name = deployed.secret(secret)["username"]
+    alter = f"ALTER ROLE {name}{where.format(deployed.dbname)}"
+    with deployed.login(secret) as conn:
+        rows(conn, f"{alter} SET statement_timeout = '1s'; {alter} SET \"DateStyle\" = 'SQL, DMY'")
+
+    if rotates:
+        deployed.deploy(ROTATE)
+    else:
+        deployed.put_secret(secret, "{}")
+    warnings = deployed.deploy(ROTATE if rotates else None)["warnings"]
+
+    remedy = f"{alter} RESET DateStyle; {alter} RESET statement_timeout"
+    text = f"login {name} keeps its own settings, with which it can be useless; unless they are right: {remedy}"
+    assert warnings == [text]
+    deployed.sql(remedy)
+    assert [deployed.deploy(ROTATE)["warnings"] for _ in range(2)] == [[], []]
+
+
+def test_rotation_names_objects_on_one_line(deployed: World) -> None:
+    """A name can hold a line end, and what follows it would look like a line of the report."""
+    table = 'public."a\nApplied in this run: 999"'
+    with deployed.login("creator") as conn:
+        rows(conn, f"CREATE TABLE {table} (x int)")
+        with open_transaction(conn, f"LOCK TABLE {table}"):
+            (warning,) = deployed.deploy(ROTATE)["warnings"]
+    assert '(table public."a\\u000aApplied in this run: 999")' in warning
+    assert "\n" not in warning

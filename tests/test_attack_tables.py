@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tracking
 from harness.attackers import (
     STRANGER,
     caught,
@@ -313,3 +314,74 @@ def test_tables_of_ours_may_call_what_is_the_admins_or_an_extensions(deployed: W
     deployed.write("001_things.sql", STEPS)
     report = deployed.deploy()
     assert (len(report["applied"]), report["warnings"]) == (1, [])
+
+
+MAY_WRITE = """
+    SELECT c.relname::text, p FROM pg_class c, unnest(ARRAY['INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'USAGE']) p
+    WHERE c.relname ~ '^schema_migrations' AND CASE c.relkind
+        WHEN 'r' THEN p <> 'USAGE' AND has_table_privilege('app_rw', c.oid, p)
+        WHEN 'S' THEN p IN ('USAGE', 'UPDATE') AND has_sequence_privilege('app_rw', c.oid, p) END"""
+
+
+@pytest.mark.parametrize("dropped", ["schema_migrations_progress", "schema_migrations, schema_migrations_progress"])
+@pytest.mark.parametrize("group", ["readwrite", "PUBLIC"])
+def test_tables_of_ours_are_closed_from_their_first_moment(
+    deployed: World, monkeypatch: pytest.MonkeyPatch, dropped: str, group: str
+) -> None:
+    """Default privileges give the groups what the admin makes: a mark of theirs would stand for a file that never
+    ran."""
+    deployed.sql(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {group}")
+    deployed.sql(f"DROP TABLE {dropped}")
+    ensure_tracking = tracking.ensure_tracking
+    found: list[Any] = []
+
+    def noting(*args: Any) -> Any:
+        result = ensure_tracking(*args)
+        found.append(as_superuser(deployed, MAY_WRITE))  # what is committed by now
+        return result
+
+    monkeypatch.setattr(tracking, "ensure_tracking", noting)
+    deployed.deploy()
+
+    assert found == [[]]
+    with deployed.login("user") as conn:
+        assert rows(conn, "SELECT count(*) FROM schema_migrations") == [(0,)]
+
+
+SEQUENCE = "public.schema_migrations_id_seq"
+CARELESS = {
+    "unlogged": (f"{OUR_TABLE} SET UNLOGGED", f"{OUR_TABLE} SET LOGGED"),
+    "unlogged marks": (f"{OUR_TABLE}_progress SET UNLOGGED", f"{OUR_TABLE}_progress SET LOGGED"),
+    "sequence": (
+        f"ALTER SEQUENCE {SEQUENCE} MAXVALUE 30 CYCLE",
+        f"ALTER SEQUENCE {SEQUENCE} INCREMENT 1 NO MAXVALUE NO CYCLE",
+    ),
+    "key of names": (
+        f"{OUR_TABLE} DROP CONSTRAINT schema_migrations_migration_name_key",
+        f"{OUR_TABLE} ADD UNIQUE (migration_name)",
+    ),
+    "key of numbers": (f"{OUR_TABLE} DROP CONSTRAINT schema_migrations_pkey", f"{OUR_TABLE} ADD UNIQUE (id)"),
+    "key of marks": (
+        f"{OUR_TABLE}_progress DROP CONSTRAINT schema_migrations_progress_pkey",
+        f"{OUR_TABLE}_progress ADD UNIQUE (migration_name, step)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CARELESS)
+def test_tables_of_ours_are_repaired_after_a_careless_file(deployed: World, case: str) -> None:
+    """Without a log a crash empties them; without keys and numbers the next file cannot be recorded."""
+    statement, repair = CARELESS[case]
+    repair = repair.replace("TABLE s", "TABLE public.s")
+    deployed.write("001_first.sql", "CREATE TABLE first (id int);")
+    deployed.write("002_careless.sql", statement)
+
+    report = deployed.deploy()
+
+    assert report["warnings"] == [f"002_careless changed who may do what with our tables, which was undone: {repair}"]
+    deployed.write("003_outside.sql", "-- no-transaction\nVACUUM first;\nVACUUM first;")
+    deployed.write("004_last.sql", "CREATE TABLE last (id int);")
+    report = deployed.deploy()
+    assert (len(report["applied"]), report["warnings"]) == (2, [])
+    deployed.sql(statement.replace("_pkey", "_id_key").replace("progress_id_key", "progress_migration_name_step_key"))
+    assert f"{repair}; then invoke again" in refused(deployed)
