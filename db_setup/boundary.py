@@ -350,6 +350,10 @@ OUR_TABLES_SQL = """
                format('ALTER TABLE %s SET LOGGED', oid::regclass)
         FROM ours WHERE relkind = 'r' AND relpersistence = 'u'
         UNION ALL
+        SELECT oid, 'no replica identity, so a publication stops its changes',
+               format('ALTER TABLE %s REPLICA IDENTITY DEFAULT', oid::regclass)
+        FROM ours WHERE relreplident = 'n' AND relkind = 'r'
+        UNION ALL
         SELECT of, format('a sequence that ends early or counts down (%s)', seqrelid::regclass),
                format('ALTER SEQUENCE %s INCREMENT 1 NO MAXVALUE NO CYCLE', seqrelid::regclass)
         FROM acls JOIN pg_sequence ON seqrelid = relation
