@@ -162,7 +162,7 @@ def test_long_file_is_sent_in_pieces_of_one_transaction(world: World) -> None:
     assert message.startswith(f'001_big.sql:{lines}:8: column "nope" does not exist (42703). Rolled back. ')
     assert left == [(None,)]
     assert world.sql("SELECT count(*), sum(c) FROM big") == [(100_000, 0)]
-    assert peak[0] < 20_000
+    assert peak[0] < 30_000  # in one piece it takes 41,000
 
 
 def test_memory_of_the_client_is_a_small_multiple_of_the_file(world: World) -> None:
