@@ -274,9 +274,10 @@ def test_rights_of_a_databases_owner_that_were_given_to_table_creators_are_taken
         if by == "hand":
             owned.sql(GIVEN_AWAY[what])
         else:
-            owned.write("002_owner.sql", GIVEN_AWAY[what])
+            owned.write("002_calm.sql", "SELECT 1")  # nothing of ours has changed until then
+            owned.write("003_owner.sql", GIVEN_AWAY[what])
             owned.write(
-                "003_seen.sql",
+                "004_seen.sql",
                 "CREATE TABLE seen AS SELECT datdba::regrole::text FROM pg_database WHERE datname = current_database()",
             )
         report = owned.deploy()
