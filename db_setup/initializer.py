@@ -801,9 +801,11 @@ def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
                 )
             is_writable = bool(target.name) and not isinstance(run.session, Rehearsal)
             stored = StoredInSecret(client, secret, is_writable)
-            # By this event, which can be delivered twice, or by another run.
-            is_done = run.has_made(secret.value) or secret.value != target.value
-            is_done = is_done or not target.name  # nobody would learn of another login
+            # By this event, which can be delivered twice, or by another run; and without a secret
+            # nobody would learn of another login.
+            is_done = (
+                stored.is_nowhere or run.has_made(secret.value) or secret.value != target.value
+            )
             name, what = replace_login(
                 run, kind, stored, run.users.ensure_login if is_done else make_login
             )

@@ -25,7 +25,7 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 from rehearsal import Rehearsal
 from session import RETRYABLE, Result, Session
-from watcher import CAN_BECOME_SQL
+from watcher import CAN_BECOME_SQL, IS_LIMITED_SQL
 
 # Roles belong to the whole server: two databases that change the same one at the same time get
 # these.
@@ -295,13 +295,16 @@ class LimitedUsers:
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
             if replaced:
-                text = (
-                    f"{replaced} was replaced, but still belongs to {owner}, who can change what "
+                state = (
+                    f"was given to {owner}"
+                    if replaced.startswith("DATABASE")
+                    else f"was replaced, but still belongs to {owner}, who can change what it does "
+                    "where the admin uses it"
                 )
-                text += "it does where the admin uses it"
-                if replaced.startswith("DATABASE"):
-                    text = f"{replaced} was given to {owner}"
-                yield f"{text}; unless that is right: ALTER {replaced} OWNER TO CURRENT_USER"
+                yield (
+                    f"{replaced} {state}; unless that is right: ALTER {replaced} OWNER TO "
+                    "CURRENT_USER"
+                )
                 continue
             listed = ", ".join(tables[:5])
             yield (
@@ -382,7 +385,7 @@ class LimitedUsers:
             self._grant_rights(groups, found)
         if ended and not isinstance(self._session, Rehearsal):
             # What SET ROLE has made them they stay until they end.
-            sessions = self._session.query(SESSIONS_OF_MEMBERS_SQL, [ended])
+            sessions = self._session.query(SESSIONS_OF_MEMBERS_SQL, {"limited": ended})
             for _, _, role, _ in sessions:
                 log("ending a session of a role that was taken out", logging.WARNING, user=role)
             self._session.end_limited(sessions)
@@ -1353,11 +1356,8 @@ LOGIN_STATE_SQL = f"""
 # A limited user can let in whom it likes: who works in another database is not to suffer for that.
 SESSIONS_OF_MEMBERS_SQL = f"""
     SELECT a.pid, NULL, r.rolname::text, {CAN_BECOME_SQL}
-    FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
-    WHERE a.datname = current_database()
-      AND r.rolname <> current_user AND NOT r.rolsuper AND NOT r.rolcreaterole
-      AND EXISTS (SELECT FROM pg_roles m WHERE m.rolname = ANY (%s)
-                  AND pg_has_role(r.oid, m.oid, 'MEMBER'))"""
+    FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid AND {IS_LIMITED_SQL}
+    WHERE a.datname = current_database()"""
 SESSIONS_OF_SQL = "SELECT pid FROM pg_stat_activity WHERE usename = %s"
 
 # What a role owns in this database, and what gives it to another one, in the words of ALTER.

@@ -46,6 +46,11 @@ def test_role_of_the_admin_with_a_limited_member_writes_no_row(deployed: World) 
 def test_role_of_the_admin_with_a_limited_member_hides_nothing(deployed: World) -> None:
     deployed.sql(f"CREATE ROLE tmp_team; GRANT tmp_team TO {ADMIN}; GRANT CREATE ON SCHEMA public TO tmp_team")
     deployed.sql("GRANT tmp_team TO app_rw")
+    assert_hides_nothing_as_the_team(deployed)
+
+
+def assert_hides_nothing_as_the_team(deployed: World) -> None:
+    """A function of tmp_team, of which app_rw has become a member, is not called by a file."""
     with deployed.login("user") as conn:
         rows(conn, f"SET ROLE tmp_team; {LOWER}")
     deployed.write("001_names.sql", USES_LOWER)
@@ -228,12 +233,7 @@ def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_hides_nothing
     deployed.sql("GRANT CREATE ON SCHEMA public TO tmp_team")
     with stranger(deployed, "tmp_lead") as conn:
         rows(conn, "GRANT tmp_team TO app_rw")
-    with deployed.login("user") as conn:
-        rows(conn, f"SET ROLE tmp_team; {LOWER}")
-    deployed.write("001_names.sql", USES_LOWER)
-    with suppress(InitializerError):
-        deployed.deploy()
-    assert not caught(deployed)
+    assert_hides_nothing_as_the_team(deployed)
 
 
 def test_role_of_the_admin_that_its_keeper_lends_to_a_limited_user_writes_no_row(deployed: World) -> None:
