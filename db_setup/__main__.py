@@ -595,7 +595,7 @@ def load_scripts(
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            script = migration_files.load_script(file, config.tables)
+            script = migration_files.load_script(file, config.created)
             refusal = statement_refused_in_transaction(file, script)
         except MigrationError as exc:
             findings.problems.append(exc.problem)

@@ -102,7 +102,7 @@ from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
 from secret_store import Secret
-from session import LOCK_KEY, RETRYABLE, Session
+from session import RETRYABLE, Session
 from sql_scanner import Script
 from tracking import State
 
@@ -171,6 +171,7 @@ def run(
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
+    session.schema = setup.config.schema
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
     this_run = Run(setup, session, report, request_id)
@@ -514,7 +515,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
     scripts = run.setup.scripts
     script = scripts.get((migration, backslashes))
     if script is None:
-        script = migration_files.load_script(migration, run.setup.config.tables, backslashes)
+        script = migration_files.load_script(migration, run.setup.config.created, backslashes)
         if len(plan.pending) > 1:
             script.forget_text()
         scripts[migration, backslashes] = script
@@ -918,10 +919,7 @@ def rehearse_migration(
         raise failed(run, file, outcome)
     file.script.forget_text()
     session.defer_constraints()
-    if (
-        not outcome.kept_lock
-        and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
-    ):
+    if not outcome.kept_lock and not session.query(session.try_lock_sql())[0][0]:
         raise LockError(
             f"{file.name} released the lock, and another run holds it now", "Invoke again", state=""
         )
