@@ -620,11 +620,15 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
 
 def with_text(session: Session, file: PendingFile) -> PendingFile:
     """The file with its text, and without the settings that only newer servers know."""
-    script = file.script.without_settings_unknown_to(session.server_version)
+    own_schema = "" if session.schema == "public" else session.schema
+    script = file.script.without_settings_unknown_to(session.server_version, own_schema)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
             phrase = "column stamps of another server left out"
+        if setting == sql_scanner.THE_SCHEMA:
+            log("its schema exists already", migration=file.name, left_out=setting)
+            continue
         log(phrase, logging.WARNING, migration=file.name, setting=setting)
     return file._replace(script=script)
 
@@ -765,7 +769,9 @@ def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
     functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
     triggers = session.event_triggers(functions) if functions else []
     if triggers:
-        step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
+        step = failures.step_after_event_trigger(
+            exc.pgcode or "", functions[0], triggers, session.schema
+        )
     kind = ConnectError if session.is_lost else InitializerError
     problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"
     return kind(problem, step, state="")

@@ -239,10 +239,11 @@ class Script:
             if piece.start not in left_out:
                 yield piece
 
-    def without_settings_unknown_to(self, server_version: int) -> Script:
+    def without_settings_unknown_to(self, server_version: int, schema: str = "") -> Script:
         """The script without the settings that a server of this version does not know.
 
         pg_dump of a newer version writes them. Stamps of columns go too: they never have an effect.
+        So does CREATE SCHEMA of a `schema` that is there already, as pg_dump writes it.
         """
         beginning = self.text[:ONE_MESSAGE]
         later = [
@@ -250,7 +251,8 @@ class Script:
             for name, since in _SETTINGS_SINCE.items()
             if server_version < since and name in beginning
         ]
-        if not later and COLUMN_STAMP not in self.text:
+        creates_schema = bool(schema and _CREATES_SCHEMA.search(beginning))
+        if not (later or creates_schema or COLUMN_STAMP in self.text):
             return self
         unknown: list[Statement] = []
         names: list[str] = []
@@ -261,6 +263,10 @@ class Script:
             elif statement.setting and statement.setting[0] in later:
                 unknown.append(statement)
                 names.append(statement.setting[0])
+            elif creates_schema and statement.words[:2] == ("CREATE", "SCHEMA"):
+                if [_identifier(token) for token in statement.tokens[2:]] == [schema]:
+                    unknown.append(statement)
+                    names.append(THE_SCHEMA)
         return replace(
             self,
             left_out=(*self.left_out, *unknown),
@@ -1029,6 +1035,8 @@ _SETTINGS_SINCE = {"transaction_timeout": 170000}
 # A server of November 2026 or newer stamps each column with it, and ignores it in SET; older ones
 # refuse it. A pg_dump of an older minor version writes the stamps into its dump.
 COLUMN_STAMP = "pg_attver"
+THE_SCHEMA = "CREATE SCHEMA"
+_CREATES_SCHEMA = re.compile(r"(?i)\bCREATE\s+SCHEMA\b")
 _STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 # pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
 _LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")

@@ -198,10 +198,10 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         adoption = adoptable(session, setup)
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
         if config.schema != "public":
-            refuse_schema_of_others(session, config)
-            schema = sql.Identifier(config.schema)
             home = sql.Literal(HOME + config.schema)
-            changes.insert(0, sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+            if not has_schema(session, config):
+                schema = sql.Identifier(config.schema)
+                changes.insert(0, sql.SQL("CREATE SCHEMA {}").format(schema))
             changes.append(sql.SQL("COMMENT ON TABLE {} IS {}").format(config.tracking, home))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(config, name, file) for name, file in named]
@@ -216,11 +216,17 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     return _adopted([name for name, _ in named]), adoption.warning
 
 
-def refuse_schema_of_others(session: Session, config: Config) -> None:
-    """Raise ConfigError where the schema belongs to somebody who could replace our tables in it."""
+def has_schema(session: Session, config: Config) -> bool:
+    """Whether the schema is there.
+
+    Raises ConfigError where it belongs to somebody who could replace our tables in it.
+    """
     schema = sql.Literal(config.schema)
-    question = boundary.with_trusted(SCHEMA_OF_OTHERS_SQL, config.limited_roles, schema=schema)
-    for label, owner in session.query(question):
+    question = boundary.with_trusted(SCHEMA_OWNER_SQL, config.limited_roles, schema=schema)
+    found = session.query(question)
+    for label, owner, is_trusted in found:
+        if is_trusted:
+            continue
         me = session.login.username
         raise ConfigError(
             f"schema {label} belongs to {owner}, who is not the admin and could decide by it what "
@@ -228,6 +234,7 @@ def refuse_schema_of_others(session: Session, config: Config) -> None:
             f"If it is right, as its owner or a superuser: ALTER SCHEMA {label} OWNER TO {me}; if "
             "not, set DB_SCHEMA to another name",
         )
+    return bool(found)
 
 
 def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
@@ -624,10 +631,10 @@ SCHEMAS_SQL = (
 # Of which schema a tracking table is, wherever it was moved.
 HOME = "db_setup of schema "
 HOME_SQL = f"coalesce(substring(obj_description(c.oid, 'pg_class') FROM '^{HOME}(.*)'), 'public')"
-SCHEMA_OF_OTHERS_SQL = """
+SCHEMA_OWNER_SQL = """
     WITH {trusted}
-    SELECT quote_ident(nspname), rolname FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner
-    WHERE nspname = {schema} AND NOT rolsuper AND r.oid NOT IN (SELECT oid FROM trusted)"""
+    SELECT quote_ident(nspname), rolname, rolsuper OR r.oid IN (SELECT oid FROM trusted)
+    FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner WHERE nspname = {schema}"""
 # Whether there is any table, and where one of our name is that was moved out of our schema.
 FIRST_RUN_SQL = """
     WITH {trusted}
