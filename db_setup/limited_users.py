@@ -1230,7 +1230,8 @@ GROUP_STATE_SQL = f"""
                  WHERE d.defaclnamespace = to_regnamespace(%(schema)s) AND a.grantee = r.oid),
            (SELECT json_build_array(note, coalesce(substring(
                        obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
-            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid, ': ') note
+            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid,
+                 ' schema ' || nullif(%(schema)s, 'public'), ': ') note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL}),

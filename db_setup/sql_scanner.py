@@ -263,10 +263,9 @@ class Script:
             elif statement.setting and statement.setting[0] in later:
                 unknown.append(statement)
                 names.append(statement.setting[0])
-            elif creates_schema and statement.words[:2] == ("CREATE", "SCHEMA"):
-                if [_identifier(token) for token in statement.tokens[2:]] == [schema]:
-                    unknown.append(statement)
-                    names.append(THE_SCHEMA)
+            elif creates_schema and statement.creates_just(schema):
+                unknown.append(statement)
+                names.append(THE_SCHEMA)
         return replace(
             self,
             left_out=(*self.left_out, *unknown),
@@ -307,6 +306,11 @@ class Statement:
         """The first twelve tokens, in upper case, and two empty ones: at least three in all."""
         first_tokens = [token.upper() for token in self.tokens[:12]]
         return (*first_tokens, "", "")
+
+    def creates_just(self, schema: str) -> bool:
+        """It is CREATE SCHEMA with this name, and nothing else."""
+        names = [_identifier(token) for token in self.tokens[2:]]
+        return self.words[:2] == ("CREATE", "SCHEMA") and names == [schema]
 
     @property
     def is_dml(self) -> bool:
@@ -1147,7 +1151,7 @@ def _goes_alone(statement: Statement) -> bool:
     changes_what_follows = statement.data or statement.changes_string_syntax
     if changes_what_follows or statement.is_meta_command or statement.is_column_stamp:
         return True
-    if statement.transaction_control:
+    if statement.transaction_control or statement.words[:2] == ("CREATE", "SCHEMA"):
         return True
     if statement.setting is None:
         return False
