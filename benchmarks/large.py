@@ -1,32 +1,48 @@
-"""One file of 50 MB, of INSERTs or of COPY, compared with `psql -1 -f` and the same file.
+"""One file of 50 MB in every shape, compared with `psql -1 -f` and the same file: time, and memory of the process.
 
-The handler runs in this process and is given its login, as psql is: what is compared is the file.
+The handler is given its login, as psql is, and its time is that of the handler alone: what is compared is the file.
 """
 
 from __future__ import annotations
 
-import logging
-import os
+import json
 import random
+import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
-import initializer
-from database import Login
 from harness import clients
 
+from benchmarks import REPOSITORY
 from benchmarks.contestants import PLAIN
 from benchmarks.ground import Ground
-from benchmarks.measure import Sample, in_turn, milliseconds, ratio, table, timed, walls
+from benchmarks.measure import Sample, in_turn, milliseconds, ratio, rss_mib, table, timed, walls
 
 SIZE = 50_000_000  # bytes
 TABLE = "CREATE TABLE large (id integer PRIMARY KEY, name text, price numeric(10, 2), note text, at timestamp);\n"
 WORDS = ("alpha", "beta", "gamma", "delta", "épsilon", "zeta", "eta", "theta")
-HEADS = ("", "psql -1 -f: ms", "db_setup: ms", "to psql")
+BAD_END = "SELECT 1 nonsense oops;\n"
+HEADS = ("", "psql -1 -f: ms", "db_setup: ms", "to psql", "psql: MiB", "db_setup: MiB", "fails at its end: MiB")
+
+# boto3 is loaded, as in Lambda.
+HANDLE = """
+import json, sys, time; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import boto3, initializer
+from database import Endpoint, Login
+to = json.loads(sys.argv[3])
+login = Login(Endpoint(to["host"], to["port"], to["dbname"]), to["username"], to["password"])
+initializer.MIGRATIONS_DIR = Path(sys.argv[2])
+started = time.perf_counter()
+try:
+    initializer.handler({}, None, login)
+except initializer.MigrationError as exc:
+    assert "syntax error" in str(exc), exc
+Path(sys.argv[4]).write_text(str(time.perf_counter() - started))
+"""
 
 
 def inserts() -> Iterator[str]:
@@ -35,10 +51,10 @@ def inserts() -> Iterator[str]:
         yield f"INSERT INTO large VALUES ({number}, '{name}', {price}, NULL, '2026-01-02 03:04:05');\n"
 
 
-def copy(note: str) -> Iterator[str]:
+def copy(note: str, first_note: str = "none") -> Iterator[str]:
     yield f"{TABLE}COPY large (id, name, price, note, at) FROM stdin;\n"
     for number, (name, price) in enumerate(_values()):
-        yield f"{number}\t{name}\t{price}\t{note}\t2026-01-02 03:04:05\n"
+        yield f"{number}\t{name}\t{price}\t{note if number else first_note}\t2026-01-02 03:04:05\n"
 
 
 def _values() -> Iterator[tuple[str, str]]:
@@ -47,12 +63,22 @@ def _values() -> Iterator[tuple[str, str]]:
         yield " ".join(chance.choices(WORDS, k=8)), f"{chance.random() * 1000:.2f}"
 
 
-def write(path: Path, lines: Iterator[str]) -> None:
-    size = 0
+def one_value(letter: str, last: str = "") -> Iterator[str]:
+    """Of one statement with one value, which fills the file."""
+    letters = letter * (SIZE // len(letter.encode()))
+    yield f"CREATE TABLE large (a text);\nINSERT INTO large VALUES ('{letters}{last}');\n"
+
+
+def write(path: Path, lines: Iterator[str], end: str) -> None:
+    size, is_copy = 0, False
     with path.open("wb") as file:
-        while size < SIZE:
-            size += file.write(next(lines).encode())
-        file.write(b"\\.\n" if "COPY" in path.stem else b"")
+        for line in lines:
+            size += file.write(line.encode())
+            is_copy = is_copy or "FROM stdin" in line
+            if size >= SIZE:
+                break
+        file.write(b"\\.\n" if is_copy else b"")
+        file.write(end.encode())
 
 
 def by_psql(ground: Ground, psql: str, path: Path) -> Sample:
@@ -63,32 +89,42 @@ def by_psql(ground: Ground, psql: str, path: Path) -> Sample:
     return sample
 
 
-def by_us(ground: Ground, path: Path) -> Sample:
+def by_us(ground: Ground, folder: Path) -> Sample:
     target = ground.database()
-    where = mock.patch.object(initializer, "MIGRATIONS_DIR", path.parent)
-    with mock.patch.dict(os.environ, {**PLAIN, "PGSSLMODE": "disable"}, clear=True), where:
-        started = time.perf_counter()
-        initializer.handler({}, None, Login(**target.login))
-        sample = Sample(time.perf_counter() - started, cpu_s=0, rss_kib=0)  # of this process neither says anything
+    with tempfile.NamedTemporaryFile("r") as took:
+        arguments = [str(REPOSITORY / "db_setup"), str(folder), json.dumps(target.login), took.name]
+        sample = timed([sys.executable, "-c", HANDLE, *arguments], {**PLAIN, "PGSSLMODE": "disable"})
+        sample = replace(sample, wall_s=float(took.read()))
     ground.drop(target)
     return sample
 
 
 def large(ground: Ground, repeats: int) -> None:
-    logging.getLogger("db_setup").setLevel(logging.ERROR)
     psql = str(clients.client("psql", ground.server.version // 10000))
+    four_bytes = "\U0001f600"
     kinds: dict[str, Callable[[], Iterator[str]]] = {
-        "INSERTs": inserts,
+        "many INSERTs": inserts,
         "COPY": partial(copy, "none"),
         "COPY with NULLs": partial(copy, r"\N"),
+        "COPY, one character of four bytes": partial(copy, "none", four_bytes),
+        "one INSERT with one value": partial(one_value, "a"),
+        "… of letters with two bytes": partial(one_value, "\u0436"),
+        "… one character of four bytes": partial(one_value, "a", four_bytes),
     }
     lines = []
     for kind, make in kinds.items():
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            path = Path(folder) / f"001_{kind}.sql"
-            write(path, make())
-            jobs = {"psql": partial(by_psql, ground, psql, path), "db_setup": partial(by_us, ground, path)}
+            good, bad = Path(folder) / "good", Path(folder) / "bad"
+            for place, end in ((good, ""), (bad, BAD_END)):
+                place.mkdir()
+                write(place / "001_large.sql", make(), end)
+            jobs = {
+                "psql": partial(by_psql, ground, psql, good / "001_large.sql"),
+                "db_setup": partial(by_us, ground, good),
+                "failing": partial(by_us, ground, bad),
+            }
             samples = in_turn(jobs, repeats)
         theirs, ours = samples["psql"], samples["db_setup"]
-        lines.append((kind, milliseconds(walls(theirs)), milliseconds(walls(ours)), ratio(ours, theirs)))
+        times = milliseconds(walls(theirs)), milliseconds(walls(ours)), ratio(ours, theirs)
+        lines.append((kind, *times, *map(rss_mib, samples.values())))
     table(f"A file of {SIZE // 1_000_000} MB", HEADS, lines)

@@ -1,4 +1,6 @@
-"""Migration files as an application has them, always the same: tables, indexes, changes, rows, functions, views."""
+"""Migration files as an application has them, always the same: tables, indexes, changes, rows, functions, views,
+comments, and where that is asked for one large file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,10 @@ class File(NamedTuple):
 
     name: str
     sql: str
+
+
+LARGE_ROWS = 10_000  # 700 KB
+VARIABLE_TYPE = "numeric"
 
 
 def rows(topic: str, count: int = 40) -> str:
@@ -53,10 +59,16 @@ COMMENT ON TABLE {t} IS 'What the shop''s {t} are';
         ),
         (
             f"touch_{t}",
-            f"""ALTER TABLE {t} ADD COLUMN changed_at timestamptz;
+            f"""-- When a row of {t} was changed, and by how much its price.
+-- The application used to do this; rows that were written by hand had no date then.
+ALTER TABLE {t} ADD COLUMN changed_at timestamptz, ADD COLUMN rise numeric(10, 2);
 CREATE FUNCTION touch_{t}() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    old_price {VARIABLE_TYPE};
 BEGIN
+    old_price := OLD.price;  -- it is never NULL
     NEW.changed_at := now();
+    NEW.rise := NEW.price - old_price;
     RETURN NEW;
 END
 $$;
@@ -84,11 +96,21 @@ CREATE TRIGGER touch_{t} BEFORE UPDATE ON {t} FOR EACH ROW EXECUTE FUNCTION touc
     ]
 
 
-def realistic(count: int, functions: bool = True) -> list[File]:
+def large() -> str:
+    """Reference data that somebody has exported."""
+    lines = "".join(
+        f"INSERT INTO places (id, name, region) VALUES ({n}, 'place {n}', '{n % 97}');\n" for n in range(LARGE_ROWS)
+    )
+    return f"CREATE TABLE places (id integer PRIMARY KEY, name text NOT NULL, region text);\n{lines}"
+
+
+def realistic(count: int, functions: bool = True, with_large: bool = False) -> list[File]:
     """So many files, numbered from 1; they can be applied in this order. Without functions: none in PL/pgSQL."""
     found: list[File] = []
     for topic in itertools.count(1):
         for name, sql in about(f"topic_{topic}"):
+            if with_large and len(found) == count // 2:
+                found.append(File(f"{len(found) + 1:05d}_places", large()))
             if len(found) == count:
                 return found
             if functions or "plpgsql" not in sql:

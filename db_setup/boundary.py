@@ -129,6 +129,12 @@ def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
     while remedies and len(shown) + len(remedies[0]) < REMEDIES_LIMIT:
         shown += f" {remedies.pop(0)}"
     first = found[0]
+    if first["kind"] == "EVENT TRIGGER":
+        raise MigrationError(
+            f"event trigger {first['what']} calls a function of {first['owner']}, a limited user, "
+            f"which each file would run as {admin}",
+            f"As its owner or a superuser: {shown} Then deploy again",
+        )
     raise MigrationError(
         f"{first['what'][:200]} belongs to {first['owner']}, who is not the admin, and has the "
         "name of one of PostgreSQL's or the admin's own: a file that uses that name can run this "
@@ -380,7 +386,7 @@ OUR_TABLES_SQL = """
 # table where its schema precedes the other one. (PostgreSQL looks into pg_catalog first, unless the
 # path names it.) What belongs to superusers, to those whom the admin trusts, or to extensions of
 # these does not count. (OFFSET 0: each name of others is looked up in the catalogs' indexes. They
-# are few, and no temporary file is needed.)
+# are few, and no temporary file is needed.) An event trigger needs no name to be called.
 HIDING_SQL = """
     WITH {trusted},
     ruling(oid) AS (SELECT oid FROM trusted UNION SELECT oid FROM pg_roles WHERE rolsuper),
@@ -417,9 +423,15 @@ HIDING_SQL = """
         'kind', kind,
         'what', CASE kind WHEN 'ROUTINE' THEN oid::regprocedure::text
                 WHEN 'OPERATOR' THEN replace(oid::regoperator::text, '(', ' (')
+                WHEN 'EVENT TRIGGER' THEN quote_ident(name)
                 WHEN 'TYPE' THEN oid::regtype::text ELSE oid::regclass::text END,
         'owner', pg_get_userbyid(owner))), '[]')
-    FROM (SELECT * FROM named f
+    FROM (SELECT 'EVENT TRIGGER' AS kind, 0 AS class, e.oid, evtname AS name, proowner AS owner
+          FROM pg_event_trigger e JOIN pg_proc p ON p.oid = evtfoid AND evtenabled <> 'D'
+          WHERE proowner IN (SELECT oid FROM lent_to_limited)
+              AND proowner NOT IN (SELECT oid FROM ruling)
+          UNION ALL
+          (SELECT kind, class, oid, name, owner FROM named f
           WHERE NOT is_ruled
           AND (kind IN ('ROUTINE', 'OPERATOR') OR at < (SELECT max(at) FROM path))
           AND EXISTS (
@@ -431,7 +443,7 @@ HIDING_SQL = """
             SELECT FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid
             WHERE d.classid = f.class AND d.objid = f.oid AND d.deptype = 'e'
               AND e.extowner IN (SELECT oid FROM ruling))
-          ORDER BY kind, name, oid LIMIT 20) f"""
+          ORDER BY kind, name, oid LIMIT 20)) f"""
 
 # A type has the name of a table that is to be made: itself, or the one to drop with which it goes.
 TAKEN_SQL = """

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import database
 import file_names
@@ -66,9 +66,7 @@ class Setup:
             schema=config.schema,
             kinds=config.kinds,
             by_iam=config.users_by_iam,
-            tokens_for=lambda username: secret_store.token_maker(
-                here.host, here.port, username, database.region_of(here.host)
-            ),
+            tokens_for=lambda username: token_maker(here, username),
         )
 
 
@@ -224,12 +222,17 @@ def login_by_iam(endpoint: Endpoint, username: str, problems: list[str]) -> Opti
     if refuse_tokens_to_strangers(endpoint, username, problems):
         return None
     try:
-        region = database.region_of(endpoint.host)
-        new_token = secret_store.token_maker(endpoint.host, endpoint.port, username, region)
+        new_token = token_maker(endpoint, username)
     except ConfigError as exc:
         problems.append(exc.problem)
         return None
     return Login(endpoint, username, "", new_token)
+
+
+def token_maker(endpoint: Endpoint, username: str) -> Callable[[], str]:
+    """See secret_store."""
+    host, region = database.as_rds_writes_it(endpoint.host), database.region_of(endpoint.host)
+    return secret_store.token_maker(host, endpoint.port, username, region)
 
 
 def refuse_tokens_to_strangers(endpoint: Endpoint, who: str, problems: list[str]) -> bool:

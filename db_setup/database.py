@@ -33,7 +33,8 @@ CA_BUNDLE = Path(__file__).resolve().with_name("global-bundle.pem")
 RDS_ROOTS = CA_BUNDLE.with_name("rds_roots")  # a file for each region
 # The own name of an instance or a cluster, with its region. A proxy has another authority.
 RDS_HOST = re.compile(
-    r"(?!.*\.proxy-).+\.(?:([a-z0-9-]+)\.rds|rds\.([a-z0-9-]+))\.amazonaws\.(?:com|com\.cn|eu)"
+    r"(?!.*\.proxy-)[a-z0-9.-]+\.(?:([a-z0-9-]+)\.rds|rds\.([a-z0-9-]+))\.amazonaws"
+    r"\.(?:com|com\.cn|eu)\.?"
 )
 CONNECT_TIMEOUT_S = 5
 TRIAL_TIMEOUT_S = 2  # where the admin is connected to the same server
@@ -279,7 +280,7 @@ class NoticeLog:
 def options(login: Login, timeout: int) -> dict[str, Any]:
     """What to connect with; a vanished server is noticed after about 20 s."""
     return {
-        "host": login.endpoint.host,
+        "host": as_rds_writes_it(login.endpoint.host),
         "port": login.endpoint.port,
         "dbname": login.endpoint.dbname,
         "user": login.username,
@@ -336,6 +337,11 @@ def region_of(host: str) -> str:
     """The region in a name that RDS has given; empty for another name, such as an alias."""
     name = RDS_HOST.fullmatch(host.lower())
     return (name[1] or name[2]) if name else ""
+
+
+def as_rds_writes_it(host: str) -> str:
+    """A name of RDS as its certificate and its tokens have it: in lower case, no dot at its end."""
+    return host.lower().rstrip(".") if region_of(host) else host
 
 
 HOW_TO_VERIFY = (

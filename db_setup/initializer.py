@@ -591,8 +591,8 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     script = file.script
     marks = Marks(config.marks, file.migration.name)
-    recorded = [*run.recorded, file.name]
-    question = tracking.after_file_question(config, run.watch, recorded)
+    has_rows = tracking.has_rows(config, [*run.recorded, file.name])
+    question = tracking.after_file_question(run.watch, has_rows)
     question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
@@ -608,7 +608,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
-                release_if_sql = tracking.has_rows(config, recorded).as_string(session.connection)
+                release_if_sql = has_rows.as_string(session.connection)
             return script_runner.final_sql(
                 session, record_sql, question_sql, more_follow and may_set, release_if_sql
             )
@@ -698,10 +698,12 @@ def out_of_time(session: Session, action: str) -> MigrationError:
     waiting = shortened(session.pending)
     not_applied = f"Not applied: {waiting}." if waiting else "The rest is not done yet."
     go_on = "" if action == "dry_run" else " to go on"
-    step = (
-        f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise that "
-        "or split the file"
-    )
+    step = f"Invoke again{go_on}; if that does not help, raise the function's timeout"
+    if place:
+        step = (
+            f"Invoke again{go_on}; if one file needs longer than the function's timeout, raise "
+            "that or split the file"
+        )
     if session.activity.blocked_by:
         step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
     error = MigrationError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)

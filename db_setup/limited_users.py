@@ -7,7 +7,6 @@ roles get a SCRAM verifier made on this side, so they cannot be in its log.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import secrets
@@ -145,16 +144,24 @@ class GroupState(NamedTuple):
     def lacks(self, creator: str, kind: Kind) -> list[str]:
         """The kinds of objects of this creator that are still to be granted by default.
 
-        None, once sequences are: then all were (the predecessor left these out), and what is
-        missing was revoked.
+        None, once sequences are or were: then all were (the predecessor left these out), and what
+        is missing was revoked.
         """
-        if f"{creator}:S" in self.defaults:
+        if f"{creator}:S" in self.defaults or self.has_had(creator):
             return []
         return [letter for letter in kind.objects if f"{creator}:{letter}" not in self.defaults]
 
     def has_had(self, creator: str) -> bool:
         """It was given rights on this creator's objects before, whatever it has dropped since."""
         return self.exists and self.granted is not None and self._pair(creator) in self.granted[1]
+
+    def is_closed_to(self, creator: str) -> bool:
+        """It gets no rights any more on what this creator makes.
+
+        DROP OWNED BY leaves the rights on what exists, and on schema and database.
+        """
+        has_default = any(each.rpartition(":")[0] == creator for each in self.defaults)
+        return self.has_had(creator) and not has_default
 
     def has_unnoted(self, creator: str) -> bool:
         """Its rights on this creator's objects are to be written down."""
@@ -165,8 +172,13 @@ class GroupState(NamedTuple):
         by_default = {each.rpartition(":")[0] for each in self.defaults if each.endswith(":S")}
         return {self._pair(creator) for creator in (*creators, *by_default)}
 
-    def is_about(self, pair: str) -> bool:
-        return pair.startswith(self._pair(""))
+    def without(self, roles: Sequence[str]) -> GroupState:
+        """As if nothing were noted of these roles: they are new ones of that name."""
+        if self.granted is None:
+            return self
+        note, pairs = self.granted
+        kept = [pair for pair in pairs if not set(roles).intersection(pair.split(":"))]
+        return self._replace(granted=(note, kept))
 
     def _pair(self, creator: str) -> str:
         return f"{self.name}:{creator}"
@@ -194,7 +206,8 @@ class Found(NamedTuple):
     schema_is_ours: bool
     schema_is_open: bool  # everybody may create there
     has_tracking: bool
-    objects: Mapping[str, str]  # by creator:kind of object, as a list in SQL
+    # By creator:kind of object, as a list in SQL; None: too long.
+    objects: Mapping[str, Optional[str]]
 
 
 NOTHING = sql.SQL("")
@@ -224,7 +237,8 @@ class LimitedUsers:
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
         self._existing: set[str] = set()  # our roles that were found
-        self._groups: Optional[Mapping[Kind, GroupState]] = None  # as they are, if that is known
+        self._groups: Mapping[Kind, GroupState] = {}  # as they were last found
+        self._unchanged_groups: Optional[Mapping[Kind, GroupState]] = None  # as they still are
         self._next_transaction = 0  # when the groups were looked at
         self._first_new: Optional[int] = None  # transaction, as of the first file
         self.warnings: list[str] = []
@@ -259,6 +273,14 @@ class LimitedUsers:
         """
         if self._first_new is None:
             return
+        for kind, group in self._groups.items():
+            for creator in filter(group.is_closed_to, self._creators()):
+                yield (
+                    f"{group.name} gets no rights on what {creator} makes, since a file revoked "
+                    f"them by default, or DROP OWNED BY {group.name} did; if it should, in a new "
+                    f"file: ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA "
+                    f"{self._app.schema} GRANT {kind.tables} ON TABLES TO {group.name}"
+                )
         args = {
             "first_new": self._first_new,
             "limited": self._limited,
@@ -337,7 +359,7 @@ class LimitedUsers:
     def _make_groups(self) -> list[str]:
         groups = self._group_states()
         if self._groups_are_fine(groups):
-            self._groups = groups
+            self._unchanged_groups = groups
             return []
         self._refuse_groups_of_others(groups)
         with self._session.transaction():
@@ -345,6 +367,7 @@ class LimitedUsers:
                 if group.exists and not group.usable:
                     self._join(group.name)
             missing = [group.name for group in groups.values() if not group.exists]
+            groups = {kind: group.without(missing) for kind, group in groups.items()}
             new_groups = [sql.SQL(NEW_GROUP_SQL).format(sql.Identifier(name)) for name in missing]
             found = self._find_objects(self._creators(), sql.Composed(new_groups))
             ended = [
@@ -366,7 +389,7 @@ class LimitedUsers:
         message = list(statements)
         return self._session.query(sql.SQL("; ").join(message)) if message else []
 
-    def _group_states(self) -> dict[Kind, GroupState]:
+    def _group_states(self) -> Mapping[Kind, GroupState]:
         args = {
             "groups": [self._app.group_name(kind) for kind in self._app.kinds],
             "creators": [
@@ -379,14 +402,15 @@ class LimitedUsers:
             "schema": self._app.schema,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
-        self._groups = None
+        self._unchanged_groups = None
         rows = self._session.query(question, args)
         states = [GroupState(*state) for *state, _, _ in rows]
         *_, existing, self._next_transaction = rows[0]
         self._existing = set(existing)
         by_name = {state.name: state for state in states}
         self._members.update((state.name, state.members) for state in states)
-        return {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        self._groups = {kind: by_name[self._app.group_name(kind)] for kind in self._app.kinds}
+        return self._groups
 
     def _groups_are_fine(self, groups: Mapping[Kind, GroupState]) -> bool:
         """Nothing is left for `ensure_groups` to do."""
@@ -404,8 +428,8 @@ class LimitedUsers:
     def _grant_rights(self, groups: Mapping[Kind, GroupState], found: Found) -> None:
         """Grant the groups what they lack.
 
-        Existing objects of a creator are granted once, when the default privileges for that creator
-        are first made: a REVOKE by a migration stays, also where a group drops its own rights.
+        The objects of a creator are granted once, those that exist and those to come: a REVOKE by a
+        migration stays, also where a group drops its own rights.
         """
         me, group_of_creators = self._creators()
         # A new group has made nothing that somebody could keep locked.
@@ -458,7 +482,7 @@ class LimitedUsers:
         warning. Up to PostgreSQL 14 schema public belongs to the superuser.
         """
         me = self._session.user
-        schema = f"SCHEMA {self._app.schema}"
+        schema = self._app.schema
         if not may_connect:
             dbname = self._session.connection.info.dbname
             raise UserError(
@@ -469,14 +493,13 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema {self._app.schema} to {group}. No role has been "
-                "changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON {schema} TO {group}; then "
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
                 "invoke again",
             )
         if may_create and not kind.may_create:
-            remedy = f"as the schema's owner: REVOKE CREATE ON {schema} FROM PUBLIC"
-            text = f"everybody can create tables in schema {self._app.schema}"
+            remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
+            text = f"everybody can create tables in schema {schema}"
             log(text, logging.WARNING, remedy=remedy)
 
     def _note(
@@ -488,11 +511,9 @@ class LimitedUsers:
             return
         pairs = set(known[1])
         for group in groups.values():
-            if not group.exists:
-                pairs = {pair for pair in pairs if not group.is_about(pair)}
             pairs |= group.to_note(creators)
         if pairs != set(known[1]):
-            note = sql.Literal(known[0] + json.dumps(sorted(pairs)))
+            note = sql.Literal(known[0] + "\n".join(sorted(pairs)))
             yield sql.SQL("COMMENT ON TABLE {} IS {}").format(self._app.progress, note)
 
     def _take_back(self, grantor: str, is_limited: bool, revoke: str) -> bool:
@@ -568,13 +589,14 @@ class LimitedUsers:
         """
         statements: list[sql.Composable] = []
         for kind, group in groups.items():
-            has_dropped = False
             for letter in group.lacks(creator, kind):
                 word, rights = kind.objects[letter]
                 objects = found.objects.get(f"{creator}:{letter}", "")
-                if objects and group.has_had(creator):
-                    has_dropped = True
-                    objects = ""
+                if objects is None:
+                    self.warnings.append(
+                        f"{creator} has too many objects for one statement: GRANT {group.name} "
+                        f"what it needs on each {word}"
+                    )
                 template = DEFAULT_RIGHTS_SQL + (OBJECT_RIGHTS_SQL if objects else "")
                 statements.append(
                     sql.SQL(template).format(
@@ -582,15 +604,9 @@ class LimitedUsers:
                         schema=self._schema,
                         rights=sql.SQL(rights),
                         kind=sql.SQL(word),
-                        objects=sql.SQL(objects),
+                        objects=sql.SQL(objects or ""),
                         group=sql.Identifier(group.name),
                     )
-                )
-            if has_dropped:
-                self.warnings.append(
-                    f"{group.name} had dropped its rights (DROP OWNED BY {group.name}), and does "
-                    f"not get those on the existing objects of {creator} again, since a migration "
-                    "may have revoked some: GRANT what it needs in a new file"
                 )
         return statements
 
@@ -1065,9 +1081,10 @@ class LimitedUsers:
         """
         if not kind.may_create:
             return
-        groups = self._groups or self._group_states()
-        self._groups = None
+        groups = self._unchanged_groups or self._group_states()
+        self._unchanged_groups = None
         if is_new:
+            groups = {kind: group.without([login]) for kind, group in groups.items()}
             self._share_where_free([login], groups, NOTHING_FOUND)
         elif _lack(groups, login):
             self._join(login)
@@ -1217,9 +1234,9 @@ UNWANTED_SQL = f"""
                   AND CASE WHEN role <> ALL (%(limited)s) THEN {POWER_SQL}
                       ELSE m.rolname = (%(creators)s)[1] AND member <> ALL (%(creators)s) END))"""
 # For each group: is it there, may we act for it, has it CONNECT; for which creators' objects it has
-# default privileges, and whose objects it was granted in this database: a restored one has another
-# oid. (What it may do with our own tables: see boundary.) And the same for each: which of our roles
-# are there, and the next transaction.
+# default privileges, and whose objects it was granted in this database: what is restored has
+# another oid. (What it may do with our own tables: see boundary.) And the same for each: which of
+# our roles are there, and the next transaction.
 GROUP_STATE_SQL = f"""
     WITH {{trusted}},
     memberships AS MATERIALIZED ({MEMBERSHIPS_SQL})
@@ -1228,10 +1245,12 @@ GROUP_STATE_SQL = f"""
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
                  WHERE d.defaclnamespace = to_regnamespace(%(schema)s) AND a.grantee = r.oid),
-           (SELECT json_build_array(note, coalesce(substring(
-                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)')::json, '[]'))
-            FROM pg_class c, pg_database d, concat('rights granted in ', d.oid,
-                 ' schema ' || nullif(%(schema)s, 'public'), ': ') note
+           (SELECT json_build_array(note, coalesce(string_to_array(substring(
+                       obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)'), chr(10)),
+                       ARRAY[]::text[]))
+            FROM pg_class c, pg_database d,
+                 concat('rights granted in ', d.oid, '/', c.oid,
+                         ' schema ' || nullif(%(schema)s, 'public'), ':', chr(10)) note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL}),
@@ -1261,7 +1280,8 @@ FOUND_SQL = """
            to_regclass(%(tracking)s) IS NOT NULL,
            (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
                 SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
-                       string_agg(format('%%I.%%I', nspname, c.relname), ', ') AS which
+                       CASE WHEN sum(length(c.relname)) < 2000000
+                           THEN string_agg(format('%%I.%%I', nspname, c.relname), ', ') END AS which
                 FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
                 WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
                   AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')

@@ -47,10 +47,12 @@ class Reach:
         call = re.compile(rf'\b(?:{calls})"?\s*\(|{PROGRAM}', re.IGNORECASE)
         used: list[tuple[str, set[str]]] = []
         names = set()
-        for name, definition, is_opaque in session.query(DEFINITIONS_SQL):
+        found = session.query(DEFINITIONS_SQL)
+        known = {name.lower() for name, _, _ in found}
+        for name, definition, is_opaque in found:
             if is_opaque or (call.search(definition) and call.search(executed(definition))):
                 names.add(name.lower())
-            used.append((name.lower(), set(WORD.findall(definition.lower()))))
+            used.append((name.lower(), known.intersection(WORD.findall(definition.lower()))))
         grown = names
         while grown:
             grown = {name for name, words in used if not words.isdisjoint(grown)} - names
@@ -109,9 +111,14 @@ def _content(literal: str) -> str:
     return literal[literal.index("'") + 1 : -1].replace("''", "'")
 
 
+MOST_CODE = 10_000_000  # characters in all: others can have written very much
 # What can be called by its name: functions (true: in a language that can do anything), and what
-# PostgreSQL executes with a relation. It makes its own objects with numbers below 16384.
-DEFINITIONS_SQL = """
+# PostgreSQL executes with a relation. It makes its own objects with numbers below 16384. The
+# longest ones are not fetched where all are too much, and count as able to do anything.
+DEFINITIONS_SQL = f"""
+    SELECT name, CASE WHEN total <= {MOST_CODE} THEN definition ELSE '' END,
+           is_opaque OR total > {MOST_CODE}
+    FROM (SELECT *, sum(length(definition)) OVER (ORDER BY length(definition), name) AS total FROM (
     SELECT proname::text, CASE WHEN prokind = 'a' THEN '' ELSE pg_get_functiondef(p.oid) END,
            lanname NOT IN ('sql', 'plpgsql')
     FROM pg_proc p JOIN pg_language l ON l.oid = prolang AND lanname NOT IN ('internal', 'c')
@@ -126,4 +133,5 @@ DEFINITIONS_SQL = """
     FROM pg_rewrite r JOIN pg_class c ON c.oid = ev_class WHERE r.oid >= 16384
     UNION ALL
     SELECT relname::text, pg_get_expr(adbin, adrelid), false
-    FROM pg_attrdef JOIN pg_class c ON c.oid = adrelid"""
+    FROM pg_attrdef JOIN pg_class c ON c.oid = adrelid
+    ) d(name, definition, is_opaque)) s"""

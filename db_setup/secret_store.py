@@ -17,7 +17,15 @@ from functools import partial
 from typing import Any, Callable, Optional
 from urllib.parse import quote, urlencode
 
-from common import ConfigError, Credentials, Deadline, OvertakenError, UserError, shown
+from common import (
+    ConfigError,
+    ConnectError,
+    Credentials,
+    Deadline,
+    OvertakenError,
+    UserError,
+    shown,
+)
 
 try:
     import boto3
@@ -93,10 +101,15 @@ def token_maker(host: str, port: int, username: str, region: str) -> Callable[[]
     A token opens connections for 15 minutes. It is signed here: nothing is asked, and no client
     made.
     """
-    session = boto3.Session(region_name=region or None)
-    credentials = session.get_credentials()
+    try:
+        session = boto3.Session(region_name=region or None)
+        credentials = session.get_credentials()
+    except BotoCoreError as exc:
+        raise ConfigError(f"{username} signs in by IAM, but: {str(exc).rstrip('.')}") from exc
     if credentials is None or session.region_name is None:
-        raise ConfigError(f"{username} signs in by IAM, but there is no role or no AWS_REGION")
+        raise ConfigError(
+            f"{username} signs in by IAM, but there is no role or no AWS_DEFAULT_REGION"
+        )
     query = urlencode({"Action": "connect", "DBUser": username}, quote_via=quote)
     url = f"https://{host}:{port}/?{query}"
 
@@ -104,9 +117,14 @@ def token_maker(host: str, port: int, username: str, region: str) -> Callable[[]
         names = (ServiceId("rds-db"), session.region_name, "rds-db", "v4")
         signer = RequestSigner(*names, credentials, session.events)  # it does not keep the session
         request = {"method": "GET", "url": url, "body": {}, "headers": {}, "context": {}}
-        return str(signer.generate_presigned_url(request, "connect", TOKEN_OPENS_S))[
-            len("https://") :
-        ]
+        try:
+            signed = str(signer.generate_presigned_url(request, "connect", TOKEN_OPENS_S))
+        except Exception as exc:  # of whatever program or service gives new credentials
+            kind = type(exc).__name__
+            raise ConnectError(
+                f"{username} signs in by IAM, but there are no new credentials ({kind})"
+            ) from exc
+        return signed[len("https://") :]
 
     return new_token
 

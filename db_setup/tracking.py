@@ -127,12 +127,10 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
     return select + sql.SQL(" ORDER BY 1, 2")
 
 
-def after_file_question(
-    config: Config, watch: boundary.Watch, names: Sequence[str]
-) -> sql.Composable:
-    """What has become of our tables, and whether these are the names that are recorded."""
+def after_file_question(watch: boundary.Watch, rows_question: sql.Composable) -> sql.Composable:
+    """What has become of our tables, and the answer to has_rows."""
     question = sql.SQL("SELECT json_build_array(({}), {})")
-    return question.format(watch.question(), has_rows(config, names))
+    return question.format(watch.question(), rows_question)
 
 
 def has_rows(config: Config, names: Sequence[str]) -> sql.Composable:
@@ -329,7 +327,8 @@ def has_tables(session: Session, setup: Setup) -> bool:
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA "
-            f"{config.schema}, or set MIGRATIONS_TABLE to another name if that one belongs to another application"
+            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE to another "
+            "name if that one belongs to another application"
         )
     return bool(has_any)
 

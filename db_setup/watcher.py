@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import psycopg2
-from common import Deadline, log
+from common import ConnectError, Deadline, log
 from database import Connection, Login, options, settle
 
 ANSWER_S = 3  # for a look, or for a cancel, connecting included
@@ -136,7 +136,8 @@ class Watcher:
         self._version = conn.server_version
         # One of our own: libpq can close its, and something else gets that number.
         self._socket = socket.socket(fileno=os.dup(conn.fileno()))
-        self._options = {**options(login, timeout=ANSWER_S), "async_": 1}
+        self._login = login
+        self._options: dict[str, Any] = {"async_": 1}
         # The very same server, and no wait for DNS.
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             self._options["hostaddr"] = self._socket.getpeername()[0]
@@ -230,8 +231,10 @@ class Watcher:
         Closed each time: an idle connection would outlive a sandbox that vanishes.
         """
         end = time.monotonic() + min(within_s, self._answer_s)
-        with suppress(psycopg2.Error, OSError):
-            helper = psycopg2.connect(**self._options)
+        with suppress(psycopg2.Error, OSError, ConnectError):
+            # Made now: a session can last longer than a token of IAM is valid.
+            login = options(self._login, timeout=ANSWER_S)
+            helper = psycopg2.connect(**login, **self._options)
             try:
                 settle(helper, end)
                 with helper.cursor() as cur:

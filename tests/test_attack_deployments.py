@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,17 +11,18 @@ from typing import Any
 from unittest import mock
 
 import database
+import outside
 import psycopg2
 import pytest
 from harness import server as harness_server
 from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction, refused
+from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles
 from harness.logins import as_superuser, works
 from harness.proxy import Link, Place, proxy_to
 from harness.server import own_server
-from harness.world import ADMIN, AWS_ENVIRONMENT, Context, World, exactly, prepare, rows
+from harness.world import ADMIN, Context, World, exactly, prepare, rows
 from initializer import InitializerError, LockError
-from moto import mock_aws
 from session import DEADLINE_CLASS, LOCK_KEY
 
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
@@ -237,7 +237,7 @@ def test_deployments_go_on_where_a_prepared_transaction_holds_our_lock(
     prepare(prepares)
     create_database(prepares, "prepared", ADMIN)
     try:
-        with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+        with played():
             world = World(prepares, "prepared", tmp_path / "migrations")
             with exactly(world.environ):
                 world.deploy()
@@ -518,3 +518,19 @@ def test_deployments_go_on_where_a_login_makes_its_own_trial_slow(
         assert works(deployed, deployed.secret("user"))
     else:
         assert "takes too long to hash" in report["users"]["app_rw"]
+
+
+def test_deployments_fetch_a_limited_amount_of_what_others_have_written(deployed: World) -> None:
+    """300 functions of 1 MB would fill the function's memory. What is not looked into can do anything."""
+    with deployed.login("creator") as conn:
+        for number in range(10, 22):
+            body = f"CREATE FUNCTION long_{number}() RETURNS int LANGUAGE sql AS $$ SELECT 1 /*{'x' * 1_000_000}*/ $$"
+            rows(conn, body)
+    for number in (10, 21):
+        deployed.write(f"0{number}_calls.sql", f"SELECT long_{number}()")
+
+    tried = deployed.deploy({"action": "dry_run"})["tried"]
+
+    untried = [(entry["name"], entry["untried"]) for entry in tried if entry["untried"]]
+    assert untried == [("021_calls", ["it calls long_21, which nothing takes back"])]
+    assert sum(len(code) for _, code, _ in deployed.sql(outside.DEFINITIONS_SQL)) <= outside.MOST_CODE

@@ -18,7 +18,7 @@ from harness.aws import AFTER_WRITE, at
 from harness.database import connect
 from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
-from initializer import UserError
+from initializer import InitializerError, UserError
 
 ROTATE = {"action": "rotate"}
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
@@ -257,6 +257,35 @@ def test_member_of_a_group_whose_lock_is_in_nobodys_way_is_not_ended(deployed: W
     finally:
         alice.close()
         other.close()
+
+
+def test_rotation_that_is_out_of_time_names_the_way_out(deployed: World) -> None:
+    """There is no file that could be split."""
+    as_superuser(
+        deployed,
+        "CREATE FUNCTION traps.slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); END'; "
+        "CREATE EVENT TRIGGER slow ON ddl_command_start WHEN tag IN ('ALTER DEFAULT PRIVILEGES') "
+        "EXECUTE FUNCTION traps.slow()",
+    )
+    try:
+        with pytest.raises(InitializerError, match=r"^out of time\. .* is not done yet\.") as error:
+            deployed.deploy(ROTATE, Context(6))
+    finally:
+        as_superuser(deployed, "DROP EVENT TRIGGER slow")
+    step = "Invoke again to go on; if that does not help, raise the function's timeout."
+    assert str(error.value).endswith(step)
+
+
+def test_rotation_says_how_to_get_a_name_that_another_admin_has_taken(deployed: World) -> None:
+    """Before PostgreSQL 16 every admin can change it."""
+    as_superuser(deployed, f"CREATE ROLE tmp_other LOGIN CREATEROLE PASSWORD '{PASSWORD}'")
+    with stranger(deployed, "tmp_other") as conn:
+        rows(conn, "CREATE ROLE app_rw_clone")
+        if deployed.server.version >= 160000:
+            with pytest.raises(UserError, match="role app_rw_clone exists and was made by another admin") as error:
+                deployed.deploy(ROTATE)
+            rows(conn, str(error.value).partition("As that admin: ")[2].partition(";")[0])
+    assert deployed.deploy(ROTATE)["users"]["app_rw_clone"] == "rotated"
 
 
 # --- A rotation by AWS ----------------------------------------------------------------------------------------------

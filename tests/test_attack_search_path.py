@@ -369,3 +369,19 @@ def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_i
             rows(conn, f"SET search_path = pg_catalog; {remedy}")
 
     assert len(deployed.deploy()["applied"]) == 1
+
+
+def test_event_trigger_that_calls_what_belongs_to_the_table_creator_is_refused(deployed: World) -> None:
+    """Every file that makes something would call it. The message has the statement that removes it."""
+    with deployed.login("creator") as conn:
+        rows(conn, trap("public.watched", "", "event_trigger", "").replace("RETURN ;", "RETURN;"))
+    as_superuser(deployed, "CREATE EVENT TRIGGER watches ON ddl_command_start EXECUTE FUNCTION public.watched()")
+    deployed.write("001_things.sql", "CREATE TABLE things (id int)")
+    try:
+        message = refused(deployed)
+        assert "event trigger watches calls a function of app_tc, a limited user" in message
+        assert not caught(deployed)
+        as_superuser(deployed, message.partition("a superuser: ")[2].partition(";")[0])
+        assert len(deployed.deploy()["applied"]) == 1
+    finally:
+        as_superuser(deployed, "DROP EVENT TRIGGER IF EXISTS watches")

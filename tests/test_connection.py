@@ -584,6 +584,9 @@ RDS_NAMES = {
     RDS_NAME: "eu-west-1",
     "shop.cluster-c0ffee123abc.us-east-2.rds.amazonaws.com": "us-east-2",
     "SHOP.c0ffee123abc.EU-WEST-1.rds.amazonaws.com": "eu-west-1",
+    f"{RDS_NAME}.": "eu-west-1",
+    f"/tmp/{RDS_NAME}": "",  # a socket's folder, to which there is no TLS
+    f"@{RDS_NAME}": "",
     "shop.c0ffee123abc.us-gov-west-1.rds.amazonaws.com": "us-gov-west-1",
     "shop.c0ffee123abc.rds.cn-north-1.amazonaws.com.cn": "cn-north-1",
     "shop.proxy-c0ffee123abc.eu-west-1.rds.amazonaws.com": "",
@@ -610,9 +613,10 @@ def rds(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield standing
 
 
-def test_rds_is_verified_without_any_setting(world: World, rds: Gate, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [RDS_NAME, f"{RDS_NAME}.", RDS_NAME.upper()])
+def test_rds_is_verified_without_any_setting(world: World, rds: Gate, tmp_path: Path, name: str) -> None:
     """A server with RDS's name has to prove it, to the admin and the trial of each login; no other is sent a login."""
-    variables = {**through(rds.port, PGSSLMODE=None), "DB_HOST": RDS_NAME, "PGHOSTADDR": HOST}
+    variables = {**through(rds.port, PGSSLMODE=None), "DB_HOST": name, "PGHOSTADDR": HOST}
 
     report = world.deploy(**variables)
 

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -18,10 +18,10 @@ import psycopg2
 import pytest
 import secret_store
 from harness import process, tls
-from harness.iam import Front, admin_by_iam, front_of, server_with_iam
+from harness.iam import RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
 from harness.server import Server
-from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, World, rows
+from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -73,6 +73,14 @@ def test_admin_needs_no_secret_at_all(world: World, front: Front) -> None:
     assert made.mock_calls == []
 
 
+@pytest.mark.parametrize("name", [f"{RDS_NAME}.", RDS_NAME.upper()])
+def test_token_is_for_the_name_as_rds_writes_it(world: World, front: Front, name: str) -> None:
+    """Whatever case, and with the dot of an absolute name: the signature is over the name of the certificate."""
+    report = world.deploy(DB_HOST=name, USERS_SIGN_IN="iam")
+
+    assert (report["users"], report["warnings"]) == (BOTH, [])
+
+
 def test_each_connection_has_a_token_of_its_own(world: World, front: Front) -> None:
     """A run can outlive a token: the new session after a file that leaves the old one changed has a new token."""
     world.write("001_first.sql", "CREATE TABLE first (id int); SELECT pg_sleep(1.1); SELECT pg_advisory_unlock_all();")
@@ -82,6 +90,43 @@ def test_each_connection_has_a_token_of_its_own(world: World, front: Front) -> N
 
     assert len(report["applied"]) == 2
     assert len(set(front.tokens)) == opened.call_count == 2  # signed in different seconds
+
+
+def test_watcher_of_a_long_statement_has_a_token_of_its_own(world: World, front: Front) -> None:
+    """Made when it connects: a statement can run for longer than the session's token is valid."""
+    world.write("001_long.sql", "SELECT pg_sleep(2.5);")
+
+    world.deploy(CREATE_USERS="false", LOCK_TIMEOUT="2s")  # it looks shortly before
+
+    assert len(set(front.tokens)) == 2
+
+
+def test_credentials_that_end_meanwhile_are_named_and_leave_the_watcher(
+    world: World, front: Front, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program gives them twice, and then no more: the deadline counts all the same."""
+    given = {
+        "Version": 1,
+        "AccessKeyId": front.keys["AWS_ACCESS_KEY_ID"],
+        "SecretAccessKey": front.keys["AWS_SECRET_ACCESS_KEY"],
+        "SessionToken": front.keys["AWS_SESSION_TOKEN"],
+        "Expiration": (datetime.now(timezone.utc) + timedelta(minutes=5)).isoformat(),
+    }
+    for number in (1, 2):  # to begin with, and for the first token
+        (tmp_path / f"{number}.json").write_text(json.dumps(given))
+    program = f"cd {tmp_path} && {{ mv 1.json now || mv 2.json now; }} && cat now"
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = sh -c '{program}'\nregion = {REGION}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    world.write("001_long.sql", "SELECT pg_sleep(20);")
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "CREATE_USERS": "false"}
+
+    with pytest.raises(initializer.InitializerError, match="out of time"):
+        world.deploy(context=Context(6), **variables)
+
+    assert "signs in by IAM, but: Error when retrieving credentials from custom-process" in failure(world, **variables)
 
 
 def test_token_that_iam_does_not_accept_is_explained(world: World, front: Front) -> None:
@@ -144,7 +189,9 @@ def test_role_without_credentials_is_named(world: World, front: Front, monkeypat
 
     message = failure(world, **NO_SECRETS, DB_USER=ADMIN, DB_NAME=world.dbname)
 
-    assert message == f"{ADMIN} signs in by IAM, but there is no role or no AWS_REGION. Nothing has been touched."
+    assert (
+        message == f"{ADMIN} signs in by IAM, but there is no role or no AWS_DEFAULT_REGION. Nothing has been touched."
+    )
 
 
 FORGERIES = {

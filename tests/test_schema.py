@@ -255,6 +255,8 @@ def test_schema_is_moved_to_with_its_tracking_tables(world: World) -> None:
     assert [entry["name"] for entry in report["applied"]] == ["003_here"]
     assert "here" in relations(world, "shop")
     ask(world, "user", "INSERT INTO shop.orders DEFAULT VALUES")
+    with pytest.raises(ConfigError, match=r"SET SCHEMA public, or set DB_SCHEMA if its schema has changed"):
+        world.deploy()
 
 
 def test_schema_that_is_forgotten_is_asked_for(shop: World) -> None:

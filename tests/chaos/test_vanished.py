@@ -20,16 +20,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import psycopg2
 import pytest
+from harness.aws import played
 from harness.database import create_admin, create_database, superuser_connection
 from harness.others import Handlers, handlers, open_transaction, sessions, wait_until
 from harness.server import Server
 from harness.silent_proxy import silent_proxy
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, Context, World, exactly, rows
-from moto import mock_aws
+from harness.world import ADMIN, ADMIN_PASSWORD, Context, World, exactly, rows
 from moto.server import ThreadedMotoServer
 from session import DEADLINE_CLASS, LOCK_KEY
 
@@ -157,7 +156,7 @@ def afar(reachable: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO, logger="db_setup")
     dbname = f"vanished_{time.monotonic_ns()}"
     create_database(reachable, dbname, ADMIN)
-    with mock.patch.dict(os.environ, AWS_ENVIRONMENT), mock_aws():
+    with played():
         world = World(reachable, dbname, tmp_path / "migrations")
         world.environ["CREATE_USERS"] = "false"
         with exactly(world.environ):

@@ -11,16 +11,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import psycopg2
-from moto import mock_aws
 
 from harness import guide
+from harness.aws import played
 from harness.database import create_database, drop_database, drop_roles, superuser_connection
 from harness.others import wait_until
 from harness.server import Server
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World, exactly, rows
+from harness.world import ADMIN, ADMIN_PASSWORD, World, exactly, rows
 
 TEMPLATE = "guide_under_load"
 USERS = 100_000  # or fewer, where there are fewer orders
@@ -200,9 +199,8 @@ def copy_of_template(server: Server, dbname: str) -> Iterator[World]:
     with superuser_connection(server) as conn:
         by_file = " STRATEGY FILE_COPY" if server.version >= 150000 else ""
         rows(conn, f"CREATE DATABASE {dbname} OWNER {ADMIN} TEMPLATE {TEMPLATE}{by_file}")
-    aws = mock.patch.dict("os.environ", AWS_ENVIRONMENT)
     try:
-        with aws, mock_aws(), tempfile.TemporaryDirectory() as folder:
+        with played(), tempfile.TemporaryDirectory() as folder:
             world = World(server, dbname, Path(folder) / "migrations")
             world.write(guide.SCHEMA.name, guide.SCHEMA.read_text())
             (shop,) = guide.prelude()
