@@ -993,11 +993,12 @@ class LimitedUsers:
             change += "GRANT rds_iam TO {role}; "
         elif state is not None and state.by_iam:
             change += "REVOKE rds_iam FROM {role}; "
+        dbname = self._text(sql.Identifier(connection.info.dbname))
         change_sql = sql.SQL(change).format(
             role=sql.Identifier(login.username),
             verifier=sql.Literal(verifier),
             group=sql.Identifier(self._app.group_name(kind)),
-            dbname=sql.Identifier(connection.info.dbname),
+            dbname=sql.SQL(dbname.replace("%", "%%")),  # goes with a question that has arguments
             schema=self._schema,
         )
         after = self._login_state(kind, login.username, change_sql)
