@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import initializer
 import pytest
 from common import ConfigError, LockError, MigrationError
 from harness import clients
+from harness.database import create_database, drop_database
 from harness.logins import as_superuser
 from harness.others import handlers
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World, rows
 from session import LOCK_KEY, lock_key
 
+DB_SETUP = Path(initializer.__file__).parent
 ORDERS = "CREATE TABLE orders (id serial PRIMARY KEY, note text);"
 
 
@@ -346,3 +356,40 @@ def test_schemas_deployed_at_the_same_moment_share_their_logins(shop: World) -> 
         ask(shop, "creator", f"CREATE TABLE {schema}.later ()")
     report = shop.deploy(DB_SCHEMA="one")
     assert report["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
+# --- Elsewhere ------------------------------------------------------------------------------------------------------
+
+
+def test_schema_in_a_database_with_any_name(world: World) -> None:
+    """A new login's path is set in this database, however it is written."""
+    name = f'{world.dbname} "%s" %'
+    other = in_schema(world, "shop", DB_NAME=name)
+    other.dbname = name
+    create_database(world.server, name, ADMIN)
+    try:
+        other.deploy()
+        with other.login("user") as conn:
+            assert rows(conn, "SHOW search_path") == [("shop, public",)]
+    finally:
+        other.hang_up()
+        drop_database(world.server, name)
+
+
+def test_schema_is_an_option_of_the_terminal(shop: World) -> None:
+    """--schema counts, whatever the variable says."""
+    host, port = shop.server.host, shop.server.port
+    url = f"postgresql://{ADMIN}:{quote(ADMIN_PASSWORD, '')}@{quote(host, '')}:{port}/{shop.dbname}"
+    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": f"{url}?sslmode={shop.environ['PGSSLMODE']}"}
+    folder = shop.folder.with_name("db_setup")
+    shutil.copytree(DB_SETUP, folder, ignore=shutil.ignore_patterns("migrations"))
+    (folder / "migrations").symlink_to(shop.folder)
+
+    for words in (("migrate", "--schema", "shop"), ("status", "--schema", "shop", "--json")):
+        command = [sys.executable, str(folder), *words]
+        environ["DB_SCHEMA"] = "another"
+        run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert run.returncode == 0, run.stderr
+
+    assert [entry["name"] for entry in json.loads(run.stdout)["applied"]] == ["001_orders"]
+    assert recorded(shop, "shop") == ["001_orders"]
