@@ -24,7 +24,7 @@ from benchmarks.measure import Sample, in_turn, milliseconds, ratio, rss_mib, ta
 SIZE = 50_000_000  # bytes
 TABLE = "CREATE TABLE large (id integer PRIMARY KEY, name text, price numeric(10, 2), note text, at timestamp);\n"
 WORDS = ("alpha", "beta", "gamma", "delta", "épsilon", "zeta", "eta", "theta")
-BAD_END = "SELECT 1 nonsense oops;\n"
+GOOD_END, BAD_END = ";\n", "nonsense;\n"  # of the last statement, or one after it
 HEADS = ("", "psql -1 -f: ms", "db_setup: ms", "to psql", "psql: MiB", "db_setup: MiB", "fails at its end: MiB")
 
 # boto3 is loaded, as in Lambda.
@@ -64,9 +64,9 @@ def _values() -> Iterator[tuple[str, str]]:
 
 
 def one_value(letter: str, last: str = "") -> Iterator[str]:
-    """Of one statement with one value, which fills the file."""
+    """One statement with one value, which fills the file; it has no end yet."""
     letters = letter * (SIZE // len(letter.encode()))
-    yield f"CREATE TABLE large (a text);\nINSERT INTO large VALUES ('{letters}{last}');\n"
+    yield f"CREATE TABLE large (a text);\nINSERT INTO large VALUES ('{letters}{last}')\n"
 
 
 def write(path: Path, lines: Iterator[str], end: str) -> None:
@@ -115,7 +115,7 @@ def large(ground: Ground, repeats: int) -> None:
     for kind, make in kinds.items():
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             good, bad = Path(folder) / "good", Path(folder) / "bad"
-            for place, end in ((good, ""), (bad, BAD_END)):
+            for place, end in ((good, GOOD_END), (bad, BAD_END)):
                 place.mkdir()
                 write(place / "001_large.sql", make(), end)
             jobs = {

@@ -15,7 +15,7 @@ class File(NamedTuple):
     sql: str
 
 
-LARGE_ROWS = 10_000  # 700 KB
+LARGE_ROWS, AT_ONCE = 10_000, 100  # 300 KB
 VARIABLE_TYPE = "numeric"
 
 
@@ -98,10 +98,10 @@ CREATE TRIGGER touch_{t} BEFORE UPDATE ON {t} FOR EACH ROW EXECUTE FUNCTION touc
 
 def large() -> str:
     """Reference data that somebody has exported."""
-    lines = "".join(
-        f"INSERT INTO places (id, name, region) VALUES ({n}, 'place {n}', '{n % 97}');\n" for n in range(LARGE_ROWS)
-    )
-    return f"CREATE TABLE places (id integer PRIMARY KEY, name text NOT NULL, region text);\n{lines}"
+    table = "CREATE TABLE places (id integer PRIMARY KEY, name text NOT NULL, region text);\n"
+    values = [f"({n}, 'place {n}', '{n % 97}')" for n in range(LARGE_ROWS)]
+    batches = (",\n".join(values[at : at + AT_ONCE]) for at in range(0, LARGE_ROWS, AT_ONCE))
+    return table + "".join(f"INSERT INTO places (id, name, region) VALUES\n{batch};\n" for batch in batches)
 
 
 def realistic(count: int, functions: bool = True, with_large: bool = False) -> list[File]:

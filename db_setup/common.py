@@ -111,6 +111,9 @@ class UserError(InitializerError):
     """A role or a login cannot be brought into order."""
 
 
+ROTATE_AGAIN = "What the secret holds works as before. Rotate it again"  # a UserError's step
+
+
 # --- Words ------------------------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ class Config:
     host: Optional[str] = None
     port: Optional[int] = None
     dbname: Optional[str] = None
-    user: Optional[str] = None  # counts only without a secret
+    user: Optional[str] = None  # an admin without a secret
     baseline: Optional[str] = None
     allow_edited: bool = False
     schema: str = "public"
@@ -161,6 +161,8 @@ class Config:
                 f"admin login; or set DB_HOST, DB_NAME and {IAM_VARIABLE} for one who signs in by "
                 "IAM"
             )
+        if ADMIN_VARIABLE in environ and IAM_VARIABLE in environ:
+            problems.append(f"{ADMIN_VARIABLE} and {IAM_VARIABLE} name an admin each: remove one")
         user_secret_names = {kind: variables.text(name) for kind, name in USER_VARIABLES.items()}
         baseline = variables.text("BASELINE")
         prefix_meaning = NAME_MEANING % 41 + ", not beginning with pg_"

@@ -639,6 +639,11 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         r"^42501 permission denied to create role\b",
         "Give the admin CREATEROLE, or set CREATE_USERS to false; then invoke again",
     ),
+    (
+        '^42.* role "rds_iam"',
+        "A login that signs in by IAM needs RDS, and an admin that may GRANT rds_iam: WITH ADMIN "
+        'OPTION, by the master; or leave USERS_SIGN_IN="password"',
+    ),
     ("^42501", "Give the admin that right, or make it the owner"),
     (
         "^53100",

@@ -806,6 +806,7 @@ def ensure_logins(run: Run, make_login: MakeLogin) -> dict[str, str]:
             stored = StoredInSecret(client, secret, is_writable)
             # By this event, which can be delivered twice, or by another run.
             is_done = run.has_made(secret.value) or secret.value != target.value
+            is_done = is_done or not target.name  # nobody would learn of another login
             name, what = replace_login(
                 run, kind, stored, run.users.ensure_login if is_done else make_login
             )
@@ -847,6 +848,7 @@ class StoredInSecret:
 
     def __init__(self, client: Any, secret: Secret, is_writable: bool) -> None:
         self.value = secret.value
+        self.is_nowhere = not secret.name
         self.arn = secret.arn  # of a secret that was empty it is known once it was written
         self._client = client
         self._secret = secret
@@ -854,12 +856,12 @@ class StoredInSecret:
         self._is_writable = is_writable
 
     def read(self) -> Optional[Credentials]:
-        if self._secret.name:
+        if not self.is_nowhere:
             self._latest = secret_store.read_secret(self._client, self._secret.name)
         return self._latest.value
 
     def read_next(self) -> Optional[Credentials]:
-        if not self._secret.name:
+        if self.is_nowhere:
             return None
         return secret_store.being_rotated(self._client, self._secret)
 
@@ -960,15 +962,19 @@ def rotate(run: Run, _: OurTables) -> None:
 def rotation_step(event: Mapping[str, str], run: Run, _: OurTables) -> None:
     """A step of a rotation by Secrets Manager, of one of the target secrets."""
     asked = event["SecretId"]
-    ours = {secret.arn: kind for kind, secret in run.setup.user_secrets.items() if secret.arn}
-    if asked not in ours:
+    ours = [
+        kind
+        for kind, secret in run.setup.user_secrets.items()
+        if secret_store.same_secret(secret.arn or secret.name, asked)
+    ]
+    if not ours:
         raise ConfigError(
             f"secret {asked} is not one that db_setup writes: it cannot be rotated here"
         )
     run.session.acquire_lock()
     ensure_groups(run)
     with client_for_logins(run) as client:
-        what, login = rotation.take_step(client, run.users, ours[asked], event)
+        what, login = rotation.take_step(client, run.users, ours[0], event)
     run.report.users = {login: what}
     log("login rotates", login=login, step=event["Step"], state=what)
     run.warn_of_users()

@@ -19,7 +19,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 import boundary
 import database
 import psycopg2
-from common import ConnectError, Credentials, OvertakenError, UserError, log
+from common import ROTATE_AGAIN, ConnectError, Credentials, OvertakenError, UserError, log
 from database import Login
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
@@ -76,8 +76,12 @@ READONLY = Kind("readonly", "app_ro", may_create=False, tables="SELECT", sequenc
 
 
 def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
-    """The groups and their logins."""
-    return [prefix + name for kind in kinds for name in (kind.group_name, *kind.login_names)]
+    """The groups and their logins; the reader's logins also where its secret is not named any more,
+    and by them the group that they can act for.
+    """
+    groups = [kind.group_name for kind in kinds]
+    logins = [name for kind in (*KINDS, READONLY) for name in kind.login_names]
+    return [prefix + name for name in groups + logins]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class StoredLogin(Protocol):
     """The place where a login's credentials are stored."""
 
     value: Optional[Credentials]  # the JSON object that was read from it; None: there was none
+    is_nowhere: bool  # a login that signs in by IAM, whose name is all that there is
 
     def read(self) -> Optional[Credentials]:
         """What is stored there now."""
@@ -733,8 +738,7 @@ class LimitedUsers:
                 dbname = self._app.admin.endpoint.dbname
                 stored.write(Credentials({**(stored.value or {}), "dbname": dbname}))
             return trial.login.username, self._said(trial)
-        self._refuse_login_of_others(kind, stored.value)
-        self._refuse_login_that_works(kind, stored.value)
+        self._refuse_to_lose(kind, stored.value)
         if self.tried(kind, stored.read_next()).login:
             raise self._rotated_by_aws(kind)
         return self._replace_login(kind, stored)
@@ -755,6 +759,14 @@ class LimitedUsers:
         kept = stored.value or Credentials()
         is_ours = kept.get("username") in self._app.login_names(kind) and "dbname" in kept
         is_ours = is_ours and self._is_for_this_database(kept)
+        state = self._login_state(kind, login.username) if stored.is_nowhere else None
+        if state and not state.by_iam:
+            raise UserError(
+                f"login {login.username} exists and does not sign in by IAM: whoever uses it would "
+                "be locked out. It was not changed",
+                "Name its secret again, with which it changes over; or, if nobody uses it: GRANT "
+                f"rds_iam TO {login.username}",
+            )
 
         def change() -> bool:
             with self._session.transaction():
@@ -800,6 +812,12 @@ class LimitedUsers:
         stored.write(rotated)
         return name, "rotated"
 
+    def next_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
+        """What a rotation by Secrets Manager moves on to from these credentials."""
+        if not self.tried(kind, kept).login:
+            self._refuse_to_lose(kind, kept)
+        return self.other_login(kind, kept)
+
     def other_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
         """The other one of two logins, with a new password; nothing knows it yet."""
         first, second = self._app.login_names(kind)
@@ -807,17 +825,24 @@ class LimitedUsers:
         return Credentials({**_as_secret(kept, self._new_login(name)), **_place(kept)})
 
     def set_pending(self, kind: Kind, kept: Optional[Credentials], pending: Credentials) -> None:
-        """Give the login that a rotation has named its password, unless it works already."""
+        """Give the login that a rotation has named its password; nobody uses it yet."""
         name = pending.get("username")
         in_use = (kept or Credentials()).get("username")
         if name not in self._app.login_names(kind) or name == in_use:
             raise UserError(
                 f"the rotation's login {name} is not the other one of the {kind.group_name} "
                 "logins. It was not changed",
-                "Rotate the secret again",
+                ROTATE_AGAIN,
             )
-        if not self.tried(kind, pending).login:
-            self._set_login(kind, self._to_this_database(name, pending.get("password", "")))
+        password = pending.get("password", "")
+        if "password" in pending and not is_usable(password):
+            raise UserError(
+                f"the rotation's login {name} has no usable password. It was not changed",
+                ROTATE_AGAIN,
+            )
+        login = self._to_this_database(name, password)
+        self._set_login(kind, login)
+        self._prove(login, ROTATE_AGAIN)
 
     def check_pending(self, kind: Kind, pending: Credentials) -> None:
         """Raise UserError unless the login that a rotation has named works."""
@@ -826,7 +851,7 @@ class LimitedUsers:
             reason = trial.reason or "the server does not take it"
             raise UserError(
                 f"the rotation's login {pending.get('username')} does not work: {reason}",
-                "What the secret holds works as before. Rotate it again",
+                ROTATE_AGAIN,
             )
 
     def hand_on(self, kind: Kind, *names: str) -> None:
@@ -1028,6 +1053,11 @@ class LimitedUsers:
             )
         if not self._may_grant(login):
             raise self._made_by_another_admin(login)
+
+    def _refuse_to_lose(self, kind: Kind, kept: Optional[Credentials]) -> None:
+        """Raise UserError if these credentials, which are to be replaced, may be somebody's."""
+        self._refuse_login_of_others(kind, kept)
+        self._refuse_login_that_works(kind, kept)
 
     def _refuse_login_of_others(self, kind: Kind, kept: Optional[Credentials]) -> None:
         """Raise UserError if this login is another application's: replaced, it would be lost to

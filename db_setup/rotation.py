@@ -34,6 +34,11 @@ def take_step(
     step = event["Step"]
     token = event["ClientRequestToken"]
     current = secret_store.read_secret(client, event["SecretId"])
+    if not current.version:  # whatever is put there becomes current, whether it works or not
+        raise UserError(
+            f"secret {current.name} {current.complaint}. It was not changed",
+            "Invoke a migration first, which writes it",
+        )
     if current.version == token:
         return "rotated", _name(current.value)
     pending = secret_store.read_secret(client, event["SecretId"], secret_store.PENDING)
@@ -45,7 +50,7 @@ def take_step(
                 "changed",
                 "Rotate it again",
             )
-        value = users.other_login(kind, current.value)
+        value = users.next_login(kind, current.value)
         secret_store.put_pending(client, current, token, value)
     elif step == "setSecret":
         users.set_pending(kind, current.value, value)

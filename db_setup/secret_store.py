@@ -18,6 +18,7 @@ from typing import Any, Callable, Optional
 from urllib.parse import quote, urlencode
 
 from common import (
+    ROTATE_AGAIN,
     ConfigError,
     ConnectError,
     Credentials,
@@ -41,9 +42,6 @@ CURRENT = "AWSCURRENT"
 PENDING = "AWSPENDING"  # the value that a rotation is about to make current
 TOKEN_OPENS_S = 900  # connections; those that are open stay
 ROTATION_TAKES = timedelta(hours=1)  # at the most, AWS's own attempts included
-
-
-ROTATION_GOES_ON = "What the secret holds works as before. Rotate it again"
 
 
 class UnreachableError(ConfigError):
@@ -147,15 +145,17 @@ def read_secret(client: Any, name: str, stage: str = CURRENT) -> Secret:
             return Secret(name, complaint="has no value yet")
         kind = ConfigError if isinstance(exc, ClientError) else UnreachableError
         raise kind(f"secret {shown(name)} {_aws_problem(exc, 'GetSecretValue', name)}") from exc
-    arn = answer["ARN"]
-    try:
-        value = json.loads(answer.get("SecretString") or "")
-    except (ValueError, RecursionError):
-        return Secret(name, arn, complaint="is not JSON")
-    if not isinstance(value, dict):
-        return Secret(name, arn, complaint="is not a JSON object")
+    value, complaint = _credentials_in(answer.get("SecretString"))
     version = str(answer.get("VersionId", ""))
-    return Secret(name, arn, Credentials(value), "", version, answer.get("CreatedDate"))
+    return Secret(name, answer["ARN"], value, complaint, version, answer.get("CreatedDate"))
+
+
+def _credentials_in(text: Optional[str]) -> tuple[Optional[Credentials], str]:
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+    return (Credentials(value), "") if isinstance(value, dict) else (None, "is not a JSON object")
 
 
 def put_pending(client: Any, secret: Secret, token: str, value: Credentials) -> None:
@@ -179,7 +179,7 @@ def _change(name: str, action: str, change: Callable[[], Any]) -> None:
     except (BotoCoreError, ClientError) as exc:
         problem = _aws_problem(exc, action, name)
     # Raised out here, without its cause: botocore's frames hold the password.
-    raise UserError(f"secret {name} could not be written: it {problem}", ROTATION_GOES_ON)
+    raise UserError(f"secret {name} could not be written: it {problem}", ROTATE_AGAIN)
 
 
 def being_rotated(client: Any, current: Secret) -> Optional[Credentials]:

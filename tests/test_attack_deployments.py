@@ -504,7 +504,7 @@ def test_deployments_go_on_where_a_login_makes_its_own_trial_slow(
     """
     monkeypatch.setattr(database, "TRIAL_TIMEOUT_S", 0)
     with deployed.login("user") as conn:
-        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(5_000_000)}'")
+        rows(conn, f"ALTER ROLE CURRENT_USER PASSWORD '{slow_verifier(3_000_000)}'")
     started = time.monotonic()
 
     report = deployed.deploy(event, Context(12))

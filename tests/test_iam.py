@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 from unittest import mock
@@ -18,10 +20,12 @@ import psycopg2
 import pytest
 import secret_store
 from harness import process, tls
-from harness.iam import RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
+from harness.iam import HOST, RDS_NAME, Front, admin_by_iam, front_of, server_with_iam
 from harness.logins import as_superuser, verifiers
+from harness.proxy import ANSWERED, Link, Place, proxy_to
 from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
+from test_round_trips import LOGGING_IN, trips
 
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
@@ -164,6 +168,7 @@ MISTAKES: dict[str, tuple[dict[str, Optional[str]], str]] = {
         "DB_USER has no usable host, dbname: set DB_HOST and DB_NAME",
     ),
     "empty user": ({"DB_SECRET_NAME": None, "DB_USER": ""}, "DB_USER is set but empty: give it a value or remove it"),
+    "two admins": ({"DB_USER": ADMIN}, "DB_SECRET_NAME and DB_USER name an admin each: remove one"),
     "alias": (
         {"DB_HOST": "db.example.com"},
         f"{ADMIN} has no password, and a token of IAM is only sent to a server that is verified: set DB_HOST to the "
@@ -296,6 +301,33 @@ def test_users_by_iam_need_no_secret(world: World, front: Front, items: None) ->
     assert can_write(front, world, "app_tc")
 
 
+def test_users_by_iam_without_a_secret_are_not_rotated(world: World, front: Front) -> None:
+    """Nobody would learn of another login, and there is no password to replace."""
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "USERS_SIGN_IN": "iam"}
+    world.deploy(**variables)
+
+    assert world.deploy({"action": "rotate"}, **variables)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+    assert by_iam(world) == {"app_rw", "app_tc"}
+
+
+def test_login_with_a_password_is_not_locked_out_where_no_secret_is_named(
+    world: World, front: Front, items: None
+) -> None:
+    """An application may use it: only who says that nobody does can have it changed."""
+    world.deploy()
+    before = world.secret("user")
+    variables = {**NO_SECRETS, "DB_USER": ADMIN, "DB_NAME": world.dbname, "USERS_SIGN_IN": "iam"}
+
+    assert (
+        "login app_rw exists and does not sign in by IAM: whoever uses it would be locked out. It was not changed. "
+        "Name its secret again, with which it changes over; or, if nobody uses it: GRANT rds_iam TO app_rw."
+    ) in failure(world, **variables)
+
+    assert can_write(front, world, before["username"], before["password"])
+    as_superuser(world, "GRANT rds_iam TO app_rw, app_tc")
+    assert world.deploy(**variables)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
 def test_users_change_over_to_iam_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
     """The other one of the two logins has no password; who uses the one from before goes on."""
     world.deploy()
@@ -360,6 +392,57 @@ def test_users_by_iam_need_a_server_that_is_verified(world: World, front: Front)
     assert failure(world, USERS_SIGN_IN="yes") == (
         'USERS_SIGN_IN is \'yes\', but must be "iam" or "password". Nothing has been touched.'
     )
+
+
+@pytest.mark.parametrize("sign_in", ["password", "iam"])
+def test_round_trips_by_iam_are_as_many_as_by_password(world: World, front: Front, items: None, sign_in: str) -> None:
+    """Of a first run that makes two logins and tries them, and of one that has nothing to do; see test_round_trips."""
+    environ: dict[str, Optional[str]] = {"USERS_SIGN_IN": sign_in}
+    with proxy_to(world.server.host, world.server.port) as proxy:
+        if sign_in == "iam":
+            front.beyond = (HOST, proxy.port)
+        else:
+            environ.update(DB_HOST=HOST, DB_PORT=str(proxy.port), PGSSLMODE="disable", PGHOSTADDR=None)
+            world.put_secret("admin", {**world.secret("admin"), "password": world.server.password})
+        with trips(proxy) as first:
+            assert world.deploy(**environ)["users"] == BOTH
+        with trips(proxy) as second:
+            assert world.deploy(**environ)["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+    counted = [[trip for trip in asked if not trip.said.startswith(LOGGING_IN)] for asked in (first, second)]
+    assert [len(asked) for asked in counted] == [22, 5]
+
+
+def test_change_over_that_is_cut_off_locks_nobody_out(world: World, front: Front, items: None) -> None:
+    """After each message, in both directions: the login that the secret held works, and the one that it holds."""
+    one_user: dict[str, Optional[str]] = {"DB_PROXY": None}
+    world.deploy(**one_user)
+    with proxy_to(world.server.host, world.server.port) as proxy:
+        front.beyond = (HOST, proxy.port)
+        for last, sign_in in zip(range(1, 100), itertools.cycle(["iam", "password"])):
+            before = world.secret("user")
+            messages: list[str] = []
+            proxy.watch(partial(cut_after, messages, last))
+            with suppress(initializer.InitializerError):
+                world.deploy(**one_user, USERS_SIGN_IN=sign_in)
+            proxy.watch(None)
+
+            for value in (before, world.secret("user")):
+                assert can_write(front, world, value["username"], value.get("password", "")), messages
+            report = world.deploy(**one_user, USERS_SIGN_IN=sign_in)
+            assert report["warnings"] == []
+            assert ("password" in world.secret("user")) == (sign_in == "password")
+            if len(messages) < last:
+                break
+    assert last > 15
+
+
+def cut_after(messages: list[str], last: int, place: Place, link: Link) -> None:
+    """Lose the answer to the last of so many messages; those of logging in do not count."""
+    if place.phase == ANSWERED and not link.said.startswith(LOGGING_IN):
+        messages.append(link.said)
+        if len(messages) == last:
+            link.cut()
 
 
 # --- As Lambda runs it ----------------------------------------------------------------------------------------------

@@ -102,3 +102,13 @@ def test_minimal_admin_needs_each_right(closed: World, right: str) -> None:
     else:
         closed.sql(given[at])
     assert closed.deploy()["users"] == {"app_rw": "created", "app_tc": "created"}
+
+
+def test_users_by_iam_elsewhere_than_on_rds_are_explained(world: World) -> None:
+    """There is no role rds_iam: the run says what that means, and has made no login."""
+    ca_file = str(world.server.ca_file)
+    with pytest.raises(
+        InitializerError, match=r'role "rds_iam".* needs RDS, and an admin that may GRANT rds_iam: WITH'
+    ):
+        world.deploy(USERS_SIGN_IN="iam", PGSSLMODE=None, PGSSLROOTCERT=ca_file)
+    assert world.sql("SELECT count(*) FROM pg_roles WHERE rolname ~ '^app_'") == [(0,)]

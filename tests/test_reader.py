@@ -89,3 +89,17 @@ def test_reader_needs_a_secret_of_its_own(reader: World) -> None:
     """Two logins in one secret would overwrite each other."""
     with pytest.raises(InitializerError, match=r"DB_READER_SECRET_NAME: secret 'user' is named for both users"):
         reader.deploy(DB_READER_SECRET_NAME="user")
+
+
+def test_reader_is_not_trusted_once_its_secret_is_not_named(reader: World) -> None:
+    """In a schema that is open to everybody it has made, as its group, a function that a file would call."""
+    as_superuser(reader, "ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT CREATE ON SCHEMA public TO PUBLIC")
+    as_superuser(reader, f"GRANT ALL ON SCHEMA public TO {ADMIN} WITH GRANT OPTION")
+    reader.deploy()
+    planted = "CREATE FUNCTION lower(varchar) RETURNS text LANGUAGE sql AS 'SELECT current_user::text'"
+    with reader.login("reader") as conn:
+        rows(conn, f"SET ROLE readonly; {planted}")
+    reader.write("002_lower.sql", "SELECT lower('A'::varchar);")
+
+    with pytest.raises(InitializerError, match=r"lower\(character varying\) belongs to readonly, who is not the admin"):
+        reader.deploy(DB_READER_SECRET_NAME=None)

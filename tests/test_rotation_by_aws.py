@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import uuid
 from typing import Any
 
 import initializer
 import pytest
 from harness import aws
-from harness.logins import works
+from harness.logins import as_superuser, works
 from harness.world import World, rows
 from moto.secretsmanager.models import SecretsManagerBackend
 
@@ -198,6 +199,74 @@ def test_rotation_by_aws_of_another_secret_is_refused(deployed: World) -> None:
     with pytest.raises(initializer.ConfigError, match="is not one that db_setup writes: it cannot be rotated here"):
         take(deployed, "createSecret", new_token(), "admin")
     assert deployed.versions("admin") == 1
+
+
+@pytest.mark.parametrize("text", ["a random string", '"x"', "{}"])
+def test_rotation_by_aws_can_be_the_first_to_write_a_secret(world: World, text: str) -> None:
+    """A secret that CDK has made is rotated as soon as its schedule exists, which may be before the first migration."""
+    world.secrets.put_secret_value(SecretId="user", SecretString=text)
+    token = new_token()
+
+    said = [take(world, step, token) for step in STEPS]
+
+    assert said[-1] == {"app_rw": "rotated"}
+    assert works(world, world.secret("user"))
+    assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "created"}
+
+
+def test_rotation_by_aws_of_a_secret_without_a_value_waits_for_a_migration(world: World) -> None:
+    """Its first version is current from the beginning, before its login works."""
+    for step in STEPS:
+        with pytest.raises(initializer.UserError, match=r"has no value yet\. It was not changed\. Invoke a migration"):
+            take(world, step, "0" * 32)
+    assert world.deploy()["users"] == {"app_rw": "created", "app_tc": "created"}
+
+
+def test_rotation_by_aws_does_not_replace_a_login_of_others(deployed: World) -> None:
+    """As in a migration: a login that works, and is not ours, would be lost."""
+    as_superuser(
+        deployed, f"CREATE ROLE tmp_other LOGIN PASSWORD 'x'; GRANT CONNECT ON DATABASE {deployed.dbname} TO tmp_other"
+    )
+    other = {**deployed.secret("user"), "username": "tmp_other", "password": "x"}
+    deployed.put_secret("user", other)
+
+    with pytest.raises(initializer.UserError, match="holds tmp_other, which works, and is not a login of readwrite"):
+        take(deployed, "createSecret", new_token())
+    assert deployed.secret("user") == other
+
+
+@pytest.mark.parametrize("password", [5, None, "", "a\0b"])
+def test_rotation_by_aws_refuses_a_pending_password_that_is_none(deployed: World, password: Any) -> None:
+    """Somebody has written it by hand: no login is made of it, and none that signs in by IAM."""
+    token = new_token()
+    value = json.dumps({"username": "app_rw_clone", "password": password})
+    deployed.secrets.put_secret_value(
+        SecretId="user", ClientRequestToken=token, SecretString=value, VersionStages=["AWSPENDING"]
+    )
+
+    with pytest.raises(initializer.UserError, match="the rotation's login app_rw_clone has no usable password"):
+        take(deployed, "setSecret", token)
+    assert works(deployed, deployed.secret("user"))
+
+
+SELF_LOCKED = {
+    "hashes for minutes": f"ALTER ROLE app_rw PASSWORD 'SCRAM-SHA-256$9000000:{'c' * 22}==${'k' * 43}=:{'k' * 43}='",
+    "cannot load a library": "ALTER ROLE app_rw SET local_preload_libraries = 'absent'",
+}
+
+
+@pytest.mark.parametrize("how", SELF_LOCKED)
+def test_rotation_by_aws_is_not_stopped_by_what_a_login_has_set_itself(deployed: World, how: str) -> None:
+    """The login of before the last rotation, whose password somebody may still know."""
+    tokens = [new_token(), new_token()]
+    for step in STEPS:
+        take(deployed, step, tokens[0])
+    as_superuser(deployed, SELF_LOCKED[how])
+
+    said = [take(deployed, step, tokens[1]) for step in STEPS]
+
+    assert said == [{"app_rw": what} for what in ("pending", "set", "works", "rotated")]
+    assert works(deployed, deployed.secret("user"))
 
 
 def test_rotation_by_aws_needs_a_pending_version(deployed: World) -> None:

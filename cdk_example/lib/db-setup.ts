@@ -180,11 +180,18 @@ export class DbSetup extends Construct {
     this.trigger.node.addDependency(database, ...rules, this.logGroup, ...secrets);
     this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
 
-    for (const secret of props.rotateEvery ? writable : []) {
-      // Not at the first deployment: the run that writes the secret comes then.
-      const schedule = { automaticallyAfter: props.rotateEvery, rotateImmediatelyOnUpdate: false };
-      secret.addRotationSchedule("Rotation", { rotationLambda: this.function, ...schedule });
-    }
+    writable.forEach((secret, number) => {
+      if (!props.rotateEvery) return;
+      // Of this construct, not of the secret, on which the trigger depends: Secrets Manager tries a new schedule with a
+      // step, which needs a secret that the run of this deployment has written.
+      const schedule = new secretsmanager.RotationSchedule(this, `Rotation${number}`, {
+        secret,
+        rotationLambda: this.function,
+        automaticallyAfter: props.rotateEvery,
+        rotateImmediatelyOnUpdate: false,
+      });
+      schedule.node.addDependency(this.trigger);
+    });
 
     this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
       alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,

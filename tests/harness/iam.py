@@ -74,6 +74,7 @@ class Front:
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
+        self.beyond = (server.host, server.port)  # where those go on, without TLS, whose tokens are right
         self.tokens: list[str] = []  # that let somebody in
         self.refusals: list[str] = []
         self.keys = dict(os.environ)  # AWS's variables: moto puts keys of its own there
@@ -140,7 +141,7 @@ class Front:
             client.sendall(b"E" + struct.pack("!I", len(body) + 4) + body)
             return
         self.tokens.append(token)
-        self._carry(client, socket.create_connection((self.server.host, self.server.port)), startup)
+        self._carry(client, socket.create_connection(self.beyond), startup)
 
     def _signs_in_by_iam(self, user: str) -> bool:
         conn = _as_superuser(self.server)
