@@ -97,7 +97,7 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
         return {"status": "ok", "action": "new", "path": str(path)}
     if options.action == "check":
         return check(options.base, with_squawk=not options.no_squawk)
-    return run_handler(options.action, screen)
+    return run_handler(options, screen)
 
 
 class OnATerminal(NamedTuple):
@@ -106,18 +106,20 @@ class OnATerminal(NamedTuple):
     somebody_waits: bool  # a pipeline may be faster than the server that it has just started
 
 
-def run_handler(action: str, screen: Screen) -> Mapping[str, Any]:
+def run_handler(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
     """Call the handler and return its report.
 
     It works in another thread, since Python handles no signal while libpq waits.
     """
+    if options.schema is not None:
+        os.environ["DB_SCHEMA"] = options.schema
     login = login_from_url(os.environ)
     if login is None:
         check_secrets_can_be_read()
-    elif action == "rotate":
+    elif options.action == "rotate":
         raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables")
-    event = {"action": action}
-    context = OnATerminal(somebody_waits=action == "status" or sys.stderr.isatty())
+    event = {"action": options.action}
+    context = OnATerminal(somebody_waits=options.action == "status" or sys.stderr.isatty())
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, context, login)
     while not wait([work], TICK_S).done:
         screen.show_time()
@@ -134,7 +136,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="action", required=True, metavar="action")
     for action in initializer.ACTIONS:
-        add_command(commands, action, ABOUT.get(action, ""))
+        command = add_command(commands, action, ABOUT.get(action, ""))
+        command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
 
     new = add_command(commands, "new", "write the next migration's file")
     new.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
@@ -595,7 +598,7 @@ def load_scripts(
     scripts: dict[Migration, Script] = {}
     for file in files:
         try:
-            script = migration_files.load_script(file, config.tables)
+            script = migration_files.load_script(file, config.created)
             refusal = statement_refused_in_transaction(file, script)
         except MigrationError as exc:
             findings.problems.append(exc.problem)

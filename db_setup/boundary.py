@@ -22,7 +22,7 @@ REMEDIES_LIMIT = 700  # characters
 # By relkind, what a relation is called in DROP that is not an ordinary table.
 RELATIONS = {"v": "VIEW", "m": "MATERIALIZED VIEW", "f": "FOREIGN TABLE", "S": "SEQUENCE"}
 RELATIONS.update({"i": "INDEX", "I": "INDEX", "c": "TYPE", "p": "TABLE"})
-OWNER_SQL = "ALTER TABLE public.{} OWNER TO CURRENT_USER"
+OWNER_SQL = "ALTER TABLE {} OWNER TO CURRENT_USER"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Table:
     """One of our tables as it was found."""
 
     name: str
+    label: str  # with its schema
     kind: str  # relkind
     owner: str
     is_trusted: bool  # the owner
@@ -42,17 +43,16 @@ class Table:
 
     def complaint(self, admin: str) -> Optional[ConfigError]:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
-        label = f"public.{self.name}"
         if not self.is_trusted:
             return ConfigError(
-                f"table {label} belongs to {self.owner}, who is not the admin and could decide by "
+                f"table {self.label} belongs to {self.owner}, who is not the admin and could decide by "
                 f"it what runs as {admin}",
-                f"If it is right, as its owner or a superuser: ALTER TABLE {label} OWNER TO "
-                f"{admin}; if not: DROP TABLE {label}; or set MIGRATIONS_TABLE",
+                f"If it is right, as its owner or a superuser: ALTER TABLE {self.label} OWNER TO "
+                f"{admin}; if not: DROP TABLE {self.label}; or set MIGRATIONS_TABLE",
             )
         for what, remedy in self.oddities:
             return ConfigError(
-                f"table {label} has {what}, which can change what is read or recorded there",
+                f"table {self.label} has {what}, which can change what is read or recorded there",
                 f"{remedy}; then invoke again",
             )
         return None
@@ -61,11 +61,11 @@ class Table:
         """That it is of others, and no ordinary table; None if it is one, or the admin's."""
         if self.is_trusted or self.kind == "r":
             return None
-        return name_taken(RELATIONS[self.kind], f"public.{self.name}", self.owner)
+        return name_taken(RELATIONS[self.kind], self.label, self.owner)
 
     def repairs(self) -> list[str]:
         """The statements that undo what a migration did to it."""
-        statements = [] if self.is_trusted else [OWNER_SQL.format(self.name)]
+        statements = [] if self.is_trusted else [OWNER_SQL.format(self.label)]
         statements += [remedy for _, remedy in self.oddities]
         return statements + (list(self.excess) if self.is_trusted else [])
 
@@ -146,14 +146,16 @@ def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
 # --- The questions ----------------------------------------------------------------------------
 
 
-def our_tables_question(names: tuple[str, str], limited: Sequence[str]) -> sql.Composable:
-    """What is known of our two tables in schema public, as JSON.
+def our_tables_question(
+    schema: str, names: tuple[str, str], limited: Sequence[str]
+) -> sql.Composable:
+    """What is known of our two tables in this schema, as JSON.
 
     `limited` names the limited roles. Everybody may read the first table, nobody the second one.
     """
-    first, second = map(sql.Literal, names)
+    words = dict(zip(("schema", "first", "second"), map(sql.Literal, (schema, *names))))
     versions = sql.SQL(versions_sql("(SELECT relation FROM acls WHERE of = o.oid)"))
-    return with_trusted(OUR_TABLES_SQL, limited, first=first, second=second, versions=versions)
+    return with_trusted(OUR_TABLES_SQL, limited, **words, versions=versions)
 
 
 def hiding_question(limited: Sequence[str]) -> sql.Composable:
@@ -235,7 +237,7 @@ OUR_TABLES_SQL = """
     WITH {trusted},
     ours AS (
         SELECT c.* FROM pg_class c
-        WHERE relnamespace = to_regnamespace('public') AND relname IN ({first}, {second})),
+        WHERE relnamespace = to_regnamespace({schema}) AND relname IN ({first}, {second})),
     acls(relation, kind, of, owner, acl) AS (
         SELECT oid, 'TABLE', oid, relowner, relacl FROM ours
         UNION ALL
@@ -269,7 +271,7 @@ OUR_TABLES_SQL = """
                              || 'ALTER %2$s OWNER TO CURRENT_USER; GRANT %3$s ON %2$s TO %1$I',
                              r.rolname, what, rights)
         FROM ours c, LATERAL (
-            SELECT 'SCHEMA public', nspowner, CASE
+            SELECT format('SCHEMA %I', nspname), nspowner, CASE
                 WHEN pg_get_userbyid(nspowner) ~ '(tablecreator|app_tc(_clone)?)$'
                     THEN 'USAGE, CREATE' ELSE 'USAGE' END
             FROM pg_namespace n WHERE n.oid = relnamespace
@@ -391,6 +393,7 @@ OUR_TABLES_SQL = """
         FROM ours o JOIN pg_inherits ON o.oid IN (inhrelid, inhparent))
     SELECT coalesce(json_agg(json_build_object(
         'name', relname,
+        'label', format('%I.%I', {schema}, relname),
         'kind', relkind,
         'owner', pg_get_userbyid(relowner),
         'is_trusted', relowner IN (SELECT oid FROM trusted),
@@ -479,7 +482,7 @@ TAKEN_SQL = """
     FROM pg_type t LEFT JOIN pg_depend d ON d.classid = 'pg_type'::regclass AND d.objid = t.oid
          AND d.deptype = 'i' AND d.refclassid = 'pg_type'::regclass
     LEFT JOIN pg_type range ON range.oid = d.refobjid
-    WHERE t.typnamespace = to_regnamespace('public') AND t.typname = ANY (%s) AND t.typrelid = 0"""
+    WHERE t.typnamespace = to_regnamespace(%s) AND t.typname = ANY (%s) AND t.typrelid = 0"""
 
 # An extension's table (PostGIS brings some) does not count.
 EVIDENCE_SQL = """

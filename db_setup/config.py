@@ -37,6 +37,8 @@ USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of whi
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 NAME = r"[a-z_][a-z0-9_]{0,%d}"
 NAME_MEANING = "lower-case letters, digits and _, at most %d characters"
+SCHEMA = "(?!pg_|information_schema$)" + NAME % 62
+SCHEMA_MEANING = NAME_MEANING % 63 + ", not beginning with pg_, nor information_schema"
 
 IS_ADMINS = "holds the admin login and is never written: name another"
 
@@ -61,6 +63,7 @@ class Setup:
         here = self.login.endpoint
         return Application(
             *(self.login, config.role_prefix, config.tracking, config.marks),
+            schema=config.schema,
             kinds=config.kinds,
             by_iam=config.users_by_iam,
             tokens_for=lambda username: token_maker(here, username),
@@ -111,6 +114,7 @@ class Config:
     user: Optional[str] = None  # an admin without a secret
     baseline: Optional[str] = None
     allow_edited: bool = False
+    schema: str = "public"
     table: str = "schema_migrations"
     role_prefix: str = ""
     lock_timeout_ms: int = 4000
@@ -122,11 +126,16 @@ class Config:
 
     @property
     def tracking(self) -> sql.Composable:
-        return sql.Identifier("public", self.tables[0])
+        return sql.Identifier(self.schema, self.tables[0])
 
     @property
     def marks(self) -> sql.Composable:
-        return sql.Identifier("public", self.tables[1])
+        return sql.Identifier(self.schema, self.tables[1])
+
+    @property
+    def created(self) -> list[tuple[Optional[str], str]]:
+        """Ours, as a file would write their names to create them."""
+        return [(schema, table) for schema in (None, self.schema) for table in self.tables]
 
     @property
     def limited_roles(self) -> list[str]:
@@ -169,6 +178,7 @@ class Config:
             user=variables.text("DB_USER"),
             baseline=file_names.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
+            schema=variables.text("DB_SCHEMA", SCHEMA, SCHEMA_MEANING) or "public",
             table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
             or "schema_migrations",
             role_prefix=variables.text("ROLE_PREFIX", "(?!pg_)" + NAME % 40, prefix_meaning) or "",

@@ -73,7 +73,9 @@ class Login:
         return f"{self.username}@{self.endpoint.host}:{self.endpoint.port}/{self.endpoint.dbname}"
 
 
-def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connection:
+def connect(
+    login: Login, deadline: Deadline, is_trial: bool = False, settings: Optional[str] = None
+) -> Connection:
     """Connect; try again while the server starts, resumes or is not reachable yet.
 
     A refused login is not tried again; nor, in a trial, one of which the server has checked the
@@ -91,7 +93,7 @@ def connect(login: Login, deadline: Deadline, is_trial: bool = False) -> Connect
             timeout = max(1, min(CONNECT_TIMEOUT_S, left))
             if is_trial:
                 return open_for_trial(login, TRIAL_SETTINGS)
-            return open_connection(login, timeout)
+            return open_connection(login, timeout, settings)
         except (psycopg2.OperationalError, UnicodeDecodeError) as exc:
             said = _what_was_said(exc)
             problem = _problem(said, login)

@@ -417,7 +417,9 @@ def step_outside_of_scripts(sqlstate: str, said: str, blocked_by: Sequence[str] 
     return "Invoke again"
 
 
-def step_after_event_trigger(sqlstate: str, function: str, triggers: Sequence[str]) -> str:
+def step_after_event_trigger(
+    sqlstate: str, function: str, triggers: Sequence[str], schema: str
+) -> str:
     """What to do where an event trigger has failed a statement of ours.
 
     Ours run under a search path in which the function does not find what it names without schema.
@@ -427,7 +429,7 @@ def step_after_event_trigger(sqlstate: str, function: str, triggers: Sequence[st
     if sqlstate.startswith(("42", "3F")):
         step = (
             "write the schema before each name in that function, or ALTER FUNCTION "
-            f"{function} SET search_path = public"
+            f"{function} SET search_path = {schema}"
         )
     return f"It failed in {function}, which event trigger {names} calls: {step}; then invoke again"
 
@@ -636,6 +638,7 @@ STEPS_OUTSIDE_OF_SCRIPTS = (
         "db_setup keeps its table in schema public, which is missing: CREATE SCHEMA public, as the "
         "admin, and invoke again",
     ),
+    ('^3F000 schema "', "Invoke a migration first: it creates the schema that DB_SCHEMA names"),
     (
         r"^42501 permission denied to create role\b",
         "Give the admin CREATEROLE, or set CREATE_USERS to false; then invoke again",

@@ -103,7 +103,7 @@ from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
 from secret_store import Secret
-from session import LOCK_KEY, RETRYABLE, Session
+from session import RETRYABLE, Session
 from sql_scanner import Script
 from tracking import State
 
@@ -172,6 +172,7 @@ def run(
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
+    session.schema = setup.config.schema
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
     this_run = Run(setup, session, report, request_id)
@@ -515,7 +516,7 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
     scripts = run.setup.scripts
     script = scripts.get((migration, backslashes))
     if script is None:
-        script = migration_files.load_script(migration, run.setup.config.tables, backslashes)
+        script = migration_files.load_script(migration, run.setup.config.created, backslashes)
         if len(plan.pending) > 1:
             script.forget_text()
         scripts[migration, backslashes] = script
@@ -620,11 +621,15 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
 
 def with_text(session: Session, file: PendingFile) -> PendingFile:
     """The file with its text, and without the settings that only newer servers know."""
-    script = file.script.without_settings_unknown_to(session.server_version)
+    own_schema = "" if session.schema == "public" else session.schema
+    script = file.script.without_settings_unknown_to(session.server_version, own_schema)
     for setting in script.unknown_settings:
         phrase = "setting unknown to this server left out"
         if setting == sql_scanner.COLUMN_STAMP:
             phrase = "column stamps of another server left out"
+        if setting == sql_scanner.THE_SCHEMA:
+            log("its schema exists already", migration=file.name, left_out=setting)
+            continue
         log(phrase, logging.WARNING, migration=file.name, setting=setting)
     return file._replace(script=script)
 
@@ -770,7 +775,9 @@ def postgresql_error(run: Run, exc: psycopg2.Error) -> InitializerError:
     functions = [name for name, _, _ in failures.FUNCTION.findall(exc.diag.context or "")]
     triggers = session.event_triggers(functions) if functions else []
     if triggers:
-        step = failures.step_after_event_trigger(exc.pgcode or "", functions[0], triggers)
+        step = failures.step_after_event_trigger(
+            exc.pgcode or "", functions[0], triggers, session.schema
+        )
     kind = ConnectError if session.is_lost else InitializerError
     problem = f"{place}PostgreSQL: {said}{code}. Whatever was not finished is rolled back"
     return kind(problem, step, state="")
@@ -928,10 +935,7 @@ def rehearse_migration(
         raise failed(run, file, outcome)
     file.script.forget_text()
     session.defer_constraints()
-    if (
-        not outcome.kept_lock
-        and not session.query(f"SELECT pg_try_advisory_lock({LOCK_KEY})")[0][0]
-    ):
+    if not outcome.kept_lock and not session.query(session.try_lock_sql())[0][0]:
         raise LockError(
             f"{file.name} released the lock, and another run holds it now", "Invoke again", state=""
         )

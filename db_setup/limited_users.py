@@ -60,7 +60,7 @@ class Kind:
 
     @property
     def on_schema(self) -> str:
-        """Its rights on schema public."""
+        """Its rights on the schema."""
         return "USAGE, CREATE" if self.may_create else "USAGE"
 
     @property
@@ -87,14 +87,15 @@ def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
 
 @dataclass(frozen=True)
 class Application:
-    """The admin of one application's database, the prefix of its roles, and its tables that they
-    may not write.
+    """The admin of one application's database, the prefix of its roles, its schema, and its tables
+    that they may not write.
     """
 
     admin: Login
     prefix: str
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
+    schema: str = "public"
     kinds: Sequence[Kind] = KINDS
     by_iam: bool = False  # the logins have no password
     tokens_for: Optional[Callable[[str], Callable[[], str]]] = None  # of a login, see database
@@ -238,6 +239,7 @@ class LimitedUsers:
     def __init__(self, session: Session, app: Application, password_tag: str) -> None:
         self._session = session
         self._app = app
+        self._schema = sql.Identifier(app.schema)
         self._limited = limited_roles(app.prefix, app.kinds)
         self._password_tag = password_tag  # what a new password ends with
         self._members: dict[str, Members] = {}  # by role, as they were last found
@@ -283,8 +285,8 @@ class LimitedUsers:
                 yield (
                     f"{group.name} gets no rights on what {creator} makes, since a file revoked "
                     f"them by default, or DROP OWNED BY {group.name} did; if it should, in a new "
-                    f"file: ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT "
-                    f"{kind.tables} ON TABLES TO {group.name}"
+                    f"file: ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA "
+                    f"{self._app.schema} GRANT {kind.tables} ON TABLES TO {group.name}"
                 )
         args = {
             "first_new": self._first_new,
@@ -292,6 +294,7 @@ class LimitedUsers:
             "group": self._app.group_name(READWRITE),
             "roles": self._app.roles,
             "ours": [self._text(self._app.tracking), self._text(self._app.progress)],
+            "schema": self._app.schema,
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
             if replaced:
@@ -406,6 +409,7 @@ class LimitedUsers:
             "progress": self._text(self._app.progress),
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
+            "schema": self._app.schema,
         }
         question = boundary.with_trusted(GROUP_STATE_SQL, self._limited)
         self._unchanged_groups = None
@@ -451,9 +455,10 @@ class LimitedUsers:
             statements += self._entry_statements(kind, name, found)
         is_first = any(not groups[kind].has_had(me) for kind in entering)
         if is_first and found.schema_is_ours and found.schema_is_open:
-            statements.append(sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+            closing = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
+            statements.append(closing.format(self._schema))
             log(
-                "schema public closed: only its owner and table creators may create there now",
+                f"schema {self._app.schema} closed: only its owner and table creators may create there now",
                 logging.WARNING,
             )
         for creator in at_once:
@@ -461,7 +466,9 @@ class LimitedUsers:
         statements += self._note(groups, at_once)
         # A dry run's transaction goes on.
         statements.append(sql.SQL("SET LOCAL client_min_messages TO DEFAULT"))
-        question = sql.SQL(RIGHTS_SQL).format(sql.Literal(list(entering.values())))
+        question = sql.SQL(RIGHTS_SQL).format(
+            groups=sql.Literal(list(entering.values())), schema=sql.Literal(self._app.schema)
+        )
         rights = self._execute([*statements, question])
         for kind, (name, *achieved) in zip(entering, rights):
             self._check_rights(kind, name, *achieved)
@@ -473,8 +480,8 @@ class LimitedUsers:
         name = sql.Identifier(group)
         database_name = sql.Identifier(self._session.connection.info.dbname)
         yield sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(database_name, name)
-        grant = sql.SQL("GRANT {} ON SCHEMA public TO {}")
-        yield grant.format(sql.SQL(kind.on_schema), name)
+        grant = sql.SQL("GRANT {} ON SCHEMA {} TO {}")
+        yield grant.format(sql.SQL(kind.on_schema), self._schema, name)
         if found.has_tracking:
             yield sql.SQL("GRANT SELECT ON {} TO {}").format(self._app.tracking, name)
 
@@ -485,6 +492,7 @@ class LimitedUsers:
         warning. Up to PostgreSQL 14 schema public belongs to the superuser.
         """
         me = self._session.user
+        schema = self._app.schema
         if not may_connect:
             dbname = self._session.connection.info.dbname
             raise UserError(
@@ -495,13 +503,14 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema public to {group}. No role has been changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA public TO {group}; then "
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
                 "invoke again",
             )
         if may_create and not kind.may_create:
-            remedy = "as the schema's owner: REVOKE CREATE ON SCHEMA public FROM PUBLIC"
-            log("everybody can create tables in schema public", logging.WARNING, remedy=remedy)
+            remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
+            text = f"everybody can create tables in schema {schema}"
+            log(text, logging.WARNING, remedy=remedy)
 
     def _note(
         self, groups: Mapping[Kind, GroupState], creators: Sequence[str]
@@ -574,13 +583,18 @@ class LimitedUsers:
         """What there is after this change."""
         tracking = self._text(self._app.tracking)
         ours = [tracking, self._text(self._app.progress)]
-        args = {"creators": list(creators), "tracking": tracking, "ours": ours}
+        args = {
+            "creators": list(creators),
+            "tracking": tracking,
+            "ours": ours,
+            "schema": self._app.schema,
+        }
         return Found(*self._session.query(change + sql.SQL(FOUND_SQL), args)[0])
 
     def _object_statements(
         self, creator: str, groups: Mapping[Kind, GroupState], found: Found
     ) -> list[sql.Composable]:
-        """Let the groups use what `creator` has made in schema public and will make there, unless
+        """Let the groups use what `creator` has made in the schema and will make there, unless
         that is granted already.
         """
         statements: list[sql.Composable] = []
@@ -597,6 +611,7 @@ class LimitedUsers:
                 statements.append(
                     sql.SQL(template).format(
                         creator=sql.Identifier(creator),
+                        schema=self._schema,
                         rights=sql.SQL(rights),
                         kind=sql.SQL(word),
                         objects=sql.SQL(objects or ""),
@@ -1012,6 +1027,8 @@ class LimitedUsers:
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
             change += "GRANT {role} TO CURRENT_USER; "
+        if self._app.schema != "public":  # later it is the application's own: others share it
+            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {schema}, public; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
             if state.settings:
@@ -1026,10 +1043,13 @@ class LimitedUsers:
             change += "GRANT rds_iam TO {role}; "
         elif state is not None and state.by_iam:
             change += "REVOKE rds_iam FROM {role}; "
+        dbname = self._text(sql.Identifier(connection.info.dbname))
         change_sql = sql.SQL(change).format(
             role=sql.Identifier(login.username),
             verifier=sql.Literal(verifier),
             group=sql.Identifier(self._app.group_name(kind)),
+            dbname=sql.SQL(dbname.replace("%", "%%")),  # goes with a question that has arguments
+            schema=self._schema,
         )
         after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
@@ -1280,12 +1300,13 @@ GROUP_STATE_SQL = f"""
            coalesce(has_database_privilege(r.oid, current_database(), 'CONNECT'), false),
            ARRAY(SELECT DISTINCT c.rolname || ':' || d.defaclobjtype::text FROM pg_default_acl d
                  JOIN pg_roles c ON c.oid = d.defaclrole, aclexplode(d.defaclacl) a
-                 WHERE d.defaclnamespace = to_regnamespace('public') AND a.grantee = r.oid),
+                 WHERE d.defaclnamespace = to_regnamespace(%(schema)s) AND a.grantee = r.oid),
            (SELECT json_build_array(note, coalesce(string_to_array(substring(
                        obj_description(c.oid, 'pg_class') FROM '^' || note || '(.*)'), chr(10)),
                        ARRAY[]::text[]))
             FROM pg_class c, pg_database d,
-                 concat('rights granted in ', d.oid, '/', c.oid, ':', chr(10)) note
+                 concat('rights granted in ', d.oid, '/', c.oid,
+                         ' schema ' || nullif(%(schema)s, 'public'), ':', chr(10)) note
             WHERE d.datname = current_database() AND c.oid = to_regclass(%(progress)s)
                 AND pg_has_role(c.relowner, 'USAGE')),
            ({MEMBERS_SQL}), ({UNWANTED_SQL}),
@@ -1296,15 +1317,15 @@ GROUP_STATE_SQL = f"""
 # Whoever has made a group or login is not a member of it since PostgreSQL 16.
 NEW_GROUP_SQL = "CREATE ROLE {0} NOLOGIN; GRANT {0} TO CURRENT_USER; "
 DEFAULT_RIGHTS_SQL = (
-    "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public GRANT {rights} ON {kind}S "
+    "ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA {schema} GRANT {rights} ON {kind}S "
     "TO {group}"
 )
 OBJECT_RIGHTS_SQL = "; GRANT {rights} ON {kind} {objects} TO {group}"
 RIGHTS_SQL = """
     SELECT name, has_database_privilege(name, current_database(), 'CONNECT'),
-           has_schema_privilege(name, 'public', 'USAGE'),
-           has_schema_privilege(name, 'public', 'CREATE')
-    FROM unnest({}::text[]) WITH ORDINALITY g(name, at) ORDER BY at"""
+           has_schema_privilege(name, {schema}, 'USAGE'),
+           has_schema_privilege(name, {schema}, 'CREATE')
+    FROM unnest({groups}::text[]) WITH ORDINALITY g(name, at) ORDER BY at"""
 
 # A Found. Our own tables are not among the objects: who may do what with them, boundary says.
 FOUND_SQL = """
@@ -1316,7 +1337,7 @@ FOUND_SQL = """
            (SELECT coalesce(json_object_agg(whose, which), '{}') FROM (
                 SELECT o.rolname || CASE c.relkind WHEN 'S' THEN ':S' ELSE ':r' END AS whose,
                        CASE WHEN sum(length(c.relname)) < 2000000
-                           THEN string_agg('public.' || quote_ident(c.relname), ', ') END AS which
+                           THEN string_agg(format('%%I.%%I', nspname, c.relname), ', ') END AS which
                 FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner
                 WHERE c.relnamespace = n.oid AND o.rolname = ANY (%(creators)s)
                   AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
@@ -1325,8 +1346,7 @@ FOUND_SQL = """
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                       AND d.refclassid = 'pg_class'::regclass AND c.relkind = 'S')
                 GROUP BY 1) s)
-    FROM (SELECT to_regnamespace('public') AS public) p LEFT JOIN pg_namespace n
-         ON n.oid = p.public"""
+    FROM (SELECT %(schema)s AS name) s LEFT JOIN pg_namespace n ON n.nspname = s.name"""
 
 # What others have put a login into does not count: see UNWANTED_SQL.
 LOGIN_STATE_SQL = f"""
@@ -1432,8 +1452,8 @@ ROLES_OF_SQL = (
 NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
 UNREADABLE_SQL = f"""
     SELECT pg_get_userbyid(c.relowner)::text,
-           (array_agg('public.' || quote_ident(c.relname) ORDER BY c.relname))[:6], NULL
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'public'
+           (array_agg(format('%%I.%%I', nspname, c.relname) ORDER BY c.relname))[:6], NULL
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = %(schema)s
     JOIN pg_roles r ON r.rolname = %(group)s
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND pg_get_userbyid(c.relowner) <> current_user
       AND pg_get_userbyid(c.relowner) <> ALL (%(roles)s) AND {NEW.format("c")}

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ import file_names
 import sql_scanner
 from common import MEMORY_OF_A_RUN_MB, MigrationError
 from file_names import Version, version_of
-from sql_scanner import Script
+from sql_scanner import Name, Script
 
 BLOCK = 1 << 18  # bytes of a file that are read at a time
 CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of a character in UTF-8 after its first
@@ -430,7 +430,7 @@ def _folded(name: str) -> str:
     return name.lower()
 
 
-def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = False) -> Script:
+def load_script(migration: Migration, ours: Collection[Name], backslashes: bool = False) -> Script:
     """Read and scan a file that is to run; a MigrationError says what cannot work.
 
     It may not create `ours`, the tables that say what is applied. `backslashes`: '…' is read
@@ -442,9 +442,9 @@ def load_script(migration: Migration, ours: Sequence[str], backslashes: bool = F
         undoing = _undoing_half(script)
         if undoing and any(sql_scanner.scan(text[undoing.end() :], backslashes)):
             raise sql_scanner.ScanError(UNDOES, undoing.start())
-        for (schema, name), place in script.created_tables.items():
-            if schema in (None, "public") and name in ours:
-                complaint = f"table {name} is ours; set MIGRATIONS_TABLE to another name"
+        for name, place in script.created_tables.items():
+            if name in ours:
+                complaint = f"table {name[1]} is ours; set MIGRATIONS_TABLE to another name"
                 raise sql_scanner.ScanError(complaint, place)
     if script.pieces:
         _refuse_beyond_memory(migration, _memory_to_send(script, migration.path.stat().st_size))

@@ -6,9 +6,11 @@ Knows PostgreSQL and the clock, nothing of migrations or AWS. Raises ConnectErro
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import math
+import os
 import random
 import re
 import time
@@ -44,8 +46,8 @@ TOO_MANY_ROWS = (
     "SELECT count(*) FROM (…) q, or PERFORM in a DO block, or raise memorySize; then deploy again"
 )
 
-# Both permanent: versions that do not agree on them would not see each other.
-LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII
+# All permanent: versions that do not agree on them would not see each other.
+LOCK_KEY = 0x64625F7365747570  # "db_setup" in ASCII; that of schema public, see lock_key
 # Its first half; the second key of this lock is the holder's deadline, in epoch seconds.
 DEADLINE_CLASS = 0x64625F73
 
@@ -74,6 +76,7 @@ class Session:
         self.current = ""  # the migration that is being applied
         self.lock_wait_ms = 0
         self.holds_lock = False
+        self.schema = "public"  # of the application: scripts begin in it, and its lock is ours
         self.limited_roles: Sequence[str] = ()  # their members run no migration, see acquire_lock
         self.activity = Activity()
         self._defaults_when_begun = ""
@@ -99,7 +102,9 @@ class Session:
 
         Where it has not, another run may have come in between.
         """
-        with_lock = sql.SQL("SELECT {}, q.* FROM ({}) q").format(sql.SQL(HOLDS_LOCK_SQL), question)
+        with_lock = sql.SQL("SELECT {}, q.* FROM ({}) q").format(
+            sql.SQL(self._with_key(HOLDS_LOCK_SQL)), question
+        )
         holds_lock, *answer = self._connect_and(lambda: self._set_up(with_lock, takes_lock=True))
         self.holds_lock = bool(holds_lock)
         return self.holds_lock, tuple(answer)
@@ -131,7 +136,9 @@ class Session:
     def _connect(self) -> None:
         self.close()
         self.holds_lock = False
-        self._connection = database.connect(self.login, self.deadline)
+        self._connection = database.connect(
+            self.login, self.deadline, settings=script_settings(self.schema)
+        )
         look_after_s = self.lock_timeout_ms * 0.6 / 1000  # before a lock timeout strikes
         self._watcher = Watcher(
             self._connection, self.login, self.deadline, self.activity, look_after_s
@@ -306,7 +313,7 @@ class Session:
             "tcp_keepalives_interval": 2,
             "tcp_keepalives_count": 3,
             "tcp_user_timeout": 11_000,  # no keepalive is sent while an answer is on its way
-            # A function in schema public that fits better than PostgreSQL's own would run as the
+            # A function in a schema of others that fits better than PostgreSQL's own would run as the
             # admin.
             "search_path": "pg_catalog",
             "role": "none",  # ALTER ROLE … SET role may have made it another one
@@ -411,7 +418,7 @@ class Session:
     # --- The lock -----------------------------------------------------------------------------
 
     def acquire_lock(self) -> None:
-        """Take the session lock of this database, and publish until when it can be held at the
+        """Take the session lock of this schema, and publish until when it can be held at the
         longest.
 
         Polled with no transaction open: a blocking wait would deadlock with CREATE INDEX
@@ -426,7 +433,7 @@ class Session:
         announced = 0.0
         attempt_sql = self.try_lock_sql()
         while not self.query(attempt_sql)[0][0]:
-            attempt_sql = TRY_LOCK_SQL
+            attempt_sql = self._with_key(TRY_LOCK_SQL)
             waited = time.monotonic() - started
             holder, step = self._end_overdue_holder(is_late=waited > self.deadline.left)
             ended = self._end_limited_holders()
@@ -466,7 +473,7 @@ class Session:
         """
         known = "another run"
         step = "Invoke again when that one is done"
-        for (name,) in self.query(PREPARED_HOLDER_SQL):
+        for (name,) in self.query(self._with_key(PREPARED_HOLDER_SQL)):
             known = f"the prepared transaction {name}"
             step = f"It does not end by itself: ROLLBACK PREPARED {name}, and invoke again"
         for holder in self.lock_holders():
@@ -496,7 +503,7 @@ class Session:
             "pids": list(pids),
             "transactions": list(transactions),
         }
-        found = self.query(LIMITED_HOLDERS_SQL, args)
+        found = self.query(self._with_key(LIMITED_HOLDERS_SQL), args)
         for _, _, role, _ in found:
             log("ending a limited user that holds our lock", logging.WARNING, user=role)
         self.end_limited(found)
@@ -529,7 +536,7 @@ class Session:
 
     def lock_holders(self) -> list[Holder]:
         """Nobody, or one."""
-        return [Holder(*row) for row in self.query(HOLDER_SQL)]
+        return [Holder(*row) for row in self.query(self._with_key(HOLDER_SQL))]
 
     def try_lock_sql(self, where_sql: str = "") -> str:
         """Publishes until when the lock can be held, and takes it if it is free.
@@ -537,13 +544,17 @@ class Session:
         It is one message, so a process that is frozen has done both or neither. It does not wait
         for the lock that publishes: others can hold that.
         """
+        lock_sql = self._with_key(TRY_LOCK_SQL)
         if not self.deadline.exists:
-            return f"{TRY_LOCK_SQL} {where_sql}"
+            return f"{lock_sql} {where_sql}"
         left_s = self.deadline.left + self.deadline.reserve
         # 32 bits without a sign, as pg_locks shows them, are enough until 2106.
         until_sql = f"(extract(epoch FROM clock_timestamp()) + {left_s:.3f})::bigint::bit(32)::int"
         publish_sql = f"SELECT pg_try_advisory_lock_shared({DEADLINE_CLASS}, {until_sql})"
-        return f"{publish_sql} {where_sql}; {TRY_LOCK_SQL} {where_sql}"
+        return f"{publish_sql} {where_sql}; {lock_sql} {where_sql}"
+
+    def _with_key(self, question: str) -> str:
+        return question.replace("{key}", str(lock_key(self.schema)))
 
     def session_check_sql(self, may_have_changed: bool, release_if_sql: str) -> str:
         """Asks whether the session still holds the lock, and whether it is as a new one would be.
@@ -557,9 +568,10 @@ class Session:
         keep_types_sql = "true"
         if not self._functions_keep_types:
             keep_types_sql = kept_types.KEEP_TYPES_SQL.format(since=self._functions_seen_to)
+        is_ours_sql = self._with_key(IS_OUR_LOCK_SQL)
         found_sql = (
-            f"SELECT coalesce(bool_or({IS_OUR_LOCK_SQL}), false) AS held, "
-            f"coalesce(bool_and({IS_OUR_LOCK_SQL} OR classid = {DEADLINE_CLASS}), true) AS alone, "
+            f"SELECT coalesce(bool_or({is_ours_sql}), false) AS held, "
+            f"coalesce(bool_and({is_ours_sql} OR classid = {DEADLINE_CLASS}), true) AS alone, "
             f"CASE WHEN {kept_types.USES_PLPGSQL_SQL} THEN {keep_types_sql} END AS keep_types, "
             f"{kept_types.SEEN_TO_SQL} AS seen_to, ({DEFAULTS_SQL}) AS defaults {OUR_LOCKS_SQL} "
         )
@@ -579,6 +591,23 @@ class Session:
         if keep_types is not None:
             self._functions_keep_types = keep_types
             self._functions_seen_to = seen_to
+
+
+def lock_key(schema: str) -> int:
+    """The key of the lock under which an application of this schema is changed; permanent."""
+    if schema == "public":
+        return LOCK_KEY
+    return int.from_bytes(hashlib.sha256(f"db_setup {schema}".encode()).digest()[:8], "big") >> 1
+
+
+def script_settings(schema: str) -> Optional[str]:
+    """libpq's settings by which a script begins in this schema, and comes back to it by RESET.
+
+    For public it is what the server's settings say.
+    """
+    if schema == "public":
+        return None
+    return f"{os.environ.get('PGOPTIONS', '')} -c search_path={schema},public"
 
 
 def pauses(deadline: Deadline) -> Iterator[float]:
@@ -633,8 +662,9 @@ SET_UP_SQL = (
     f"pg_backend_pid(), pg_is_in_recovery(), ({DEFAULTS_SQL}), {READ_ONLY_BY_SQL}, q.* "
     "FROM ({question}) q"
 )
-TRY_LOCK_SQL = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
-IS_OUR_LOCK_SQL = f"(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {LOCK_KEY})"
+# In these, {key} is lock_key().
+TRY_LOCK_SQL = "SELECT pg_try_advisory_lock({key})"
+IS_OUR_LOCK_SQL = "(objsubid = 1 AND (classid::bigint << 32) + objid::bigint = {key})"
 PREPARED_HOLDER_SQL = (
     "SELECT quote_literal(p.gid) FROM pg_prepared_xacts p "
     "JOIN pg_locks t ON t.transactionid = p.transaction AND t.granted "
@@ -658,7 +688,7 @@ HOLDER_SQL = f"""
     LEFT JOIN pg_locks d ON d.pid = l.pid AND d.locktype = 'advisory'
          AND d.classid = {DEADLINE_CLASS} AND d.objsubid = 2
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND (l.classid::bigint << 32) + l.objid::bigint = {LOCK_KEY}"""
+      AND (l.classid::bigint << 32) + l.objid::bigint = {{key}}"""
 # A session or a prepared transaction, its user, and whether we can become that as it is.
 LIMITED_HOLDERS_SQL = f"""
     WITH holders AS (

@@ -239,10 +239,11 @@ class Script:
             if piece.start not in left_out:
                 yield piece
 
-    def without_settings_unknown_to(self, server_version: int) -> Script:
+    def without_settings_unknown_to(self, server_version: int, schema: str = "") -> Script:
         """The script without the settings that a server of this version does not know.
 
         pg_dump of a newer version writes them. Stamps of columns go too: they never have an effect.
+        So does CREATE SCHEMA of a `schema` that is there already, as pg_dump writes it.
         """
         beginning = self.text[:ONE_MESSAGE]
         later = [
@@ -250,7 +251,8 @@ class Script:
             for name, since in _SETTINGS_SINCE.items()
             if server_version < since and name in beginning
         ]
-        if not later and COLUMN_STAMP not in self.text:
+        creates_schema = bool(schema and _CREATES_SCHEMA.search(beginning))
+        if not (later or creates_schema or COLUMN_STAMP in self.text):
             return self
         unknown: list[Statement] = []
         names: list[str] = []
@@ -261,6 +263,9 @@ class Script:
             elif statement.setting and statement.setting[0] in later:
                 unknown.append(statement)
                 names.append(statement.setting[0])
+            elif creates_schema and statement.creates_just(schema):
+                unknown.append(statement)
+                names.append(THE_SCHEMA)
         return replace(
             self,
             left_out=(*self.left_out, *unknown),
@@ -301,6 +306,11 @@ class Statement:
         """The first twelve tokens, in upper case, and two empty ones: at least three in all."""
         first_tokens = [token.upper() for token in self.tokens[:12]]
         return (*first_tokens, "", "")
+
+    def creates_just(self, schema: str) -> bool:
+        """It is CREATE SCHEMA with this name, and nothing else."""
+        names = [_identifier(token) for token in self.tokens[2:]]
+        return self.words[:2] == ("CREATE", "SCHEMA") and names == [schema]
 
     @property
     def is_dml(self) -> bool:
@@ -1029,6 +1039,8 @@ _SETTINGS_SINCE = {"transaction_timeout": 170000}
 # A server of November 2026 or newer stamps each column with it, and ignores it in SET; older ones
 # refuse it. A pg_dump of an older minor version writes the stamps into its dump.
 COLUMN_STAMP = "pg_attver"
+THE_SCHEMA = "CREATE SCHEMA"
+_CREATES_SCHEMA = re.compile(r"(?i)\bCREATE\s+SCHEMA\b")
 _STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 # pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
 _LARGE_OBJECT = re.compile(r";\s*SELECT pg_catalog\.lo_open\(")
@@ -1139,7 +1151,7 @@ def _goes_alone(statement: Statement) -> bool:
     changes_what_follows = statement.data or statement.changes_string_syntax
     if changes_what_follows or statement.is_meta_command or statement.is_column_stamp:
         return True
-    if statement.transaction_control:
+    if statement.transaction_control or statement.words[:2] == ("CREATE", "SCHEMA"):
         return True
     if statement.setting is None:
         return False

@@ -56,7 +56,7 @@ class State:
 
 def our_tables_question(config: Config) -> sql.Composable:
     """Its answer, one value, is for boundary.tables; it can be asked when the session is set up."""
-    return boundary.our_tables_question(config.tables, config.limited_roles)
+    return boundary.our_tables_question(config.schema, config.tables, config.limited_roles)
 
 
 def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]) -> State:
@@ -80,11 +80,11 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
             if "file_sha256" in table.columns:
                 missing = ", ".join(columns - set(table.columns))
                 raise ConfigError(
-                    f"table public.{table.name} is db_setup's own, but has no column {missing} any "
+                    f"table {table.label} is db_setup's own, but has no column {missing} any "
                     f"more (columns: {', '.join(table.columns)}): rename or restore that column"
                 )
             raise ConfigError(
-                f'table public."{table.name}" belongs to another tool '
+                f'table {config.schema}."{table.name}" belongs to another tool '
                 f"(columns: {', '.join(table.columns)}): "
                 "set MIGRATIONS_TABLE to a name of its own, such as db_setup_migrations"
             )
@@ -195,6 +195,12 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         adoption = adoptable(session, setup)
         changes.insert(0, sql.SQL(CREATE_SQL).format(config.tracking))
+        if config.schema != "public":
+            home = sql.Literal(HOME + config.schema)
+            if not has_schema(session, config):
+                schema = sql.Identifier(config.schema)
+                changes.insert(0, sql.SQL("CREATE SCHEMA {}").format(schema))
+            changes.append(sql.SQL("COMMENT ON TABLE {} IS {}").format(config.tracking, home))
     is_missing = (state.columns is None, not state.has_marks)
     made = [name for name, missing in zip(config.tables, is_missing) if missing]
     changes.append(
@@ -205,12 +211,33 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     try:
         session.query_all_or_none(sql.SQL("; ").join(changes))
     except psycopg2.errors.DuplicateObject:
-        for label, owner in session.query(boundary.TAKEN_SQL, [list(config.tables)]):
+        for label, owner in session.query(boundary.TAKEN_SQL, [config.schema, list(config.tables)]):
             raise boundary.name_taken("TYPE", label, owner) from None
         raise
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
+
+
+def has_schema(session: Session, config: Config) -> bool:
+    """Whether the schema is there.
+
+    Raises ConfigError where it belongs to somebody who could replace our tables in it.
+    """
+    schema = sql.Literal(config.schema)
+    question = boundary.with_trusted(SCHEMA_OWNER_SQL, config.limited_roles, schema=schema)
+    found = session.query(question)
+    for label, owner, is_trusted in found:
+        if is_trusted:
+            continue
+        me = session.login.username
+        raise ConfigError(
+            f"schema {label} belongs to {owner}, who is not the admin and could decide by it what "
+            f"runs as {me}",
+            f"If it is right, as its owner or a superuser: ALTER SCHEMA {label} OWNER TO {me}; if "
+            "not, set DB_SCHEMA to another name",
+        )
+    return bool(found)
 
 
 def forget(session: Session, config: Config, rows: Sequence[Row]) -> None:
@@ -225,14 +252,16 @@ def remove_example(session: Session, config: Config, row: Row) -> None:
 
     Raises MigrationError where the tables are in use, or are not as the example made them.
     """
-    drop = sql.SQL(DROP_EXAMPLE_SQL).format(config.tracking, sql.Literal(row.id))
+    drop = sql.SQL(DROP_EXAMPLE_SQL).format(
+        tracking=config.tracking, id=sql.Literal(row.id), schema=sql.Identifier(config.schema)
+    )
     try:
         session.with_retries(lambda: session.query_all_or_none(drop))
     except psycopg2.Error as exc:
         why = NOT_DROPPED.get(exc.pgcode or "")
         if why is None:
             raise
-        forget = f"DELETE FROM public.{config.table} WHERE id = {row.id}"
+        forget = f"DELETE FROM {config.schema}.{config.table} WHERE id = {row.id}"
         raise MigrationError(
             f"{row.name}.sql was replaced, but what is applied is the example that comes with "
             f"db_setup, and its tables users and products {why}",
@@ -292,13 +321,19 @@ def has_tables(session: Session, setup: Setup) -> bool:
     config = setup.config
     name = sql.Literal(config.table)
     question = boundary.with_trusted(
-        FIRST_RUN_SQL, config.limited_roles, any_table=sql.SQL(ANY_TABLE_SQL), name=name
+        FIRST_RUN_SQL,
+        config.limited_roles,
+        any_table=sql.SQL(ANY_TABLE_SQL),
+        home=sql.SQL(HOME_SQL),
+        name=name,
+        schema=sql.Literal(config.schema),
     )
     has_any, moved = session.query(question)[0]
     if moved:
         raise ConfigError(
-            f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA public, "
-            "or set MIGRATIONS_TABLE to another name if that one belongs to another application"
+            f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA "
+            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE to another "
+            "name if that one belongs to another application"
         )
     return bool(has_any)
 
@@ -309,15 +344,22 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
     """
     contents = {file.sha256 for file in setup.files}
     name = sql.Literal(setup.config.table)
-    question = boundary.with_trusted(OTHER_TABLES_SQL, setup.config.limited_roles, name=name)
+    question = boundary.with_trusted(
+        OTHER_TABLES_SQL,
+        setup.config.limited_roles,
+        name=name,
+        # An application that moves to a schema of its own has its table in public still. Who names
+        # BASELINE knows better.
+        schema=sql.Literal("public" if setup.config.baseline else setup.config.schema),
+    )
     for schema, table in session.query(question):
         select = sql.SQL("SELECT file_sha256 FROM {}").format(sql.Identifier(schema, table))
         recorded = {sha256 for (sha256,) in session.query(select)}
         if recorded and recorded <= contents:
             raise ConfigError(
                 f"table {schema}.{table} records the files of this folder, which would run again: "
-                "was MIGRATIONS_TABLE changed? Set it back; or edit one of the files, if that "
-                "table belongs to another application that has the same ones"
+                "was MIGRATIONS_TABLE or DB_SCHEMA changed? Set it back; or edit one of the files, "
+                "if that table belongs to another application that has the same ones"
             )
 
 
@@ -370,6 +412,7 @@ def existing_tables(
     """
     config = setup.config
     default, user, schemas = session.query(SCHEMAS_SQL)[0]
+    schemas.append(config.schema)  # which a first run makes
     found = []
     for table in created.tables:
         path = table.path
@@ -439,7 +482,7 @@ def record_sql(session: Session, config: Config, name: str, hashes: Sequence[str
 
 def row_lost(config: Config) -> str:
     return (
-        f"public.{config.table} did not keep the row that says *applied*: "
+        f"{config.schema}.{config.table} did not keep the row that says *applied*: "
         "look for a trigger or a rule of that table, and remove it"
     )
 
@@ -453,7 +496,7 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
         return row_lost(config)
     is_its_id = "(id)=" in (diag.message_detail or "")
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
-        table = f"public.{config.table}"
+        table = f"{config.schema}.{config.table}"
         remedy = f"SELECT setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
         return f"the sequence of {table} gives numbers that its rows have already: {remedy}"
     return ""
@@ -545,12 +588,12 @@ UNIQUE_VIOLATION = "23505"
 # number is that of what depends on the tables: an index, a trigger, a view … that others have added
 # counts, as rows do that a policy would hide.
 DROP_EXAMPLE_SQL = """
-    LOCK TABLE public.users, public.products IN ACCESS EXCLUSIVE MODE;
+    LOCK TABLE {schema}.users, {schema}.products IN ACCESS EXCLUSIVE MODE;
     DO $do$ BEGIN
         IF (SELECT string_agg(concat(attname, ' ', format_type(atttypid, atttypmod)), ', '
                               ORDER BY c.relname DESC, attnum)
             FROM pg_class c JOIN pg_attribute ON attrelid = c.oid AND attnum > 0
-            WHERE c.oid IN ('public.users'::regclass, 'public.products'::regclass)
+            WHERE c.oid IN ('{schema}.users'::regclass, '{schema}.products'::regclass)
               AND c.relkind = 'r' AND NOT c.relrowsecurity
               AND pg_get_userbyid(c.relowner) = current_user)
            IS DISTINCT FROM 'id uuid, email character varying, created_at timestamp without time '
@@ -558,16 +601,16 @@ DROP_EXAMPLE_SQL = """
            OR (SELECT count(*) FROM pg_depend d
                LEFT JOIN pg_constraint n ON n.oid = objid AND classid = 'pg_constraint'::regclass
                WHERE refclassid = 'pg_class'::regclass AND n.contype IS DISTINCT FROM 'n'
-                 AND refobjid IN ('public.users'::regclass, 'public.products'::regclass)) <> 12
+                 AND refobjid IN ('{schema}.users'::regclass, '{schema}.products'::regclass)) <> 12
         THEN
             RAISE 'not as the example made them' USING ERRCODE = 'invalid_table_definition';
         END IF;
-        IF EXISTS (SELECT FROM public.users) OR EXISTS (SELECT FROM public.products) THEN
+        IF EXISTS (SELECT FROM {schema}.users) OR EXISTS (SELECT FROM {schema}.products) THEN
             RAISE 'the tables hold rows' USING ERRCODE = 'object_in_use';
         END IF;
     END $do$;
-    DROP TABLE public.products, public.users;
-    DELETE FROM {} WHERE id = {}"""
+    DROP TABLE {schema}.products, {schema}.users;
+    DELETE FROM {tracking} WHERE id = {id}"""
 CHANGED = "have been changed, or are used by others"
 NOT_DROPPED = {
     "55006": "hold rows",
@@ -600,21 +643,30 @@ SCHEMAS_SQL = (
     "SELECT (SELECT reset_val FROM pg_settings WHERE name = 'search_path'), current_user::text, "
     "(SELECT array_agg(nspname::text) FROM pg_namespace WHERE nspname !~ '^pg_(toast|temp)')"
 )
-# Whether there is any table, and where one of our name is that is not in public.
+# Of which schema a tracking table is, wherever it was moved.
+HOME = "db_setup of schema "
+HOME_SQL = f"coalesce(substring(obj_description(c.oid, 'pg_class') FROM '^{HOME}(.*)'), 'public')"
+SCHEMA_OWNER_SQL = """
+    WITH {trusted}
+    SELECT quote_ident(nspname), rolname, rolsuper OR r.oid IN (SELECT oid FROM trusted)
+    FROM pg_namespace JOIN pg_roles r ON r.oid = nspowner WHERE nspname = {schema}"""
+# Whether there is any table, and where one of our name is that was moved out of our schema.
 FIRST_RUN_SQL = """
     WITH {trusted}
     SELECT EXISTS ({any_table}),
         (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c
          JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
          JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'migration_name'
-         WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> 'public'
+         WHERE c.relname = {name} AND c.relkind IN ('r', 'p') AND n.nspname <> {schema}
+           AND {home} = {schema}
            AND c.relowner IN (SELECT oid FROM trusted) LIMIT 1)"""
 # Tables of another name that are made as ours.
 OTHER_TABLES_SQL = """
     WITH {trusted}
     SELECT n.nspname, c.relname FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-    WHERE c.relname <> {name} AND c.relkind = 'r'
+    WHERE (c.relname <> {name} OR (n.nspname = 'public' AND {schema} <> 'public'))
+      AND c.relkind = 'r'
       AND c.relowner IN (SELECT oid FROM trusted)
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
            AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""

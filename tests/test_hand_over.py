@@ -68,12 +68,12 @@ def test_rest_that_another_run_has_begun_goes_on_there(world: World, tmp_path: P
     (tmp_path / "002_b.sql").write_text("-- no-transaction\nINSERT INTO a VALUES (1);\nSELECT nope;\n")
     real, called = database.connect, []
 
-    def connect(*args: Any) -> Any:
+    def connect(*args: Any, **named: Any) -> Any:
         called.append(args)
         if len(called) == 2:
             with mock.patch.object(initializer, "MIGRATIONS_DIR", tmp_path), pytest.raises(MigrationError):
                 initializer.handler(None, None)
-        return real(*args)
+        return real(*args, **named)
 
     with mock.patch.object(database, "connect", connect):
         report = world.deploy(CREATE_USERS="false")

@@ -31,7 +31,7 @@ MEANINGS = {
     "SAVEPOINT db_setup_objects": "share",
     'CREATE ROLE "readwrite"': "make groups",
     "SELECT g.name, r.oid IS NOT NULL": "groups",
-    "(array_agg('public.'": "what others made",
+    "(array_agg(format('%I.%I'": "what others made",
     "CREATE ROLE": "make login",
     "reached(oid) AS": "login's role",
     "WITH RECURSIVE rulers": "look",

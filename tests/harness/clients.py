@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import CACHE, alone
+from harness.database import PATH
 from harness.server import Server
 
 PINS = Path(__file__).resolve().with_name("clients")
@@ -74,6 +75,7 @@ def environment(server: Server, user: str, password: str, dbname: str) -> dict[s
         "PGPASSWORD": password,
         "PGDATABASE": dbname,
         "PGCLIENTENCODING": "UTF8",
+        **({"PGOPTIONS": PATH} if PATH else {}),
     }
 
 

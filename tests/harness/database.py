@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Optional
@@ -11,6 +12,12 @@ from psycopg2 import sql
 
 if TYPE_CHECKING:
     from harness.server import Server
+
+
+# Of the application that the tests deploy. With another one than public (a mode of the whole suite) every session of
+# the tests begins with the search_path that files begin with.
+SCHEMA = os.environ.get("TEST_SCHEMA", "public")
+PATH = None if SCHEMA == "public" else f"-c search_path={SCHEMA},public"
 
 
 @contextmanager
@@ -32,7 +39,7 @@ def connect(server: Server, dbname: str, user: str, password: str) -> Any:
     login = {"host": server.host, "port": server.port, "dbname": dbname, "user": user, "password": password}
     for _ in range(20):
         try:
-            connection = psycopg2.connect(**login, connect_timeout=10)
+            connection = psycopg2.connect(**login, connect_timeout=10, options=PATH)
             break
         except psycopg2.OperationalError as exc:
             if "wait callback" not in str(exc):

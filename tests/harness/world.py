@@ -21,7 +21,7 @@ import psycopg2
 from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
 
-from harness.database import connect, create_admin, create_database, drop_database, superuser_connection
+from harness.database import SCHEMA, connect, create_admin, create_database, drop_database, superuser_connection
 from harness.server import Server
 
 ADMIN, ADMIN_PASSWORD = "rds_admin", "admin's %s password"
@@ -48,7 +48,7 @@ OURS = (
         "DB_USER",
         "USERS_SIGN_IN",
     ),
-    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
+    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "DB_SCHEMA", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
 )
 
 
@@ -57,8 +57,10 @@ def prepare(server: Server) -> None:
     create_admin(server, ADMIN, ADMIN_PASSWORD)
     drop_database(server, TEMPLATE)
     create_database(server, TEMPLATE, ADMIN)
-    with superuser_connection(server, TEMPLATE):
-        pass  # the first one writes down what every session needs of the catalogue; copies of the template get it too
+    with superuser_connection(server, TEMPLATE) as connection:
+        if SCHEMA != "public":
+            rows(connection, f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {ADMIN}")
+        # The first session writes down what every one needs of the catalogue; copies of the template get it too.
 
 
 class Context:
@@ -84,6 +86,8 @@ class World:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
+        if SCHEMA != "public":
+            self.environ["DB_SCHEMA"] = SCHEMA
         # Said, or each report has the warning that the server is not verified.
         self.environ["PGSSLMODE"] = "require" if self.server.tls else "prefer"
         self.secrets = _secrets_manager()
@@ -168,14 +172,14 @@ class World:
 
     def applied(self, table: str = "schema_migrations") -> list[str]:
         """The recorded names, in the order in which they were recorded."""
-        return [name for (name,) in self.sql(f'SELECT migration_name FROM public."{table}" ORDER BY id')]
+        return [name for (name,) in self.sql(f'SELECT migration_name FROM {SCHEMA}."{table}" ORDER BY id')]
 
     def tables(self) -> list[str]:
-        """The tables in schema public, but for our own."""
+        """The tables in the application's schema, but for our own."""
         return [
             name
             for (name,) in self.sql(
-                "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') "
+                f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace AND relkind IN ('r', 'p') "
                 "AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
             )
         ]
