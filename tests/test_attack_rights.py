@@ -319,6 +319,14 @@ def test_group_that_drops_its_own_rights_does_not_close_what_the_admin_opened(de
     assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
 
 
+def test_group_that_is_let_in_again_does_not_close_what_the_admin_opened(deployed: World) -> None:
+    deployed.sql("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    deployed.sql(f"REVOKE CONNECT ON DATABASE {deployed.dbname} FROM PUBLIC, readwrite")
+    deployed.deploy()
+    assert refusal(deployed, "app_rw", "SELECT 1") == ""
+    assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
+
+
 def test_group_of_an_earlier_version_that_drops_its_rights_does_not_get_them_back(deployed: World) -> None:
     """Whose objects were granted is written down by the first run of this version."""
     deployed.write("001_pay.sql", "CREATE TABLE pay (id int); REVOKE ALL ON pay FROM readwrite")
