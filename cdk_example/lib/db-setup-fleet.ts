@@ -95,11 +95,13 @@ export class DbSetupFleet extends DbSetupFunction {
       // They come newest first.
       resultSelector: {
         me: sfn.JsonPath.stringAt("$$.Execution.Id"),
-        oldest: sfn.JsonPath.objectAt("States.ArrayGetItem($.Executions, States.MathAdd(States.ArrayLength($.Executions), -1))"),
+        oldest: sfn.JsonPath.objectAt(
+          "States.ArrayGetItem($.Executions, States.MathAdd(States.ArrayLength($.Executions), -1))",
+        ),
       },
       resultPath: "$.turn",
     });
-    others.addRetry({ errors: ["States.ALL"], interval: Duration.seconds(2), maxAttempts: 8, jitterStrategy: sfn.JitterType.FULL });
+    others.addRetry(QUESTION);
     const turn = new sfn.Choice(this, "Is it my turn");
     const wait = new sfn.Wait(this, "Wait for the other run", { time: sfn.WaitTime.duration(Duration.seconds(10)) });
     const begin = new sfn.Pass(this, "Begin", {
@@ -121,7 +123,7 @@ export class DbSetupFleet extends DbSetupFunction {
       },
       resultPath: "$.counts",
     });
-    count.addRetry({ errors: ["States.ALL"], interval: Duration.seconds(2), maxAttempts: 8, jitterStrategy: sfn.JitterType.FULL });
+    count.addRetry(QUESTION);
     const add = new sfn.Pass(this, "Add", {
       parameters: {
         after: sfn.JsonPath.stringAt("$.page.next"),
@@ -137,7 +139,9 @@ export class DbSetupFleet extends DbSetupFunction {
     canary.end.next(all);
     all.next(count).next(add).next(isLast);
     isLast.when(sfn.Condition.isNull("$.after"), verdict).otherwise(page);
-    verdict.when(sfn.Condition.numberEquals("$.failed", 0), new sfn.Succeed(this, "Done")).otherwise(this.firstFailures());
+    verdict
+      .when(sfn.Condition.numberEquals("$.failed", 0), new sfn.Succeed(this, "Done"))
+      .otherwise(this.firstFailures());
     page.next(isFirst);
     turn
       .when(sfn.Condition.stringEqualsJsonPath("$.turn.oldest.ExecutionArn", "$.turn.me"), begin.next(page))
@@ -180,7 +184,7 @@ export class DbSetupFleet extends DbSetupFunction {
   }
 
   /** The first few databases, one by one. The others are begun only if none of them fails. */
-  private canary(props: DbSetupFleetProps, canaries: number): { start: sfn.IChainable & sfn.State; end: sfn.INextable } {
+  private canary(props: DbSetupFleetProps, canaries: number): { start: sfn.State; end: sfn.State & sfn.INextable } {
     const failed = new sfn.Fail(this, "Canary failed", {
       error: "CanaryFailed",
       causePath: "States.Format('No other database was begun. {}', $.error.Cause)",
@@ -188,7 +192,12 @@ export class DbSetupFleet extends DbSetupFunction {
     if ("bucket" in props.databases) {
       const { bucket, key } = props.databases;
       const reader = new sfn.S3JsonItemReader({ bucket, key, maxItems: canaries });
-      const map = new sfn.DistributedMap(this, "Canaries", { itemReader: reader, itemSelector: OF_EACH, maxConcurrency: 1, resultPath: sfn.JsonPath.DISCARD });
+      const map = new sfn.DistributedMap(this, "Canaries", {
+        itemReader: reader,
+        itemSelector: OF_EACH,
+        maxConcurrency: 1,
+        resultPath: sfn.JsonPath.DISCARD,
+      });
       map.itemProcessor(this.migrate(props, "Canary: "));
       map.addCatch(failed, { resultPath: "$.error" });
       return { start: map, end: map };
@@ -264,13 +273,13 @@ export class DbSetupFleet extends DbSetupFunction {
       action: "putObject",
       parameters: {
         Bucket: this.results.bucketName,
-        Key: sfn.JsonPath.format("failures/{}/{}.json", sfn.JsonPath.stringAt("$.run"), sfn.JsonPath.stringAt("$.database")),
+        Key: sfn.JsonPath.stringAt("States.Format('failures/{}/{}.json', $.run, $.database)"),
         Body: { database: sfn.JsonPath.stringAt("$.database"), message: sfn.JsonPath.stringAt("$.message") },
       },
       iamResources: [this.results.arnForObjects("failures/*")],
       resultPath: sfn.JsonPath.DISCARD,
     });
-    write.addRetry({ interval: Duration.seconds(2), maxAttempts: 5, jitterStrategy: sfn.JitterType.FULL });
+    write.addRetry(QUESTION);
     const fail = new sfn.Fail(this, `${prefix}Failed`, {
       error: "DatabaseFailed",
       causePath: "States.Format('{}: {}', $.database, $.message)",
@@ -315,7 +324,7 @@ export class DbSetupFleet extends DbSetupFunction {
     const fail = new sfn.Fail(this, "Some failed", {
       error: "DatabasesFailed",
       causePath:
-        "States.Format('{} of {} databases failed. Start the execution again when their causes are gone. The first: {}', " +
+        "States.Format('{} of {} databases failed. Start it again when their causes are gone. The first: {}', " +
         "$.failed, $.total, States.JsonToString($.messages))",
     });
     return list.next(messages).next(fail);
@@ -323,7 +332,8 @@ export class DbSetupFleet extends DbSetupFunction {
 
   /** The function may read and write the secrets that the runs' variables name. */
   private allowSecrets({ variables = {} }: DbSetupFleetProps): void {
-    const names = (["DB_USER_SECRET_NAME", "DB_PROXY", "DB_READER_SECRET_NAME"] as const).flatMap((name) => variables[name] ?? []);
+    const { DB_USER_SECRET_NAME, DB_PROXY, DB_READER_SECRET_NAME } = variables;
+    const names = [DB_USER_SECRET_NAME, DB_PROXY, DB_READER_SECRET_NAME].filter((name) => name !== undefined);
     const resources = names.map((name) =>
       name.startsWith("arn:")
         ? name.replaceAll("{name}", "*")
@@ -381,8 +391,16 @@ const ANOTHER_RUN_GOES_ON = ["StoppedError", "LockError", "Sandbox.Timedout"];
 // A busy database, Secrets Manager or Lambda. A migration that failed would fail again, and is not retried.
 const CAN_PASS = [
   ...["ConnectError", "UnreachableError", "Runtime.ExitError", "Lambda.Unknown", "Lambda.TooManyRequestsException"],
-  ...["Lambda.ServiceException", "Lambda.AWSLambdaException", "Lambda.SdkClientException", "Lambda.ClientExecutionTimeoutException"],
+  ...["Lambda.ServiceException", "Lambda.AWSLambdaException", "Lambda.SdkClientException"],
+  "Lambda.ClientExecutionTimeoutException",
 ];
+
+// Another service, asked by the state machine itself. A new execution can be missing from the list for a moment.
+const QUESTION: sfn.RetryProps = {
+  interval: Duration.seconds(2),
+  maxAttempts: 8,
+  jitterStrategy: sfn.JitterType.FULL,
+};
 
 function retry(errors: string[], maxAttempts: number): sfn.RetryProps {
   const pauses = { interval: Duration.seconds(5), backoffRate: 2, maxDelay: Duration.minutes(1) };

@@ -23,7 +23,7 @@ from chain.parts import EXAMPLE, REPOSITORY, MissingPartError, Runtime, digest, 
 from chain.parts import run as run_program
 from harness.cache import CACHE, alone
 from harness.database import connect
-from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World, rows
+from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, OURS, World, rows
 
 HERE = Path(__file__).resolve().parent
 BUCKET = "results"
@@ -156,7 +156,8 @@ class Fleet:
             time.sleep(pause_s or 0.05)
 
     def publish(self, timeout_s: float = LAMBDA_TIMEOUT_S, **constants: str) -> str:
-        """The function with the world's migrations; its ARN. `constants` replace those of the handler."""
+        """The function with the world's migrations; its ARN. `constants` are variables, or the handler's own."""
+        variables = {name: constants.pop(name) for name in OURS if name in constants}
         runtime, psycopg2 = self.runtime.install()
         code = self.folder / f"code-{len(list(self.folder.iterdir()))}"
         ignored = shutil.ignore_patterns("migrations", "__pycache__", "__main__.py")
@@ -175,7 +176,13 @@ class Fleet:
             code=code,
             handler="initializer.handler",
             paths=[runtime, psycopg2],
-            environ={**AWS_ENVIRONMENT, **self.variables, "DB_SECRET_NAME": "admin", "CREATE_USERS": "false"},
+            environ={
+                **AWS_ENVIRONMENT,
+                **self.variables,
+                "DB_SECRET_NAME": "admin",
+                "CREATE_USERS": "false",
+                **variables,
+            },
             timeout_s=timeout_s,
             log_format="JSON",
         )
