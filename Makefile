@@ -52,6 +52,12 @@ chain: python  ## deployments from end to end, without an account (Linux)
 chain-with-node: $(CDK)/node_modules/.package-lock.json
 	$(BIN)/python -m pytest tests/chain -n $(WORKERS) $(ARGS)
 
+fleet: python  ## 1,000 databases in the construct's state machine (FLEET_DATABASES=30 FLEET_CONCURRENCY=16)
+	@$(PREPARE) dev --server --node -- $(MAKE) --no-print-directory fleet-with-node
+
+fleet-with-node: $(CDK)/node_modules/.package-lock.json
+	FLEET_DATABASES=$${FLEET_DATABASES:-1000} $(BIN)/python -m pytest tests/fleet -s $(ARGS)
+
 chaos: dev-and-server  ## kill it everywhere (CHAOS_SECONDS=480 takes a sample; root and Linux for the network's part)
 	$(BIN)/python -m pytest tests/chaos
 	$(BIN)/python tests/chaos/kill_matrix.py $(ARGS)
@@ -101,6 +107,7 @@ lock-with-node:
 	$(COMPILE) -o tests/chain/python/newest.txt tests/chain/python/newest.in
 	$(COMPILE) -o benchmarks/peers/requirements.txt benchmarks/peers/requirements.in
 	$(COMPILE) -o tests/frameworks/python/requirements.txt tests/frameworks/python/requirements.in
+	$(COMPILE) -o tests/fleet/requirements.txt tests/fleet/requirements.in
 	$(COMPILE) -o tests/mutants/requirements.txt tests/mutants/requirements.in
 	for project in benchmarks/peers tests/frameworks/node tests/chain/node tests/harness/npm tests/harness/roots $(CDK); do \
 	  (cd $$project && npm install --package-lock-only --omit-lockfile-registry-resolved) || exit 1; done
@@ -129,5 +136,5 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.PHONY: help test demo compare example example-with-node chain chain-with-node chaos mutants load versions bench lint format \
+.PHONY: help test demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
 	pips roots lock lock-with-node clean dev dev-and-server python

@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,10 +19,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
@@ -62,8 +65,10 @@ ABOUT = {
     "migrate": "do what a deployment does, without Lambda's limit of 15 minutes",
     "dry_run": "run what is pending, and roll it back",
     "rotate": "give both users new credentials",
+    "databases": "list the databases of the server, with what is applied in each",
 }
 TICK_S = 0.25
+TELL_AGAIN_S = 10
 
 
 def main() -> int:
@@ -87,6 +92,8 @@ def main() -> int:
     except Interrupted as exc:
         screen.clear()
         print(INTERRUPTED, file=sys.stderr, flush=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
         # That closes the connection; the handler's thread still waits for the server's answer.
         os._exit(128 + exc.signal_number)
 
@@ -97,7 +104,14 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
         return {"status": "ok", "action": "new", "path": str(path)}
     if options.action == "check":
         return check(options.base, with_squawk=not options.no_squawk)
-    return run_handler(options, screen)
+    if options.schema is not None:
+        os.environ["DB_SCHEMA"] = options.schema
+    login = checked_login(options.action)
+    if options.action == "databases":
+        return list_databases(options.like, login, screen)
+    if options.action == "migrate" and options.all:
+        return migrate_all(options.all, options.at_once, login, screen)
+    return run_handler({"action": options.action}, login, screen)
 
 
 class OnATerminal(NamedTuple):
@@ -106,24 +120,108 @@ class OnATerminal(NamedTuple):
     somebody_waits: bool  # a pipeline may be faster than the server that it has just started
 
 
-def run_handler(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
+def checked_login(action: str) -> Optional[Login]:
+    """The login in DATABASE_URL; None where it comes from the secrets."""
+    login = login_from_url(os.environ)
+    if login is None:
+        check_secrets_can_be_read()
+    elif action == "rotate":
+        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables")
+    return login
+
+
+def run_handler(
+    event: Mapping[str, Any], login: Optional[Login], screen: Screen
+) -> Mapping[str, Any]:
     """Call the handler and return its report.
 
     It works in another thread, since Python handles no signal while libpq waits.
     """
-    if options.schema is not None:
-        os.environ["DB_SCHEMA"] = options.schema
-    login = login_from_url(os.environ)
-    if login is None:
-        check_secrets_can_be_read()
-    elif options.action == "rotate":
-        raise ConfigError("rotate writes to secrets: unset DATABASE_URL and set their variables")
-    event = {"action": options.action}
-    context = OnATerminal(somebody_waits=options.action == "status" or sys.stderr.isatty())
+    reads_only = event["action"] in ("status", "databases")
+    context = OnATerminal(somebody_waits=reads_only or sys.stderr.isatty())
     work = ThreadPoolExecutor(1).submit(initializer.handler, event, context, login)
     while not wait([work], TICK_S).done:
         screen.show_time()
     return work.result()
+
+
+# --- Many databases -------------------------------------------------------------------------------
+
+
+def list_databases(
+    like: str, login: Optional[Login], screen: Screen, **more: bool
+) -> Mapping[str, Any]:
+    """All pages of the list as one."""
+    found: list[Any] = []
+    after: Optional[str] = ""
+    while after is not None:
+        event = {"action": "databases", "like": like, "after": after, **more}
+        report = run_handler(event, login, screen)
+        found += report["databases"]
+        after = report["next"]
+    return {**report, "databases": found}
+
+
+def migrate_all(
+    like: str, at_once: int, login: Optional[Login], screen: Screen
+) -> Mapping[str, Any]:
+    """Migrate all databases that are like this: the first one alone, and if that succeeds the
+    others, of which none stops another.
+    """
+    started = time.monotonic()
+    names = [
+        each["name"] for each in list_databases(like, login, screen, status=False)["databases"]
+    ]
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for at_a_time, part in ((1, names[:1]), (at_once, names[1:])):
+        if failed:
+            break
+        lanes = ThreadPoolExecutor(at_a_time)  # not `with`: an interrupted run waits for none
+        work = {lanes.submit(migrate_one, name, login) for name in part}
+        while work:
+            ended, work = wait(work, TICK_S)
+            for each in ended:
+                entry = each.result()
+                (failed if entry["problem"] else done).append(entry)
+            screen.show_progress(len(done), len(failed), len(names), started)
+    entries = sorted(done + failed, key=lambda entry: names.index(entry["name"]))
+    return {
+        "status": "failed" if failed else "ok",
+        "action": "migrate",
+        "like": like,
+        "databases": entries,
+        "not_begun": len(names) - len(entries),
+        "duration_ms": round((time.monotonic() - started) * 1000),
+    }
+
+
+def migrate_one(name: str, login: Optional[Login]) -> dict[str, Any]:
+    """Migrate a database, in another process: psycopg2 has one wait callback for all threads."""
+    event: dict[str, Any] = {"action": "migrate"}
+    if login:
+        login = replace(login, endpoint=replace(login.endpoint, dbname=name))
+    else:
+        event["variables"] = {"DB_NAME": name}
+    try:
+        report = worker().submit(initializer.handler, event, None, login).result()
+    except InitializerError as exc:
+        return {"name": name, "applied": [], "problem": str(exc)}
+    except BrokenExecutor:
+        vars(lane).clear()
+        return {"name": name, "applied": [], "problem": "its process was ended. Run it again."}
+    return {"name": name, "applied": [each["name"] for each in report["applied"]], "problem": ""}
+
+
+lane = threading.local()  # each thread has a process, which serves one database after the other
+
+
+def worker() -> ProcessPoolExecutor:
+    if not hasattr(lane, "worker"):
+        fresh = multiprocessing.get_context("spawn")
+        lane.worker = ProcessPoolExecutor(1, fresh, logging.disable, (logging.CRITICAL,))
+    made: ProcessPoolExecutor = lane.worker
+    return made
 
 
 # --- The command line -----------------------------------------------------------------------------
@@ -138,6 +236,13 @@ def parser() -> argparse.ArgumentParser:
     for action in initializer.ACTIONS:
         command = add_command(commands, action, ABOUT.get(action, ""))
         command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
+        if action == "databases":
+            command.add_argument("like", help="whose names are like this pattern: 'tenant_%%'")
+        if action == "migrate":
+            command.add_argument("--all", metavar="LIKE", help="all databases: 'tenant_%%'")
+            command.add_argument(
+                "--at-once", type=at_least_one, default=4, help="how many of them (default: 4)"
+            )
 
     new = add_command(commands, "new", "write the next migration's file")
     new.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
@@ -166,6 +271,12 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
         "--json", action="store_true", help="print the report as JSON, and nothing else"
     )
     return command
+
+
+def at_least_one(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,2}", text):
+        raise argparse.ArgumentTypeError("1 … 999")
+    return int(text)
 
 
 class Interrupted(BaseException):
@@ -233,13 +344,35 @@ def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
     version = ""
     if "server_version" in report:
         version = f", PostgreSQL {report['server_version']}"
-    place = report.get("folder") or report["database"]
+    place = report.get("folder") or report.get("like") or report["database"]
     yield painted(f"{report['action']}: {place}{version}", BOLD, stream)
+    if "databases" in report:
+        yield from databases_table(report, stream)
+        return
     for name, colour in SECTIONS.items():
         if name == "pending" and "tried" in report:  # the same files
             continue
         yield from section(name, colour, report.get(name, ()), stream)
     yield summary(report)
+
+
+def databases_table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
+    """A line for each database, and how many there are."""
+    entries = report["databases"]
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        problem = painted(entry["problem"].partition("\n")[0], RED, stream)
+        yield f"{entry['name'].ljust(width)}  {problem or what_is_applied(entry)}"
+    failed = sum(bool(entry["problem"]) for entry in entries)
+    not_begun = f", not begun: {report['not_begun']}" if report.get("not_begun") else ""
+    yield f"databases: {len(entries)}, problems: {failed}{not_begun}; {report['duration_ms']} ms"
+
+
+def what_is_applied(entry: Mapping[str, Any]) -> str:
+    if "pending" in entry:
+        last = f", last {entry['last']}" if entry["last"] else ""
+        return f"{entry['applied']} applied, {entry['pending']} pending{last}"
+    return f"applied {', '.join(entry['applied'])}" if entry["applied"] else "nothing to do"
 
 
 def section(name: str, colour: int, content: Any, stream: Any) -> Iterator[str]:
@@ -340,6 +473,7 @@ class Screen(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the
         super().__init__(sys.stderr)
         self.started = time.monotonic()
         self.last_message = "starting"
+        self.tell_again_s = 0.0
         self.is_live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def filter(self, record: logging.LogRecord) -> Any:
@@ -365,6 +499,17 @@ class Screen(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the
         width = shutil.get_terminal_size().columns - 1
         with self.lock or nullcontext():  # the handler's thread writes its log under this lock, too
             self._rewrite_line(text[:width])
+
+    def show_progress(self, done: int, failed: int, of: int, started: float) -> None:
+        """How far a run over many databases is; where there is no terminal, every ten seconds."""
+        left = of - done - failed
+        elapsed_s = time.monotonic() - started
+        left_s = elapsed_s * left / max(done + failed, 1)
+        self.last_message = f"done {done}, failed {failed}, left {left} (~{left_s:.0f} s)"
+        self.show_time()
+        if not self.is_live and (elapsed_s >= self.tell_again_s or not left):
+            self.stream.write(f"{elapsed_s:6.0f} s  {self.last_message}\n")
+            self.tell_again_s = elapsed_s + TELL_AGAIN_S
 
     def clear(self) -> None:
         self._rewrite_line("")

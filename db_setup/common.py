@@ -86,6 +86,10 @@ class ConnectError(InitializerError):
     locked_itself_out = False  # by a setting of the login's own
 
 
+class RefusedError(ConnectError):
+    """The database cannot be reached, and another attempt would be answered in the same way."""
+
+
 class OvertakenError(Exception):
     """Somebody else has replaced the stored credentials meanwhile."""
 
@@ -105,6 +109,12 @@ class MigrationError(InitializerError):
 
     state = "Nothing has been applied."
     sqlstate = ""  # of PostgreSQL's error, if that is the reason
+
+
+class StoppedError(MigrationError):
+    """Time, a lock or a lost connection stopped it, not what the file says: another run may
+    succeed, and goes on where this one ended.
+    """
 
 
 class UserError(InitializerError):

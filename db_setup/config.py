@@ -34,6 +34,14 @@ USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of whi
     READONLY: "DB_READER_SECRET_NAME",
 }
 
+# What an event may say for its run: what is migrated, and how. Never where a login is sent, or as
+# whom: who may invoke the function could make it log in elsewhere.
+EVENT_VARIABLES = (
+    *(ADMIN_VARIABLE, "DB_NAME", "DB_SCHEMA", *USER_VARIABLES.values()),
+    *("CREATE_USERS", "USERS_SIGN_IN", "ROLE_PREFIX", "MIGRATIONS_TABLE"),
+    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "LOCK_TIMEOUT"),
+)
+
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 NAME = r"[a-z_][a-z0-9_]{0,%d}"
 NAME_MEANING = "lower-case letters, digits and _, at most %d characters"
@@ -71,14 +79,20 @@ class Setup:
 
 
 def load_setup(
-    environ: Mapping[str, str], deadline: Deadline, folder: Path, login: Optional[Login] = None
+    environ: Mapping[str, str],
+    deadline: Deadline,
+    folder: Path,
+    login: Optional[Login] = None,
+    event_variables: Optional[Mapping[str, Any]] = None,
 ) -> Setup:
     """Read variables, secrets and the folder of migrations; raises one ConfigError that lists every
     mistake.
 
-    With a `login` no secret is read, and no user made.
+    With a `login` no secret is read, and no user made. The event's variables come before those of
+    the environment.
     """
     problems: list[str] = []
+    environ = _with_event_variables(environ, event_variables or {}, problems)
     config = Config.from_env(environ, problems, with_secrets=login is None)
     secrets = _Secrets(deadline, problems)
     if login is None:
@@ -98,6 +112,23 @@ def load_setup(
             listed = f"{listed[:MISTAKES_LIMIT]} … ({len(problems)} mistakes in all)"
         raise ConfigError(listed)
     return Setup(config, login, user_secrets, files, secrets.client, warnings, secrets.admin_arn)
+
+
+def _with_event_variables(
+    environ: Mapping[str, str], given: Mapping[str, Any], problems: list[str]
+) -> Mapping[str, str]:
+    for name, value in given.items():
+        if name not in EVENT_VARIABLES:
+            allowed = ", ".join(EVENT_VARIABLES)
+            problems.append(f"an event cannot set {shown(name)}, only {allowed}")
+        elif not isinstance(value, str):
+            problems.append(f"{name} is {shown(repr(value))}, but must be a text")
+        elif name in USER_VARIABLES.values() and secret_store.same_secret(
+            value, environ.get(ADMIN_VARIABLE, "")
+        ):  # also where the event names another admin
+            problems.append(f"{name}: secret {shown(value)} {IS_ADMINS}")
+    texts = {name: given[name] for name in EVENT_VARIABLES if isinstance(given.get(name), str)}
+    return {**environ, **texts}
 
 
 @dataclass(frozen=True)

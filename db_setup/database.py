@@ -24,7 +24,7 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 import psycopg2
 import psycopg2.extensions
-from common import MEMORY_OF_A_RUN_MB, ConnectError, Deadline, log
+from common import MEMORY_OF_A_RUN_MB, ConnectError, Deadline, RefusedError, log
 from psycopg2 import sql
 from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE, connection, set_wait_callback
 
@@ -100,7 +100,8 @@ def connect(
             is_proved = is_trial and re.search(PASSWORD_ACCEPTED, said) is not None
             can_pass = problem.can_pass and not (problem.is_address and deadline.somebody_waits)
             if not can_pass or is_proved or time.monotonic() + pause > end:
-                error = ConnectError(f"cannot connect to {login}: {problem.advice} ({said[:300]})")
+                kind = ConnectError if problem.can_pass else RefusedError
+                error = kind(f"cannot connect to {login}: {problem.advice} ({said[:300]})")
                 error.login_refused = re.search(REFUSED, said) is not None
                 error.password_accepted = re.search(PASSWORD_ACCEPTED, said) is not None
                 error.hashes_too_long = said == HASHES_TOO_LONG

@@ -33,14 +33,17 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 
     ConfigError           a variable or a secret; nothing has been touched
     ConnectError          the database cannot be reached or stopped answering
+      RefusedError        it will answer the same again
     LockError             another run is at work and does not end
     MigrationError        a file; the message begins with file:line:column
+      StoppedError        time, a lock or a lost connection: another run may succeed
     UserError             a role or a login
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import time
@@ -77,6 +80,7 @@ from common import (
     LockError,
     MigrationError,
     OvertakenError,
+    StoppedError,
     UserError,
     log,
     set_up_logging,
@@ -165,20 +169,25 @@ def run(
 ) -> None:
     """One invocation from beginning to end; everything it opened is closed."""
     report.action = asked_action(event)
+    event = event or {}
+    variables = event.get("variables")
     deadline = Deadline.from_context(context)
-    setup = load_setup(environ, deadline, MIGRATIONS_DIR, login)
+    setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
     report.database = str(setup.login)
-    log("starting", version=__version__, database=setup.login, files=len(setup.files))
+    given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
+    log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
     session = session_kind(setup.login, deadline, setup.config.lock_timeout_ms)
     session.schema = setup.config.schema
     session.limited_roles = setup.config.limited_roles
     request_id = str(getattr(context, "aws_request_id", ""))
-    this_run = Run(setup, session, report, request_id)
-    act = ACTIONS.get(report.action) or partial(rotation_step, event)
+    this_run = Run(setup, session, report, event, request_id)
+    act = ACTIONS.get(report.action, rotation_step)
     try:
         with errors_explained(this_run):
+            if event.get("create"):
+                create_database(this_run)
             (found,) = session.open(tracking.our_tables_question(setup.config))
             act(this_run, found)
     finally:
@@ -198,6 +207,7 @@ class Run:
     setup: Setup
     session: Session
     report: Report
+    event: Any = None
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
@@ -475,12 +485,24 @@ def asked_action(event: Any) -> str:
     asked = event if isinstance(event, dict) else {}
     action = asked.get("action")
     if isinstance(action, str) and action in ACTIONS:
+        refuse_unknown_keys(asked, action)
         return action
     what = f"action {action!r:.60}" if "action" in asked else "this event"
     raise ConfigError(
         f'{what} is not for db_setup: send {{}}, or {{"action": …}} with one of '
         f"{', '.join(ACTIONS)}"
     )
+
+
+def refuse_unknown_keys(event: Mapping[str, Any], action: str) -> None:
+    known = {"action": str, "variables": dict, **EVENT_KEYS.get(action, {})}
+    for key, value in event.items():
+        if key not in known:
+            raise ConfigError(
+                f"an event of action {action} cannot have {key!r:.60}, only {', '.join(known)}"
+            )
+        if not isinstance(value, known[key]):
+            raise ConfigError(f"{key} of the event must be a JSON {JSON_KINDS[known[key]]}")
 
 
 def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
@@ -683,7 +705,9 @@ def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
             state = "The file ran, and does not run again"
         sentences = [not_recorded, state, "Deploy again then"]
     waiting = shortened(run.session.pending[1:])
-    error = MigrationError(
+    can_pass = failure.sqlstate in RETRYABLE or failure.ending is Ending.LOST
+    kind = StoppedError if can_pass or run.session.is_out_of_time else MigrationError
+    error = kind(
         f"{place}: {'. '.join(sentences)}",
         f"Not tried: {waiting}" if waiting else "",
         state=NOTHING_APPLIED,
@@ -710,7 +734,7 @@ def out_of_time(session: Session, action: str) -> MigrationError:
         )
     if session.activity.blocked_by:
         step = failures.step_outside_of_scripts(LOCK_TIMEOUT, "", session.activity.blocked_by)
-    error = MigrationError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)
+    error = StoppedError(f"out of time{place}", f"{not_applied} {step}", state=NOTHING_APPLIED)
     error.tells_time = True
     return error
 
@@ -965,8 +989,9 @@ def rotate(run: Run, _: OurTables) -> None:
     run.warn_of_users()
 
 
-def rotation_step(event: Mapping[str, str], run: Run, _: OurTables) -> None:
+def rotation_step(run: Run, _: OurTables) -> None:
     """A step of a rotation by Secrets Manager, of one of the target secrets."""
+    event: Mapping[str, str] = run.event
     asked = event["SecretId"]
     ours = [
         kind
@@ -1033,12 +1058,101 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
             yield login, "does not work; the next run repairs it"
 
 
+# --- Many databases on one server -------------------------------------------------------------
+
+
+def databases(run: Run, _: OurTables) -> None:
+    """List the databases whose names are like a pattern, a page at a time, in the order of their
+    names; with what is applied in each, unless the event says `"status": false`.
+
+    `next` of the report is what the next event has to say as `after`; None at the end.
+    """
+    session = run.session
+    if not run.event.get("like"):
+        raise ConfigError('which databases? Add "like" to the event, such as "tenant_%"')
+    args = {"like": run.event["like"], "after": run.event.get("after", "")}
+    names = [name for (name,) in session.query(DATABASES_SQL, args)]
+    found: list[dict[str, Any]] = []
+    size = 0
+    for name in names[:PAGE_DATABASES]:
+        entry = {"name": name}
+        if run.event.get("status", True):
+            entry.update(database_status(run, name))
+        size += len(json.dumps(entry)) + 2
+        if found and (size > PAGE_BYTES or session.deadline.is_near):
+            break
+        found.append(entry)
+    is_last = len(found) == len(names)
+    run.report.details = {"databases": found, "next": None if is_last else found[-1]["name"]}
+
+
+def database_status(run: Run, name: str) -> dict[str, Any]:
+    """How far a database is, or why that cannot be said; it is only read."""
+    config, login = run.setup.config, run.setup.login
+    login = replace(login, endpoint=replace(login.endpoint, dbname=name))
+    end = min(run.session.deadline.at, time.monotonic() + STATUS_PATIENCE_S)
+    session = Session(login, Deadline(end, reserve=0), config.lock_timeout_ms)
+    session.schema = config.schema
+    problem = ""
+    try:
+        with errors_explained(replace(run, session=session)):
+            (found,) = session.open(tracking.our_tables_question(config))
+            session.query("SET default_transaction_read_only TO on")
+            state = tracking.read_state(session, config, found)
+            plan = planning.make_plan(run.setup.files, state.rows)
+            if plan.edited and not config.allow_edited:
+                problem = " ".join(edited_files(plan))
+    except InitializerError as exc:
+        return {"applied": None, "pending": None, "last": None, "problem": exc.problem[:300]}
+    finally:
+        session.close()
+    last = state.rows[-1].name if state.rows else None
+    counts = {"applied": len(state.rows), "pending": len(plan.pending)}
+    return {**counts, "last": last, "problem": problem}
+
+
+def create_database(run: Run) -> None:
+    """Make the run's database, owned by the admin, where the server has none of that name."""
+    login = run.setup.login
+    name = login.endpoint.dbname
+    elsewhere = replace(login, endpoint=replace(login.endpoint, dbname="postgres"))
+    session = Session(elsewhere, run.session.deadline, run.session.lock_timeout_ms)
+    question = sql.SQL("SELECT EXISTS (SELECT FROM pg_database WHERE datname = {})")
+    try:
+        (exists,) = session.open(question.format(sql.Literal(name)))
+        if not exists:
+            session.query(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            run.report.details["created"] = True
+            log("database created", database=name)
+    except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
+        pass  # another run has made it meanwhile
+    finally:
+        session.close()
+
+
+PAGE_DATABASES = 1000
+PAGE_BYTES = 150_000  # with a text's escapes once more: a state of Step Functions holds 262,144
+STATUS_PATIENCE_S = 10
+# By bytes, as Python's and everybody's order; names are in no particular encoding there.
+DATABASES_SQL = f"""
+    SELECT datname FROM pg_database
+    WHERE datallowconn AND NOT datistemplate AND has_database_privilege(oid, 'CONNECT')
+    AND datname LIKE %(like)s AND datname COLLATE "C" > %(after)s
+    ORDER BY datname COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
+
 ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
     "migrate": migrate,
     "dry_run": dry_run,
     "rotate": rotate,
     "status": status,
+    "databases": databases,
 }
+# What an event can say besides its action and variables.
+EVENT_KEYS: Mapping[str, Mapping[str, type]] = {
+    "migrate": {"create": bool},
+    "databases": {"like": str, "after": str, "status": bool},
+}
+JSON_KINDS = {str: "string", bool: "boolean", dict: "object"}
 
 
 def milliseconds_since(started: float) -> int:

@@ -134,7 +134,7 @@ def test_concurrency_frozen_holder_is_ended_after_its_deadline_and_wakes_to_noth
 
     assert [entry["name"] for entry in report["applied"]] == ["002_slow"]
     assert 3 < seconds < 15  # not before the deadline (told in whole seconds), and not long after it
-    assert frozen.report["error"] == "MigrationError"
+    assert frozen.report["error"] == "StoppedError"
     assert "Applied in this run: nothing." in frozen.report["message"]
     assert world.sql("SELECT count(*) FROM a WHERE i = -2") == [(1,)]
     assert world.applied() == ["001_a", "002_slow"]

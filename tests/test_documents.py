@@ -160,12 +160,22 @@ def test_operating_answers_are_what_the_handler_returns_to_these_events(world: W
     world.write("002_add_orders_table.sql", ORDERS)
     world.write("003_add_indexes.sql", "CREATE INDEX CONCURRENTLY orders_user_id ON orders (user_id);")
 
-    answers = [world.deploy(event) for event in shown[::2]]
+    events = [*shown[::2][:-1], {"action": "databases", "like": world.dbname}]
+    answers = [world.deploy(event) for event in events]
 
-    assert [event.get("action", "migrate") for event in shown[::2]] == ["status", "dry_run", "migrate", "rotate"]
+    actions = ["status", "dry_run", "migrate", "rotate", "databases"]
+    assert [event.get("action", "migrate") for event in shown[::2]] == actions
     for told, real in zip(shown[1::2], answers):
         assert kinds(told) == kinds(real)
-        same = told.keys() - {"applied", "database", "duration_ms", "lock_wait_ms", "server_version", "tried"}
+        same = told.keys() - {
+            "applied",
+            "database",
+            "databases",
+            "duration_ms",
+            "lock_wait_ms",
+            "server_version",
+            "tried",
+        }
         assert {key: told[key] for key in same} == {key: real[key] for key in same}
         for key in ("applied", "tried"):
             for one, other in zip(told.get(key, ()), real.get(key, ())):
@@ -259,7 +269,7 @@ def test_page_says_first_whom_it_serves(page: Path) -> None:
 
 def test_folder_names_its_version_and_its_events() -> None:
     """The page that travels with the folder fits the code next to it."""
-    events = set(re.findall(r'\{"action": "(\w+)"\}', FOLDER))
+    events = set(re.findall(r'\{"action": "(\w+)"', FOLDER))
 
     assert FOLDER.splitlines()[0] == f"# db_setup {initializer.__version__}"
     assert events == set(initializer.ACTIONS)

@@ -132,7 +132,7 @@ def test_copied_folder_finds_its_certificate_bundle(world: World, elsewhere: Pat
     run = deploy_elsewhere(world, elsewhere, tmp_path, f"import database; database.CONNECT_PATIENCE_S = 0\n{HANDLE}")
 
     assert run.returncode == 1
-    assert f"ConnectError: cannot connect to {ADMIN}@" in run.stderr
+    assert f"RefusedError: cannot connect to {ADMIN}@" in run.stderr
     assert world.tables() == []
 
 

@@ -108,7 +108,7 @@ def test_event_of_something_else_is_refused(world: World) -> None:
     said_of_actions = [failure(world, {"action": action}) for action in actions]
     said_of_others = [failure(world, event) for event in others]
 
-    told = 'is not for db_setup: send {}, or {"action": …} with one of migrate, dry_run, rotate, status. '
+    told = 'is not for db_setup: send {}, or {"action": …} with one of migrate, dry_run, rotate, status, databases. '
     told += "Nothing has been touched."
     assert said_of_actions == [f"action {action} {told}" for action in actions.values()]
     assert said_of_others == [f"this event {told}"] * len(others)
@@ -203,7 +203,7 @@ def test_failed_migration_is_never_logged_as_applied(world: World, caplog: pytes
 
 FAILURES = {
     "ConfigError": {"LOCK_TIMEOUT": "soon"},
-    "ConnectError": {"DB_NAME": "not_there"},
+    "RefusedError": {"DB_NAME": "not_there"},
     "MigrationError": {},
 }
 

@@ -217,7 +217,7 @@ def test_words_are_the_handlers_actions_and_two_more() -> None:
     """What the handler learns, the terminal offers."""
     text = terminal.parser().format_help()
 
-    assert re.findall(r"^    (\w+) ", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check"]
+    assert re.findall(r"^    (\w+)\b", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check"]
 
 
 def test_readme_names_the_words() -> None:

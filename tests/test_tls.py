@@ -74,7 +74,7 @@ def test_tls_with_a_bundle_in_the_folder_verifies_the_server(
     if works:
         assert json.loads(done.stdout)["users"] == {"app_rw": "created", "app_tc": "created"}, done.stderr
     else:
-        assert "ConnectError: cannot connect to" in done.stderr
+        assert "RefusedError: cannot connect to" in done.stderr
         assert "certificate" in done.stderr
         assert world.sql("SELECT to_regclass('schema_migrations')") == [(None,)]
 

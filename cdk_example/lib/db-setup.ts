@@ -100,10 +100,11 @@ export interface DbSetupProps {
   readonly metricNamespace?: string;
 }
 
-/** Brings a PostgreSQL database up to date at every deployment that changes a migration, or anything else here. */
-export class DbSetup extends Construct {
+/** The function with its rights, its log, metrics and alarm. Nothing invokes it. */
+export class DbSetupFunction extends Construct {
   readonly function: lambda.Function;
-  readonly trigger: triggers.Trigger;
+  /** What has to be there before a run. */
+  readonly needed: IDependable[];
   readonly errorsAlarm: cloudwatch.Alarm;
   readonly logGroup: logs.LogGroup;
   readonly metricNamespace: string;
@@ -120,17 +121,13 @@ export class DbSetup extends Construct {
         `${id}: the database has no secret of its own. Name the one with the admin's login in adminSecret.`,
       );
     }
-    const timeout = props.timeout ?? Duration.minutes(5);
-    if (timeout.toSeconds() > 13 * 60) {
-      throw new Error(`${id}: a timeout above 13 minutes would outlive the trigger, which has 15 for everything.`);
-    }
 
     // It may go to Secrets Manager and to the database, and nowhere else.
     const securityGroup = new ec2.SecurityGroup(this, "SecurityGroup", { vpc: props.vpc, allowAllOutbound: false });
     // Said from the function's side, so that the database and the endpoint can be in another stack.
     const reached: ec2.IConnectable[] = [database, ...(props.secretsEndpoint ? [props.secretsEndpoint] : [])];
     for (const one of reached) securityGroup.connections.allowToDefaultPort(one);
-    const writable = [userSecret, creatorSecret, readerSecret].filter((secret) => secret !== undefined);
+    const writable = usersSecrets(props);
     const secrets = [...(adminSecret ? [adminSecret] : []), ...writable];
     if (!props.secretsEndpoint && secrets.length) {
       securityGroup.addEgressRule(secretsManagerFrom(props), ec2.Port.HTTPS, "Secrets Manager");
@@ -146,7 +143,7 @@ export class DbSetup extends Construct {
       handler: "initializer.handler",
       code: lambda.Code.fromAsset(props.codePath ?? "lambda/db_setup", ASSET),
       layers: [props.layer ?? new PsycopgLayer(this, "Psycopg", { architecture })],
-      timeout,
+      timeout: props.timeout ?? Duration.minutes(5),
       memorySize: props.memorySize ?? 512,
       vpc: props.vpc,
       vpcSubnets: props.vpcSubnets,
@@ -170,28 +167,10 @@ export class DbSetup extends Construct {
     this.allow("secretsmanager:PutSecretValue", "kms:GenerateDataKey", writable);
     for (const login of loginsByIam(props)) database.grantConnect!(this.function, login);
 
-    this.trigger = new triggers.Trigger(this, "Trigger", {
-      handler: this.function,
-      // Longer than the function can take: a trigger that loses patience invokes again while the first run is at work.
-      timeout: timeout.plus(Duration.minutes(1)),
-    });
     // The rules that open ports are in the security groups, and the metric filters in the log group.
     const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
-    this.trigger.node.addDependency(database, ...rules, this.logGroup, ...secrets);
-    this.trigger.node.addDependency(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
-
-    writable.forEach((secret, number) => {
-      if (!props.rotateEvery) return;
-      // Of this construct, not of the secret, on which the trigger depends: Secrets Manager tries a new schedule with a
-      // step, which needs a secret that the run of this deployment has written.
-      const schedule = new secretsmanager.RotationSchedule(this, `Rotation${number}`, {
-        secret,
-        rotationLambda: this.function,
-        automaticallyAfter: props.rotateEvery,
-        rotateImmediatelyOnUpdate: false,
-      });
-      schedule.node.addDependency(this.trigger);
-    });
+    this.needed = [database, ...rules, this.logGroup, ...secrets];
+    this.needed.push(...(props.secretsEndpoint ? [props.secretsEndpoint] : []), ...(props.executeAfter ?? []));
 
     this.errorsAlarm = this.function.metricErrors({ period: Duration.minutes(5) }).createAlarm(this, "ErrorsAlarm", {
       alarmDescription: `A run of ${this.node.path} failed. Its log says which file and line, and what to do.`,
@@ -230,6 +209,42 @@ export class DbSetup extends Construct {
       },
     );
   }
+}
+
+/** Brings a PostgreSQL database up to date at every deployment that changes a migration, or anything else here. */
+export class DbSetup extends DbSetupFunction {
+  readonly trigger: triggers.Trigger;
+
+  constructor(scope: Construct, id: string, props: DbSetupProps) {
+    super(scope, id, props);
+    const timeout = props.timeout ?? Duration.minutes(5);
+    if (timeout.toSeconds() > 13 * 60) {
+      throw new Error(`${id}: a timeout above 13 minutes would outlive the trigger, which has 15 for everything.`);
+    }
+    this.trigger = new triggers.Trigger(this, "Trigger", {
+      handler: this.function,
+      // Longer than the function can take: a trigger that loses patience invokes again while the first run is at work.
+      timeout: timeout.plus(Duration.minutes(1)),
+    });
+    this.trigger.node.addDependency(...this.needed);
+    usersSecrets(props).forEach((secret, number) => {
+      if (!props.rotateEvery) return;
+      // Of this construct, not of the secret, on which the trigger depends: Secrets Manager tries a new schedule with a
+      // step, which needs a secret that the run of this deployment has written.
+      const schedule = new secretsmanager.RotationSchedule(this, `Rotation${number}`, {
+        secret,
+        rotationLambda: this.function,
+        automaticallyAfter: props.rotateEvery,
+        rotateImmediatelyOnUpdate: false,
+      });
+      schedule.node.addDependency(this.trigger);
+    });
+  }
+}
+
+/** The secrets that receive the users' logins. */
+function usersSecrets({ userSecret, creatorSecret, readerSecret }: DbSetupProps): secretsmanager.ISecret[] {
+  return [userSecret, creatorSecret, readerSecret].filter((secret) => secret !== undefined);
 }
 
 /** As whom the function signs in by IAM: each user has a second login, with which it changes over and rotates. */

@@ -36,16 +36,21 @@ export function newApp(): App {
 
 export const SUBNETS = ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"];
 
-/** DbSetup, and a database for it, in a stack whose VPC is there already. */
-export function ownStack(app: App, props: Partial<DbSetupProps> | ((stack: Stack) => Partial<DbSetupProps>) = {}) {
-  const stack = new Stack(app, "Own");
-  const vpc = ec2.Vpc.fromVpcAttributes(stack, "Vpc", {
+/** A VPC that is there already. */
+export function vpcOf(stack: Stack): ec2.IVpc {
+  return ec2.Vpc.fromVpcAttributes(stack, "Vpc", {
     vpcId: "vpc-0123456789abcdef0",
     vpcCidrBlock: "10.1.0.0/16",
     availabilityZones: ["eu-west-1a", "eu-west-1b"],
     isolatedSubnetIds: SUBNETS,
     isolatedSubnetRouteTableIds: ["rtb-0123456789abcdef0", "rtb-0123456789abcdef0"],
   });
+}
+
+/** DbSetup, and a database for it, in a stack whose VPC is there already. */
+export function ownStack(app: App, props: Partial<DbSetupProps> | ((stack: Stack) => Partial<DbSetupProps>) = {}) {
+  const stack = new Stack(app, "Own");
+  const vpc = vpcOf(stack);
   const further = typeof props === "function" ? props(stack) : props;
   const dbSetup = new DbSetup(stack, "DbSetup", {
     vpc,

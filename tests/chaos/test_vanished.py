@@ -272,7 +272,7 @@ def test_vanished_server_is_noticed_by_a_handler_without_a_deadline(afar: World,
 
         took = time.monotonic() - since
     assert took < 60
-    assert ended.report["error"] == "MigrationError"
+    assert ended.report["error"] == "StoppedError"
     assert "The connection was lost" in ended.report["message"]
 
 

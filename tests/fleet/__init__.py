@@ -1,0 +1,1 @@
+"""A fleet without an account: the synthesised state machine, an interpreter of its language, the real handler."""
