@@ -64,7 +64,7 @@ ABOUT = {
     "status": "what is applied, pending, edited …; changes nothing",
     "migrate": "do what a deployment does, without Lambda's limit of 15 minutes",
     "dry_run": "run what is pending, and roll it back",
-    "rotate": "give both users new credentials",
+    "rotate": "give the logins new credentials",
     "databases": "list the databases of the server, with what is applied in each",
 }
 TICK_S = 0.25

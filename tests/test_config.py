@@ -432,7 +432,7 @@ def test_admin_secret_named_as_target_is_refused_also_when_it_cannot_be_read(wor
 def test_one_secret_for_both_users_is_refused(world: World) -> None:
     """The second login would overwrite the first one's; that is seen in an empty secret, as CDK makes it, too."""
     names = ["user", arn(world, "user")]
-    verdict = "is named for both users: each needs a secret of its own"
+    verdict = "is named for two users: each needs a secret of its own"
     for value in (None, {"username": "applicationUsername"}):
         if value:
             world.put_secret("user", value)

@@ -87,7 +87,7 @@ def test_reader_that_could_write_is_refused(reader: World) -> None:
 
 def test_reader_needs_a_secret_of_its_own(reader: World) -> None:
     """Two logins in one secret would overwrite each other."""
-    with pytest.raises(InitializerError, match=r"DB_READER_SECRET_NAME: secret 'user' is named for both users"):
+    with pytest.raises(InitializerError, match=r"DB_READER_SECRET_NAME: secret 'user' is named for two users"):
         reader.deploy(DB_READER_SECRET_NAME="user")
 
 
