@@ -28,6 +28,9 @@ help:  ## this list
 test: dev-and-server  ## run the tests on a real PostgreSQL (ARGS="-k lock", ARGS=--cov, WORKERS=0)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+attacks: dev-and-server  ## attack the boundary between the limited users and the admin
+	$(BIN)/python -m pytest tests/attacks -n $(WORKERS) $(ARGS)
+
 demo: python  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	@$(PREPARE) demo --server $(OWN) -- python tests/demo.py $(OWN)
 
@@ -136,5 +139,5 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.PHONY: help test demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
+.PHONY: help test attacks demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
 	pips roots lock lock-with-node clean dev dev-and-server python

@@ -236,7 +236,7 @@ def test_document_links_and_files_exist(document: Path) -> None:
     for path in re.findall(r"`((?:tests|db_setup|migrations|\.ci)/[\w./]*)`", text):
         assert (ROOT / path).exists() or (ROOT / "db_setup" / path).exists(), path
     assert (
-        set(re.findall(r"make (test|demo|lint|lock|chaos|versions|compare|bench|example|chain|load)\b", text))
+        set(re.findall(r"make (test|attacks|demo|lint|lock|chaos|versions|compare|bench|example|chain|load)\b", text))
         <= targets
     )
 
