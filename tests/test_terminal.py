@@ -22,6 +22,7 @@ from urllib.parse import quote
 import initializer
 import migration_files
 import pytest
+from harness.database import SCHEMA
 from harness.process import PROCESS_TIMEOUT_S, secrets_manager
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
 from report import Report
@@ -53,6 +54,8 @@ class Project:
         where = f"{quote(world.server.host, '')}:{world.server.port}/{world.dbname}"
         url = f"postgresql://{ADMIN}:{quote(ADMIN_PASSWORD, '')}@{where}?sslmode={mode}"
         self.environ = {"PATH": os.environ["PATH"], "DATABASE_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
+        if world.schema != "public":
+            self.environ["DB_SCHEMA"] = world.schema
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "lambda/db_setup", *words]
@@ -593,7 +596,8 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
             "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
         ),
         (
-            "ALTER TYPE public.mood ADD VALUE IF NOT EXISTS 'ok' AFTER 'a';\nALTER TABLE m ALTER a SET DEFAULT 'ok';",
+            f"ALTER TYPE {SCHEMA}.mood ADD VALUE IF NOT EXISTS 'ok' AFTER 'a';\n"
+            "ALTER TABLE m ALTER a SET DEFAULT 'ok';",
             "001_a.sql:1: 'ok' is added to mood and used in the same transaction",
         ),
     ],
