@@ -882,6 +882,36 @@ def test_check_of_a_mistake_in_the_variables_says_so(folder: Path, monkeypatch: 
     assert check()[0][0].startswith("MIGRATIONS_TABLE is 'No'")
 
 
+@pytest.mark.parametrize("rows", ["", "COPY public.a (i) FROM stdin;\n1\n\\.\n"], ids=["plain", "with rows"])
+def test_check_says_that_a_table_is_not_in_the_applications_schema(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    """As in a dump of public: it runs, but the users get no rights on the table."""
+    (folder / "001_a.sql").write_text(f"SELECT public.f();\nCREATE TABLE public.a (i int);\n{rows}")
+    (folder / "002_b.sql").write_text("CREATE TABLE b (i int); CREATE TABLE shop.c (i int); CREATE TABLE other.d ();")
+    said = "001_a.sql:2: table public.a is not in schema shop: the users get rights only there"
+
+    without = terminal.check(None, False)
+    monkeypatch.setenv("DB_SCHEMA", "shop")
+    found = terminal.check(None, False)
+
+    assert (found["status"], [note for note in found["notes"] if "table" in note]) == ("ok", [said])
+    assert said not in without["notes"]
+
+
+def test_check_takes_the_schema_as_an_option(project: Project) -> None:
+    """It is looked at as the variable is; the tables that are ours are those of this schema."""
+    project.world.write("001_a.sql", "CREATE TABLE shop.schema_migrations (i int);")
+
+    wrong = project.run("check", "--schema", "Shop", DATABASE_URL=None)
+    ours = project.run("check", "--schema", "shop", DATABASE_URL=None)
+    other = project.run("check", "--schema", "other", DATABASE_URL=None)
+
+    assert "DB_SCHEMA is 'Shop'" in wrong.stdout
+    assert "MIGRATIONS_TABLE" in ours.stdout
+    assert [run.returncode for run in (wrong, ours, other)] == [1, 1, 0]
+
+
 def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:
     """Edited and deleted files are problems; comments, renumbering and new files are none; main may have gone on."""
     git("checkout", "-q", "main")
