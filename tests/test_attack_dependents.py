@@ -116,6 +116,13 @@ LASTING = {
         "DROP TABLE items",
         f"DROP ROUTINE {SCHEMA}.f({SCHEMA}.items)",
     ),
+    # All that is in a schema depends on it, which is a reason only where the schema is dropped.
+    "default elsewhere": (
+        f"CREATE TABLE aside.t (x int DEFAULT nextval('{SCHEMA}.items_id_seq'))",
+        "DROP TABLE items",
+        "ALTER TABLE aside.t ALTER x DROP DEFAULT",
+    ),
+    "schema": ("CREATE TABLE aside.t (x int)", "DROP SCHEMA aside", "DROP TABLE aside.t"),
 }
 
 
@@ -124,6 +131,7 @@ def test_lasting_object_of_a_table_creator_is_named_with_its_owner_and_the_state
     items: World, case: str
 ) -> None:
     made, wanted, helps = LASTING[case]
+    items.sql("CREATE SCHEMA aside; GRANT ALL ON SCHEMA aside TO app_tc")
     with items.login("creator") as conn:
         rows(conn, made)
         items.write("002_next.sql", wanted)
