@@ -804,6 +804,9 @@ class LimitedUsers:
         working = trial.login
         if working is None or trial.state not in (WORKS, TOO_SLOW):
             return self.ensure_login(kind, stored)
+        self.lock_logins()
+        if stored.read() != stored.value:
+            raise OvertakenError
         if stored.read_next():
             raise self._rotated_by_aws(kind)
         rotated = self.other_login(kind, stored.value)
@@ -816,6 +819,13 @@ class LimitedUsers:
         self.hand_on(kind, working.username, name)
         stored.write(rotated)
         return name, "rotated"
+
+    def lock_logins(self) -> None:
+        """No other rotation of these logins meanwhile: the lock of our schema does not stop that of
+        another one, which can share them.
+        """
+        if not isinstance(self._session, Rehearsal):
+            self._session.lock_until_the_end(f"logins {self._app.prefix}")
 
     def next_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
         """What a rotation by Secrets Manager moves on to from these credentials."""

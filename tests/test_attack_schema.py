@@ -3,11 +3,18 @@ what somebody does to a schema between two runs."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import initializer
+import limited_users
 import pytest
 from common import MigrationError
+from database import Login
 from harness.logins import as_superuser
-from harness.world import ADMIN, World, rows
-from test_schema import ORDERS, ask, in_schema, with_own_secrets
+from harness.world import ADMIN, Context, World, exactly, rows
+from test_schema import ORDERS, ask, with_own_secrets
 
 EVIL = "CREATE FUNCTION public.lower(varchar) RETURNS text LANGUAGE sql AS $$ SELECT current_user::text $$"
 
@@ -60,3 +67,51 @@ def test_reader_of_another_application_hides_nothing(two_applications: tuple[Wor
 
     with pytest.raises(MigrationError, match=r"lower.* belongs to one_app_ro, who is not the admin"):
         two.deploy()
+
+
+# --- Logins that several schemas share ------------------------------------------------------------------------------
+
+
+def test_rotations_of_two_schemas_never_leave_a_secret_that_fails(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs of two schemas do not wait for each other, but what they change is the same login: the second one gives
+    it another password while the first one is about to write its own."""
+    world.write("001_orders.sql", ORDERS)
+    for schema in ("one", "two"):
+        world.deploy(DB_SCHEMA=schema)
+    before = world.secret("user")
+    proved = {"one": threading.Event(), "two": threading.Event()}
+    first_has_ended = threading.Event()
+    prove = limited_users.LimitedUsers._prove
+
+    def prove_and_wait(users: limited_users.LimitedUsers, login: Login, otherwise: str) -> None:
+        prove(users, login, otherwise)
+        schema = users._app.schema
+        proved[schema].set()
+        if schema == "one":
+            proved["two"].wait(2)  # with a lock in common it does not come so far
+        else:
+            first_has_ended.wait(20)
+
+    def rotate(schema: str) -> Any:
+        return initializer.handler({"action": "rotate", "variables": {"DB_SCHEMA": schema}}, Context(60))
+
+    monkeypatch.setattr(limited_users.LimitedUsers, "_prove", prove_and_wait)
+    monkeypatch.setattr(initializer, "MIGRATIONS_DIR", world.folder)
+    with exactly(world.environ), ThreadPoolExecutor(2) as pool:
+        first = pool.submit(rotate, "one")
+        assert proved["one"].wait(20)
+        second = pool.submit(rotate, "two")
+        try:
+            report = first.result(30)
+            with world.login("user") as conn:
+                assert rows(conn, "SELECT current_user") == [("app_rw_clone",)]
+        finally:
+            first_has_ended.set()
+        assert second.result(30)["users"] == {"app_rw_clone": "kept", "app_tc_clone": "kept"}
+
+    assert report["users"] == {"app_rw_clone": "rotated", "app_tc_clone": "rotated"}
+    for secret in (before, world.secret("user")):
+        with world.connection(secret["username"], secret["password"]) as conn:
+            assert rows(conn, "SELECT 1") == [(1,)]
