@@ -1168,6 +1168,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
+            "schema": self._app.schema,
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1378,6 +1379,7 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
+                   AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
                  ORDER BY 1 LIMIT 20),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g

@@ -3,14 +3,17 @@ what somebody does to a schema between two runs."""
 
 from __future__ import annotations
 
+import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import initializer
 import limited_users
 import pytest
-from common import MigrationError
+from common import ConfigError, ConnectError, MigrationError
 from database import Login
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, exactly, rows
@@ -115,3 +118,18 @@ def test_rotations_of_two_schemas_never_leave_a_secret_that_fails(
     for secret in (before, world.secret("user")):
         with world.connection(secret["username"], secret["password"]) as conn:
             assert rows(conn, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("schema", ["shop", "user"])
+def test_rotation_does_not_complain_of_the_path_that_db_setup_has_set(world: World, schema: str) -> None:
+    """A login's own settings are named when it gets a password; another path of its own still is."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA=schema)
+
+    warnings = [world.deploy({"action": "rotate"}, DB_SCHEMA=schema)["warnings"] for _ in range(2)]
+
+    assert warnings == [[], []]
+    ask(world, "user", f"ALTER ROLE app_rw IN DATABASE {world.dbname} SET search_path = public")
+    world.deploy({"action": "rotate"}, DB_SCHEMA=schema)
+    (warning,) = world.deploy({"action": "rotate"}, DB_SCHEMA=schema)["warnings"]
+    assert f"ALTER ROLE app_rw IN DATABASE {world.dbname} RESET search_path" in warning
