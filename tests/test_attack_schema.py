@@ -133,3 +133,21 @@ def test_rotation_does_not_complain_of_the_path_that_db_setup_has_set(world: Wor
     world.deploy({"action": "rotate"}, DB_SCHEMA=schema)
     (warning,) = world.deploy({"action": "rotate"}, DB_SCHEMA=schema)["warnings"]
     assert f"ALTER ROLE app_rw IN DATABASE {world.dbname} RESET search_path" in warning
+
+
+# --- Moved, renamed, dropped ----------------------------------------------------------------------------------------
+
+
+def test_table_that_came_from_public_and_was_moved_on_is_asked_for(world: World) -> None:
+    """It says of itself that it is of schema public; without its rows the files would run again."""
+    world.write("001_orders.sql", ORDERS)
+    world.write("002_more.sql", "CREATE TABLE IF NOT EXISTS more ();")
+    world.deploy()
+    world.sql("CREATE SCHEMA shop; CREATE SCHEMA archive")
+    for table in ("orders", "more", "schema_migrations", "schema_migrations_progress"):
+        world.sql(f"ALTER TABLE {table} SET SCHEMA shop")
+    world.deploy(DB_SCHEMA="shop")
+    world.sql("ALTER TABLE shop.schema_migrations SET SCHEMA archive")
+
+    with pytest.raises(ConfigError, match=r"table archive.schema_migrations records the files of this folder"):
+        world.deploy(DB_SCHEMA="shop")
