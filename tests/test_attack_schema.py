@@ -151,3 +151,35 @@ def test_table_that_came_from_public_and_was_moved_on_is_asked_for(world: World)
 
     with pytest.raises(ConfigError, match=r"table archive.schema_migrations records the files of this folder"):
         world.deploy(DB_SCHEMA="shop")
+
+
+# --- Poolers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unsupported startup parameter: options",
+        "Feature not supported: RDS Proxy currently doesn't support command-line options.",
+    ],
+)
+def test_pooler_that_takes_no_options_is_named(world: World, said: str) -> None:
+    """PgBouncer's and RDS Proxy's answers to the path that a session begins with; they say no more."""
+    answer = b"SFATAL\0C08P01\0M" + said.encode() + b"\0\0"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+
+        def refuse() -> None:
+            with suppress(TimeoutError), server.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(b"E" + struct.pack("!I", len(answer) + 4) + answer)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with pytest.raises(ConnectError) as error:
+            world.deploy(
+                DB_SCHEMA="shop", DB_HOST="127.0.0.1", DB_PORT=str(server.getsockname()[1]), PGSSLMODE="disable"
+            )
+        thread.join()
+
+    assert "set DB_HOST to the database's own endpoint" in str(error.value)
