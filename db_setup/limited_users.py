@@ -204,6 +204,7 @@ class LoginState(NamedTuple):
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
+    path: Optional[str]  # the schema with which its search_path begins, if db_setup may have set it
     members: Members
 
 
@@ -1037,8 +1038,9 @@ class LimitedUsers:
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
             change += "GRANT {role} TO CURRENT_USER; "
-        if self._app.schema != "public":  # later it is the application's own: others share it
-            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {schema}, public; "
+        path = None if state else self._path_of_new(kind, login.username)
+        if path:
+            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {path}, public; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
             if state.settings:
@@ -1059,7 +1061,7 @@ class LimitedUsers:
             verifier=sql.Literal(verifier),
             group=sql.Identifier(self._app.group_name(kind)),
             dbname=sql.SQL(dbname.replace("%", "%%")),  # goes with a question that has arguments
-            schema=self._schema,
+            path=sql.Identifier(path or "public"),
         )
         after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
@@ -1070,6 +1072,18 @@ class LimitedUsers:
                 "REVOKE that, and invoke again",
             )
         return state is None
+
+    def _path_of_new(self, kind: Kind, login: str) -> Optional[str]:
+        """The schema in which a new login begins.
+
+        That of the other one of the two: an application that goes on with this one after a rotation
+        is to find the same tables, whichever of the schemas that share it has rotated.
+        """
+        for other in self._existing.intersection(self._app.login_names(kind)) - {login}:
+            state = self._login_state(kind, other)
+            if state:
+                return state.path
+        return None if self._app.schema == "public" else self._app.schema
 
     def _refuse_to_change(self, login: str, state: LoginState, is_ours: bool) -> None:
         """Raise UserError if the role is used by another database, or cannot be brought into
@@ -1381,6 +1395,10 @@ LOGIN_STATE_SQL = f"""
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
                    AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
                  ORDER BY 1 LIMIT 20),
+           (SELECT substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$')
+            FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,
+                 unnest(setconfig) one
+            WHERE setrole = r.oid AND datname = current_database() AND one ~ '^search_path='),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""

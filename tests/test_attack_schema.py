@@ -13,7 +13,7 @@ from typing import Any
 import initializer
 import limited_users
 import pytest
-from common import ConfigError, ConnectError, MigrationError
+from common import ConfigError, ConnectError, MigrationError, UserError
 from database import Login
 from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, exactly, rows
@@ -133,6 +133,19 @@ def test_rotation_does_not_complain_of_the_path_that_db_setup_has_set(world: Wor
     world.deploy({"action": "rotate"}, DB_SCHEMA=schema)
     (warning,) = world.deploy({"action": "rotate"}, DB_SCHEMA=schema)["warnings"]
     assert f"ALTER ROLE app_rw IN DATABASE {world.dbname} RESET search_path" in warning
+
+
+@pytest.mark.parametrize(("first", "path"), [("public", '"$user", public'), ("one", "one, public")])
+def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: World, first: str, path: str) -> None:
+    """An application that names no schema would read another tenant's tables otherwise."""
+    world.write("001_orders.sql", ORDERS)
+    for schema in (first, "two"):
+        world.deploy(DB_SCHEMA=schema)
+
+    world.deploy({"action": "rotate"}, DB_SCHEMA="two")
+
+    for secret in ("user", "creator"):
+        assert ask(world, secret, "SHOW search_path") == [(path,)]
 
 
 # --- Moved, renamed, dropped ----------------------------------------------------------------------------------------
