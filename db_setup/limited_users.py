@@ -1133,7 +1133,9 @@ class LimitedUsers:
         if not (is_usable(username) and is_usable(password)):
             return
         names = tuple(name for kind in self._app.kinds for name in kind.login_names)
-        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        is_ours = username == self._app.admin.username or (
+            str(username).endswith(names) and self._may_be_of_this_schema(str(username))
+        )
         if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
@@ -1153,6 +1155,11 @@ class LimitedUsers:
             f"a login of {kind.group_name}. It was not changed",
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
+
+    def _may_be_of_this_schema(self, login: str) -> bool:
+        """Its group has rights in the schema, maybe under an earlier ROLE_PREFIX, or nowhere."""
+        ((its_schemas,),) = self._session.query(SCHEMAS_OF_SQL, [login])
+        return not its_schemas or self._app.schema in its_schemas
 
     def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
         """Let the groups use what a login of the table creators has made and will make.
@@ -1476,6 +1483,13 @@ ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "
     "r.rolname = %s AND pg_has_role(r.oid, g.oid, 'MEMBER') AND NOT g.rolsuper AND NOT "
     "g.rolcreaterole"
+)
+
+# Where the roles that a login is a member of were given rights by name.
+SCHEMAS_OF_SQL = (
+    "SELECT ARRAY(SELECT nspname::text FROM pg_namespace, aclexplode(nspacl) a, pg_roles g, "
+    "pg_roles r WHERE g.oid = a.grantee AND r.rolname = %s AND NOT g.rolsuper "
+    "AND pg_has_role(r.oid, g.oid, 'MEMBER'))"
 )
 
 # Others can have very many objects, with very long names: only what is new is named.

@@ -135,6 +135,24 @@ def test_rotation_does_not_complain_of_the_path_that_db_setup_has_set(world: Wor
     assert f"ALTER ROLE app_rw IN DATABASE {world.dbname} RESET search_path" in warning
 
 
+def test_secrets_of_another_schemas_application_are_not_overwritten(world: World) -> None:
+    """Whoever copies a function for a second schema can forget the secrets: the first application would lose its
+    logins. The same prefix shares them; another prefix in the same schema is the same application."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA="one", ROLE_PREFIX="one_")
+
+    for schema, prefix in (("two", "two_"), ("public", None)):
+        with pytest.raises(UserError, match=r"holds one_app_rw, which works.*Name another secret"):
+            world.deploy(DB_SCHEMA=schema, ROLE_PREFIX=prefix)
+        assert world.secret("user")["username"] == "one_app_rw"
+
+    ask(world, "user", "INSERT INTO one.orders DEFAULT VALUES")
+    assert world.deploy(DB_SCHEMA="one", ROLE_PREFIX="uno_")["users"] == {
+        "uno_app_rw": "created",
+        "uno_app_tc": "created",
+    }
+
+
 @pytest.mark.parametrize(("first", "path"), [("public", '"$user", public'), ("one", "one, public")])
 def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: World, first: str, path: str) -> None:
     """An application that names no schema would read another tenant's tables otherwise."""
