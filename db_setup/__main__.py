@@ -74,6 +74,8 @@ TELL_AGAIN_S = 10
 def main() -> int:
     """Return the exit code; the report is printed on stdout, everything else on stderr."""
     options = parser().parse_args()
+    if options.action == "migrate" and options.schemas and options.all is None:
+        parser().error("--schemas needs --all, with a pattern such as 'tenant_%'")
     screen = Screen()
     logging.getLogger().addHandler(screen)
     # The terminal's encoding may lack a character of a file's name.
@@ -108,9 +110,9 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
         return check(options.base, with_squawk=not options.no_squawk)
     login = checked_login(options.action)
     if options.action == "databases":
-        return list_databases(options.like, login, screen)
-    if options.action == "migrate" and options.all:
-        return migrate_all(options.all, options.at_once, login, screen)
+        return list_databases(options.like, options.schemas, login, screen)
+    if options.action == "migrate" and options.all is not None:
+        return migrate_all(options.all, options.schemas, options.at_once, login, screen)
     return run_handler({"action": options.action}, login, screen)
 
 
@@ -149,13 +151,13 @@ def run_handler(
 
 
 def list_databases(
-    like: str, login: Optional[Login], screen: Screen, **more: bool
+    like: str, schemas: bool, login: Optional[Login], screen: Screen, **more: bool
 ) -> Mapping[str, Any]:
     """All pages of the list as one."""
     found: list[Any] = []
     after: Optional[str] = ""
     while after is not None:
-        event = {"action": "databases", "like": like, "after": after, **more}
+        event = {"action": "databases", "like": like, "schemas": schemas, "after": after, **more}
         report = run_handler(event, login, screen)
         found += report["databases"]
         after = report["next"]
@@ -163,22 +165,21 @@ def list_databases(
 
 
 def migrate_all(
-    like: str, at_once: int, login: Optional[Login], screen: Screen
+    like: str, schemas: bool, at_once: int, login: Optional[Login], screen: Screen
 ) -> Mapping[str, Any]:
     """Migrate all databases that are like this: the first one alone, and if that succeeds the
     others, of which none stops another.
     """
     started = time.monotonic()
-    names = [
-        each["name"] for each in list_databases(like, login, screen, status=False)["databases"]
-    ]
+    listed = list_databases(like, schemas, login, screen, status=False)
+    names = [each["name"] for each in listed["databases"]]
     done: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for at_a_time, part in ((1, names[:1]), (at_once, names[1:])):
         if failed:
             break
         lanes = ThreadPoolExecutor(at_a_time)  # not `with`: an interrupted run waits for none
-        work = {lanes.submit(migrate_one, name, login) for name in part}
+        work = {lanes.submit(migrate_one, name, schemas, login) for name in part}
         while work:
             ended, work = wait(work, TICK_S)
             for each in ended:
@@ -190,19 +191,21 @@ def migrate_all(
         "status": "failed" if failed else "ok",
         "action": "migrate",
         "like": like,
+        "schemas": schemas,
         "databases": entries,
         "not_begun": len(names) - len(entries),
         "duration_ms": round((time.monotonic() - started) * 1000),
     }
 
 
-def migrate_one(name: str, login: Optional[Login]) -> dict[str, Any]:
-    """Migrate a database, in another process: psycopg2 has one wait callback for all threads."""
-    event: dict[str, Any] = {"action": "migrate"}
-    if login:
+def migrate_one(name: str, is_schema: bool, login: Optional[Login]) -> dict[str, Any]:
+    """Migrate a database or a schema, in another process: psycopg2 has one wait callback for all
+    threads.
+    """
+    variable = "DB_SCHEMA" if is_schema else "DB_NAME"
+    event: dict[str, Any] = {"action": "migrate", "variables": {variable: name}}
+    if login and not is_schema:  # which DB_NAME does not change
         login = replace(login, endpoint=replace(login.endpoint, dbname=name))
-    else:
-        event["variables"] = {"DB_NAME": name}
     try:
         report = worker().submit(initializer.handler, event, None, login).result()
     except InitializerError as exc:
@@ -235,13 +238,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="action", required=True, metavar="action")
     for action in initializer.ACTIONS:
         command = add_command(commands, action, ABOUT.get(action, ""))
-        add_schema(command)
+        which = command.add_mutually_exclusive_group()
+        add_schema(which)
         if action == "databases":
             command.add_argument("like", help="whose names are like this pattern: 'tenant_%%'")
         if action == "migrate":
             command.add_argument("--all", metavar="LIKE", help="all databases: 'tenant_%%'")
             command.add_argument(
                 "--at-once", type=at_least_one, default=4, help="how many of them (default: 4)"
+            )
+        if action in ("databases", "migrate"):
+            which.add_argument(
+                "--schemas", action="store_true", help="not databases, but schemas of this one"
             )
 
     new = add_command(commands, "new", "write the next migration's file")
@@ -274,7 +282,7 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
     return command
 
 
-def add_schema(command: argparse.ArgumentParser) -> None:
+def add_schema(command: Any) -> None:
     command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
 
 
@@ -370,7 +378,8 @@ def databases_table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
         yield f"{entry['name'].ljust(width)}  {problem or what_is_applied(entry)}"
     failed = sum(bool(entry["problem"]) for entry in entries)
     not_begun = f", not begun: {report['not_begun']}" if report.get("not_begun") else ""
-    yield f"databases: {len(entries)}, problems: {failed}{not_begun}; {report['duration_ms']} ms"
+    what = "schemas" if report.get("schemas") else "databases"
+    yield f"{what}: {len(entries)}, problems: {failed}{not_begun}; {report['duration_ms']} ms"
 
 
 def what_is_applied(entry: Mapping[str, Any]) -> str:
