@@ -1189,7 +1189,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
-            "schema": self._app.schema,
+            "tracking": self._text(self._app.tracking),
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1400,7 +1400,11 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
-                   AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
+                   AND NOT EXISTS (  -- the path that a run in this schema has given it
+                     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE setdatabase <> 0 AND one = format('search_path=%%I, public', nspname)
+                       AND c.relname = (parse_ident(%(tracking)s))[2]
+                       AND c.relowner IN (SELECT oid FROM trusted))
                  ORDER BY 1 LIMIT 20),
            (SELECT substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$')
             FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,

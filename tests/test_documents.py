@@ -152,6 +152,7 @@ def kinds(value: object) -> object:
     return [kinds(inner) for inner in value] if isinstance(value, list) else type(value)
 
 
+@pytest.mark.public  # which the page shows
 def test_operating_answers_are_what_the_handler_returns_to_these_events(world: World) -> None:
     """Each event shown gets the answer that is shown below it, up to names of servers, times and durations."""
     shown = [json.loads(block) for block in blocks(OPERATING, "json")]
