@@ -175,6 +175,8 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
     report.database = str(setup.login)
     given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
+    if setup.config.schema != "public":
+        given["schema"] = setup.config.schema
     log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session

@@ -495,6 +495,13 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
     diag = error.diag
     if row_lost(config) in (diag.message_primary or ""):
         return row_lost(config)
+    if error.pgcode == UNDEFINED_TABLE and f'"{config.schema}.{config.table}"' in (
+        diag.message_primary or ""
+    ):
+        return (
+            f"{config.schema}.{config.table} is gone after this file, which must not drop, rename "
+            "or move it or its schema"
+        )
     is_its_id = "(id)=" in (diag.message_detail or "")
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
         table = f"{config.schema}.{config.table}"
@@ -585,6 +592,7 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+UNDEFINED_TABLE = "42P01"
 # Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
 # number is that of what depends on the tables: an index, a trigger, a view … that others have added
 # counts, as rows do that a policy would hide.

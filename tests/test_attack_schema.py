@@ -184,6 +184,38 @@ def test_table_that_came_from_public_and_was_moved_on_is_asked_for(world: World)
         world.deploy(DB_SCHEMA="shop")
 
 
+@pytest.mark.parametrize("schema", ["public", "shop"])
+@pytest.mark.parametrize(
+    "statements",
+    ["DROP SCHEMA {0} CASCADE; CREATE SCHEMA {0};", "ALTER SCHEMA {0} RENAME TO old;", "DROP TABLE schema_migrations;"],
+)
+def test_file_that_takes_the_tracking_table_away_is_told_so(world: World, schema: str, statements: str) -> None:
+    """CREATE SCHEMA of the own schema, as a dump with --clean has it, is left out: the file is to blame, and the
+    message says for what."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA=schema)
+    as_superuser(world, f"ALTER SCHEMA {schema} OWNER TO {ADMIN}")
+    world.write("002_again.sql", statements.format(schema))
+
+    with pytest.raises(MigrationError) as error:
+        world.deploy(DB_SCHEMA=schema)
+
+    assert str(error.value).startswith(
+        f"002_again.sql: {schema}.schema_migrations is gone after this file, which must not drop, rename or move it or "
+        "its schema. The file ran, and is rolled back. Deploy again then."
+    )
+    assert world.sql(f"SELECT count(*) FROM {schema}.orders") == [(0,)]
+
+
+def test_log_names_the_schema(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """In one log group the runs of several schemas could not be told apart."""
+    world.deploy(DB_SCHEMA="shop")
+    world.deploy()
+
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("starting")]
+    assert [line.rpartition(" ")[2] for line in lines] == ["schema=shop", "files=0"]
+
+
 # --- Poolers --------------------------------------------------------------------------------------------------------
 
 
