@@ -86,7 +86,7 @@ from common import (
     set_up_logging,
     shortened,
 )
-from config import Setup, kept_credentials, load_setup
+from config import SCHEMA, Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
@@ -1065,50 +1065,76 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def databases(run: Run, _: OurTables) -> None:
-    """List the databases whose names are like a pattern, a page at a time, in the order of their
-    names; with what is applied in each, unless the event says `"status": false`.
+    """List the databases whose names are like a pattern, or the schemas of the run's database, a
+    page at a time, in the order of their names; with what is applied in each, unless the event says
+    `"status": false`.
 
     `next` of the report is what the next event has to say as `after`; None at the end.
     """
-    session = run.session
-    if not run.event.get("like"):
+    session, event = run.session, run.event
+    if not event.get("like"):
         raise ConfigError('which databases? Add "like" to the event, such as "tenant_%"')
-    args = {"like": run.event["like"], "after": run.event.get("after", "")}
-    names = [name for (name,) in session.query(DATABASES_SQL, args)]
+    of_schemas = event.get("schemas", False)
+    args = {"like": event["like"], "after": event.get("after", ""), "schema": f"^({SCHEMA})$"}
+    names = [name for (name,) in session.query(SCHEMAS_SQL if of_schemas else DATABASES_SQL, args)]
     found: list[dict[str, Any]] = []
     size = 0
     for name in names[:PAGE_DATABASES]:
         entry = {"name": name}
-        if run.event.get("status", True):
-            entry.update(database_status(run, name))
+        if event.get("status", True):
+            try:
+                entry.update((schema_status if of_schemas else database_status)(run, name))
+            except InitializerError as exc:
+                if session.is_lost:
+                    raise
+                entry.update(applied=None, pending=None, last=None, problem=exc.problem[:300])
         size += len(json.dumps(entry)) + 2
         if found and (size > PAGE_BYTES or session.deadline.is_near):
             break
         found.append(entry)
     is_last = len(found) == len(names)
     run.report.details = {"databases": found, "next": None if is_last else found[-1]["name"]}
+    if of_schemas:
+        run.report.details["schemas"] = True
 
 
 def database_status(run: Run, name: str) -> dict[str, Any]:
-    """How far a database is, or why that cannot be said; it is only read."""
+    """See how_far; in a session of its own, for a short time."""
     config, login = run.setup.config, run.setup.login
     login = replace(login, endpoint=replace(login.endpoint, dbname=name))
     end = min(run.session.deadline.at, time.monotonic() + STATUS_PATIENCE_S)
     session = Session(login, Deadline(end, reserve=0), config.lock_timeout_ms)
     session.schema = config.schema
-    problem = ""
     try:
-        with errors_explained(replace(run, session=session)):
-            (found,) = session.open(tracking.our_tables_question(config))
-            session.query("SET default_transaction_read_only TO on")
-            state = tracking.read_state(session, config, found)
-            plan = planning.make_plan(run.setup.files, state.rows)
-            if plan.edited and not config.allow_edited:
-                problem = " ".join(edited_files(plan))
-    except InitializerError as exc:
-        return {"applied": None, "pending": None, "last": None, "problem": exc.problem[:300]}
+        return how_far(replace(run, session=session), session.open)
     finally:
         session.close()
+
+
+def schema_status(run: Run, name: str) -> dict[str, Any]:
+    """See how_far; in the run's own session."""
+    setup = replace(run.setup, config=replace(run.setup.config, schema=name))
+    return how_far(replace(run, setup=setup), lambda question: run.session.query(question)[0])
+
+
+def how_far(run: Run, ask: Callable[[sql.Composable], tuple[Any, ...]]) -> dict[str, Any]:
+    """How far a database or a schema is; it is only read.
+
+    Raises InitializerError where that cannot be said, or what would refuse a first run there.
+    """
+    session, setup = run.session, run.setup
+    with errors_explained(run):
+        (found,) = ask(tracking.our_tables_question(setup.config))
+        session.query("SET default_transaction_read_only TO on")
+        state = tracking.read_state(session, setup.config, found)
+        if state.columns is None:
+            tracking.has_tables(session, setup)
+            if setup.config.schema != "public":
+                tracking.has_schema(session, setup.config)
+        plan = planning.make_plan(setup.files, state.rows)
+    problem = ""
+    if plan.edited and not setup.config.allow_edited:
+        problem = " ".join(edited_files(plan))
     last = state.rows[-1].name if state.rows else None
     counts = {"applied": len(state.rows), "pending": len(plan.pending)}
     return {**counts, "last": last, "problem": problem}
@@ -1137,11 +1163,18 @@ PAGE_DATABASES = 1000
 PAGE_BYTES = 150_000  # with a text's escapes once more: a state of Step Functions holds 262,144
 STATUS_PATIENCE_S = 10
 # By bytes, as Python's and everybody's order; names are in no particular encoding there.
-DATABASES_SQL = f"""
-    SELECT datname FROM pg_database
-    WHERE datallowconn AND NOT datistemplate AND has_database_privilege(oid, 'CONNECT')
-    AND datname LIKE %(like)s AND datname COLLATE "C" > %(after)s
-    ORDER BY datname COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
+PAGE_SQL = f"""
+    SELECT name FROM ({{}}) found(name) WHERE name LIKE %(like)s AND name COLLATE "C" > %(after)s
+    ORDER BY name COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
+DATABASES_SQL = PAGE_SQL.format(
+    "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate "
+    "AND has_database_privilege(oid, 'CONNECT')"
+)
+# Those that DB_SCHEMA can name.
+SCHEMAS_SQL = PAGE_SQL.format(
+    "SELECT nspname FROM pg_namespace WHERE nspname ~ %(schema)s "
+    "AND has_schema_privilege(oid, 'USAGE')"
+)
 
 ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
     "migrate": migrate,
@@ -1153,7 +1186,7 @@ ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
 # What an event can say besides its action and variables.
 EVENT_KEYS: Mapping[str, Mapping[str, type]] = {
     "migrate": {"create": bool},
-    "databases": {"like": str, "after": str, "status": bool},
+    "databases": {"like": str, "after": str, "status": bool, "schemas": bool},
 }
 JSON_KINDS = {str: "string", bool: "boolean", dict: "object"}
 

@@ -510,7 +510,7 @@ class Session:
         }
         found = self.query(self._with_key(LIMITED_HOLDERS_SQL), args)
         for _, _, role, _ in found:
-            log("ending a limited user that holds our lock", logging.WARNING, user=role)
+            log("ending a limited user that blocks this run", logging.WARNING, user=role)
         self.end_limited(found)
         return bool(found)
 
