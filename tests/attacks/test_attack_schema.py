@@ -166,6 +166,24 @@ def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: 
         assert ask(world, secret, "SHOW search_path") == [(path,)]
 
 
+def test_run_that_another_schema_overtakes_complains_of_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both make the login that they share; the one that comes second leaves it alone, and the path that it has got."""
+    world.write("001_orders.sql", ORDERS)
+    change = limited_users.LimitedUsers._change_login
+    others = ["one"]
+
+    def change_late(users: limited_users.LimitedUsers, *args: Any, **kwargs: Any) -> bool:
+        if others:
+            world.deploy(DB_SCHEMA=others.pop())
+        return change(users, *args, **kwargs)
+
+    monkeypatch.setattr(limited_users.LimitedUsers, "_change_login", change_late)
+    report = world.deploy(DB_SCHEMA="two")
+
+    assert (report["users"], report["warnings"]) == ({"app_rw": "kept", "app_tc": "kept"}, [])
+    assert ask(world, "user", "SHOW search_path") == [("one, public",)]
+
+
 # --- Moved, renamed, dropped ----------------------------------------------------------------------------------------
 
 
