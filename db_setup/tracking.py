@@ -499,8 +499,8 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
         diag.message_primary or ""
     ):
         return (
-            f"{config.schema}.{config.table} is gone after this file, which must not drop, rename "
-            "or move it or its schema"
+            f"{config.schema}.{config.table} is gone: this file, or somebody meanwhile, has "
+            "dropped, renamed or moved it, or its schema"
         )
     is_its_id = "(id)=" in (diag.message_detail or "")
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:

@@ -219,8 +219,8 @@ def test_file_that_takes_the_tracking_table_away_is_told_so(world: World, schema
         world.deploy(DB_SCHEMA=schema)
 
     assert str(error.value).startswith(
-        f"002_again.sql: {schema}.schema_migrations is gone after this file, which must not drop, rename or move it or "
-        "its schema. The file ran, and is rolled back. Deploy again then."
+        f"002_again.sql: {schema}.schema_migrations is gone: this file, or somebody meanwhile, has dropped, renamed "
+        "or moved it, or its schema. The file ran, and is rolled back. Deploy again then."
     )
     assert world.sql(f"SELECT count(*) FROM {schema}.orders") == [(0,)]
 
