@@ -678,5 +678,7 @@ OTHER_TABLES_SQL = """
            OR ('public' IN (n.nspname, {home}) AND n.nspname <> {schema} AND {schema} <> 'public'))
       AND c.relkind = 'r'
       AND c.relowner IN (SELECT oid FROM trusted)
+      -- The database's owner can have an application of its own, closed to this admin.
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
            AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""

@@ -72,6 +72,20 @@ def test_reader_of_another_application_hides_nothing(two_applications: tuple[Wor
         two.deploy()
 
 
+def test_table_that_another_admin_keeps_to_itself_stops_no_adoption(world: World) -> None:
+    """The database's owner has an application with the same files, whose tracking table nobody else may read."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy()
+    as_superuser(
+        world,
+        f"CREATE ROLE tmp_other LOGIN CREATEROLE PASSWORD 'x'; GRANT CREATE ON DATABASE {world.dbname} TO tmp_other; "
+        "CREATE SCHEMA shop AUTHORIZATION tmp_other; SET ROLE tmp_other; CREATE TABLE shop.orders (id int); RESET ROLE",
+    )
+    world.put_secret("admin", {**world.secret("admin"), "username": "tmp_other", "password": "x"})
+
+    assert world.deploy(DB_SCHEMA="shop", CREATE_USERS="false")["adopted"] == ["001_orders"]
+
+
 # --- Logins that several schemas share ------------------------------------------------------------------------------
 
 
