@@ -279,7 +279,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     What cannot work is refused before anything has run.
     """
     if run.setup.config.create_users:
-        run.users.refuse_roles_of_others()
+        run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
     run.session.pending = [name for name, _ in plan.pending]
     if move_marks_of_renamed_files(run, state, plan):

@@ -325,13 +325,14 @@ class LimitedUsers:
         """
         return self._retried(self._make_groups)
 
-    def refuse_roles_of_others(self) -> None:
+    def refuse_roles_of_others(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
         """Raise UserError if the groups belong to another application on this server, or to
-        another admin.
+        another admin, or the logins to another schema that keeps them in other secrets.
         """
         groups = self._group_states()
         if not self._groups_are_fine(groups):
             self._refuse_groups_of_others(groups)
+            self._refuse_logins_of_other_schemas(kept)
 
     def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
         if not self._existing:
@@ -342,6 +343,21 @@ class LimitedUsers:
         for group in groups.values():
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
+
+    def _refuse_logins_of_other_schemas(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
+        for kind, value in kept.items():
+            login = self._app.login_name(kind)
+            held = (value or Credentials()).get("username")
+            if login not in self._existing or held in self._app.login_names(kind):
+                continue
+            if not self._may_be_of_this_schema(login):
+                raise UserError(
+                    f"login {login} is used in other schemas of this database, and the secret for "
+                    f"the {kind.group_name} login does not hold it: it would get a new password, "
+                    "and who uses it be locked out",
+                    "Name the secrets of those schemas, to share their logins, or set ROLE_PREFIX",
+                    state="Nothing has been changed.",
+                )
 
     def working_logins(
         self, kept: Mapping[Kind, Optional[Credentials]]

@@ -167,6 +167,26 @@ def test_secrets_of_another_schemas_application_are_not_overwritten(world: World
     }
 
 
+@pytest.mark.parametrize("first", ["one", "public"])
+def test_login_of_another_schema_that_is_in_another_secret_keeps_its_password(world: World, first: str) -> None:
+    """Whoever gives a second schema secrets of its own can forget ROLE_PREFIX: the login would work for the one or for
+    the other. A secret that was lost is filled again, in a schema that the login serves."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA=first)
+    two = with_own_secrets(world, "two", "")
+    del two.environ["ROLE_PREFIX"]
+
+    for event in (None, {"action": "dry_run"}):
+        with pytest.raises(UserError, match=r"app_rw is used in other schemas of this database.* or set ROLE_PREFIX"):
+            two.deploy(event)
+
+    ask(world, "user", f"INSERT INTO {first}.orders DEFAULT VALUES")
+    two.deploy(ROLE_PREFIX="two_")
+    world.put_secret("user", "{}")
+    assert world.deploy(DB_SCHEMA=first)["users"] == {"app_rw": "mended", "app_tc": "kept"}
+    assert world.deploy(DB_SCHEMA="three")["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
 @pytest.mark.parametrize(("first", "path"), [("public", '"$user", public'), ("one", "one, public")])
 def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: World, first: str, path: str) -> None:
     """An application that names no schema would read another tenant's tables otherwise."""
