@@ -204,7 +204,9 @@ class LoginState(NamedTuple):
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
-    path: Optional[str]  # the schema with which its search_path begins, if db_setup may have set it
+    # The schema with which its own search_path begins; empty where it is one that db_setup sets for
+    # nobody.
+    path: Optional[str]
     members: Members
 
 
@@ -1099,7 +1101,7 @@ class LimitedUsers:
         """
         for other in self._existing.intersection(self._app.login_names(kind)) - {login}:
             state = self._login_state(kind, other)
-            if state:
+            if state and state.path != "":
                 return state.path
         return None if self._app.schema == "public" else self._app.schema
 
@@ -1420,7 +1422,7 @@ LOGIN_STATE_SQL = f"""
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
                    AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
                  ORDER BY 1 LIMIT 20),
-           (SELECT substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$')
+           (SELECT coalesce(substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$'), '')
             FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,
                  unnest(setconfig) one
             WHERE setrole = r.oid AND datname = current_database() AND one ~ '^search_path='),

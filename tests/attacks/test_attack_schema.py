@@ -200,6 +200,17 @@ def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: 
         assert ask(world, secret, "SHOW search_path") == [(path,)]
 
 
+def test_login_of_a_path_of_its_own_is_followed_by_one_of_the_schema(world: World) -> None:
+    """What somebody has set by hand is not copied: who can change a login could write anything there."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA="one")
+    ask(world, "user", f"ALTER ROLE app_rw IN DATABASE {world.dbname} SET search_path = one")
+
+    world.deploy({"action": "rotate"}, DB_SCHEMA="one")
+
+    assert ask(world, "user", "SHOW search_path") == [("one, public",)]
+
+
 def test_run_that_another_schema_overtakes_complains_of_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both make the login that they share; the one that comes second leaves it alone, and the path that it has got."""
     world.write("001_orders.sql", ORDERS)
