@@ -175,6 +175,8 @@ def run(
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
     report.database = str(setup.login)
     given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
+    if setup.config.schema != "public":
+        given["schema"] = setup.config.schema
     log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
@@ -277,7 +279,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     What cannot work is refused before anything has run.
     """
     if run.setup.config.create_users:
-        run.users.refuse_roles_of_others()
+        run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
     run.session.pending = [name for name, _ in plan.pending]
     if move_marks_of_renamed_files(run, state, plan):

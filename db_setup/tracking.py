@@ -495,6 +495,13 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
     diag = error.diag
     if row_lost(config) in (diag.message_primary or ""):
         return row_lost(config)
+    if error.pgcode == UNDEFINED_TABLE and f'"{config.schema}.{config.table}"' in (
+        diag.message_primary or ""
+    ):
+        return (
+            f"{config.schema}.{config.table} is gone: this file, or somebody meanwhile, has "
+            "dropped, renamed or moved it, or its schema"
+        )
     is_its_id = "(id)=" in (diag.message_detail or "")
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
         table = f"{config.schema}.{config.table}"
@@ -585,6 +592,7 @@ RECORD_SQL = (
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+UNDEFINED_TABLE = "42P01"
 # Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
 # number is that of what depends on the tables: an index, a trigger, a view … that others have added
 # counts, as rows do that a policy would hide.
@@ -670,5 +678,7 @@ OTHER_TABLES_SQL = """
            OR ('public' IN (n.nspname, {home}) AND n.nspname <> {schema} AND {schema} <> 'public'))
       AND c.relkind = 'r'
       AND c.relowner IN (SELECT oid FROM trusted)
+      -- The database's owner can have an application of its own, closed to this admin.
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
            AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""
