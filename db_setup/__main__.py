@@ -64,7 +64,7 @@ ABOUT = {
     "status": "what is applied, pending, edited …; changes nothing",
     "migrate": "do what a deployment does, without Lambda's limit of 15 minutes",
     "dry_run": "run what is pending, and roll it back",
-    "rotate": "give both users new credentials",
+    "rotate": "give the logins new credentials",
     "databases": "list the databases of the server, with what is applied in each",
 }
 TICK_S = 0.25
@@ -104,10 +104,10 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
     if options.action == "new":
         path = write_new("_".join(options.name))
         return {"status": "ok", "action": "new", "path": str(path)}
-    if options.action == "check":
-        return check(options.base, with_squawk=not options.no_squawk)
     if options.schema is not None:
         os.environ["DB_SCHEMA"] = options.schema
+    if options.action == "check":
+        return check(options.base, with_squawk=not options.no_squawk)
     login = checked_login(options.action)
     if options.action == "databases":
         return list_databases(options.like, options.schemas, login, screen)
@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     for action in initializer.ACTIONS:
         command = add_command(commands, action, ABOUT.get(action, ""))
         which = command.add_mutually_exclusive_group()
-        which.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
+        add_schema(which)
         if action == "databases":
             command.add_argument("like", help="whose names are like this pattern: 'tenant_%%'")
         if action == "migrate":
@@ -260,6 +260,7 @@ def parser() -> argparse.ArgumentParser:
         "check",
         "look through the files, without a database: for CI and a pre-commit hook",
     )
+    add_schema(check)
     check.add_argument(
         "--base",
         help="a branch or commit: its files count as applied, as they were at the merge base "
@@ -279,6 +280,10 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
         "--json", action="store_true", help="print the report as JSON, and nothing else"
     )
     return command
+
+
+def add_schema(command: Any) -> None:
+    command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
 
 
 def at_least_one(text: str) -> int:
@@ -719,10 +724,12 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     applied = [row for row in applied_rows(commit, files) if row.name not in refused]
     new = compare(list(scripts), applied, config, findings)
     for file, script in scripts.items():
-        if script.pieces:  # a long one, or one with rows of COPY: a program has written it
-            continue
-        # What is applied has worked, and can no longer be changed.
-        findings.problems += mistakes(file, script) if file in new else syntax_errors(file, script)
+        if file in new:
+            findings.notes += tables_in_public(file, script, config.schema)
+        if not script.pieces:  # a long file, or one with rows of COPY: a program has written it
+            # What is applied has worked, and can no longer be changed.
+            look = mistakes if file in new else syntax_errors
+            findings.problems += look(file, script)
         script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
@@ -820,6 +827,16 @@ def used_values(file: Migration, script: Script) -> Iterator[str]:
                     "same transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
                 )
                 return
+
+
+def tables_in_public(file: Migration, script: Script, schema: str) -> Iterator[str]:
+    """The first table that the file makes in public, if that is not the application's schema."""
+    for statement in () if schema == "public" else script.statements():
+        where, name = statement.created_table or (None, "")
+        if where == "public":
+            table = f"{file.path.name}:{statement.line}: table public.{name}"
+            yield f"{table} is not in schema {schema}: the users get rights only there"
+            return
 
 
 def syntax_errors(file: Migration, script: Script) -> Iterator[str]:

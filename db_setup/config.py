@@ -370,7 +370,7 @@ class _Secrets:
                 self._problems.append(f"{variable}: secret {shown(name)} {IS_ADMINS}")
                 continue
             if any(secret_store.same_secret(name, other) for other in seen):
-                what = "is named for both users: each needs a secret of its own"
+                what = "is named for two users: each needs a secret of its own"
                 self._problems.append(f"{variable}: secret {shown(name)} {what}")
             seen.append(name)
             secret = self._read(variable, name)

@@ -417,6 +417,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         '"rotate"} replaces it',
     ),
     Problem(
+        "startup parameter|command-line options",
+        False,
+        "this is a connection pooler or proxy, which takes no options, and where a session lock "
+        "protects nothing: set DB_HOST to the database's own endpoint",
+    ),
+    Problem(
         "PAM authentication failed",
         False,
         "this login is a member of rds_iam, and so cannot log in with a password: REVOKE rds_iam "

@@ -1004,6 +1004,7 @@ def rotation_step(run: Run, _: OurTables) -> None:
         )
     run.session.acquire_lock()
     ensure_groups(run)
+    run.users.lock_logins()
     with client_for_logins(run) as client:
         what, login = rotation.take_step(client, run.users, ours[0], event)
     run.report.users = {login: what}

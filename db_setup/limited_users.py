@@ -204,6 +204,7 @@ class LoginState(NamedTuple):
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
+    path: Optional[str]  # the schema with which its search_path begins, if db_setup may have set it
     members: Members
 
 
@@ -804,6 +805,9 @@ class LimitedUsers:
         working = trial.login
         if working is None or trial.state not in (WORKS, TOO_SLOW):
             return self.ensure_login(kind, stored)
+        self.lock_logins()
+        if stored.read() != stored.value:
+            raise OvertakenError
         if stored.read_next():
             raise self._rotated_by_aws(kind)
         rotated = self.other_login(kind, stored.value)
@@ -816,6 +820,13 @@ class LimitedUsers:
         self.hand_on(kind, working.username, name)
         stored.write(rotated)
         return name, "rotated"
+
+    def lock_logins(self) -> None:
+        """No other rotation of these logins meanwhile: the lock of our schema does not stop that of
+        another one, which can share them.
+        """
+        if not isinstance(self._session, Rehearsal):
+            self._session.lock_until_the_end(f"logins {self._app.prefix}")
 
     def next_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
         """What a rotation by Secrets Manager moves on to from these credentials."""
@@ -1027,8 +1038,9 @@ class LimitedUsers:
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
             change += "GRANT {role} TO CURRENT_USER; "
-        if self._app.schema != "public":  # later it is the application's own: others share it
-            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {schema}, public; "
+        path = None if state else self._path_of_new(kind, login.username)
+        if path:
+            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {path}, public; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
             if state.settings:
@@ -1049,7 +1061,7 @@ class LimitedUsers:
             verifier=sql.Literal(verifier),
             group=sql.Identifier(self._app.group_name(kind)),
             dbname=sql.SQL(dbname.replace("%", "%%")),  # goes with a question that has arguments
-            schema=self._schema,
+            path=sql.Identifier(path or "public"),
         )
         after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
@@ -1060,6 +1072,18 @@ class LimitedUsers:
                 "REVOKE that, and invoke again",
             )
         return state is None
+
+    def _path_of_new(self, kind: Kind, login: str) -> Optional[str]:
+        """The schema in which a new login begins.
+
+        That of the other one of the two: an application that goes on with this one after a rotation
+        is to find the same tables, whichever of the schemas that share it has rotated.
+        """
+        for other in self._existing.intersection(self._app.login_names(kind)) - {login}:
+            state = self._login_state(kind, other)
+            if state:
+                return state.path
+        return None if self._app.schema == "public" else self._app.schema
 
     def _refuse_to_change(self, login: str, state: LoginState, is_ours: bool) -> None:
         """Raise UserError if the role is used by another database, or cannot be brought into
@@ -1109,7 +1133,9 @@ class LimitedUsers:
         if not (is_usable(username) and is_usable(password)):
             return
         names = tuple(name for kind in self._app.kinds for name in kind.login_names)
-        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        is_ours = username == self._app.admin.username or (
+            str(username).endswith(names) and self._may_be_of_this_schema(str(username))
+        )
         if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
@@ -1129,6 +1155,11 @@ class LimitedUsers:
             f"a login of {kind.group_name}. It was not changed",
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
+
+    def _may_be_of_this_schema(self, login: str) -> bool:
+        """Its group has rights in the schema, maybe under an earlier ROLE_PREFIX, or nowhere."""
+        ((its_schemas,),) = self._session.query(SCHEMAS_OF_SQL, [login])
+        return not its_schemas or self._app.schema in its_schemas
 
     def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
         """Let the groups use what a login of the table creators has made and will make.
@@ -1158,6 +1189,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
+            "schema": self._app.schema,
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1368,7 +1400,12 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
+                   AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
                  ORDER BY 1 LIMIT 20),
+           (SELECT substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$')
+            FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,
+                 unnest(setconfig) one
+            WHERE setrole = r.oid AND datname = current_database() AND one ~ '^search_path='),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
@@ -1446,6 +1483,13 @@ ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "
     "r.rolname = %s AND pg_has_role(r.oid, g.oid, 'MEMBER') AND NOT g.rolsuper AND NOT "
     "g.rolcreaterole"
+)
+
+# Where the roles that a login is a member of were given rights by name.
+SCHEMAS_OF_SQL = (
+    "SELECT ARRAY(SELECT nspname::text FROM pg_namespace, aclexplode(nspacl) a, pg_roles g, "
+    "pg_roles r WHERE g.oid = a.grantee AND r.rolname = %s AND NOT g.rolsuper "
+    "AND pg_has_role(r.oid, g.oid, 'MEMBER'))"
 )
 
 # Others can have very many objects, with very long names: only what is new is named.

@@ -348,8 +348,9 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
         OTHER_TABLES_SQL,
         setup.config.limited_roles,
         name=name,
-        # An application that moves to a schema of its own has its table in public still. Who names
-        # BASELINE knows better.
+        home=sql.SQL(HOME_SQL),
+        # An application that moves to a schema of its own has its table in public still, or had it
+        # there. Who names BASELINE knows better.
         schema=sql.Literal("public" if setup.config.baseline else setup.config.schema),
     )
     for schema, table in session.query(question):
@@ -665,7 +666,8 @@ OTHER_TABLES_SQL = """
     WITH {trusted}
     SELECT n.nspname, c.relname FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-    WHERE (c.relname <> {name} OR (n.nspname = 'public' AND {schema} <> 'public'))
+    WHERE (c.relname <> {name}
+           OR ('public' IN (n.nspname, {home}) AND n.nspname <> {schema} AND {schema} <> 'public'))
       AND c.relkind = 'r'
       AND c.relowner IN (SELECT oid FROM trusted)
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid

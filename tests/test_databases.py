@@ -10,7 +10,7 @@ from unittest import mock
 import initializer
 import psycopg2
 import pytest
-from harness.database import connect, drop_database, superuser_connection
+from harness.database import SCHEMA, connect, drop_database, superuser_connection
 from harness.tenants import databases
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import ConfigError, InitializerError
@@ -64,7 +64,7 @@ def test_the_list_tells_how_far_each_database_is(world: World, tenants: list[str
     assert "belongs to another tool" in states[3][4]
     assert list(found[0]) == ["name", "applied", "pending", "last", "problem"]
     with connect(world.server, tenants[2], ADMIN, ADMIN_PASSWORD) as conn:
-        assert rows(conn, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+        assert rows(conn, f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace") == []
     conn.close()
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import initializer
 import pytest
-import session
 import tracking
-from harness.world import Context, World, rows
+from harness.database import SCHEMA
+from harness.world import LOCK_KEY, Context, World, rows
 from initializer import ConfigError, MigrationError
 
 A, B, C = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE TABLE c (x int);"
@@ -38,7 +38,7 @@ def columns(world: World, table: str = "schema_migrations") -> list[tuple[Any, .
         "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid) "
         "FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum "
         "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        f"public.{table}",
+        f"{SCHEMA}.{table}",
     )
 
 
@@ -96,7 +96,7 @@ def test_tracking_table_is_in_public_whatever_the_search_path_says(world: World)
 
     world.deploy()
 
-    assert world.sql("SELECT migration_name FROM public.schema_migrations") == [("001_a",)]
+    assert world.sql(f"SELECT migration_name FROM {SCHEMA}.schema_migrations") == [("001_a",)]
     assert world.sql("SELECT count(*) FROM other.schema_migrations") == [(0,)]
 
 
@@ -250,7 +250,7 @@ def test_other_tools_table_is_refused_with_its_columns(world: World) -> None:
             world.deploy()
 
         assert str(caught.value) == (
-            f'table public."schema_migrations" belongs to another tool (columns: {found}): set MIGRATIONS_TABLE to a '
+            f'table {SCHEMA}."schema_migrations" belongs to another tool (columns: {found}): set MIGRATIONS_TABLE to a '
             "name of its own, such as db_setup_migrations. Nothing has been touched."
         )
         assert columns(world) == before
@@ -294,7 +294,7 @@ def test_migrations_table_may_have_any_plain_name(world: World) -> None:
 
         assert (applied(first), applied(second)) == (["001_a"], [])
         assert world.applied(name) == ["001_a"]
-    assert world.sql("SELECT to_regclass('public.schema_migrations')") == [(None,)]
+    assert world.sql(f"SELECT to_regclass('{SCHEMA}.schema_migrations')") == [(None,)]
 
 
 # --- Nothing to do --------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_run_with_nothing_pending_and_working_users_never_takes_the_lock(world: 
     world.write("001_a.sql", A)
     world.deploy(CREATE_USERS="true")
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
 
         report = world.deploy(context=Context(6), CREATE_USERS="true")
 
@@ -319,7 +319,7 @@ def test_run_with_something_pending_waits_for_the_lock(world: World) -> None:
     world.deploy()
     world.write("002_b.sql", B)
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
 
         with pytest.raises(initializer.LockError) as caught:
             world.deploy(context=Context(3.5))
@@ -361,7 +361,7 @@ def test_tracking_with_a_progress_table_of_another_tool_is_refused(world: World)
     world.sql("CREATE TABLE schema_migrations_progress (id int)")
     world.write("001_a.sql", "CREATE TABLE a (i int);")
 
-    with pytest.raises(ConfigError, match=r'table public\."schema_migrations_progress" belongs to another tool'):
+    with pytest.raises(ConfigError, match=rf'table {SCHEMA}\."schema_migrations_progress" belongs to another tool'):
         world.deploy(CREATE_USERS="false")
 
 
