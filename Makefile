@@ -19,7 +19,7 @@ else
 WORKERS ?= 4
 endif
 
-WITH_DATABASE = $(shell grep -lE ': (World|Server)\b' tests/test_*.py)
+WITH_DATABASE = $(shell grep -lE ': (World|Server)\b' tests/test_*.py tests/attacks/*.py)
 
 # A folder of one's own, checked before anything is installed.
 OWN = $(if $(MIGRATIONS),--migrations "$(MIGRATIONS)")
@@ -34,7 +34,7 @@ attacks: dev-and-server  ## attack the boundary between the limited users and th
 	$(BIN)/python -m pytest tests/attacks -n $(WORKERS) $(ARGS)
 
 schema: dev-and-server  ## run the tests that use a database in another schema than public (ARGS="-k lock")
-	TEST_SCHEMA=app $(BIN)/python -m pytest tests tests/attacks -n $(WORKERS) $(WITH_DATABASE) $(ARGS)
+	TEST_SCHEMA=app $(BIN)/python -m pytest -n $(WORKERS) $(WITH_DATABASE) $(ARGS)
 
 demo: python  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	@$(PREPARE) demo --server $(OWN) -- python tests/demo.py $(OWN)
