@@ -12,7 +12,7 @@ Order of work of a migration, each step one call of `migrate` and of what it cal
     apply_pending         each pending file and its tracking row in one transaction
     ensure_users          the limited users, their credentials written to their secrets
 
-The other actions, dry_run, rotate and status, follow it. The other modules:
+The other actions, dry_run, rotate, status and databases, follow it. The other modules:
 
     common           errors, log, deadline           config           variables, secrets, folder
     database         how to connect                  secret_store     Secrets Manager
