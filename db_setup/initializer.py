@@ -46,6 +46,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,6 +174,7 @@ def run(
     variables = event.get("variables")
     deadline = Deadline.from_context(context)
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
+    setup = replace(setup, applied_by=who_runs(environ, context))
     report.database = str(setup.login)
     given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
     log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
@@ -195,6 +197,16 @@ def run(
         tried = [entry["name"] for entry in report.details.get("tried", [])]
         report.pending = tried + session.pending
         report.lock_wait_ms = session.lock_wait_ms
+
+
+def who_runs(environ: Mapping[str, str], context: Any) -> str:
+    """The function's version and the request; elsewhere the user and the machine."""
+    request_id = getattr(context, "aws_request_id", "")
+    if request_id:
+        known = (getattr(context, name, "?") for name in ("function_name", "function_version"))
+        return f"{':'.join(known)}, request {request_id}"
+    user = environ.get("USER") or environ.get("USERNAME") or "somebody"
+    return f"{user}@{socket.gethostname()}"
 
 
 @dataclass
@@ -612,6 +624,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     config = run.setup.config
     if session.deadline.is_near:
         raise out_of_time(session, run.report.action)
+    started = time.monotonic()
     script = file.script
     marks = Marks(config.marks, file.migration.name)
     has_rows = tracking.has_rows(config, [*run.recorded, file.name])
@@ -627,7 +640,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
-            record_sql = tracking.record_sql(session, config, file.name, hashes())
+            record_sql = tracking.record_sql(
+                session, run.setup, file.name, hashes(), milliseconds_since(started)
+            )
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -1038,8 +1053,8 @@ def status(run: Run, found: OurTables) -> None:
         "server_version": session.parameter("server_version"),
     }
     # Last, since a failure would say that this run has applied them.
-    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
-    report.adopted = [name for name, _, was_adopted in history if was_adopted]
+    report.adopted = [entry["name"] for entry in history if entry.pop("adopted")]
+    report.applied = history
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
