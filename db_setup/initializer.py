@@ -51,7 +51,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -67,6 +67,7 @@ import limited_users
 import migration_files
 import planning
 import psycopg2
+import replication
 import rotation
 import script_runner
 import secret_store
@@ -224,6 +225,7 @@ class Run:
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
+    replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
 
     @cached_property
     def watch(self) -> boundary.Watch:
@@ -299,6 +301,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
     pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
     for each in pending:
         run.report.warn(migration_files.oddities(each.name, each.script))
+    changing = [each.name for each in pending if each.script.has_ddl]
+    run.report.warn(replication.warning(run.replication, changing))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -356,10 +360,10 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     """
     session = run.session
     config = run.setup.config
-    both = sql.SQL("SELECT ({}), ({})").format(
+    all_three = sql.SQL(f"SELECT ({{}}), ({{}}), {replication.ACTIVE_SQL}").format(
         tracking.our_tables_question(config), boundary.hiding_question(config.limited_roles)
     )
-    ((found, hiding),) = session.query(both)
+    ((found, hiding, run.replication),) = session.query(all_three)
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
     if plan.pending:
@@ -1042,6 +1046,10 @@ def status(run: Run, found: OurTables) -> None:
     history = tracking.history(session, run.setup.config, state)
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
+    if plan.pending:
+        ((run.replication,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
+    if run.replication:
+        report.warn(replication.warning(run.replication, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],
@@ -1055,6 +1063,14 @@ def status(run: Run, found: OurTables) -> None:
     # Last, since a failure would say that this run has applied them.
     report.adopted = [entry["name"] for entry in history if entry.pop("adopted")]
     report.applied = history
+
+
+def pending_with_ddl(run: Run, state: State, plan: Plan) -> Iterator[str]:
+    """Those that a run would refuse are its concern."""
+    for name, file in plan.pending:
+        with suppress(InitializerError):
+            if scan_file(run, name, file, state, plan).script.has_ddl:
+                yield name
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:

@@ -346,8 +346,8 @@ def has_tables(session: Session, setup: Setup) -> bool:
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA "
-            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE to another "
-            "name if that one belongs to another application"
+            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE "
+            "to another name if that one belongs to another application"
         )
     return bool(has_any)
 
