@@ -477,7 +477,8 @@ class LimitedUsers:
             closing = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
             statements.append(closing.format(self._schema))
             log(
-                f"schema {self._app.schema} closed: only its owner and table creators may create there now",
+                f"schema {self._app.schema} closed: only its owner and table creators may create "
+                "there now",
                 logging.WARNING,
             )
         for creator in at_once:
@@ -522,9 +523,10 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
-                "invoke again",
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been "
+                "changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; "
+                "then invoke again",
             )
         if may_create and not kind.may_create:
             remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
