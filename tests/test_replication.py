@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from harness import server as harness_server
 from harness.aws import played
-from harness.database import create_database, drop_database, superuser_connection
+from harness.database import create_database, superuser_connection
 from harness.world import ADMIN, World, exactly, prepare, rows
 
 DDL, ROWS = "CREATE TABLE a (i int);", "INSERT INTO known VALUES (1);"
@@ -83,4 +83,3 @@ def test_replication_slots_of_the_database_are_named_and_others_are_not(tmp_path
                 rows(conn, "SELECT pg_drop_replication_slot('cdc')")
                 world.write("002_ddl.sql", "CREATE TABLE b (i int)")
                 assert told(world) == []
-        drop_database(server, "shop")
