@@ -65,7 +65,7 @@ ABOUT = {
     "migrate": "do what a deployment does, without Lambda's limit of 15 minutes",
     "dry_run": "run what is pending, and roll it back",
     "rotate": "give the logins new credentials",
-    "databases": "list the databases of the server, with what is applied in each",
+    "databases": "list the databases of the server, or schemas, with what is applied in each",
 }
 TICK_S = 0.25
 TELL_AGAIN_S = 10
@@ -422,7 +422,7 @@ def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         when = f"was {entry['was']}"[:19]
     else:
         when = f"{entry.get('duration_ms')} ms"
-    first, *others = dry_run_findings(entry) or [""]
+    first, *others = dry_run_findings(entry) or [entry.get("deployment") or ""]
     yield entry["name"], when, first
     for other in others:
         yield "", "", other

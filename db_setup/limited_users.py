@@ -477,7 +477,8 @@ class LimitedUsers:
             closing = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
             statements.append(closing.format(self._schema))
             log(
-                f"schema {self._app.schema} closed: only its owner and table creators may create there now",
+                f"schema {self._app.schema} closed: only its owner and table creators may create "
+                "there now",
                 logging.WARNING,
             )
         for creator in at_once:
@@ -522,9 +523,10 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
-                "invoke again",
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been "
+                "changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; "
+                "then invoke again",
             )
         if may_create and not kind.may_create:
             remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
@@ -794,11 +796,9 @@ class LimitedUsers:
 
         def change() -> bool:
             with self._session.transaction():
-                said = len(self.warnings)
                 created = self._change_login(kind, login, is_ours)
                 self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
-                    del self.warnings[said:]  # of what the other run has just made
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
             return created
@@ -1209,7 +1209,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
-            "schema": self._app.schema,
+            "tracking": self._text(self._app.tracking),
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1420,7 +1420,11 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
-                   AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
+                   AND NOT EXISTS (  -- the path that a run in this schema has given it
+                     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE setdatabase <> 0 AND one = format('search_path=%%I, public', nspname)
+                       AND c.relname = (parse_ident(%(tracking)s))[2]
+                       AND c.relowner IN (SELECT oid FROM trusted))
                  ORDER BY 1 LIMIT 20),
            (SELECT coalesce(substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$'), '')
             FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,

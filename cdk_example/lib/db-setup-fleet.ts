@@ -13,7 +13,7 @@ import { RUNTIME } from "./psycopg-layer";
 /** Variables of a run that an event may set, besides DB_NAME and DB_SCHEMA. */
 export type RunVariable =
   | ("DB_USER_SECRET_NAME" | "DB_PROXY" | "DB_READER_SECRET_NAME" | "ROLE_PREFIX" | "CREATE_USERS")
-  | ("USERS_SIGN_IN" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT");
+  | ("BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT" | "DEPLOYMENT");
 
 /**
  * Which ones: those whose names are like a pattern of SQL, a list, or a JSON file in S3, such as
@@ -75,6 +75,9 @@ export class DbSetupFleet extends DbSetupFunction {
     const { canaries = 1, databases, schemas } = props;
     const tenants = databases ?? schemas;
     if (!tenants || (databases && schemas)) throw new Error(`${id}: databases or schemas: give one of them.`);
+    if ("names" in tenants && JSON.stringify(tenants.names).length > 150_000) {
+      throw new Error(`${id}: so many names do not fit into a state, which holds 256 KB: write them into a file in S3.`);
+    }
     if (props.createMissing && (schemas || "like" in tenants)) {
       const why = schemas ? "a run makes a schema that is missing" : "a pattern finds only databases that exist";
       throw new Error(`${id}: createMissing is for databases with names: ${why}.`);
@@ -173,6 +176,11 @@ export class DbSetupFleet extends DbSetupFunction {
     this.allowSecrets(props);
     this.deployment = this.atDeployment();
     this.deployment.node.addDependency(...this.needed);
+  }
+
+  /** With * for each {name}, as a right has it. */
+  protected override prefixOf(props: DbSetupFleetProps): string {
+    return (props.variables?.ROLE_PREFIX ?? super.prefixOf(props)).replaceAll("{name}", "*");
   }
 
   /** A page of names, and where the next one begins. */

@@ -117,6 +117,24 @@ test("variables have the database's name in them, and the function the rights on
   assert.ok(found.every((right) => right.includes(":secret:tenants/*-??????")));
 });
 
+test("logins of tenants that sign in by IAM can be tried, whatever precedes their names", () => {
+  const environment = { CREATE_USERS: "true", ROLE_PREFIX: "shop_" };
+  const named = (variables: DbSetupFleetProps["variables"]) => {
+    const { fleet, resources } = fleetOf({ usersByIam: true, environment, variables });
+    const found = rights(resources, idOf(fleet.function.role!)).filter((right) => right.startsWith("rds-db:connect"));
+    return [...found.join().matchAll(/\/([^"/]+)"/g)].map((match) => match[1]);
+  };
+  const logins = ["app_rw", "app_rw_clone", "app_tc", "app_tc_clone"];
+  assert.deepEqual(named({ ROLE_PREFIX: "{name}_" }), logins.map((login) => `*_${login}`));
+  assert.deepEqual(named({}), logins.map((login) => `shop_${login}`));
+});
+
+test("names that are too many for a state are refused", () => {
+  const names = (count: number) => Array.from({ length: count }, (_, number) => `tenant_${number}`);
+  fleetOf({ databases: { names: names(5000) } });
+  assert.throws(() => fleetOf({ databases: { names: names(20_000) } }), /write them into a file in S3/);
+});
+
 test("schemas are named by DB_SCHEMA, in the database that the function has", () => {
   const { states } = fleetOf({ databases: undefined, schemas: { like: "tenant_%" }, variables: { ROLE_PREFIX: "{name}_" } });
   assert.equal(states.List.Parameters.Payload.schemas, true);
