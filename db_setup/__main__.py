@@ -706,7 +706,7 @@ def from_here(path: Path) -> Path:
 
 DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 NO_SQUAWK = (
-    "squawk is not installed; it finds what locks a table for long: "
+    "squawk is not installed; it is a linter with more rules: "
     "python3 -m pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
 # What squawk asks for, and a run does anyway.
@@ -764,7 +764,8 @@ def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> di
         script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
-    found = [each for each in found if not is_said(each, findings.by_squawk)]
+    said = {each[:2] for each in findings.by_squawk}
+    found = [each for each in found if each[:2] not in said]
     warnings = findings.problems if is_strict else findings.warnings
     warnings += map(str, found)
     return {
@@ -1040,14 +1041,6 @@ BY_SQUAWK = re.compile(r"^\w+\[([\w-]+)\]: (.*)\n\W+(\S.*):(\d+):\d+$", re.MULTI
 COLOURS = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;.*?\x1b\\")
 
 
-def is_said(finding: Finding, by_squawk: Sequence[Finding]) -> bool:
-    """squawk says the same of this line."""
-    same = review.SQUAWK.get(finding.rule, "")
-    return any(
-        each[:2] == finding[:2] and re.fullmatch(same, each.rule) is not None for each in by_squawk
-    )
-
-
 def squawk_accepts(
     program: str, option: str, files: Sequence[Migration], findings: Findings
 ) -> bool:
@@ -1065,7 +1058,8 @@ def squawk_accepts(
     said = done.stdout.decode(errors="replace")
     print(said, end="", file=sys.stderr, flush=True)
     for rule, what, place, line in BY_SQUAWK.findall(COLOURS.sub("", said)):
-        findings.by_squawk.append(Finding(Path(place).name, int(line), rule, what))
+        if rule not in f"{EXCLUDED_RULES},{STYLE_RULES}".split(","):
+            findings.by_squawk.append(Finding(Path(place).name, int(line), rule, what))
     return done.returncode == 0
 
 
