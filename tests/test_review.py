@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -11,8 +12,6 @@ import sql_scanner
 from harness import guide, load
 from harness.world import World, rows
 from review import RULES, Finding, Known
-
-from benchmarks import migrations
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -347,8 +346,10 @@ def test_folders_of_other_tools_have_no_false_alarm() -> None:
     assert len(folders) > 8
 
 
-def test_folder_of_the_benchmarks_has_what_it_is_made_of() -> None:
+def test_folder_of_the_benchmarks_has_what_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """In two hundred files of an application nothing is found but the indexes, checks and NOT NULL that lock."""
+    monkeypatch.syspath_prepend(ROOT)
+    migrations = importlib.import_module("benchmarks.migrations")
     files = [file.sql for file in migrations.realistic(200)]
 
     found = [each.rule for each in of_folder(*files)]
