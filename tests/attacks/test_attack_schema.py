@@ -119,24 +119,24 @@ def test_rotations_of_two_schemas_never_leave_a_secret_that_fails(
         if schema == "one":
             proved["two"].wait(2)  # with a lock in common it does not come so far
         else:
-            first_has_ended.wait(20)
+            first_has_ended.wait(60)
 
     def rotate(schema: str) -> Any:
-        return initializer.handler({"action": "rotate", "variables": {"DB_SCHEMA": schema}}, Context(60))
+        return initializer.handler({"action": "rotate", "variables": {"DB_SCHEMA": schema}}, Context(100))
 
     monkeypatch.setattr(limited_users.LimitedUsers, "_prove", prove_and_wait)
     monkeypatch.setattr(initializer, "MIGRATIONS_DIR", world.folder)
     with exactly(world.environ), ThreadPoolExecutor(2) as pool:
         first = pool.submit(rotate, "one")
-        assert proved["one"].wait(20)
+        assert proved["one"].wait(60)
         second = pool.submit(rotate, "two")
         try:
-            report = first.result(30)
+            report = first.result(60)
             with world.login("user") as conn:
                 assert rows(conn, "SELECT current_user") == [("app_rw_clone",)]
         finally:
             first_has_ended.set()
-        assert second.result(30)["users"] == {"app_rw_clone": "kept", "app_tc_clone": "kept"}
+        assert second.result(60)["users"] == {"app_rw_clone": "kept", "app_tc_clone": "kept"}
 
     assert report["users"] == {"app_rw_clone": "rotated", "app_tc_clone": "rotated"}
     for secret in (before, world.secret("user")):
