@@ -422,7 +422,7 @@ def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         when = f"was {entry['was']}"[:19]
     else:
         when = f"{entry.get('duration_ms')} ms"
-    first, *others = dry_run_findings(entry) or [""]
+    first, *others = dry_run_findings(entry) or [entry.get("deployment") or ""]
     yield entry["name"], when, first
     for other in others:
         yield "", "", other

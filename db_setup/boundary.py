@@ -45,8 +45,8 @@ class Table:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
         if not self.is_trusted:
             return ConfigError(
-                f"table {self.label} belongs to {self.owner}, who is not the admin and could decide by "
-                f"it what runs as {admin}",
+                f"table {self.label} belongs to {self.owner}, who is not the admin and could "
+                f"decide by it what runs as {admin}",
                 f"If it is right, as its owner or a superuser: ALTER TABLE {self.label} OWNER TO "
                 f"{admin}; if not: DROP TABLE {self.label}; or set MIGRATIONS_TABLE",
             )

@@ -190,9 +190,9 @@ def _set_verbosity(conn: Connection, verbosity: int) -> None:
         libpq.PQsetErrorVerbosity(ctypes.c_void_p(conn.pgconn_ptr), verbosity)
 
 
-def literal(text: str) -> sql.Composable:
+def literal(text: Optional[str]) -> sql.Composable:
     """The text as an SQL literal of ASCII characters only, which survives any client_encoding."""
-    if text.isascii():
+    if text is None or text.isascii():
         return sql.Literal(text)
     quoted = text.replace("\\", "\\\\").replace("'", "''")
     escaped = "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in quoted)

@@ -46,11 +46,12 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -66,6 +67,7 @@ import limited_users
 import migration_files
 import planning
 import psycopg2
+import replication
 import rotation
 import script_runner
 import secret_store
@@ -173,8 +175,11 @@ def run(
     variables = event.get("variables")
     deadline = Deadline.from_context(context)
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
+    setup = replace(setup, applied_by=who_runs(environ, context))
     report.database = str(setup.login)
     given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
+    if setup.config.schema != "public":
+        given["schema"] = setup.config.schema
     log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
@@ -197,6 +202,16 @@ def run(
         report.lock_wait_ms = session.lock_wait_ms
 
 
+def who_runs(environ: Mapping[str, str], context: Any) -> str:
+    """The function's version and the request; elsewhere the user and the machine."""
+    request_id = getattr(context, "aws_request_id", "")
+    if request_id:
+        known = (getattr(context, name, "?") for name in ("function_name", "function_version"))
+        return f"{':'.join(known)}, request {request_id}"
+    user = environ.get("USER") or environ.get("USERNAME") or "somebody"
+    return f"{user}@{socket.gethostname()}"
+
+
 @dataclass
 class Run:
     """One invocation: what was asked for, the session that does it, and what will be said of it.
@@ -212,6 +227,7 @@ class Run:
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
+    replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
 
     @cached_property
     def watch(self) -> boundary.Watch:
@@ -277,7 +293,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     What cannot work is refused before anything has run.
     """
     if run.setup.config.create_users:
-        run.users.refuse_roles_of_others()
+        run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
     run.session.pending = [name for name, _ in plan.pending]
     if move_marks_of_renamed_files(run, state, plan):
@@ -287,6 +303,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
     pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
     for each in pending:
         run.report.warn(migration_files.oddities(each.name, each.script))
+    changing = [each.name for each in pending if each.script.has_ddl]
+    run.report.warn(replication.warning(run.replication, changing))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -344,10 +362,10 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     """
     session = run.session
     config = run.setup.config
-    both = sql.SQL("SELECT ({}), ({})").format(
+    all_three = sql.SQL(f"SELECT ({{}}), ({{}}), {replication.ACTIVE_SQL}").format(
         tracking.our_tables_question(config), boundary.hiding_question(config.limited_roles)
     )
-    ((found, hiding),) = session.query(both)
+    ((found, hiding, run.replication),) = session.query(all_three)
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
     if plan.pending:
@@ -612,6 +630,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     config = run.setup.config
     if session.deadline.is_near:
         raise out_of_time(session, run.report.action)
+    started = time.monotonic()
     script = file.script
     marks = Marks(config.marks, file.migration.name)
     has_rows = tracking.has_rows(config, [*run.recorded, file.name])
@@ -627,7 +646,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
-            record_sql = tracking.record_sql(session, config, file.name, hashes())
+            record_sql = tracking.record_sql(
+                session, run.setup, file.name, hashes(), milliseconds_since(started)
+            )
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -1027,6 +1048,10 @@ def status(run: Run, found: OurTables) -> None:
     history = tracking.history(session, run.setup.config, state)
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
+    if plan.pending:
+        ((run.replication,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
+    if run.replication:
+        report.warn(replication.warning(run.replication, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],
@@ -1038,8 +1063,16 @@ def status(run: Run, found: OurTables) -> None:
         "server_version": session.parameter("server_version"),
     }
     # Last, since a failure would say that this run has applied them.
-    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
-    report.adopted = [name for name, _, was_adopted in history if was_adopted]
+    report.adopted = [entry["name"] for entry in history if entry.pop("adopted")]
+    report.applied = history
+
+
+def pending_with_ddl(run: Run, state: State, plan: Plan) -> Iterator[str]:
+    """Those that a run would refuse are its concern."""
+    for name, file in plan.pending:
+        with suppress(InitializerError):
+            if scan_file(run, name, file, state, plan).script.has_ddl:
+                yield name
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:

@@ -204,7 +204,9 @@ class LoginState(NamedTuple):
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
-    path: Optional[str]  # the schema with which its search_path begins, if db_setup may have set it
+    # The schema with which its own search_path begins; empty where it is one that db_setup sets for
+    # nobody.
+    path: Optional[str]
     members: Members
 
 
@@ -325,13 +327,14 @@ class LimitedUsers:
         """
         return self._retried(self._make_groups)
 
-    def refuse_roles_of_others(self) -> None:
+    def refuse_roles_of_others(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
         """Raise UserError if the groups belong to another application on this server, or to
-        another admin.
+        another admin, or the logins to another schema that keeps them in other secrets.
         """
         groups = self._group_states()
         if not self._groups_are_fine(groups):
             self._refuse_groups_of_others(groups)
+            self._refuse_logins_of_other_schemas(kept)
 
     def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
         if not self._existing:
@@ -342,6 +345,21 @@ class LimitedUsers:
         for group in groups.values():
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
+
+    def _refuse_logins_of_other_schemas(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
+        for kind, value in kept.items():
+            login = self._app.login_name(kind)
+            held = (value or Credentials()).get("username")
+            if login not in self._existing or held in self._app.login_names(kind):
+                continue
+            if not self._may_be_of_this_schema(login):
+                raise UserError(
+                    f"login {login} is used in other schemas of this database, and the secret for "
+                    f"the {kind.group_name} login does not hold it: it would get a new password, "
+                    "and who uses it be locked out",
+                    "Name the secrets of those schemas, to share their logins, or set ROLE_PREFIX",
+                    state="Nothing has been changed.",
+                )
 
     def working_logins(
         self, kept: Mapping[Kind, Optional[Credentials]]
@@ -459,7 +477,8 @@ class LimitedUsers:
             closing = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
             statements.append(closing.format(self._schema))
             log(
-                f"schema {self._app.schema} closed: only its owner and table creators may create there now",
+                f"schema {self._app.schema} closed: only its owner and table creators may create "
+                "there now",
                 logging.WARNING,
             )
         for creator in at_once:
@@ -504,9 +523,10 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
-                "invoke again",
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been "
+                "changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; "
+                "then invoke again",
             )
         if may_create and not kind.may_create:
             remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
@@ -776,9 +796,11 @@ class LimitedUsers:
 
         def change() -> bool:
             with self._session.transaction():
+                said = len(self.warnings)
                 created = self._change_login(kind, login, is_ours)
                 self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
+                    del self.warnings[said:]  # of what the other run has just made
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
             return created
@@ -1081,7 +1103,7 @@ class LimitedUsers:
         """
         for other in self._existing.intersection(self._app.login_names(kind)) - {login}:
             state = self._login_state(kind, other)
-            if state:
+            if state and state.path != "":
                 return state.path
         return None if self._app.schema == "public" else self._app.schema
 
@@ -1189,7 +1211,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
-            "schema": self._app.schema,
+            "tracking": self._text(self._app.tracking),
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1400,9 +1422,13 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
-                   AND one <> format('search_path=%%I, public', %(schema)s::text)  -- is ours
+                   AND NOT EXISTS (  -- the path that a run in this schema has given it
+                     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE setdatabase <> 0 AND one = format('search_path=%%I, public', nspname)
+                       AND c.relname = (parse_ident(%(tracking)s))[2]
+                       AND c.relowner IN (SELECT oid FROM trusted))
                  ORDER BY 1 LIMIT 20),
-           (SELECT substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$')
+           (SELECT coalesce(substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$'), '')
             FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,
                  unnest(setconfig) one
             WHERE setrole = r.oid AND datname = current_database() AND one ~ '^search_path='),

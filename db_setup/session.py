@@ -313,8 +313,8 @@ class Session:
             "tcp_keepalives_interval": 2,
             "tcp_keepalives_count": 3,
             "tcp_user_timeout": 11_000,  # no keepalive is sent while an answer is on its way
-            # A function in a schema of others that fits better than PostgreSQL's own would run as the
-            # admin.
+            # A function in a schema of others that fits better than PostgreSQL's own would run as
+            # the admin.
             "search_path": "pg_catalog",
             "role": "none",  # ALTER ROLE … SET role may have made it another one
             "DateStyle": "ISO",  # psycopg2 reads dates only in this style

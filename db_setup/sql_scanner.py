@@ -105,6 +105,7 @@ def read_script(
         left_out=tuple(left_out),
         backslash_escapes=backslash_escapes,
         commits_in_line=commit.line if commit else None,
+        has_ddl=survey.has_ddl,
     )
 
 
@@ -174,6 +175,7 @@ class Script:
     unknown_settings: tuple[str, ...] = ()
     backslash_escapes: bool = False  # how the session reads strings when the script begins
     commits_in_line: Optional[int] = None  # where it first commits by itself, without a mark
+    has_ddl: bool = False  # CREATE, ALTER or DROP, outside of DO blocks and functions
 
     @property
     def text(self) -> str:
@@ -1061,6 +1063,7 @@ class _Survey:
         self.idle_commands: list[Statement] = []
         self.created_tables: dict[Name, int] = {}
         self.needs_pieces = False
+        self.has_ddl = False
         self.string_syntax_changed = False  # a setting has changed how strings are read
 
     def of(self, statements: Iterable[Statement]) -> Iterator[Statement]:
@@ -1085,6 +1088,7 @@ class _Survey:
         refusal = _why_refused(statement, self.text)
         if refusal:
             raise ScanError(refusal, statement.start)
+        self.has_ddl = self.has_ddl or statement.keyword in ("CREATE", "ALTER", "DROP")
         if statement.transaction_control or statement.creates_session_object:
             self.notable.append(statement)
         table = statement.created_table

@@ -468,6 +468,7 @@ EVERY_MISTAKE = {
     "MIGRATIONS_TABLE": "My Table",
     "ROLE_PREFIX": "Shop-",
     "LOCK_TIMEOUT": "soon",
+    "DEPLOYMENT": "two\nlines",
     "BASELINE": "000_nothing",
 }
 
@@ -503,6 +504,7 @@ def test_mistakes_of_every_kind_are_reported_together(world: World) -> None:
         f"MIGRATIONS_TABLE is 'My Table', but {plain} 49 characters",
         f"ROLE_PREFIX is 'Shop-', but {plain} 41 characters, not beginning with pg_",
         f"LOCK_TIMEOUT is 'soon', but {time}",
+        r"DEPLOYMENT is 'two\nlines', but must be one line of at most 200 characters",
         f"{admin} has no usable host, dbname, username, password: add that to its JSON, or set DB_HOST and DB_NAME",
         f"{admin} is for engine 'mysql': only PostgreSQL is supported",
         f"DB_USER_SECRET_NAME: secret '{long_arn('ApplicationUser')[:89]}…' {absent}",

@@ -214,6 +214,20 @@ def test_schema_status_and_dry_run_change_nothing_and_rotate_works(shop: World) 
     assert ask(shop, "user", "SELECT current_user, * FROM (SELECT count(*) FROM orders) o") == [("app_rw_clone", 0)]
 
 
+def test_schema_is_no_setting_of_its_own_that_a_login_keeps(shop: World) -> None:
+    """The path that a run has given it is what it should have, also where that run was in another schema."""
+    shop.deploy()
+    shop.deploy(DB_SCHEMA="tenant")
+
+    reports = [shop.deploy({"action": "rotate"}, DB_SCHEMA=schema) for schema in ("tenant", "shop", "shop")]
+
+    assert [report["warnings"] for report in reports] == [[], [], []]
+    ask(shop, "user", f"ALTER ROLE CURRENT_USER IN DATABASE {shop.dbname} SET search_path = elsewhere, public")
+    shop.deploy({"action": "rotate"})
+    (warning,) = shop.deploy({"action": "rotate"})["warnings"]
+    assert "RESET search_path" in warning
+
+
 def test_schema_that_is_missing_is_named_by_a_rotation(shop: World) -> None:
     """A rotation creates no schema: it says that a migration does."""
     with pytest.raises(Exception, match="Invoke a migration first: it creates the schema that DB_SCHEMA names"):

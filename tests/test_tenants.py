@@ -40,6 +40,7 @@ def ask(world: World, dbname: str, secret: str, statement: str) -> list[tuple[An
         conn.close()
 
 
+@pytest.mark.public  # which the guide's file names
 def test_tenants_share_a_login_that_one_database_has_made(world: World, tenants: list[str]) -> None:
     """It reads and writes each tenant's tables, not our own, and the database that made it can still be deployed."""
     world.write("001_home.sql", "SELECT 1;")

@@ -58,7 +58,8 @@ def test_tracking_table_with_a_renamed_column_is_not_another_tools(world: World)
 
     assert message(world) == (
         f"table {SCHEMA}.schema_migrations is db_setup's own, but has no column migration_name any more (columns: id, "
-        "name, applied_at, checksum, file_sha256, adopted): rename or restore that column. Nothing has been touched."
+        "name, applied_at, checksum, file_sha256, adopted, duration_ms, applied_by, deployment): rename or restore that "
+        "column. Nothing has been touched."
     )
 
 

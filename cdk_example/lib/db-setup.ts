@@ -11,7 +11,7 @@ import { PsycopgLayer, RUNTIME } from "./psycopg-layer";
 
 /** The variables of db_setup that are not secrets; its README says what they mean. */
 export type DbSetupVariable =
-  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS")
+  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "DEPLOYMENT")
   | ("DB_SCHEMA" | "MIGRATIONS_TABLE" | "ROLE_PREFIX" | "PGSSLMODE" | "PGSSLROOTCERT" | "PGCONNECT_TIMEOUT" | "PGREQUIREAUTH" | "PGCHANNELBINDING");
 
 export interface DbSetupProps {

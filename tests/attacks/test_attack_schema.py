@@ -72,6 +72,20 @@ def test_reader_of_another_application_hides_nothing(two_applications: tuple[Wor
         two.deploy()
 
 
+def test_table_that_another_admin_keeps_to_itself_stops_no_adoption(world: World) -> None:
+    """The database's owner has an application with the same files, whose tracking table nobody else may read."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy()
+    as_superuser(
+        world,
+        f"CREATE ROLE tmp_other LOGIN CREATEROLE PASSWORD 'x'; GRANT CREATE ON DATABASE {world.dbname} TO tmp_other; "
+        "CREATE SCHEMA shop AUTHORIZATION tmp_other; SET ROLE tmp_other; CREATE TABLE shop.orders (id int); RESET ROLE",
+    )
+    world.put_secret("admin", {**world.secret("admin"), "username": "tmp_other", "password": "x"})
+
+    assert world.deploy(DB_SCHEMA="shop", CREATE_USERS="false")["adopted"] == ["001_orders"]
+
+
 # --- Logins that several schemas share ------------------------------------------------------------------------------
 
 
@@ -153,6 +167,26 @@ def test_secrets_of_another_schemas_application_are_not_overwritten(world: World
     }
 
 
+@pytest.mark.parametrize("first", ["one", "public"])
+def test_login_of_another_schema_that_is_in_another_secret_keeps_its_password(world: World, first: str) -> None:
+    """Whoever gives a second schema secrets of its own can forget ROLE_PREFIX: the login would work for the one or for
+    the other. A secret that was lost is filled again, in a schema that the login serves."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA=first)
+    two = with_own_secrets(world, "two", "")
+    del two.environ["ROLE_PREFIX"]
+
+    for event in (None, {"action": "dry_run"}):
+        with pytest.raises(UserError, match=r"app_rw is used in other schemas of this database.* or set ROLE_PREFIX"):
+            two.deploy(event)
+
+    ask(world, "user", f"INSERT INTO {first}.orders DEFAULT VALUES")
+    two.deploy(ROLE_PREFIX="two_")
+    world.put_secret("user", "{}")
+    assert world.deploy(DB_SCHEMA=first)["users"] == {"app_rw": "mended", "app_tc": "kept"}
+    assert world.deploy(DB_SCHEMA="three")["users"] == {"app_rw": "kept", "app_tc": "kept"}
+
+
 @pytest.mark.parametrize(("first", "path"), [("public", '"$user", public'), ("one", "one, public")])
 def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: World, first: str, path: str) -> None:
     """An application that names no schema would read another tenant's tables otherwise."""
@@ -164,6 +198,35 @@ def test_login_begins_in_the_same_schema_after_a_rotation_by_another_one(world: 
 
     for secret in ("user", "creator"):
         assert ask(world, secret, "SHOW search_path") == [(path,)]
+
+
+def test_login_of_a_path_of_its_own_is_followed_by_one_of_the_schema(world: World) -> None:
+    """What somebody has set by hand is not copied: who can change a login could write anything there."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA="one")
+    ask(world, "user", f"ALTER ROLE app_rw IN DATABASE {world.dbname} SET search_path = one")
+
+    world.deploy({"action": "rotate"}, DB_SCHEMA="one")
+
+    assert ask(world, "user", "SHOW search_path") == [("one, public",)]
+
+
+def test_run_that_another_schema_overtakes_complains_of_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both make the login that they share; the one that comes second leaves it alone, and the path that it has got."""
+    world.write("001_orders.sql", ORDERS)
+    change = limited_users.LimitedUsers._change_login
+    others = ["one"]
+
+    def change_late(users: limited_users.LimitedUsers, *args: Any, **kwargs: Any) -> bool:
+        if others:
+            world.deploy(DB_SCHEMA=others.pop())
+        return change(users, *args, **kwargs)
+
+    monkeypatch.setattr(limited_users.LimitedUsers, "_change_login", change_late)
+    report = world.deploy(DB_SCHEMA="two")
+
+    assert (report["users"], report["warnings"]) == ({"app_rw": "kept", "app_tc": "kept"}, [])
+    assert ask(world, "user", "SHOW search_path") == [("one, public",)]
 
 
 # --- Moved, renamed, dropped ----------------------------------------------------------------------------------------
@@ -182,6 +245,38 @@ def test_table_that_came_from_public_and_was_moved_on_is_asked_for(world: World)
 
     with pytest.raises(ConfigError, match=r"table archive.schema_migrations records the files of this folder"):
         world.deploy(DB_SCHEMA="shop")
+
+
+@pytest.mark.parametrize("schema", ["public", "shop"])
+@pytest.mark.parametrize(
+    "statements",
+    ["DROP SCHEMA {0} CASCADE; CREATE SCHEMA {0};", "ALTER SCHEMA {0} RENAME TO old;", "DROP TABLE schema_migrations;"],
+)
+def test_file_that_takes_the_tracking_table_away_is_told_so(world: World, schema: str, statements: str) -> None:
+    """CREATE SCHEMA of the own schema, as a dump with --clean has it, is left out: the file is to blame, and the
+    message says for what."""
+    world.write("001_orders.sql", ORDERS)
+    world.deploy(DB_SCHEMA=schema)
+    as_superuser(world, f"ALTER SCHEMA {schema} OWNER TO {ADMIN}")
+    world.write("002_again.sql", statements.format(schema))
+
+    with pytest.raises(MigrationError) as error:
+        world.deploy(DB_SCHEMA=schema)
+
+    assert str(error.value).startswith(
+        f"002_again.sql: {schema}.schema_migrations is gone: this file, or somebody meanwhile, has dropped, renamed "
+        "or moved it, or its schema. The file ran, and is rolled back. Deploy again then."
+    )
+    assert world.sql(f"SELECT count(*) FROM {schema}.orders") == [(0,)]
+
+
+def test_log_names_the_schema(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """In one log group the runs of several schemas could not be told apart."""
+    world.deploy(DB_SCHEMA="shop")
+    world.deploy()
+
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("starting")]
+    assert [line.rpartition(" ")[2] for line in lines] == ["schema=shop", "files=0"]
 
 
 # --- Poolers --------------------------------------------------------------------------------------------------------
