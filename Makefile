@@ -19,6 +19,8 @@ else
 WORKERS ?= 4
 endif
 
+WITH_DATABASE = $(shell grep -lE ': (World|Server)\b' tests/test_*.py tests/attacks/*.py)
+
 # A folder of one's own, checked before anything is installed.
 OWN = $(if $(MIGRATIONS),--migrations "$(MIGRATIONS)")
 
@@ -27,6 +29,12 @@ help:  ## this list
 
 test: dev-and-server  ## run the tests on a real PostgreSQL (ARGS="-k lock", ARGS=--cov, WORKERS=0)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+attacks: dev-and-server  ## attack the boundary between the limited users and the admin
+	$(BIN)/python -m pytest tests/attacks -n $(WORKERS) $(ARGS)
+
+schema: dev-and-server  ## run the tests that use a database in another schema than public (ARGS="-k lock")
+	TEST_SCHEMA=app $(BIN)/python -m pytest -n $(WORKERS) $(WITH_DATABASE) $(ARGS)
 
 demo: python  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	@$(PREPARE) demo --server $(OWN) -- python tests/demo.py $(OWN)
@@ -136,5 +144,5 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.PHONY: help test demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
+.PHONY: help test attacks schema demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
 	pips roots lock lock-with-node clean dev dev-and-server python

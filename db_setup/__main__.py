@@ -66,8 +66,8 @@ ABOUT = {
     "status": "what is applied, pending, edited …; changes nothing",
     "migrate": "do what a deployment does, without Lambda's limit of 15 minutes",
     "dry_run": "run what is pending, and roll it back",
-    "rotate": "give both users new credentials",
-    "databases": "list the databases of the server, with what is applied in each",
+    "rotate": "give the logins new credentials",
+    "databases": "list the databases of the server, or schemas, with what is applied in each",
 }
 TICK_S = 0.25
 TELL_AGAIN_S = 10
@@ -76,6 +76,8 @@ TELL_AGAIN_S = 10
 def main() -> int:
     """Return the exit code; the report is printed on stdout, everything else on stderr."""
     options = parser().parse_args()
+    if options.action == "migrate" and options.schemas and options.all is None:
+        parser().error("--schemas needs --all, with a pattern such as 'tenant_%'")
     screen = Screen()
     logging.getLogger().addHandler(screen)
     # The terminal's encoding may lack a character of a file's name.
@@ -106,15 +108,15 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
     if options.action == "new":
         path = write_new("_".join(options.name))
         return {"status": "ok", "action": "new", "path": str(path)}
-    if options.action == "check":
-        return check(options.base, not options.no_squawk, options.strict)
     if options.schema is not None:
         os.environ["DB_SCHEMA"] = options.schema
+    if options.action == "check":
+        return check(options.base, not options.no_squawk, options.strict)
     login = checked_login(options.action)
     if options.action == "databases":
-        return list_databases(options.like, login, screen)
-    if options.action == "migrate" and options.all:
-        return migrate_all(options.all, options.at_once, login, screen)
+        return list_databases(options.like, options.schemas, login, screen)
+    if options.action == "migrate" and options.all is not None:
+        return migrate_all(options.all, options.schemas, options.at_once, login, screen)
     return run_handler({"action": options.action}, login, screen)
 
 
@@ -153,13 +155,13 @@ def run_handler(
 
 
 def list_databases(
-    like: str, login: Optional[Login], screen: Screen, **more: bool
+    like: str, schemas: bool, login: Optional[Login], screen: Screen, **more: bool
 ) -> Mapping[str, Any]:
     """All pages of the list as one."""
     found: list[Any] = []
     after: Optional[str] = ""
     while after is not None:
-        event = {"action": "databases", "like": like, "after": after, **more}
+        event = {"action": "databases", "like": like, "schemas": schemas, "after": after, **more}
         report = run_handler(event, login, screen)
         found += report["databases"]
         after = report["next"]
@@ -167,22 +169,21 @@ def list_databases(
 
 
 def migrate_all(
-    like: str, at_once: int, login: Optional[Login], screen: Screen
+    like: str, schemas: bool, at_once: int, login: Optional[Login], screen: Screen
 ) -> Mapping[str, Any]:
     """Migrate all databases that are like this: the first one alone, and if that succeeds the
     others, of which none stops another.
     """
     started = time.monotonic()
-    names = [
-        each["name"] for each in list_databases(like, login, screen, status=False)["databases"]
-    ]
+    listed = list_databases(like, schemas, login, screen, status=False)
+    names = [each["name"] for each in listed["databases"]]
     done: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for at_a_time, part in ((1, names[:1]), (at_once, names[1:])):
         if failed:
             break
         lanes = ThreadPoolExecutor(at_a_time)  # not `with`: an interrupted run waits for none
-        work = {lanes.submit(migrate_one, name, login) for name in part}
+        work = {lanes.submit(migrate_one, name, schemas, login) for name in part}
         while work:
             ended, work = wait(work, TICK_S)
             for each in ended:
@@ -194,19 +195,21 @@ def migrate_all(
         "status": "failed" if failed else "ok",
         "action": "migrate",
         "like": like,
+        "schemas": schemas,
         "databases": entries,
         "not_begun": len(names) - len(entries),
         "duration_ms": round((time.monotonic() - started) * 1000),
     }
 
 
-def migrate_one(name: str, login: Optional[Login]) -> dict[str, Any]:
-    """Migrate a database, in another process: psycopg2 has one wait callback for all threads."""
-    event: dict[str, Any] = {"action": "migrate"}
-    if login:
+def migrate_one(name: str, is_schema: bool, login: Optional[Login]) -> dict[str, Any]:
+    """Migrate a database or a schema, in another process: psycopg2 has one wait callback for all
+    threads.
+    """
+    variable = "DB_SCHEMA" if is_schema else "DB_NAME"
+    event: dict[str, Any] = {"action": "migrate", "variables": {variable: name}}
+    if login and not is_schema:  # which DB_NAME does not change
         login = replace(login, endpoint=replace(login.endpoint, dbname=name))
-    else:
-        event["variables"] = {"DB_NAME": name}
     try:
         report = worker().submit(initializer.handler, event, None, login).result()
     except InitializerError as exc:
@@ -239,13 +242,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="action", required=True, metavar="action")
     for action in initializer.ACTIONS:
         command = add_command(commands, action, ABOUT.get(action, ""))
-        command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
+        which = command.add_mutually_exclusive_group()
+        add_schema(which)
         if action == "databases":
             command.add_argument("like", help="whose names are like this pattern: 'tenant_%%'")
         if action == "migrate":
             command.add_argument("--all", metavar="LIKE", help="all databases: 'tenant_%%'")
             command.add_argument(
                 "--at-once", type=at_least_one, default=4, help="how many of them (default: 4)"
+            )
+        if action in ("databases", "migrate"):
+            which.add_argument(
+                "--schemas", action="store_true", help="not databases, but schemas of this one"
             )
 
     new = add_command(commands, "new", "write the next migration's file")
@@ -256,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
         "check",
         "look through the files, without a database: for CI and a pre-commit hook",
     )
+    add_schema(check)
     check.add_argument(
         "--base",
         help="a branch or commit: its files count as applied, as they were at the merge base "
@@ -283,6 +292,10 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
     )
     command.set_defaults(format="text")
     return command
+
+
+def add_schema(command: Any) -> None:
+    command.add_argument("--schema", help="the application's schema, as DB_SCHEMA")
 
 
 def at_least_one(text: str) -> int:
@@ -377,7 +390,8 @@ def databases_table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
         yield f"{entry['name'].ljust(width)}  {problem or what_is_applied(entry)}"
     failed = sum(bool(entry["problem"]) for entry in entries)
     not_begun = f", not begun: {report['not_begun']}" if report.get("not_begun") else ""
-    yield f"databases: {len(entries)}, problems: {failed}{not_begun}; {report['duration_ms']} ms"
+    what = "schemas" if report.get("schemas") else "databases"
+    yield f"{what}: {len(entries)}, problems: {failed}{not_begun}; {report['duration_ms']} ms"
 
 
 def what_is_applied(entry: Mapping[str, Any]) -> str:
@@ -420,7 +434,7 @@ def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         when = f"was {entry['was']}"[:19]
     else:
         when = f"{entry.get('duration_ms')} ms"
-    first, *others = dry_run_findings(entry) or [""]
+    first, *others = dry_run_findings(entry) or [entry.get("deployment") or ""]
     yield entry["name"], when, first
     for other in others:
         yield "", "", other
@@ -757,10 +771,12 @@ def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> di
     found: list[Finding] = []
     for file, script in scripts.items():
         found += review.findings(file.path.name, script, known, file in new)
-        if not script.pieces:  # a long one, or one with rows of COPY: a program has written it
+        if file in new:
+            findings.notes += tables_in_public(file, script, config.schema)
+        if not script.pieces:  # a long file, or one with rows of COPY: a program has written it
             # What is applied has worked, and can no longer be changed.
-            problems = mistakes if file in new else syntax_errors
-            findings.problems += problems(file, script)
+            look = mistakes if file in new else syntax_errors
+            findings.problems += look(file, script)
         script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
@@ -865,6 +881,16 @@ def used_values(file: Migration, script: Script) -> Iterator[str]:
                     "same transaction: put ALTER TYPE … ADD VALUE into a file of its own before"
                 )
                 return
+
+
+def tables_in_public(file: Migration, script: Script, schema: str) -> Iterator[str]:
+    """The first table that the file makes in public, if that is not the application's schema."""
+    for statement in () if schema == "public" else script.statements():
+        where, name = statement.created_table or (None, "")
+        if where == "public":
+            table = f"{file.path.name}:{statement.line}: table public.{name}"
+            yield f"{table} is not in schema {schema}: the users get rights only there"
+            return
 
 
 def syntax_errors(file: Migration, script: Script) -> Iterator[str]:

@@ -45,8 +45,8 @@ class Table:
         """Why it decides nothing, and what helps; None where it is ours, and plain."""
         if not self.is_trusted:
             return ConfigError(
-                f"table {self.label} belongs to {self.owner}, who is not the admin and could decide by "
-                f"it what runs as {admin}",
+                f"table {self.label} belongs to {self.owner}, who is not the admin and could "
+                f"decide by it what runs as {admin}",
                 f"If it is right, as its owner or a superuser: ALTER TABLE {self.label} OWNER TO "
                 f"{admin}; if not: DROP TABLE {self.label}; or set MIGRATIONS_TABLE",
             )
@@ -194,13 +194,14 @@ def versions_sql(which: str) -> str:
     )
 
 
-# The admin, the database's owner, and the roles that these may act for; never a limited user, of
-# whatever prefix, for whom the admin may act as well, a member of one, or a role that one is a
-# member of. Membership is taken as it was granted: a
-# superuser counts as a member of every role. It counts (`granted`) if one of these or a superuser
-# granted it: up to PostgreSQL 14 every login can make others members of itself. Since 16 the admin
-# is a member of each role that it made; one that it can neither use nor become is not meant by
-# that.
+# The admin, the database's owner, and the roles that these may act for; never a limited user or a
+# group, of whatever prefix, for whom the admin may act as well, a member of one, or a role that one
+# is a member of. (Up to PostgreSQL 15 nothing but its name shows that another application's
+# readwrite is a group of limited users: the admin is not a member of these.)
+# Membership is taken as it was granted: a superuser counts as a member of every role. It counts
+# (`granted`) if one of these or a superuser granted it: up to PostgreSQL 14 every login can make
+# others members of itself. Since 16 the admin is a member of each role that it made; one that it
+# can neither use nor become is not meant by that.
 TRUSTED_SQL = """
     RECURSIVE rulers(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = current_user
@@ -218,7 +219,7 @@ TRUSTED_SQL = """
         UNION SELECT m.roleid FROM acted_for a JOIN granted m ON m.member = a.oid AND m.is_usable),
     limited(oid) AS (
         SELECT oid FROM pg_roles WHERE rolname = ANY ({limited})
-            OR (rolname ~ '(tablecreator|app_(rw|tc)(_clone)?)$'
+            OR (rolname ~ '(tablecreator|app_(rw|tc|ro)(_clone)?)$'
                 AND oid IN (SELECT roleid FROM granted JOIN rulers ON rulers.oid = member))),
     members_of_limited(oid) AS (
         SELECT oid FROM limited
@@ -229,7 +230,8 @@ TRUSTED_SQL = """
     trusted(oid) AS (
         SELECT r.oid FROM acted_for JOIN pg_roles r USING (oid)
         WHERE r.rolname = current_user OR r.rolsuper OR r.rolcreaterole
-            OR NOT (r.oid IN (SELECT oid FROM members_of_limited)
+            OR NOT (r.rolname ~ 'read(write|only)$'
+                    OR r.oid IN (SELECT oid FROM members_of_limited)
                     OR r.oid IN (SELECT oid FROM lent_to_limited)))"""
 
 # A REVOKE takes back what its own role has granted. The owner of the schema may drop the tables.

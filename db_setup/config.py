@@ -39,7 +39,7 @@ USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of whi
 EVENT_VARIABLES = (
     *(ADMIN_VARIABLE, "DB_NAME", "DB_SCHEMA", *USER_VARIABLES.values()),
     *("CREATE_USERS", "USERS_SIGN_IN", "ROLE_PREFIX", "MIGRATIONS_TABLE"),
-    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "LOCK_TIMEOUT"),
+    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "LOCK_TIMEOUT", "DEPLOYMENT"),
 )
 
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -47,6 +47,8 @@ NAME = r"[a-z_][a-z0-9_]{0,%d}"
 NAME_MEANING = "lower-case letters, digits and _, at most %d characters"
 SCHEMA = "(?!pg_|information_schema$)" + NAME % 62
 SCHEMA_MEANING = NAME_MEANING % 63 + ", not beginning with pg_, nor information_schema"
+
+DEPLOYMENT_MEANING = "one line of at most 200 characters"
 
 IS_ADMINS = "holds the admin login and is never written: name another"
 
@@ -62,6 +64,7 @@ class Setup:
     secrets_client: Any
     warnings: Sequence[str] = ()  # about the folder
     admin_arn: str = ""  # of the secret that is never written
+    applied_by: str = ""  # what is recorded of who runs this
     # Those that were scanned in this run, see initializer.
     scripts: dict[Any, Script] = field(default_factory=dict)
 
@@ -149,6 +152,7 @@ class Config:
     table: str = "schema_migrations"
     role_prefix: str = ""
     lock_timeout_ms: int = 4000
+    deployment: Optional[str] = None  # what is recorded of it, such as the commit
 
     @property
     def tables(self) -> tuple[str, str]:
@@ -214,6 +218,7 @@ class Config:
             or "schema_migrations",
             role_prefix=variables.text("ROLE_PREFIX", "(?!pg_)" + NAME % 40, prefix_meaning) or "",
             lock_timeout_ms=variables.milliseconds("LOCK_TIMEOUT", default=4000),
+            deployment=variables.text("DEPLOYMENT", r"[^\x00-\x1f\x7f]{1,200}", DEPLOYMENT_MEANING),
         )
 
     def login(self, secret: Mapping[str, Any], problems: list[str]) -> Optional[Login]:
@@ -370,7 +375,7 @@ class _Secrets:
                 self._problems.append(f"{variable}: secret {shown(name)} {IS_ADMINS}")
                 continue
             if any(secret_store.same_secret(name, other) for other in seen):
-                what = "is named for both users: each needs a secret of its own"
+                what = "is named for two users: each needs a secret of its own"
                 self._problems.append(f"{variable}: secret {shown(name)} {what}")
             seen.append(name)
             secret = self._read(variable, name)

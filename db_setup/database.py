@@ -190,9 +190,9 @@ def _set_verbosity(conn: Connection, verbosity: int) -> None:
         libpq.PQsetErrorVerbosity(ctypes.c_void_p(conn.pgconn_ptr), verbosity)
 
 
-def literal(text: str) -> sql.Composable:
+def literal(text: Optional[str]) -> sql.Composable:
     """The text as an SQL literal of ASCII characters only, which survives any client_encoding."""
-    if text.isascii():
+    if text is None or text.isascii():
         return sql.Literal(text)
     quoted = text.replace("\\", "\\\\").replace("'", "''")
     escaped = "".join(c if c.isascii() else f"\\U{ord(c):08X}" for c in quoted)
@@ -415,6 +415,12 @@ CONNECT_PROBLEMS: Sequence[Problem] = (
         False,
         'it has set its password itself, in a form that nobody can use in time: {"action": '
         '"rotate"} replaces it',
+    ),
+    Problem(
+        "startup parameter|command-line options",
+        False,
+        "this is a connection pooler or proxy, which takes no options, and where a session lock "
+        "protects nothing: set DB_HOST to the database's own endpoint",
     ),
     Problem(
         "PAM authentication failed",

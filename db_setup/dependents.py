@@ -108,6 +108,8 @@ DEPENDENTS_SQL = """
         JOIN pg_namespace n ON n.oid = coalesce(relnamespace, pronamespace, typnamespace)
         WHERE refobjid >= 16384 AND deptype IN ('n', 'a')
           AND n.oid <> pg_my_temp_schema()
+          AND (refclassid <> 'pg_namespace'::regclass  -- else only where a schema is dropped
+            OR position(' ' || quote_ident(nspname) || ' ' IN %(said)s) > 0)
           AND CASE
             WHEN position(format('"%%s.%%s"', relname, attname) IN %(said)s) > 0 THEN true
             WHEN %(detail)s = '' AND %(said)s !~ '"'

@@ -12,7 +12,7 @@ Order of work of a migration, each step one call of `migrate` and of what it cal
     apply_pending         each pending file and its tracking row in one transaction
     ensure_users          the limited users, their credentials written to their secrets
 
-The other actions, dry_run, rotate and status, follow it. The other modules:
+The other actions, dry_run, rotate, status and databases, follow it. The other modules:
 
     common           errors, log, deadline           config           variables, secrets, folder
     database         how to connect                  secret_store     Secrets Manager
@@ -46,11 +46,12 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -66,6 +67,7 @@ import limited_users
 import migration_files
 import planning
 import psycopg2
+import replication
 import rotation
 import script_runner
 import secret_store
@@ -86,7 +88,7 @@ from common import (
     set_up_logging,
     shortened,
 )
-from config import Setup, kept_credentials, load_setup
+from config import SCHEMA, Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
@@ -173,8 +175,11 @@ def run(
     variables = event.get("variables")
     deadline = Deadline.from_context(context)
     setup = load_setup(environ, deadline, MIGRATIONS_DIR, login, variables)
+    setup = replace(setup, applied_by=who_runs(environ, context))
     report.database = str(setup.login)
     given: dict[str, Any] = {"variables": sorted(variables)} if variables else {}
+    if setup.config.schema != "public":
+        given["schema"] = setup.config.schema
     log("starting", version=__version__, database=setup.login, files=len(setup.files), **given)
     report.warn([*setup.warnings, *database.why_unverified(setup.login.endpoint.host)])
     session_kind = Rehearsal if report.action == "dry_run" else Session
@@ -197,6 +202,16 @@ def run(
         report.lock_wait_ms = session.lock_wait_ms
 
 
+def who_runs(environ: Mapping[str, str], context: Any) -> str:
+    """The function's version and the request; elsewhere the user and the machine."""
+    request_id = getattr(context, "aws_request_id", "")
+    if request_id:
+        known = (getattr(context, name, "?") for name in ("function_name", "function_version"))
+        return f"{':'.join(known)}, request {request_id}"
+    user = environ.get("USER") or environ.get("USERNAME") or "somebody"
+    return f"{user}@{socket.gethostname()}"
+
+
 @dataclass
 class Run:
     """One invocation: what was asked for, the session that does it, and what will be said of it.
@@ -212,6 +227,7 @@ class Run:
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
+    replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
 
     @cached_property
     def watch(self) -> boundary.Watch:
@@ -277,7 +293,7 @@ def plan_pending(run: Run) -> list[PendingFile]:
     What cannot work is refused before anything has run.
     """
     if run.setup.config.create_users:
-        run.users.refuse_roles_of_others()
+        run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
     run.session.pending = [name for name, _ in plan.pending]
     if move_marks_of_renamed_files(run, state, plan):
@@ -287,6 +303,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
     pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
     for each in pending:
         run.report.warn(migration_files.oddities(each.name, each.script))
+    changing = [each.name for each in pending if each.script.has_ddl]
+    run.report.warn(replication.warning(run.replication, changing))
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -344,10 +362,10 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     """
     session = run.session
     config = run.setup.config
-    both = sql.SQL("SELECT ({}), ({})").format(
+    all_three = sql.SQL(f"SELECT ({{}}), ({{}}), {replication.ACTIVE_SQL}").format(
         tracking.our_tables_question(config), boundary.hiding_question(config.limited_roles)
     )
-    ((found, hiding),) = session.query(both)
+    ((found, hiding, run.replication),) = session.query(all_three)
     state = tracking.read_state(session, config, found)
     plan = planning.make_plan(run.setup.files, state.rows)
     if plan.pending:
@@ -612,6 +630,7 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     config = run.setup.config
     if session.deadline.is_near:
         raise out_of_time(session, run.report.action)
+    started = time.monotonic()
     script = file.script
     marks = Marks(config.marks, file.migration.name)
     has_rows = tracking.has_rows(config, [*run.recorded, file.name])
@@ -627,7 +646,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
-            record_sql = tracking.record_sql(session, config, file.name, hashes())
+            record_sql = tracking.record_sql(
+                session, run.setup, file.name, hashes(), milliseconds_since(started)
+            )
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -1004,6 +1025,7 @@ def rotation_step(run: Run, _: OurTables) -> None:
         )
     run.session.acquire_lock()
     ensure_groups(run)
+    run.users.lock_logins()
     with client_for_logins(run) as client:
         what, login = rotation.take_step(client, run.users, ours[0], event)
     run.report.users = {login: what}
@@ -1026,6 +1048,10 @@ def status(run: Run, found: OurTables) -> None:
     history = tracking.history(session, run.setup.config, state)
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
+    if plan.pending:
+        ((run.replication,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
+    if run.replication:
+        report.warn(replication.warning(run.replication, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],
@@ -1037,8 +1063,16 @@ def status(run: Run, found: OurTables) -> None:
         "server_version": session.parameter("server_version"),
     }
     # Last, since a failure would say that this run has applied them.
-    report.applied = [{"name": name, "applied_at": at} for name, at, _ in history]
-    report.adopted = [name for name, _, was_adopted in history if was_adopted]
+    report.adopted = [entry["name"] for entry in history if entry.pop("adopted")]
+    report.applied = history
+
+
+def pending_with_ddl(run: Run, state: State, plan: Plan) -> Iterator[str]:
+    """Those that a run would refuse are its concern."""
+    for name, file in plan.pending:
+        with suppress(InitializerError):
+            if scan_file(run, name, file, state, plan).script.has_ddl:
+                yield name
 
 
 def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
@@ -1062,50 +1096,76 @@ def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def databases(run: Run, _: OurTables) -> None:
-    """List the databases whose names are like a pattern, a page at a time, in the order of their
-    names; with what is applied in each, unless the event says `"status": false`.
+    """List the databases whose names are like a pattern, or the schemas of the run's database, a
+    page at a time, in the order of their names; with what is applied in each, unless the event says
+    `"status": false`.
 
     `next` of the report is what the next event has to say as `after`; None at the end.
     """
-    session = run.session
-    if not run.event.get("like"):
+    session, event = run.session, run.event
+    if not event.get("like"):
         raise ConfigError('which databases? Add "like" to the event, such as "tenant_%"')
-    args = {"like": run.event["like"], "after": run.event.get("after", "")}
-    names = [name for (name,) in session.query(DATABASES_SQL, args)]
+    of_schemas = event.get("schemas", False)
+    args = {"like": event["like"], "after": event.get("after", ""), "schema": f"^({SCHEMA})$"}
+    names = [name for (name,) in session.query(SCHEMAS_SQL if of_schemas else DATABASES_SQL, args)]
     found: list[dict[str, Any]] = []
     size = 0
     for name in names[:PAGE_DATABASES]:
         entry = {"name": name}
-        if run.event.get("status", True):
-            entry.update(database_status(run, name))
+        if event.get("status", True):
+            try:
+                entry.update((schema_status if of_schemas else database_status)(run, name))
+            except InitializerError as exc:
+                if session.is_lost:
+                    raise
+                entry.update(applied=None, pending=None, last=None, problem=exc.problem[:300])
         size += len(json.dumps(entry)) + 2
         if found and (size > PAGE_BYTES or session.deadline.is_near):
             break
         found.append(entry)
     is_last = len(found) == len(names)
     run.report.details = {"databases": found, "next": None if is_last else found[-1]["name"]}
+    if of_schemas:
+        run.report.details["schemas"] = True
 
 
 def database_status(run: Run, name: str) -> dict[str, Any]:
-    """How far a database is, or why that cannot be said; it is only read."""
+    """See how_far; in a session of its own, for a short time."""
     config, login = run.setup.config, run.setup.login
     login = replace(login, endpoint=replace(login.endpoint, dbname=name))
     end = min(run.session.deadline.at, time.monotonic() + STATUS_PATIENCE_S)
     session = Session(login, Deadline(end, reserve=0), config.lock_timeout_ms)
     session.schema = config.schema
-    problem = ""
     try:
-        with errors_explained(replace(run, session=session)):
-            (found,) = session.open(tracking.our_tables_question(config))
-            session.query("SET default_transaction_read_only TO on")
-            state = tracking.read_state(session, config, found)
-            plan = planning.make_plan(run.setup.files, state.rows)
-            if plan.edited and not config.allow_edited:
-                problem = " ".join(edited_files(plan))
-    except InitializerError as exc:
-        return {"applied": None, "pending": None, "last": None, "problem": exc.problem[:300]}
+        return how_far(replace(run, session=session), session.open)
     finally:
         session.close()
+
+
+def schema_status(run: Run, name: str) -> dict[str, Any]:
+    """See how_far; in the run's own session."""
+    setup = replace(run.setup, config=replace(run.setup.config, schema=name))
+    return how_far(replace(run, setup=setup), lambda question: run.session.query(question)[0])
+
+
+def how_far(run: Run, ask: Callable[[sql.Composable], tuple[Any, ...]]) -> dict[str, Any]:
+    """How far a database or a schema is; it is only read.
+
+    Raises InitializerError where that cannot be said, or what would refuse a first run there.
+    """
+    session, setup = run.session, run.setup
+    with errors_explained(run):
+        (found,) = ask(tracking.our_tables_question(setup.config))
+        session.query("SET default_transaction_read_only TO on")
+        state = tracking.read_state(session, setup.config, found)
+        if state.columns is None:
+            tracking.has_tables(session, setup)
+            if setup.config.schema != "public":
+                tracking.has_schema(session, setup.config)
+        plan = planning.make_plan(setup.files, state.rows)
+    problem = ""
+    if plan.edited and not setup.config.allow_edited:
+        problem = " ".join(edited_files(plan))
     last = state.rows[-1].name if state.rows else None
     counts = {"applied": len(state.rows), "pending": len(plan.pending)}
     return {**counts, "last": last, "problem": problem}
@@ -1134,11 +1194,18 @@ PAGE_DATABASES = 1000
 PAGE_BYTES = 150_000  # with a text's escapes once more: a state of Step Functions holds 262,144
 STATUS_PATIENCE_S = 10
 # By bytes, as Python's and everybody's order; names are in no particular encoding there.
-DATABASES_SQL = f"""
-    SELECT datname FROM pg_database
-    WHERE datallowconn AND NOT datistemplate AND has_database_privilege(oid, 'CONNECT')
-    AND datname LIKE %(like)s AND datname COLLATE "C" > %(after)s
-    ORDER BY datname COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
+PAGE_SQL = f"""
+    SELECT name FROM ({{}}) found(name) WHERE name LIKE %(like)s AND name COLLATE "C" > %(after)s
+    ORDER BY name COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
+DATABASES_SQL = PAGE_SQL.format(
+    "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate "
+    "AND has_database_privilege(oid, 'CONNECT')"
+)
+# Those that DB_SCHEMA can name.
+SCHEMAS_SQL = PAGE_SQL.format(
+    "SELECT nspname FROM pg_namespace WHERE nspname ~ %(schema)s "
+    "AND has_schema_privilege(oid, 'USAGE')"
+)
 
 ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
     "migrate": migrate,
@@ -1150,7 +1217,7 @@ ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
 # What an event can say besides its action and variables.
 EVENT_KEYS: Mapping[str, Mapping[str, type]] = {
     "migrate": {"create": bool},
-    "databases": {"like": str, "after": str, "status": bool},
+    "databases": {"like": str, "after": str, "status": bool, "schemas": bool},
 }
 JSON_KINDS = {str: "string", bool: "boolean", dict: "object"}
 

@@ -204,6 +204,9 @@ class LoginState(NamedTuple):
     superuser_remedies: Sequence[str]  # take away its attributes that only a superuser can change
     powers: Sequence[str]
     settings: Sequence[str]  # statements that reset what ALTER ROLE … SET has set for it
+    # The schema with which its own search_path begins; empty where it is one that db_setup sets for
+    # nobody.
+    path: Optional[str]
     members: Members
 
 
@@ -324,13 +327,14 @@ class LimitedUsers:
         """
         return self._retried(self._make_groups)
 
-    def refuse_roles_of_others(self) -> None:
+    def refuse_roles_of_others(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
         """Raise UserError if the groups belong to another application on this server, or to
-        another admin.
+        another admin, or the logins to another schema that keeps them in other secrets.
         """
         groups = self._group_states()
         if not self._groups_are_fine(groups):
             self._refuse_groups_of_others(groups)
+            self._refuse_logins_of_other_schemas(kept)
 
     def _refuse_groups_of_others(self, groups: Mapping[Kind, GroupState]) -> None:
         if not self._existing:
@@ -341,6 +345,21 @@ class LimitedUsers:
         for group in groups.values():
             if group.exists and not self._may_grant(group.name):
                 raise self._made_by_another_admin(group.name)
+
+    def _refuse_logins_of_other_schemas(self, kept: Mapping[Kind, Optional[Credentials]]) -> None:
+        for kind, value in kept.items():
+            login = self._app.login_name(kind)
+            held = (value or Credentials()).get("username")
+            if login not in self._existing or held in self._app.login_names(kind):
+                continue
+            if not self._may_be_of_this_schema(login):
+                raise UserError(
+                    f"login {login} is used in other schemas of this database, and the secret for "
+                    f"the {kind.group_name} login does not hold it: it would get a new password, "
+                    "and who uses it be locked out",
+                    "Name the secrets of those schemas, to share their logins, or set ROLE_PREFIX",
+                    state="Nothing has been changed.",
+                )
 
     def working_logins(
         self, kept: Mapping[Kind, Optional[Credentials]]
@@ -458,7 +477,8 @@ class LimitedUsers:
             closing = sql.SQL("REVOKE CREATE ON SCHEMA {} FROM PUBLIC")
             statements.append(closing.format(self._schema))
             log(
-                f"schema {self._app.schema} closed: only its owner and table creators may create there now",
+                f"schema {self._app.schema} closed: only its owner and table creators may create "
+                "there now",
                 logging.WARNING,
             )
         for creator in at_once:
@@ -503,9 +523,10 @@ class LimitedUsers:
             )
         if not may_use or (kind.may_create and not may_create):
             raise UserError(
-                f"{me} may not grant rights on schema {schema} to {group}. No role has been changed",
-                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; then "
-                "invoke again",
+                f"{me} may not grant rights on schema {schema} to {group}. No role has been "
+                "changed",
+                f"As the schema's owner: GRANT {kind.on_schema} ON SCHEMA {schema} TO {group}; "
+                "then invoke again",
             )
         if may_create and not kind.may_create:
             remedy = f"as the schema's owner: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC"
@@ -775,9 +796,11 @@ class LimitedUsers:
 
         def change() -> bool:
             with self._session.transaction():
+                said = len(self.warnings)
                 created = self._change_login(kind, login, is_ours)
                 self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
+                    del self.warnings[said:]  # of what the other run has just made
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
             return created
@@ -804,6 +827,9 @@ class LimitedUsers:
         working = trial.login
         if working is None or trial.state not in (WORKS, TOO_SLOW):
             return self.ensure_login(kind, stored)
+        self.lock_logins()
+        if stored.read() != stored.value:
+            raise OvertakenError
         if stored.read_next():
             raise self._rotated_by_aws(kind)
         rotated = self.other_login(kind, stored.value)
@@ -816,6 +842,13 @@ class LimitedUsers:
         self.hand_on(kind, working.username, name)
         stored.write(rotated)
         return name, "rotated"
+
+    def lock_logins(self) -> None:
+        """No other rotation of these logins meanwhile: the lock of our schema does not stop that of
+        another one, which can share them.
+        """
+        if not isinstance(self._session, Rehearsal):
+            self._session.lock_until_the_end(f"logins {self._app.prefix}")
 
     def next_login(self, kind: Kind, kept: Optional[Credentials]) -> Credentials:
         """What a rotation by Secrets Manager moves on to from these credentials."""
@@ -1027,8 +1060,9 @@ class LimitedUsers:
         change = "CREATE ROLE {role} LOGIN PASSWORD {verifier}; "
         if kind.may_create:
             change += "GRANT {role} TO CURRENT_USER; "
-        if self._app.schema != "public":  # later it is the application's own: others share it
-            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {schema}, public; "
+        path = None if state else self._path_of_new(kind, login.username)
+        if path:
+            change += "ALTER ROLE {role} IN DATABASE {dbname} SET search_path = {path}, public; "
         if state is not None:
             self._refuse_to_change(login.username, state, is_ours)
             if state.settings:
@@ -1049,7 +1083,7 @@ class LimitedUsers:
             verifier=sql.Literal(verifier),
             group=sql.Identifier(self._app.group_name(kind)),
             dbname=sql.SQL(dbname.replace("%", "%%")),  # goes with a question that has arguments
-            schema=self._schema,
+            path=sql.Identifier(path or "public"),
         )
         after = self._login_state(kind, login.username, change_sql)
         if after is None or after.powers:
@@ -1060,6 +1094,18 @@ class LimitedUsers:
                 "REVOKE that, and invoke again",
             )
         return state is None
+
+    def _path_of_new(self, kind: Kind, login: str) -> Optional[str]:
+        """The schema in which a new login begins.
+
+        That of the other one of the two: an application that goes on with this one after a rotation
+        is to find the same tables, whichever of the schemas that share it has rotated.
+        """
+        for other in self._existing.intersection(self._app.login_names(kind)) - {login}:
+            state = self._login_state(kind, other)
+            if state and state.path != "":
+                return state.path
+        return None if self._app.schema == "public" else self._app.schema
 
     def _refuse_to_change(self, login: str, state: LoginState, is_ours: bool) -> None:
         """Raise UserError if the role is used by another database, or cannot be brought into
@@ -1109,7 +1155,9 @@ class LimitedUsers:
         if not (is_usable(username) and is_usable(password)):
             return
         names = tuple(name for kind in self._app.kinds for name in kind.login_names)
-        is_ours = username == self._app.admin.username or str(username).endswith(names)
+        is_ours = username == self._app.admin.username or (
+            str(username).endswith(names) and self._may_be_of_this_schema(str(username))
+        )
         if is_ours or "," in str(kept.get("host")):
             return  # libpq would try each of several hosts, for as long as one
         here = self._app.admin.endpoint
@@ -1129,6 +1177,11 @@ class LimitedUsers:
             f"a login of {kind.group_name}. It was not changed",
             f"Name another secret, or GRANT {self._app.group_name(kind)} TO {username}",
         )
+
+    def _may_be_of_this_schema(self, login: str) -> bool:
+        """Its group has rights in the schema, maybe under an earlier ROLE_PREFIX, or nowhere."""
+        ((its_schemas,),) = self._session.query(SCHEMAS_OF_SQL, [login])
+        return not its_schemas or self._app.schema in its_schemas
 
     def _share_objects_of(self, kind: Kind, login: str, is_new: bool = False) -> None:
         """Let the groups use what a login of the table creators has made and will make.
@@ -1158,6 +1211,7 @@ class LimitedUsers:
             "forbidden": forbidden,
             "harmless": list(HARMLESS_ROLES),
             "limited": self._limited,
+            "tracking": self._text(self._app.tracking),
         }
         question = boundary.with_trusted(LOGIN_STATE_SQL, self._limited)
         found = self._session.query(change + question, args)
@@ -1368,7 +1422,16 @@ LOGIN_STATE_SQL = f"""
                  FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                       unnest(setconfig) one
                  WHERE setrole = r.oid AND (setdatabase = 0 OR datname = current_database())
+                   AND NOT EXISTS (  -- the path that a run in this schema has given it
+                     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE setdatabase <> 0 AND one = format('search_path=%%I, public', nspname)
+                       AND c.relname = (parse_ident(%(tracking)s))[2]
+                       AND c.relowner IN (SELECT oid FROM trusted))
                  ORDER BY 1 LIMIT 20),
+           (SELECT coalesce(substring(one FROM '^search_path="?([a-z0-9_]+)"?, public$'), '')
+            FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase,
+                 unnest(setconfig) one
+            WHERE setrole = r.oid AND datname = current_database() AND one ~ '^search_path='),
            ({MEMBERS_SQL})
     FROM pg_roles r, pg_roles g
     WHERE r.rolname = %(login)s AND g.rolname = %(group)s"""
@@ -1446,6 +1509,13 @@ ROLES_OF_SQL = (
     "SELECT coalesce(array_agg(g.rolname::text), '{}') FROM pg_roles r, pg_roles g WHERE "
     "r.rolname = %s AND pg_has_role(r.oid, g.oid, 'MEMBER') AND NOT g.rolsuper AND NOT "
     "g.rolcreaterole"
+)
+
+# Where the roles that a login is a member of were given rights by name.
+SCHEMAS_OF_SQL = (
+    "SELECT ARRAY(SELECT nspname::text FROM pg_namespace, aclexplode(nspacl) a, pg_roles g, "
+    "pg_roles r WHERE g.oid = a.grantee AND r.rolname = %s AND NOT g.rolsuper "
+    "AND pg_has_role(r.oid, g.oid, 'MEMBER'))"
 )
 
 # Others can have very many objects, with very long names: only what is new is named.

@@ -313,11 +313,13 @@ class Session:
             "tcp_keepalives_interval": 2,
             "tcp_keepalives_count": 3,
             "tcp_user_timeout": 11_000,  # no keepalive is sent while an answer is on its way
-            # A function in a schema of others that fits better than PostgreSQL's own would run as the
-            # admin.
+            # A function in a schema of others that fits better than PostgreSQL's own would run as
+            # the admin.
             "search_path": "pg_catalog",
             "role": "none",  # ALTER ROLE … SET role may have made it another one
             "DateStyle": "ISO",  # psycopg2 reads dates only in this style
+            # Among a thousand tables, compiling a question to the catalogs takes half a second.
+            "jit": "off",
         }
         if self.server_version >= 140000:
             settings["client_connection_check_interval"] = 2000
@@ -446,6 +448,11 @@ class Session:
         self.holds_lock = True
         self.lock_wait_ms += round((time.monotonic() - started) * 1000)
 
+    def lock_until_the_end(self, what: str) -> None:
+        """Wait for a lock of this database that the session then keeps, whatever its schema."""
+        lock = sql.SQL(f"SELECT pg_advisory_lock({lock_key(what)})")
+        self.with_retries(lambda: self.query(lock))
+
     def _refuse_read_only(self) -> None:
         """Raise ConnectError where the database is meant not to be written."""
         if not self._read_only_by:
@@ -505,7 +512,7 @@ class Session:
         }
         found = self.query(self._with_key(LIMITED_HOLDERS_SQL), args)
         for _, _, role, _ in found:
-            log("ending a limited user that holds our lock", logging.WARNING, user=role)
+            log("ending a limited user that blocks this run", logging.WARNING, user=role)
         self.end_limited(found)
         return bool(found)
 
@@ -594,7 +601,10 @@ class Session:
 
 
 def lock_key(schema: str) -> int:
-    """The key of the lock under which an application of this schema is changed; permanent."""
+    """The key of the lock under which an application of this schema is changed; permanent.
+
+    A name with a blank, which no schema of ours has, is that of another lock.
+    """
     if schema == "public":
         return LOCK_KEY
     return int.from_bytes(hashlib.sha256(f"db_setup {schema}".encode()).digest()[:8], "big") >> 1

@@ -105,6 +105,7 @@ def read_script(
         left_out=tuple(left_out),
         backslash_escapes=backslash_escapes,
         commits_in_line=commit.line if commit else None,
+        has_ddl=survey.has_ddl,
     )
 
 
@@ -174,6 +175,7 @@ class Script:
     unknown_settings: tuple[str, ...] = ()
     backslash_escapes: bool = False  # how the session reads strings when the script begins
     commits_in_line: Optional[int] = None  # where it first commits by itself, without a mark
+    has_ddl: bool = False  # CREATE, ALTER or DROP, outside of DO blocks and functions
 
     @property
     def text(self) -> str:
@@ -243,7 +245,8 @@ class Script:
         """The script without the settings that a server of this version does not know.
 
         pg_dump of a newer version writes them. Stamps of columns go too: they never have an effect.
-        So does CREATE SCHEMA of a `schema` that is there already, as pg_dump writes it.
+        So does CREATE SCHEMA of a `schema` that is there already, as pg_dump writes it, with the
+        DROP SCHEMA of pg_dump --clean.
         """
         beginning = self.text[:ONE_MESSAGE]
         later = [
@@ -263,7 +266,7 @@ class Script:
             elif statement.setting and statement.setting[0] in later:
                 unknown.append(statement)
                 names.append(statement.setting[0])
-            elif creates_schema and statement.creates_just(schema):
+            elif creates_schema and statement.makes_just(schema):
                 unknown.append(statement)
                 names.append(THE_SCHEMA)
         return replace(
@@ -307,10 +310,11 @@ class Statement:
         first_tokens = [token.upper() for token in self.tokens[:12]]
         return (*first_tokens, "", "")
 
-    def creates_just(self, schema: str) -> bool:
-        """It is CREATE SCHEMA with this name, and nothing else."""
-        names = [identifier(token) for token in self.tokens[2:]]
-        return self.words[:2] == ("CREATE", "SCHEMA") and names == [schema]
+    def makes_just(self, schema: str) -> bool:
+        """It is CREATE SCHEMA or DROP SCHEMA with this name, and nothing else."""
+        guard = 2 if self.words[2:4] == ("IF", "EXISTS") else 0
+        names = [identifier(token) for token in self.tokens[2 + guard :]]
+        return self.words[:2] in _OF_A_SCHEMA and names == [schema]
 
     @property
     def is_dml(self) -> bool:
@@ -1040,6 +1044,7 @@ _SETTINGS_SINCE = {"transaction_timeout": 170000}
 # refuse it. A pg_dump of an older minor version writes the stamps into its dump.
 COLUMN_STAMP = "pg_attver"
 THE_SCHEMA = "CREATE SCHEMA"
+_OF_A_SCHEMA = (("CREATE", "SCHEMA"), ("DROP", "SCHEMA"))
 _CREATES_SCHEMA = re.compile(r"(?i)\bCREATE\s+SCHEMA\b")
 _STRING_SYNTAX_SETTINGS = re.compile("standard_conforming_strings|backslash_quote", re.IGNORECASE)
 # pg_dump writes BEGIN before this, and COMMIT after the bytes of the large object.
@@ -1058,6 +1063,7 @@ class _Survey:
         self.idle_commands: list[Statement] = []
         self.created_tables: dict[Name, int] = {}
         self.needs_pieces = False
+        self.has_ddl = False
         self.string_syntax_changed = False  # a setting has changed how strings are read
 
     def of(self, statements: Iterable[Statement]) -> Iterator[Statement]:
@@ -1082,6 +1088,7 @@ class _Survey:
         refusal = _why_refused(statement, self.text)
         if refusal:
             raise ScanError(refusal, statement.start)
+        self.has_ddl = self.has_ddl or statement.keyword in ("CREATE", "ALTER", "DROP")
         if statement.transaction_control or statement.creates_session_object:
             self.notable.append(statement)
         table = statement.created_table
@@ -1151,7 +1158,7 @@ def _goes_alone(statement: Statement) -> bool:
     changes_what_follows = statement.data or statement.changes_string_syntax
     if changes_what_follows or statement.is_meta_command or statement.is_column_stamp:
         return True
-    if statement.transaction_control or statement.words[:2] == ("CREATE", "SCHEMA"):
+    if statement.transaction_control or statement.words[:2] in _OF_A_SCHEMA:
         return True
     if statement.setting is None:
         return False

@@ -26,7 +26,15 @@ from planning import Plan, Row
 from psycopg2 import sql
 from session import Session
 
-OUR_COLUMNS = ("checksum", "file_sha256", "adopted")  # the predecessor's table has only the others
+# By name, in their order; the predecessor's table has only the others.
+OUR_COLUMNS = {
+    "checksum": "TEXT",
+    "file_sha256": "TEXT",
+    "adopted": "BOOLEAN",
+    "duration_ms": "INTEGER",
+    "applied_by": "TEXT",
+    "deployment": "TEXT",
+}
 
 # --- What it holds ----------------------------------------------------------------------------
 
@@ -114,9 +122,8 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
 
 
 def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> sql.Composable:
-    added = [sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in OUR_COLUMNS]
-    select = sql.SQL("SELECT id, migration_name, {}, {}, {}, true FROM {}").format(
-        *added, config.tracking
+    select = sql.SQL("SELECT id, migration_name, {}, true FROM {}").format(
+        _known(columns, "checksum", "file_sha256", "adopted"), config.tracking
     )
     if has_marks:
         marked = (
@@ -125,6 +132,12 @@ def _rows_question(config: Config, columns: Sequence[str], has_marks: bool) -> s
         )
         select += sql.SQL(marked).format(config.marks)
     return select + sql.SQL(" ORDER BY 1, 2")
+
+
+def _known(columns: Sequence[str], *names: str) -> sql.Composable:
+    """These columns; NULL for those that a table of an older version does not have."""
+    found = (sql.Identifier(name) if name in columns else sql.SQL("NULL") for name in names)
+    return sql.SQL(", ").join(found)
 
 
 def after_file_question(watch: boundary.Watch, rows_question: sql.Composable) -> sql.Composable:
@@ -187,7 +200,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     """
     config = setup.config
     changes: list[sql.Composable] = [
-        sql.SQL(ADD_COLUMNS_SQL).format(config.tracking),
+        sql.SQL(f"ALTER TABLE {{}} {ADD_COLUMNS_SQL}").format(config.tracking),
         # Made with the other one, so that nobody else can make it.
         sql.SQL(marks.CREATE_SQL).format(config.marks),
     ]
@@ -207,7 +220,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
         sql.SQL(CLOSE_SQL).format(our_tables=our_tables_question(config), made=sql.Literal(made))
     )
     named = list(planning.number_files(adoption.files, setup.files, ()))
-    changes += [_adopt_sql(config, name, file) for name, file in named]
+    changes += [_adopt_sql(setup, name, file) for name, file in named]
     try:
         session.query_all_or_none(sql.SQL("; ").join(changes))
     except psycopg2.errors.DuplicateObject:
@@ -297,14 +310,15 @@ def adopt_up_to_baseline(
         reason = "migrations have run on this database, so that one runs"
         return [], f"BASELINE={baseline} has no effect: {reason}"
     named = plan.pending[: len(before)]
-    changes = [_adopt_sql(setup.config, name, file) for name, file in named]
+    changes = [_adopt_sql(setup, name, file) for name, file in named]
     session.query_all_or_none(sql.SQL("; ").join(changes))
     return _adopted([name for name, _ in named]), ""
 
 
-def _adopt_sql(config: Config, name: str, file: Migration) -> sql.Composable:
-    values = (name, migration_files.tokens_checksum(file), file.sha256)
-    return sql.SQL(ADOPT_SQL).format(config.tracking, *map(literal, values))
+def _adopt_sql(setup: Setup, name: str, file: Migration) -> sql.Composable:
+    hashes = (migration_files.tokens_checksum(file), file.sha256)
+    values = (name, *hashes, setup.applied_by, setup.config.deployment)
+    return sql.SQL(ADOPT_SQL).format(setup.config.tracking, *map(literal, values))
 
 
 def _adopted(names: list[str]) -> list[str]:
@@ -332,8 +346,8 @@ def has_tables(session: Session, setup: Setup) -> bool:
     if moved:
         raise ConfigError(
             f"table {moved} has the rows of this database: ALTER TABLE {moved} SET SCHEMA "
-            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE to another "
-            "name if that one belongs to another application"
+            f"{config.schema}, or set DB_SCHEMA if its schema has changed; or set MIGRATIONS_TABLE "
+            "to another name if that one belongs to another application"
         )
     return bool(has_any)
 
@@ -348,8 +362,9 @@ def refuse_recorded_elsewhere(session: Session, setup: Setup) -> None:
         OTHER_TABLES_SQL,
         setup.config.limited_roles,
         name=name,
-        # An application that moves to a schema of its own has its table in public still. Who names
-        # BASELINE knows better.
+        home=sql.SQL(HOME_SQL),
+        # An application that moves to a schema of its own has its table in public still, or had it
+        # there. Who names BASELINE knows better.
         schema=sql.Literal("public" if setup.config.baseline else setup.config.schema),
     )
     for schema, table in session.query(question):
@@ -468,13 +483,22 @@ def _table_list(tables: Sequence[CreatedTable]) -> str:
 # --- Recording --------------------------------------------------------------------------------
 
 
-def record_sql(session: Session, config: Config, name: str, hashes: Sequence[str]) -> str:
-    """Writes the row that says *applied*; an error if it is not there then."""
+def record_sql(
+    session: Session, setup: Setup, name: str, hashes: Sequence[str], elapsed_ms: int
+) -> str:
+    """Writes the row that says *applied*; an error if it is not there then.
+
+    `elapsed_ms` is what has passed until now; the statement adds what its transaction takes.
+    """
+    config = setup.config
     record = sql.SQL(RECORD_SQL).format(
         table=config.tracking,
         name=literal(name),
         checksum=literal(hashes[0]),
         file_sha256=literal(hashes[1]),
+        elapsed_ms=sql.Literal(elapsed_ms),
+        applied_by=literal(setup.applied_by),
+        deployment=literal(config.deployment),
         lost=literal(row_lost(config)),
     )
     return record.as_string(session.connection)
@@ -494,6 +518,13 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
     diag = error.diag
     if row_lost(config) in (diag.message_primary or ""):
         return row_lost(config)
+    if error.pgcode == UNDEFINED_TABLE and f'"{config.schema}.{config.table}"' in (
+        diag.message_primary or ""
+    ):
+        return (
+            f"{config.schema}.{config.table} is gone: this file, or somebody meanwhile, has "
+            "dropped, renamed or moved it, or its schema"
+        )
     is_its_id = "(id)=" in (diag.message_detail or "")
     if error.pgcode == UNIQUE_VIOLATION and diag.table_name == config.table and is_its_id:
         table = f"{config.schema}.{config.table}"
@@ -544,14 +575,15 @@ def applied_at(session: Session, config: Config, row: Row) -> str:
     return str(session.query(select.format(config.tracking), [row.id])[0][0])
 
 
-def history(session: Session, config: Config, state: State) -> list[tuple[str, str, bool]]:
-    """Of each recorded migration its name, when it was applied, and whether it was adopted."""
+def history(session: Session, config: Config, state: State) -> list[dict[str, Any]]:
+    """Of each recorded migration what its row says of it, but for the hashes."""
     if state.columns is None:
         return []
-    adopted = sql.SQL("coalesce(adopted, false)" if "adopted" in state.columns else "false")
-    select = sql.SQL("SELECT migration_name, applied_at::text, {} FROM {} ORDER BY id")
-    rows = session.query(select.format(adopted, config.tracking))
-    return [(name, at, is_adopted) for name, at, is_adopted in rows]
+    names = ("adopted", "duration_ms", "applied_by", "deployment")
+    select = sql.SQL("SELECT migration_name, applied_at::text, {} FROM {} ORDER BY id").format(
+        _known(state.columns, *names), config.tracking
+    )
+    return [dict(zip(("name", "applied_at", *names), row)) for row in session.query(select)]
 
 
 # --- The statements ---------------------------------------------------------------------------
@@ -572,18 +604,19 @@ CLOSE_SQL = """
         END LOOP;
     END $do$"""
 # Additive and nullable: the versions before us insert migration_name alone.
-ADD_COLUMNS_SQL = (
-    "ALTER TABLE {} ADD COLUMN IF NOT EXISTS checksum TEXT, ADD COLUMN IF NOT EXISTS file_sha256 "
-    "TEXT, ADD COLUMN IF NOT EXISTS adopted BOOLEAN"
+ADD_COLUMNS_SQL = ", ".join(
+    f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in OUR_COLUMNS.items()
 )
 # The number is one if the row is there; else PostgreSQL's error quotes what is none.
 RECORD_SQL = (
-    "INSERT INTO {table} (migration_name, checksum, file_sha256) "
-    "VALUES ({name}, {checksum}, {file_sha256}); "
+    "INSERT INTO {table} (migration_name, checksum, file_sha256, duration_ms, applied_by, "
+    "deployment) VALUES ({name}, {checksum}, {file_sha256}, greatest({elapsed_ms}, "
+    "1000 * extract(epoch FROM clock_timestamp() - now()))::integer, {applied_by}, {deployment}); "
     "SELECT (CASE WHEN count(*) > 0 THEN '1' ELSE {lost} END)::integer FROM {table} "
     "WHERE migration_name = {name}"
 )
 UNIQUE_VIOLATION = "23505"
+UNDEFINED_TABLE = "42P01"
 # Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
 # number is that of what depends on the tables: an index, a trigger, a view … that others have added
 # counts, as rows do that a policy would hide.
@@ -625,7 +658,8 @@ RESTORE_SQL = (
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
 )
 ADOPT_SQL = (
-    "INSERT INTO {} (migration_name, checksum, file_sha256, adopted) VALUES ({}, {}, {}, true)"
+    "INSERT INTO {} (migration_name, checksum, file_sha256, applied_by, deployment, adopted) "
+    "VALUES ({}, {}, {}, {}, {}, true)"
 )
 # The names would make each file's message longer by themselves.
 HAS_ROWS_SQL = (
@@ -665,8 +699,11 @@ OTHER_TABLES_SQL = """
     WITH {trusted}
     SELECT n.nspname, c.relname FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname !~ '^pg_'
-    WHERE (c.relname <> {name} OR (n.nspname = 'public' AND {schema} <> 'public'))
+    WHERE (c.relname <> {name}
+           OR ('public' IN (n.nspname, {home}) AND n.nspname <> {schema} AND {schema} <> 'public'))
       AND c.relkind = 'r'
       AND c.relowner IN (SELECT oid FROM trusted)
+      -- The database's owner can have an application of its own, closed to this admin.
+      AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
       AND (SELECT count(*) FROM pg_attribute WHERE attrelid = c.oid
            AND attname IN ('migration_name', 'checksum', 'file_sha256', 'adopted')) = 4"""

@@ -219,7 +219,7 @@ class Watcher:
     def _end_limited(self) -> None:
         """End the limited users that block the statement, as themselves."""
         for pid, role, can_become in self._ask(LIMITED_BLOCKERS_SQL, self._deadline.left):
-            log("ending a limited user that holds our lock", logging.WARNING, user=role)
+            log("ending a limited user that blocks this run", logging.WARNING, user=role)
             name = role.replace("%", "%%")
             end_sql = f"SET ROLE {name}; SELECT pg_terminate_backend({pid}); SET ROLE NONE"
             if not can_become:  # one message: all or nothing of it

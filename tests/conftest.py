@@ -8,14 +8,14 @@ import logging
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.attackers import deploy_among_attackers, own_path_only
 from harness.aws import played
-from harness.database import create_database, drop_database, drop_roles
+from harness.database import SCHEMA, create_database, drop_database, drop_roles, in_public
 from harness.server import NoServerError, Server, running_server
 from harness.temporary import temporary_home
 from harness.world import ADMIN, TEMPLATE, World, exactly, prepare
@@ -78,6 +78,13 @@ def server() -> Server:
     return _servers[0]
 
 
+@pytest.fixture(autouse=True)
+def _schema(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What is about schema public has its application there, also where TEST_SCHEMA names another one."""
+    with in_public() if request.node.get_closest_marker("public") else nullcontext():
+        yield
+
+
 @pytest.fixture
 def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[World]:
     """A new database, empty secrets and an empty folder of migrations."""
@@ -87,6 +94,8 @@ def world(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> I
     try:
         with played():
             world = World(server, dbname, tmp_path / "migrations")
+            if world.schema != SCHEMA:
+                world.sql(f"DROP SCHEMA {SCHEMA}")
             with exactly(world.environ):
                 yield world
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from harness.database import SCHEMA
 from harness.world import World, rows
 from initializer import InitializerError, MigrationError
 
@@ -210,14 +211,14 @@ def test_existing_table_is_recognised_however_it_is_written(world: World) -> Non
         '"Mixed Case"': '"Mixed Case"',
         '"odd ""name"""': '"odd ""name"""',
         "b\u00fccher": "b\u00fccher",
-        "named": "public.named",
-        "app.users": "app.users",
-        '"App".users': '"App" . users',
-        "app.upper": "APP.UPPER",
+        "named": f"{SCHEMA}.named",
+        "crm.users": "crm.users",
+        '"Crm".users': '"Crm" . users',
+        "crm.upper": "CRM.UPPER",
     }
     tails = (" (id int)", " AS SELECT 1 AS id", " (id int) PARTITION BY RANGE (id)")
     forms = {f"form_{number}": tail for number, tail in enumerate(tails)}
-    world.sql('CREATE SCHEMA app; CREATE SCHEMA "App"')
+    world.sql('CREATE SCHEMA crm; CREATE SCHEMA "Crm"')
     world.sql("".join(f"CREATE TABLE {name} (id int);" for name in [*pairs, *forms, "unlogged", "guarded", "lower"]))
     first = [f"CREATE TABLE {name} (id int);" for name in pairs.values()]
     first += [f"CREATE TABLE {name}{tail};" for name, tail in forms.items()]
@@ -232,10 +233,10 @@ def test_existing_table_is_recognised_however_it_is_written(world: World) -> Non
 
 def test_table_of_another_name_or_schema_does_not_count(world: World) -> None:
     """A stray table makes no existing database; one that was mistaken would be called there."""
-    world.sql("CREATE SCHEMA app")
-    strays = ('"Users"', "app.items", "orders", "app.prices", "spatial_ref_sys")
+    world.sql("CREATE SCHEMA crm")
+    strays = ('"Users"', "crm.items", "orders", "crm.prices", "spatial_ref_sys")
     world.sql("".join(f"CREATE TABLE {name} (id int);" for name in strays))
-    names = ("Users", "items", "app.orders", "app.users", "spatial_ref")
+    names = ("Users", "items", "crm.orders", "crm.users", "spatial_ref")
     fill(world, _001_first="".join(f"CREATE TABLE {name} (id int);" for name in names))
 
     report = world.deploy()
@@ -268,8 +269,8 @@ def test_table_of_an_extension_does_not_count(world: World) -> None:
     """What an extension brings (PostGIS's spatial_ref_sys, say) is not the application's."""
     with world.superuser() as conn:
         rows(conn, 'CREATE EXTENSION "uuid-ossp"')
-        rows(conn, "CREATE TABLE public.items (id int)")
-        rows(conn, 'ALTER EXTENSION "uuid-ossp" ADD TABLE public.items')
+        rows(conn, f"CREATE TABLE {SCHEMA}.items (id int)")
+        rows(conn, f'ALTER EXTENSION "uuid-ossp" ADD TABLE {SCHEMA}.items')
     fill(world, _001_first=f"{USERS} CREATE TABLE IF NOT EXISTS items (id int);")
 
     report = world.deploy()
@@ -421,6 +422,7 @@ def test_table_that_is_in_the_schema_that_the_file_sets_is_adopted(world: World,
     assert world.deploy()["adopted"] == ["001_first"]
 
 
+@pytest.mark.public  # with another schema, a file's path is not what ALTER ROLE says
 def test_table_is_looked_for_in_the_schema_that_the_admins_sessions_begin_with(world: World) -> None:
     """ALTER ROLE … SET search_path decides where a name without a schema goes."""
     world.sql("CREATE SCHEMA app; CREATE TABLE app.users (id int)")
@@ -433,14 +435,14 @@ def test_table_is_looked_for_in_the_schema_that_the_admins_sessions_begin_with(w
 def test_table_whose_schema_nothing_tells_asks_for_a_baseline(world: World) -> None:
     """db_setup does not guess which of two tables is meant; BASELINE, or the schema in the file, decides it."""
     world.sql(USERS)
-    text = "DO $$ BEGIN EXECUTE 'SET search_path = public'; END $$; CREATE TABLE {}users (id int);"
+    text = f"DO $$ BEGIN EXECUTE 'SET search_path = {SCHEMA}'; END $$; CREATE TABLE {{}}users (id int);"
     fill(world, _001_first=text.format(""))
 
     with pytest.raises(MigrationError) as caught:
         world.deploy()
 
-    assert str(caught.value).startswith("001_first.sql: is its table users the one in schema public? ")
-    assert snapshot(world) == [("public", "users", "r")]
+    assert str(caught.value).startswith(f"001_first.sql: is its table users the one in schema {SCHEMA}? ")
+    assert snapshot(world) == [(SCHEMA, "users", "r")]
     assert world.deploy(BASELINE="001_first")["adopted"] == ["001_first"]
 
 
@@ -504,17 +506,17 @@ def test_adoption_that_fails_leaves_no_tracking_table(world: World) -> None:
     with world.superuser() as conn:  # lets the tracking table be made, and no row be inserted
         rows(
             conn,
-            "CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN "
-            "ALTER TABLE public.schema_migrations ADD CHECK (migration_name = ''); END $$",
+            f"CREATE FUNCTION {SCHEMA}.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"ALTER TABLE {SCHEMA}.schema_migrations ADD CHECK (migration_name = ''); END $$",
         )
         rows(
             conn,
             "CREATE EVENT TRIGGER refuse ON ddl_command_end WHEN TAG IN ('CREATE TABLE') "
-            "EXECUTE FUNCTION public.refuse()",
+            f"EXECUTE FUNCTION {SCHEMA}.refuse()",
         )
     fill(world, _001_first=FIRST)
 
     with pytest.raises(InitializerError, match="violates check constraint"):
         world.deploy()
 
-    assert world.sql("SELECT to_regclass('public.schema_migrations')") == [(None,)]
+    assert world.sql(f"SELECT to_regclass('{SCHEMA}.schema_migrations')") == [(None,)]

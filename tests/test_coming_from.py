@@ -23,6 +23,8 @@ from harness.database import create_database, drop_database
 from harness.world import ADMIN, ADMIN_PASSWORD, World
 from initializer import ConfigError, MigrationError
 
+pytestmark = pytest.mark.public  # where the tools have put their tables
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "coming-from.md").read_text()
 MADE = Path(__file__).resolve().with_name("coming_from")

@@ -14,8 +14,8 @@ import initializer
 import pytest
 from common import LockError
 from harness.others import Ended, deadlocks, handlers, open_transaction, sessions, wait_until
-from harness.world import Context, World, exactly, rows
-from session import DEADLINE_CLASS, LOCK_KEY
+from harness.world import LOCK_KEY, Context, World, exactly, rows
+from session import DEADLINE_CLASS
 
 TABLE = "CREATE TABLE a (i int); INSERT INTO a SELECT generate_series(1, 100);"
 INDEX = "CREATE INDEX CONCURRENTLY a_i ON a (i);"

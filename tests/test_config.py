@@ -20,6 +20,7 @@ import initializer
 import pytest
 import secret_store
 from common import Deadline
+from harness.database import SCHEMA
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
 
 USERS = "CREATE TABLE users (id int PRIMARY KEY);\n"
@@ -53,7 +54,7 @@ def _one_migration(world: World) -> None:
 def touchable(world: World) -> tuple[Any, ...]:
     """All that a run may change: relations, roles, and the values that each secret has had."""
     found = world.sql(
-        "SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace "
+        f"SELECT relname::text FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace "
         "UNION ALL SELECT rolname::text FROM pg_roles ORDER BY 1"
     )
     names = [secret["Name"] for secret in world.secrets.list_secrets()["SecretList"]]
@@ -432,7 +433,7 @@ def test_admin_secret_named_as_target_is_refused_also_when_it_cannot_be_read(wor
 def test_one_secret_for_both_users_is_refused(world: World) -> None:
     """The second login would overwrite the first one's; that is seen in an empty secret, as CDK makes it, too."""
     names = ["user", arn(world, "user")]
-    verdict = "is named for both users: each needs a secret of its own"
+    verdict = "is named for two users: each needs a secret of its own"
     for value in (None, {"username": "applicationUsername"}):
         if value:
             world.put_secret("user", value)
@@ -467,6 +468,7 @@ EVERY_MISTAKE = {
     "MIGRATIONS_TABLE": "My Table",
     "ROLE_PREFIX": "Shop-",
     "LOCK_TIMEOUT": "soon",
+    "DEPLOYMENT": "two\nlines",
     "BASELINE": "000_nothing",
 }
 
@@ -502,6 +504,7 @@ def test_mistakes_of_every_kind_are_reported_together(world: World) -> None:
         f"MIGRATIONS_TABLE is 'My Table', but {plain} 49 characters",
         f"ROLE_PREFIX is 'Shop-', but {plain} 41 characters, not beginning with pg_",
         f"LOCK_TIMEOUT is 'soon', but {time}",
+        r"DEPLOYMENT is 'two\nlines', but must be one line of at most 200 characters",
         f"{admin} has no usable host, dbname, username, password: add that to its JSON, or set DB_HOST and DB_NAME",
         f"{admin} is for engine 'mysql': only PostgreSQL is supported",
         f"DB_USER_SECRET_NAME: secret '{long_arn('ApplicationUser')[:89]}…' {absent}",

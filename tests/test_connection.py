@@ -21,6 +21,7 @@ import initializer
 import pytest
 import session
 from harness import tls
+from harness.database import SCHEMA
 from harness.server import Server
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World
 
@@ -703,7 +704,7 @@ def test_warm_invocation_reads_variables_and_secrets_again(world: World) -> None
             cur.execute(f"ALTER ROLE {ADMIN} PASSWORD %s", (ADMIN_PASSWORD,))
 
     assert report["database"].startswith(f"{ADMIN}@")
-    assert world.sql("SELECT to_regclass('public.renamed')") == [("renamed",)]
+    assert world.sql(f"SELECT to_regclass('{SCHEMA}.renamed')") == [("renamed",)]
 
 
 # --- The deadline ---------------------------------------------------------------------------------------------------

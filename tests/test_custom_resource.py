@@ -13,6 +13,7 @@ import botocore.loaders
 import custom_resource
 import pytest
 from harness.cloudformation import SIGNATURE, Bucket, waiting
+from harness.database import SCHEMA
 from harness.world import Context, World
 from initializer import ConfigError, ConnectError, MigrationError
 
@@ -103,7 +104,7 @@ def test_custom_resource_delete_does_nothing_and_succeeds(world: World, bucket: 
 
     assert report == {"status": "ok", "action": "none"}
     assert [answer["Status"] for answer in bucket.answers] == ["SUCCESS"]
-    assert world.sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    assert world.sql(f"SELECT count(*) FROM pg_tables WHERE schemaname = '{SCHEMA}'") == [(0,)]
 
 
 # --- Failures -------------------------------------------------------------------------------------------------------

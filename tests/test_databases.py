@@ -10,7 +10,7 @@ from unittest import mock
 import initializer
 import psycopg2
 import pytest
-from harness.database import connect, drop_database, superuser_connection
+from harness.database import SCHEMA, connect, drop_database, superuser_connection
 from harness.tenants import databases
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import ConfigError, InitializerError
@@ -64,7 +64,7 @@ def test_the_list_tells_how_far_each_database_is(world: World, tenants: list[str
     assert "belongs to another tool" in states[3][4]
     assert list(found[0]) == ["name", "applied", "pending", "last", "problem"]
     with connect(world.server, tenants[2], ADMIN, ADMIN_PASSWORD) as conn:
-        assert rows(conn, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+        assert rows(conn, f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace") == []
     conn.close()
 
 
@@ -165,3 +165,20 @@ def test_a_database_that_may_not_be_made_is_an_error_with_postgresqls_reason(wor
     conn.close()
     with pytest.raises(psycopg2.OperationalError, match="does not exist"):
         connect(world.server, name, ADMIN, ADMIN_PASSWORD)
+
+
+def test_a_run_has_few_connections(world: World) -> None:
+    """The session, for a moment its watcher's or a login's trial, and perhaps one that the server is just closing: the
+    documents count three to a run of a fleet."""
+    world.write("001_a.sql", "CREATE TABLE a (i int); SELECT pg_sleep(1);")
+    world.write("002_b.sql", "SELECT pg_sleep(1), pg_advisory_unlock_all();")  # a new session follows
+    world.write("003_c.sql", "CREATE TABLE c (i int);")
+    question = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+    seen: list[int] = []
+    with superuser_connection(world.server, "postgres") as conn, ThreadPoolExecutor(1) as pool:
+        work = pool.submit(world.deploy, None, None, LOCK_TIMEOUT="1s")  # looked at before that
+        while not work.done():
+            seen.append(rows(conn, question, world.dbname)[0][0])
+    conn.close()
+    assert work.result()["users"] == {"app_rw": "created", "app_tc": "created"}
+    assert 1 < max(seen) <= 3

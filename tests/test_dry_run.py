@@ -18,13 +18,12 @@ import pytest
 import watcher
 from harness import clients
 from harness.compare import without_noise
-from harness.database import create_database, drop_database
+from harness.database import SCHEMA, create_database, drop_database
 from harness.logins import as_superuser, works
 from harness.others import open_transaction, sessions, wait_until
 from harness.server import Server
-from harness.world import ADMIN, TEMPLATE, Context, World, exactly, rows
+from harness.world import ADMIN, LOCK_KEY, TEMPLATE, Context, World, exactly, rows
 from initializer import ConnectError, InitializerError, MigrationError
-from session import LOCK_KEY
 from test_like_psql import FOLDERS
 
 DRY = {"action": "dry_run"}
@@ -181,7 +180,9 @@ def test_dry_run_before_a_migration_does_not_change_its_result(plain: World, ser
         dry(plain)
         plain.deploy()
         plain.deploy(DB_NAME=other)
-        ours, theirs = (dumped(plain, "-T", "public.schema_migrations", dbname=name) for name in (plain.dbname, other))
+        ours, theirs = (
+            dumped(plain, "-T", f"{SCHEMA}.schema_migrations", dbname=name) for name in (plain.dbname, other)
+        )
     finally:
         drop_database(server, other)
 
@@ -266,23 +267,23 @@ def test_dry_run_of_an_edited_file_is_refused_as_a_run_is(plain: World) -> None:
 
 LOCKS = {
     "001_read.sql": ("SELECT * FROM a; SELECT * FROM a FOR UPDATE;", {}),
-    "002_row.sql": ("INSERT INTO a VALUES (1);", {"public.a": "ROW EXCLUSIVE"}),
+    "002_row.sql": ("INSERT INTO a VALUES (1);", {f"{SCHEMA}.a": "ROW EXCLUSIVE"}),
     "003_less.sql": ("DELETE FROM a;", {}),
-    "004_analyze.sql": ("ANALYZE b;", {"public.b": "SHARE UPDATE EXCLUSIVE"}),
-    "005_index.sql": ("CREATE INDEX ON b (i);", {"public.b": "SHARE"}),
+    "004_analyze.sql": ("ANALYZE b;", {f"{SCHEMA}.b": "SHARE UPDATE EXCLUSIVE"}),
+    "005_index.sql": ("CREATE INDEX ON b (i);", {f"{SCHEMA}.b": "SHARE"}),
     "006_key.sql": (
         "ALTER TABLE c ADD FOREIGN KEY (i) REFERENCES k;",
-        {"public.c": "SHARE ROW EXCLUSIVE", "public.k": "SHARE ROW EXCLUSIVE"},
+        {f"{SCHEMA}.c": "SHARE ROW EXCLUSIVE", f"{SCHEMA}.k": "SHARE ROW EXCLUSIVE"},
     ),
-    "007_lock.sql": ("LOCK TABLE c IN EXCLUSIVE MODE;", {"public.c": "EXCLUSIVE"}),
+    "007_lock.sql": ("LOCK TABLE c IN EXCLUSIVE MODE;", {f"{SCHEMA}.c": "EXCLUSIVE"}),
     "008_alter.sql": (
         'ALTER TABLE b ADD s text; UPDATE b SET s = 1; ALTER TABLE s."T" ADD s text;',
-        {"public.b": "ACCESS EXCLUSIVE", 's."T"': "ACCESS EXCLUSIVE"},
+        {f"{SCHEMA}.b": "ACCESS EXCLUSIVE", 's."T"': "ACCESS EXCLUSIVE"},
     ),
-    "009_drop.sql": ("DROP TABLE c;", {"public.c": "ACCESS EXCLUSIVE", "public.k": "ACCESS EXCLUSIVE"}),
+    "009_drop.sql": ("DROP TABLE c;", {f"{SCHEMA}.c": "ACCESS EXCLUSIVE", f"{SCHEMA}.k": "ACCESS EXCLUSIVE"}),
     "010_view.sql": (
         "CREATE OR REPLACE VIEW v AS SELECT i, 1 AS one FROM a; REFRESH MATERIALIZED VIEW mv;",
-        {"public.v": "ACCESS EXCLUSIVE", "public.mv": "ACCESS EXCLUSIVE"},
+        {f"{SCHEMA}.v": "ACCESS EXCLUSIVE", f"{SCHEMA}.mv": "ACCESS EXCLUSIVE"},
     ),
     "011_new.sql": ("CREATE TABLE fresh (i int); ALTER TABLE fresh ADD s text; DROP TABLE fresh;", {}),
 }
@@ -314,7 +315,7 @@ def test_dry_run_reports_the_strongest_lock_on_each_existing_table(
     assert locks(report) == {name[:-4]: taken for name, (_, taken) in LOCKS.items()}
     assert {lock["lock"]: lock["blocks"] for entry in report["tried"] for lock in entry["locks"]} == BLOCKS
     (record,) = [record for record in caplog.records if vars(record).get("migration") == "008_alter"]
-    assert sorted(vars(record)["locks"]) == ["ACCESS EXCLUSIVE on public.b", 'ACCESS EXCLUSIVE on s."T"']
+    assert sorted(vars(record)["locks"]) == [f"ACCESS EXCLUSIVE on {SCHEMA}.b", 'ACCESS EXCLUSIVE on s."T"']
 
 
 def test_dry_run_of_a_second_file_names_only_the_locks_that_it_adds(plain: World) -> None:
@@ -324,7 +325,11 @@ def test_dry_run_of_a_second_file_names_only_the_locks_that_it_adds(plain: World
     plain.write("002_b.sql", "ALTER TABLE a ADD b int;")
     plain.write("003_c.sql", "ALTER TABLE a ADD c int;")
 
-    assert locks(dry(plain)) == {"001_a": {"public.a": "SHARE"}, "002_b": {"public.a": "ACCESS EXCLUSIVE"}, "003_c": {}}
+    assert locks(dry(plain)) == {
+        "001_a": {f"{SCHEMA}.a": "SHARE"},
+        "002_b": {f"{SCHEMA}.a": "ACCESS EXCLUSIVE"},
+        "003_c": {},
+    }
 
 
 def test_dry_run_says_before_the_first_lock_that_locks_are_held(plain: World, caplog: pytest.LogCaptureFixture) -> None:

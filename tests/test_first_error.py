@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from harness.database import SCHEMA
 from harness.others import open_transaction
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World, rows
 from initializer import MigrationError
@@ -82,7 +83,7 @@ def test_file_that_makes_a_slot_and_fails_shows_its_error(slots: World) -> None:
     assert message.startswith('001_a.sql:2: table "missing" does not exist (42P01). Rolled back.')
 
 
-OUTSIDE = "SELECT dblink_exec('{}', 'INSERT INTO outside VALUES (1)');"
+OUTSIDE = f"SELECT dblink_exec('{{}}', 'INSERT INTO {SCHEMA}.outside VALUES (1)');"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import initializer
 import psycopg2
 import pytest
 from guide_under_load import WORDS
-from harness import clients, guide, load
+from harness import clients, database, guide, load
 from harness.database import create_database, drop_database
 from harness.guide import GUIDE, Block
 from harness.others import open_transaction, wait_until
@@ -280,7 +280,7 @@ def test_guide_foreign_key_locks_both_tables_and_its_validation_neither(shop: Wo
 
 
 # A migration that comes to this place waits there until the test opens the gate; the application passes.
-GATE = """
+GATE = f"""
     CREATE FUNCTION gate(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$
     BEGIN
         IF current_setting('application_name') = 'db_setup' THEN
@@ -290,7 +290,7 @@ GATE = """
     END $$;
     CREATE FUNCTION gated_uuid() RETURNS uuid LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM public.gate(1);
+        PERFORM {database.SCHEMA}.gate(1);
         RETURN gen_random_uuid();
     END $$;
 """
@@ -603,7 +603,7 @@ def test_guide_partition_is_attached_without_being_read(shop: World) -> None:
     with open_transaction(shop, "SET client_min_messages = debug1") as conn:
         rows(conn, statement(switch))
         said = " ".join(conn.notices)
-        assert rows(conn, "SELECT pg_get_serial_sequence('events', 'id')") == [("public.events_id_seq",)]
+        assert rows(conn, "SELECT pg_get_serial_sequence('events', 'id')") == [(f"{shop.schema}.events_id_seq",)]
 
     assert 'partition constraint for table "events_to_2030" is implied by existing constraints' in said
 

@@ -14,7 +14,7 @@ import initializer
 import pytest
 import session
 from harness.proxy import BEFORE, Link, Place, proxy_to
-from harness.world import Context, World, rows
+from harness.world import LOCK_KEY, Context, World, rows
 from initializer import LockError, MigrationError
 
 # After it the next file gets a new session.
@@ -101,7 +101,7 @@ def test_rest_whose_lock_another_run_keeps_tells_what_was_applied(
     world.write("002_b.sql", "SELECT 1;")
     monkeypatch.setattr(session, "LOCK_PATIENCE_S", 1)
     with world.connection() as other:
-        takes = before_the_second_session(world, lambda: rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY))
+        takes = before_the_second_session(world, lambda: rows(other, "SELECT pg_advisory_lock(%s)", LOCK_KEY))
         with takes, pytest.raises(LockError) as caught:
             world.deploy(CREATE_USERS="false")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import kept_types
 import psycopg2
 import pytest
+from harness.database import SCHEMA
 from harness.world import World, rows
 
 STALE, FRESH = True, False
@@ -186,7 +187,7 @@ def test_file_after_a_function_gets_a_new_session_only_where_that_is_needed(
 ) -> None:
     """Whatever functions there are, they answer as in a new session each."""
     files = ["CREATE TABLE said (name text, what text); CREATE TABLE sessions (pid int);\n", "", "", ""]
-    note = "INSERT INTO public.sessions SELECT pg_backend_pid();\n"
+    note = f"INSERT INTO {SCHEMA}.sessions SELECT pg_backend_pid();\n"
     cells = {
         number: (name, cell)
         for number, (name, cell) in enumerate(CELLS.items())
@@ -199,8 +200,8 @@ def test_file_after_a_function_gets_a_new_session_only_where_that_is_needed(
         if cell.change != OTHER_PATH:
             files[2] += f"{path}{cell.change};\n"
         files[3] += (
-            f"{path_at_last(cell, number)}DO $do$ BEGIN INSERT INTO public.said SELECT $n${name}$n$, ({cell.call}); "
-            f"EXCEPTION WHEN OTHERS THEN INSERT INTO public.said VALUES ($n${name}$n$, SQLSTATE); END $do$;\n"
+            f"{path_at_last(cell, number)}DO $do$ BEGIN INSERT INTO {SCHEMA}.said SELECT $n${name}$n$, ({cell.call}); "
+            f"EXCEPTION WHEN OTHERS THEN INSERT INTO {SCHEMA}.said VALUES ($n${name}$n$, SQLSTATE); END $do$;\n"
         )
     for number, text in enumerate(files):
         world.write(f"{number}_a.sql", text + note)
@@ -249,7 +250,9 @@ def keeps_types(conn: Any) -> bool:
 
 def test_functions_that_were_harmless_at_the_last_look_are_not_read_again(world: World) -> None:
     """A harmful one is found wherever it comes from: this file, or an earlier run."""
-    harmful = "CREATE FUNCTION g() RETURNS int LANGUAGE plpgsql AS $$ DECLARE v public.t.a%TYPE; BEGIN RETURN 1; END $$"
+    harmful = (
+        f"CREATE FUNCTION g() RETURNS int LANGUAGE plpgsql AS $$ DECLARE v {SCHEMA}.t.a%TYPE; BEGIN RETURN 1; END $$"
+    )
     note = "INSERT INTO sessions (pid) SELECT pg_backend_pid();\n"
     world.write("1_a.sql", "CREATE TABLE t (a int); CREATE TABLE sessions (i serial, pid int);")
     for name, text in {"2_b": "DO $$ BEGIN END $$;", "3_c": harmful, "4_d": ""}.items():

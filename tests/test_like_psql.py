@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.compare import differences, run_side_by_side
+from harness.database import SCHEMA
 from harness.server import Server
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -95,7 +96,7 @@ FOLDERS: dict[str, dict[str, str]] = {
     },
     "settings in a unit of a marked file": {
         "1.sql": T,
-        "2.sql": "-- no-transaction\nBEGIN;\nSET search_path = public;\nINSERT INTO t VALUES (1);\nCOMMIT;\n"
+        "2.sql": f"-- no-transaction\nBEGIN;\nSET search_path = {SCHEMA};\nINSERT INTO t VALUES (1);\nCOMMIT;\n"
         "BEGIN;\nSET LOCAL standard_conforming_strings = off;\nINSERT INTO t VALUES (2, 'a\\\\b');\nCOMMIT;\n"
         "DELETE FROM t WHERE b = 'a\\b';\n",
     },
@@ -133,7 +134,7 @@ FOLDERS: dict[str, dict[str, str]] = {
         "CREATE FUNCTION k(bigint) RETURNS text LANGUAGE sql AS $$ SELECT 'bigint' $$;",
         "06.sql": "INSERT INTO m (n, v) VALUES (6, 1.2345);",
         "07.sql": "CREATE SCHEMA s;\nCREATE FUNCTION s.g(bigint) RETURNS text LANGUAGE sql AS $$ SELECT 's' $$;\n"
-        "SET search_path = s, public;\nINSERT INTO public.m (n, v) VALUES (7, 1);",
+        f"SET search_path = s, {SCHEMA};\nINSERT INTO {SCHEMA}.m (n, v) VALUES (7, 1);",
         "08.sql": "INSERT INTO m (n, v) VALUES (8, 1);",
         "09.sql": "CREATE TEMP TABLE g (a int);\nDROP FUNCTION g(int);",
         "10.sql": "INSERT INTO m (n, v) VALUES (10, 1);",

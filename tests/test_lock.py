@@ -21,10 +21,11 @@ import psycopg2
 import pytest
 import session
 from common import LockError
-from harness.world import REGION, Context, World, rows
+from harness.database import SCHEMA
+from harness.world import LOCK_KEY, REGION, Context, World, rows
 from initializer import MigrationError
 from moto.server import ThreadedMotoServer
-from session import DEADLINE_CLASS, LOCK_KEY
+from session import DEADLINE_CLASS
 
 WAIT_S = 20
 PROGRAM = """
@@ -446,7 +447,7 @@ def test_lock_released_by_a_file_and_taken_by_another_run_has_the_state_read_aga
     def other_run() -> None:
         """Takes the lock as soon as it is free, and then does what 002_b does."""
         with world.connection() as conn:
-            wait_until(lambda: rows(conn, "SELECT to_regclass('public.schema_migrations')") != [(None,)])
+            wait_until(lambda: rows(conn, f"SELECT to_regclass('{SCHEMA}.schema_migrations')") != [(None,)])
             rows(conn, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
             wait_until(lambda: rows(conn, "SELECT 1 FROM schema_migrations WHERE migration_name = '001_a'") != [])
             rows(conn, "INSERT INTO a VALUES (20); INSERT INTO schema_migrations (migration_name) VALUES ('002_b')")

@@ -16,9 +16,8 @@ import pytest
 import session
 from common import Deadline
 from harness.others import open_transaction, wait_until
-from harness.world import Context, World, exactly, rows
+from harness.world import LOCK_KEY, Context, World, exactly, rows
 from initializer import InitializerError, LockError
-from session import LOCK_KEY
 
 TABLES = "CREATE TABLE a (i int); CREATE TABLE b (i int); CREATE TABLE done (i int); INSERT INTO a VALUES (1);"
 

@@ -49,11 +49,26 @@ def failure(world: World) -> str:
     return str(caught.value)
 
 
+@pytest.mark.public
 def test_minimal_admin_can_do_everything(closed: World) -> None:
     """Files with schemas, extensions and concurrent builds; both logins, repaired and rotated; nothing is warned of."""
     for each in statements(closed):
         closed.sql(each)
 
+    does_everything(closed)
+
+
+def test_minimal_admin_with_a_schema_of_its_own_needs_no_right_on_public(closed: World) -> None:
+    """It creates the schema that DB_SCHEMA names, and owns it."""
+    for each in statements(closed):
+        if "SCHEMA public" not in each:
+            closed.sql(each)
+    closed.environ["DB_SCHEMA"] = "own"
+
+    does_everything(closed)
+
+
+def does_everything(closed: World) -> None:
     report = closed.deploy()
 
     assert len(report["applied"]) == len(FILES)
@@ -84,6 +99,7 @@ WITHOUT = {
 OF_THE_SCHEMA = ("USAGE on the schema", "CREATE on the schema", "the schema's grant option")
 
 
+@pytest.mark.public
 @pytest.mark.parametrize("right", WITHOUT)
 def test_minimal_admin_needs_each_right(closed: World, right: str) -> None:
     """Without one of them a run fails and says which; up to PostgreSQL 14 everybody has those of schema public."""

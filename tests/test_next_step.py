@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from harness.database import SCHEMA
 from harness.world import ADMIN, World, rows
 from initializer import ConnectError, InitializerError, UserError
 
@@ -60,6 +61,7 @@ def test_database_that_is_read_only_on_purpose_is_refused_with_the_place_of_the_
     assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
 
 
+@pytest.mark.public
 def test_schema_public_that_is_missing_is_named_with_what_needs_it(world: World) -> None:
     """The tracking table has no other place."""
     world.write("001_a.sql", "CREATE SCHEMA other; CREATE TABLE other.a (i int);")
@@ -95,7 +97,7 @@ def test_connect_that_the_admin_may_not_grant_is_said_before_any_password_change
     as_superuser(world, f"REVOKE CONNECT ON DATABASE {world.dbname} FROM PUBLIC")
     as_superuser(world, f"ALTER DATABASE {world.dbname} OWNER TO CURRENT_USER")
     as_superuser(world, f"GRANT CONNECT, CREATE ON DATABASE {world.dbname} TO {ADMIN}")
-    as_superuser(world, f"ALTER SCHEMA public OWNER TO {ADMIN}")
+    as_superuser(world, f"ALTER SCHEMA {SCHEMA} OWNER TO {ADMIN}")
     expected = (
         f"{ADMIN} may not grant CONNECT on database {world.dbname} to readwrite. No role has been changed. As the "
         f"database's owner: GRANT CONNECT ON DATABASE {world.dbname} TO readwrite; then invoke again."
@@ -112,7 +114,7 @@ PREDECESSORS_TABLE = (
     "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP)"
 )
 PATH_ADVICE = (
-    "write the schema before each name in that function, or ALTER FUNCTION public.note() SET search_path = public"
+    f"write the schema before each name in that function, or ALTER FUNCTION {SCHEMA}.note() SET search_path = {SCHEMA}"
 )
 PASS_ADVICE = "let it pass what the admin does, or ALTER EVENT TRIGGER notes DISABLE, as its owner"
 NOTES = {  # what its function does; what PostgreSQL says of it, and what is advised
@@ -139,11 +141,11 @@ def test_event_trigger_that_fails_our_own_statement_is_named_with_its_function(
     as_superuser(world, f"CREATE EVENT TRIGGER notes ON {event} EXECUTE FUNCTION note()")
 
     assert message_of(world, InitializerError) == (
-        f"PostgreSQL: {said}. Whatever was not finished is rolled back. It failed in public.note(), which event "
+        f"PostgreSQL: {said}. Whatever was not finished is rolled back. It failed in {SCHEMA}.note(), which event "
         f"trigger notes calls: {advice}; then invoke again."
     )
 
-    done = "ALTER FUNCTION public.note() SET search_path = public"
+    done = f"ALTER FUNCTION {SCHEMA}.note() SET search_path = {SCHEMA}"
     if what == "guard":
         done = "ALTER EVENT TRIGGER notes DISABLE"
     as_superuser(world, done)

@@ -18,7 +18,7 @@ import initializer
 import psycopg2
 import pytest
 from common import LockError
-from harness.database import drop_database
+from harness.database import SCHEMA, drop_database
 from harness.others import WAIT_S, handlers, open_transaction, sessions, wait_until
 from harness.proxy import ANSWERED, BEFORE, Link, Place, proxy_to
 from harness.world import Context, World, exactly, rows
@@ -662,7 +662,7 @@ def test_outside_drop_of_an_index_whose_answer_is_lost_is_recorded(
     world.write("002_x.sql", "DROP INDEX CONCURRENTLY a;")
     deploy_cut(world, "DROP")
     world.deploy()
-    world.write("003_y.sql", MARK + "DROP INDEX CONCURRENTLY public.b;\nSELECT 1;")
+    world.write("003_y.sql", MARK + f"DROP INDEX CONCURRENTLY {SCHEMA}.b;\nSELECT 1;")
     deploy_cut(world, "DROP")
     world.sql("CREATE INDEX b ON t (s)")
     theirs = oid(world, "b")
@@ -715,7 +715,9 @@ def test_outside_detach_interrupted_is_finalized(world: World, caplog: pytest.Lo
 
     _, found = deploy_terminated(world, "ALTER", in_the_way, lambda world: world.sql(pending))
     world.deploy()
-    world.write("003_y.sql", MARK + 'ALTER TABLE ONLY public.p DETACH PARTITION other."P 2" CONCURRENTLY;\nSELECT 1;')
+    world.write(
+        "003_y.sql", MARK + f'ALTER TABLE ONLY {SCHEMA}.p DETACH PARTITION other."P 2" CONCURRENTLY;\nSELECT 1;'
+    )
     with open_transaction(world, in_the_way) as reader, deploying(world, LOCK_TIMEOUT="300ms") as future:
         wait_until(lambda: "gave way migration=003_y sqlstate=55P03" in caplog.text)
         rows(reader, "COMMIT")

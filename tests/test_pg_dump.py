@@ -8,10 +8,10 @@ import initializer
 import pytest
 from harness import clients
 from harness.compare import without_noise
-from harness.database import create_database, drop_database
+from harness.database import SCHEMA, create_database, drop_database
 from harness.world import ADMIN, ADMIN_PASSWORD, World
 
-RICH_SCHEMA = r"""
+RICH_SCHEMA = rf"""
 CREATE EXTENSION IF NOT EXISTS "uuid-ossp";
 CREATE TYPE mood AS ENUM ('sad', 'it''s ok', 'happy; very');
 CREATE DOMAIN positive AS numeric CHECK (VALUE > 0);
@@ -40,13 +40,13 @@ CREATE AGGREGATE total(int) (SFUNC = int4pl, STYPE = int);
 ALTER TABLE users ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON users USING (email = current_user);
 CREATE SCHEMA other;
-CREATE TABLE other.t (a text, b int DEFAULT nextval('public.numbers'));
+CREATE TABLE other.t (a text, b int DEFAULT nextval('{SCHEMA}.numbers'));
 COMMENT ON TABLE users IS 'it''s; a "comment"
 -- of two lines';
 INSERT INTO users (email, tags, data, raw, couple) VALUES
-    ('A@example.com', '{"a;b","c\"d",NULL}', '{"a": "\\n;"}', '\x00ff5c', ROW(1, 'x,y')),
+    ('A@example.com', '{{"a;b","c\"d",NULL}}', '{{"a": "\\n;"}}', '\x00ff5c', ROW(1, 'x,y')),
     (E'tab\t\\newline\n;ü', NULL, NULL, '', NULL),
-    ('', '{}', 'null', NULL, ROW(NULL, NULL)), (NULL, NULL, NULL, NULL, NULL),
+    ('', '{{}}', 'null', NULL, ROW(NULL, NULL)), (NULL, NULL, NULL, NULL, NULL),
     ('\.', NULL, NULL, NULL, NULL), ('\N', NULL, NULL, NULL, NULL), ('$$', NULL, NULL, NULL, NULL);
 INSERT INTO "Mixed; Case" ("strange "" name", price) SELECT 'row ' || i, i FROM generate_series(1, 300) i;
 INSERT INTO parts VALUES (1, '2026-05-05');
@@ -81,7 +81,7 @@ def _without_atomic(schema: str) -> str:
 def dump(world: World, major: int, *options: str) -> str:
     env = clients.environment(world.server, ADMIN, ADMIN_PASSWORD, world.dbname)
     program = clients.client("pg_dump", max(major, world.server.version // 10000))
-    return clients.run(program, "-T", "public.schema_migrations*", *options, env=env)
+    return clients.run(program, "-T", f"{SCHEMA}.schema_migrations*", *options, env=env)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_pg_dump_for_a_role_that_is_missing_says_so(world: World, original: Worl
 
 def test_pg_dump_with_own_tracking_table_is_refused(world: World) -> None:
     """A dump that brings a table of the tracking table's name points to MIGRATIONS_TABLE."""
-    world.write("001_dump.sql", "\n\nCREATE TABLE public.schema_migrations (\n    version text\n);\n")
+    world.write("001_dump.sql", f"\n\nCREATE TABLE {SCHEMA}.schema_migrations (\n    version text\n);\n")
 
     with pytest.raises(initializer.MigrationError, match=r"^001_dump.sql:3:1: .*MIGRATIONS_TABLE"):
         world.deploy()

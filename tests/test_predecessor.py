@@ -17,11 +17,13 @@ from typing import Any
 import limited_users
 import psycopg2
 import pytest
-import session
 from harness.database import create_database, drop_database, drop_roles
 from harness.server import Server
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError, MigrationError
+from session import LOCK_KEY
+
+pytestmark = pytest.mark.public  # the only schema that it knew
 
 PLACEHOLDER = {"username": "applicationUsername", "password": "applicationPassword"}
 USERS = "CREATE TABLE users (id serial PRIMARY KEY, email text);"
@@ -197,7 +199,7 @@ def test_fault_two_runs_at_the_same_time_the_later_one_failed(field: World) -> N
     reports: list[dict[str, Any]] = []
     loser = threading.Thread(target=lambda: reports.append(field.deploy()))
     with field.connection() as winner:
-        rows(winner, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
+        rows(winner, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
         loser.start()
         wait_until_polling(field)
         rows(winner, "CREATE TABLE items ()")

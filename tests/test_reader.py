@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import psycopg2
 import pytest
+from harness.database import SCHEMA
 from harness.logins import as_superuser, give_schema_to, works
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError
@@ -87,14 +88,14 @@ def test_reader_that_could_write_is_refused(reader: World) -> None:
 
 def test_reader_needs_a_secret_of_its_own(reader: World) -> None:
     """Two logins in one secret would overwrite each other."""
-    with pytest.raises(InitializerError, match=r"DB_READER_SECRET_NAME: secret 'user' is named for both users"):
+    with pytest.raises(InitializerError, match=r"DB_READER_SECRET_NAME: secret 'user' is named for two users"):
         reader.deploy(DB_READER_SECRET_NAME="user")
 
 
 def test_reader_is_not_trusted_once_its_secret_is_not_named(reader: World) -> None:
     """In a schema that is open to everybody it has made, as its group, a function that a file would call."""
-    as_superuser(reader, "ALTER SCHEMA public OWNER TO CURRENT_USER; GRANT CREATE ON SCHEMA public TO PUBLIC")
-    as_superuser(reader, f"GRANT ALL ON SCHEMA public TO {ADMIN} WITH GRANT OPTION")
+    as_superuser(reader, f"ALTER SCHEMA {SCHEMA} OWNER TO CURRENT_USER; GRANT CREATE ON SCHEMA {SCHEMA} TO PUBLIC")
+    as_superuser(reader, f"GRANT ALL ON SCHEMA {SCHEMA} TO {ADMIN} WITH GRANT OPTION")
     reader.deploy()
     planted = "CREATE FUNCTION lower(varchar) RETURNS text LANGUAGE sql AS 'SELECT current_user::text'"
     with reader.login("reader") as conn:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,10 @@ def watched_backend(world: World) -> Iterator[list[int]]:
         while not over.wait(0.02):
             pids = rows(conn, "SELECT pid FROM pg_stat_activity WHERE application_name = 'db_setup'")
             for (pid,) in pids:
-                status = Path(f"/proc/{pid}/status")
-                if status.exists() and "postgres" in status.read_text():
-                    peak[0] = max(peak[0], int(status.read_text().split("RssAnon:")[1].split()[0]))
+                with suppress(OSError):  # it has ended meanwhile
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    if "postgres" in status and "RssAnon:" in status:
+                        peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]))
 
     with world.superuser() as conn:
         thread = threading.Thread(target=watch, args=[conn])

@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 from common import UserError
 from harness import clients
-from harness.database import create_database, drop_database, drop_roles
+from harness.database import SCHEMA, create_database, drop_database, drop_roles
 from harness.logins import SECRETS, as_superuser, give_schema_to, verifiers, works
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 
@@ -95,7 +95,9 @@ def test_restored_without_roles_is_given_roles_and_rights(restored: World) -> No
 
 def test_restored_after_its_groups_were_made_has_the_rights_of_the_dump(restored: World) -> None:
     """Where the group roles are made before the dump is read, what migrations had granted and revoked is kept."""
-    restored.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE ROLE readwrite; CREATE ROLE tablecreator")
+    restored.sql(
+        f"DROP SCHEMA {SCHEMA} CASCADE; CREATE SCHEMA {SCHEMA}; CREATE ROLE readwrite; CREATE ROLE tablecreator"
+    )
     major = max(restored.server.version // 10000, 14)
     env = clients.environment(restored.server, ADMIN, ADMIN_PASSWORD, restored.dbname)
     dump = str(restored.folder.with_name("dump.sql"))
@@ -148,8 +150,8 @@ def field(world: World, other_admin: str) -> World:
     world.sql(
         "CREATE TABLE schema_migrations (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
         "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP); CREATE TABLE orders (id serial, note text);"
-        "GRANT USAGE ON SCHEMA public TO readwrite; GRANT USAGE, CREATE ON SCHEMA public TO tablecreator;"
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO readwrite, tablecreator"
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO readwrite; GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO tablecreator;"
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMA} TO readwrite, tablecreator"
     )
     with world.login("creator") as conn:
         rows(conn, "CREATE TABLE early (id serial, note text)")

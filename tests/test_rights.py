@@ -8,6 +8,7 @@ from typing import Any
 import psycopg2
 import pytest
 from common import MigrationError, UserError
+from harness.database import SCHEMA
 from harness.world import ADMIN, World, rows
 
 SECRETS = {"app_rw": "user", "app_tc": "creator"}  # by login
@@ -91,8 +92,8 @@ def give_schema_to(world: World, owner: str, rights_of_public: str) -> None:
     may create in it."""
     as_superuser(
         world,
-        f"ALTER SCHEMA public OWNER TO {owner}; REVOKE ALL ON SCHEMA public FROM PUBLIC; "
-        f"GRANT {rights_of_public} ON SCHEMA public TO PUBLIC",
+        f"ALTER SCHEMA {SCHEMA} OWNER TO {owner}; REVOKE ALL ON SCHEMA {SCHEMA} FROM PUBLIC; "
+        f"GRANT {rights_of_public} ON SCHEMA {SCHEMA} TO PUBLIC",
     )
 
 
@@ -153,7 +154,7 @@ def test_rights_where_the_schema_is_not_the_admins_are_said_to_be_wider(
     world.deploy()
 
     assert may(world, "app_rw", "CREATE TABLE own (id int)") is True
-    assert [record.levelname for record in caplog.records if "REVOKE CREATE ON SCHEMA public" in record.message] == [
+    assert [record.levelname for record in caplog.records if f"REVOKE CREATE ON SCHEMA {SCHEMA}" in record.message] == [
         "WARNING"
     ]
 
@@ -161,14 +162,14 @@ def test_rights_where_the_schema_is_not_the_admins_are_said_to_be_wider(
 def test_rights_that_the_admin_may_not_grant_are_refused(world: World) -> None:
     """Where nobody but the schema's owner can let the table creators create, the message says what to ask for."""
     give_schema_to(world, world.server.user, "USAGE")
-    as_superuser(world, f"GRANT CREATE ON SCHEMA public TO {ADMIN}")
+    as_superuser(world, f"GRANT CREATE ON SCHEMA {SCHEMA} TO {ADMIN}")
 
     with pytest.raises(UserError) as caught:
         world.deploy()
 
-    remedy = "GRANT USAGE, CREATE ON SCHEMA public TO tablecreator"
+    remedy = f"GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO tablecreator"
     assert str(caught.value).startswith(
-        f"{ADMIN} may not grant rights on schema public to tablecreator. No role has been changed. "
+        f"{ADMIN} may not grant rights on schema {SCHEMA} to tablecreator. No role has been changed. "
         f"As the schema's owner: {remedy}; then invoke again."
     )
     assert world.sql("SELECT rolname FROM pg_roles WHERE rolname IN ('readwrite', 'tablecreator')") == []
@@ -177,9 +178,9 @@ def test_rights_that_the_admin_may_not_grant_are_refused(world: World) -> None:
 def test_rights_that_the_admin_may_not_grant_are_taken_from_another(world: World) -> None:
     """Once the schema's owner has granted what was asked for, the run goes through."""
     give_schema_to(world, world.server.user, "USAGE")
-    as_superuser(world, f"GRANT CREATE ON SCHEMA public TO {ADMIN}")
+    as_superuser(world, f"GRANT CREATE ON SCHEMA {SCHEMA} TO {ADMIN}")
     world.sql("CREATE ROLE tablecreator")
-    as_superuser(world, "GRANT USAGE, CREATE ON SCHEMA public TO tablecreator")
+    as_superuser(world, f"GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO tablecreator")
 
     world.deploy()
 
@@ -249,7 +250,7 @@ def test_rights_changed_by_a_migration_stay(world: World) -> None:
         "002_rights.sql",
         "REVOKE DELETE ON items FROM readwrite, tablecreator; GRANT TRUNCATE ON items TO readwrite;"
         "REVOKE USAGE ON SEQUENCE items_id_seq FROM readwrite; REVOKE SELECT ON seen FROM tablecreator;"
-        "REVOKE EXECUTE ON FUNCTION twice FROM PUBLIC; REVOKE CREATE ON SCHEMA public FROM tablecreator;",
+        f"REVOKE EXECUTE ON FUNCTION twice FROM PUBLIC; REVOKE CREATE ON SCHEMA {SCHEMA} FROM tablecreator;",
     )
     world.deploy()
 
@@ -281,7 +282,7 @@ def test_rights_changed_by_a_migration_stay(world: World) -> None:
 
 def test_rights_that_a_migration_takes_from_later_tables_stay_taken(world: World) -> None:
     """A team that revokes a default privilege decides for each table on its own."""
-    world.write("001_defaults.sql", "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON TABLES FROM readwrite;")
+    world.write("001_defaults.sql", f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} REVOKE ALL ON TABLES FROM readwrite;")
     world.write("002_notes.sql", NOTES)
     world.deploy()
 
@@ -322,11 +323,11 @@ def test_rights_that_the_predecessor_gave_are_set_right(world: World) -> None:
         "CREATE TABLE schema_migrations (id SERIAL PRIMARY KEY, migration_name VARCHAR(255) UNIQUE NOT NULL, "
         "applied_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP); CREATE TABLE orders (id serial, note text);"
         "CREATE TABLE private (id int);"
-        "GRANT USAGE ON SCHEMA public TO readwrite; GRANT USAGE, CREATE ON SCHEMA public TO tablecreator;"
-        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO readwrite, tablecreator;"
-        "GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO readwrite, tablecreator;"
-        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO readwrite;"
-        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE, SELECT ON SEQUENCES TO readwrite;"
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO readwrite; GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO tablecreator;"
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMA} TO readwrite, tablecreator;"
+        f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA {SCHEMA} TO readwrite, tablecreator;"
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO readwrite;"
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT USAGE, SELECT ON SEQUENCES TO readwrite;"
         "REVOKE ALL ON private FROM readwrite"
     )
 
@@ -362,7 +363,7 @@ TRIGGER = (
 def test_rights_on_our_own_tables_outlive_a_grant_on_all_tables(world: World) -> None:
     """A migration that grants ALL ON ALL TABLES opens neither the tracking table nor the table of marks."""
     world.write("001_steps.sql", "-- no-transaction\nSELECT 1;\nSELECT 2;")
-    world.write("002_grant.sql", "GRANT ALL ON ALL TABLES IN SCHEMA public TO readwrite, tablecreator;")
+    world.write("002_grant.sql", f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO readwrite, tablecreator;")
     statements = ("DELETE FROM schema_migrations", TRIGGER, "SELECT * FROM schema_migrations_progress")
     for run in ("the same run", "the next run"):
         world.deploy()
@@ -383,7 +384,7 @@ def test_rights_of_the_table_creator_do_not_reach_the_admin_by_a_function(world:
     with world.login("creator") as conn:
         for function, end in functions.items():
             body = f"BEGIN ALTER ROLE app_tc CREATEDB; {end} END"
-            rows(conn, f"CREATE FUNCTION public.{function} LANGUAGE plpgsql AS $$ {body} $$")
+            rows(conn, f"CREATE FUNCTION {SCHEMA}.{function} LANGUAGE plpgsql AS $$ {body} $$")
     assert world.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
     world.write("001_things.sql", "CREATE TABLE things (id int);")
 
@@ -430,25 +431,25 @@ def test_rights_in_other_schemas_are_left_alone(world: World) -> None:
 def test_table_that_a_file_makes_as_another_role_is_said_to_be_unreadable(world: World) -> None:
     """Default privileges are those of the admin: the report names the statement that is missing, and it helps."""
     owner = "tmp_app_owner"
-    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA {SCHEMA} TO {owner}")
     world.write("001_a.sql", f"SET ROLE {owner}; CREATE TABLE theirs (i int); RESET ROLE; CREATE TABLE ours (i int);")
     try:
         report = world.deploy()
 
-        grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON public.theirs TO readwrite;"
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON {SCHEMA}.theirs TO readwrite;"
         assert report["warnings"] == [f"readwrite cannot read what {owner} owns: add to the file {grant}"]
         world.write("002_b.sql", f"SET ROLE {owner}; {grant}")
         assert world.deploy()["warnings"] == []
         with world.login("user") as conn:
             assert rows(conn, "SELECT * FROM theirs, ours") == []
     finally:
-        world.sql(f"DROP TABLE theirs; REVOKE ALL ON SCHEMA public FROM {owner}")
+        world.sql(f"DROP TABLE theirs; REVOKE ALL ON SCHEMA {SCHEMA} FROM {owner}")
 
 
 def test_table_that_a_file_makes_in_the_default_role_of_the_admin_is_said_to_be_unreadable(world: World) -> None:
     """A default role counts in the files that come after it, as in psql; db_setup itself remains the admin."""
     owner = "tmp_default_owner"
-    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA {SCHEMA} TO {owner}")
     world.write("001_a.sql", f"ALTER ROLE {ADMIN} IN DATABASE {world.dbname} SET role = {owner}; CREATE TABLE ours ();")
     world.write("002_b.sql", "CREATE TABLE theirs ();")
     world.write("003_c.sql", "-- no-transaction\nCREATE TABLE theirs_too ();\nVACUUM theirs_too;")
@@ -464,9 +465,9 @@ def test_table_that_a_file_makes_in_the_default_role_of_the_admin_is_said_to_be_
         with world.superuser() as conn:
             rows(conn, f"ALTER ROLE {ADMIN} IN DATABASE {world.dbname} RESET role; DROP OWNED BY {owner}")
 
-    assert first["warnings"] == [said.format("public.theirs, public.theirs_too")]
+    assert first["warnings"] == [said.format(f"{SCHEMA}.theirs, {SCHEMA}.theirs_too")]
     assert (second["applied"], second["warnings"]) == ([], [])
-    assert third["warnings"] == [said.format("public.theirs_later")]
+    assert third["warnings"] == [said.format(f"{SCHEMA}.theirs_later")]
     assert [entry["name"] for entry in fourth["applied"]] == ["001_a", "002_b", "003_c", "004_d"]
     assert world.tables() == ["ours"]
 
@@ -474,7 +475,7 @@ def test_table_that_a_file_makes_in_the_default_role_of_the_admin_is_said_to_be_
 def test_tables_of_ours_that_a_file_gives_to_another_role_are_none_to_be_granted(world: World) -> None:
     """What is said of unreadable tables is about those of the application."""
     owner = "tmp_later_owner"
-    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA public TO {owner}")
+    world.sql(f"CREATE ROLE {owner}; GRANT {owner} TO CURRENT_USER; GRANT CREATE, USAGE ON SCHEMA {SCHEMA} TO {owner}")
     world.write("001_a.sql", "CREATE TABLE a ();")
     world.write("002_b.sql", f"ALTER TABLE schema_migrations_progress OWNER TO {owner};")
     try:

@@ -23,15 +23,10 @@ from harness.others import handlers
 from harness.world import ADMIN, ADMIN_PASSWORD, Context, World, rows
 from session import LOCK_KEY, lock_key
 
+pytestmark = pytest.mark.public  # each test names its schemas itself
+
 DB_SETUP = Path(initializer.__file__).parent
 ORDERS = "CREATE TABLE orders (id serial PRIMARY KEY, note text);"
-
-
-@pytest.fixture
-def world(world: World) -> World:
-    """These tests name each schema themselves."""
-    world.environ.pop("DB_SCHEMA", None)
-    return world
 
 
 def in_schema(world: World, schema: str, **environ: str) -> World:
@@ -170,13 +165,14 @@ def test_schema_keeps_the_options_of_the_environment(shop: World) -> None:
     assert shop.sql("SELECT it FROM shop.seen") == [("7MB",)]
 
 
-def test_schema_of_a_dump_is_not_created_twice(shop: World) -> None:
+@pytest.mark.parametrize("options", [(), ("--clean", "--if-exists")], ids=["plain", "clean"])
+def test_schema_of_a_dump_is_not_created_twice(shop: World, options: tuple[str, ...]) -> None:
     """A dump of the schema alone begins with CREATE SCHEMA: it runs as the first migration, and is not edited then."""
     shop.sql("CREATE SCHEMA shop; CREATE TABLE shop.items (id int); INSERT INTO shop.items VALUES (1)")
     shop.remove("001_orders.sql")
     env = clients.environment(shop.server, ADMIN, ADMIN_PASSWORD, shop.dbname)
     program = clients.client("pg_dump", max(shop.server.version // 10000, min(clients.MAJORS)))
-    dump = clients.run(program, "-n", "shop", env=env)
+    dump = clients.run(program, "-n", "shop", *options, env=env)
     assert "CREATE SCHEMA shop;" in dump
     shop.sql("DROP SCHEMA shop CASCADE")
     shop.write("001_dump.sql", dump)
@@ -218,16 +214,40 @@ def test_schema_status_and_dry_run_change_nothing_and_rotate_works(shop: World) 
     assert ask(shop, "user", "SELECT current_user, * FROM (SELECT count(*) FROM orders) o") == [("app_rw_clone", 0)]
 
 
+def test_schema_is_no_setting_of_its_own_that_a_login_keeps(shop: World) -> None:
+    """The path that a run has given it is what it should have, also where that run was in another schema."""
+    shop.deploy()
+    shop.deploy(DB_SCHEMA="tenant")
+
+    reports = [shop.deploy({"action": "rotate"}, DB_SCHEMA=schema) for schema in ("tenant", "shop", "shop")]
+
+    assert [report["warnings"] for report in reports] == [[], [], []]
+    ask(shop, "user", f"ALTER ROLE CURRENT_USER IN DATABASE {shop.dbname} SET search_path = elsewhere, public")
+    shop.deploy({"action": "rotate"})
+    (warning,) = shop.deploy({"action": "rotate"})["warnings"]
+    assert "RESET search_path" in warning
+
+
 def test_schema_that_is_missing_is_named_by_a_rotation(shop: World) -> None:
     """A rotation creates no schema: it says that a migration does."""
     with pytest.raises(Exception, match="Invoke a migration first: it creates the schema that DB_SCHEMA names"):
         shop.deploy({"action": "rotate"})
 
 
-def test_schema_in_which_others_hide_postgresqls_own_is_refused(shop: World) -> None:
-    """What the table creator puts into the schema, or anybody into public, does not run as the admin."""
+HIDING = {
+    "a function": "CREATE FUNCTION shop.lower(varchar) RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$",
+    "a function in public": "CREATE FUNCTION public.lower(varchar) RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$",
+    "a table of the admin in public": "CREATE TABLE shop.lower ()",
+}
+
+
+@pytest.mark.parametrize("what", HIDING)
+def test_schema_in_which_others_hide_postgresqls_own_or_the_admins_is_refused(shop: World, what: str) -> None:
+    """What the table creator puts into the schema, or anybody into public, is not what the admin's file uses."""
     shop.deploy()
-    ask(shop, "creator", "CREATE FUNCTION shop.lower(varchar) RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$")
+    shop.sql("CREATE TABLE public.lower ()")
+    as_superuser(shop, "GRANT CREATE ON SCHEMA public TO app_tc")
+    ask(shop, "creator", HIDING[what])
     shop.write("002_next.sql", "CREATE TABLE next ();")
 
     with pytest.raises(MigrationError, match=r"lower.* belongs to app_tc"):

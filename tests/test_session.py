@@ -13,26 +13,26 @@ import pytest
 import session
 import tracking
 import watcher
-from harness.database import superuser_connection
+from harness.database import SCHEMA, superuser_connection
 from harness.world import ADMIN, World, rows
 from initializer import MigrationError
 
 # What a session can carry from one file to the next, as rows (file, what, value).
-SNAPSHOT = """
-    INSERT INTO public.seen
-    SELECT '{0}', 'setting ' || name, setting FROM pg_catalog.pg_settings WHERE name NOT LIKE 'plpgsql.%'
-    UNION ALL SELECT '{0}', 'role', pg_catalog.concat(session_user, ' ', current_user)
-    UNION ALL SELECT '{0}', 'own setting', coalesce(pg_catalog.current_setting('app.tenant', true), '')
-    UNION ALL SELECT '{0}', 'prepared', name FROM pg_catalog.pg_prepared_statements
-    UNION ALL SELECT '{0}', 'cursor', name FROM pg_catalog.pg_cursors
-    UNION ALL SELECT '{0}', 'channel', channel FROM pg_catalog.pg_listening_channels() channel
-    UNION ALL SELECT '{0}', 'temporary', relname FROM pg_catalog.pg_class
+SNAPSHOT = f"""
+    INSERT INTO {SCHEMA}.seen
+    SELECT '{{0}}', 'setting ' || name, setting FROM pg_catalog.pg_settings WHERE name NOT LIKE 'plpgsql.%'
+    UNION ALL SELECT '{{0}}', 'role', pg_catalog.concat(session_user, ' ', current_user)
+    UNION ALL SELECT '{{0}}', 'own setting', coalesce(pg_catalog.current_setting('app.tenant', true), '')
+    UNION ALL SELECT '{{0}}', 'prepared', name FROM pg_catalog.pg_prepared_statements
+    UNION ALL SELECT '{{0}}', 'cursor', name FROM pg_catalog.pg_cursors
+    UNION ALL SELECT '{{0}}', 'channel', channel FROM pg_catalog.pg_listening_channels() channel
+    UNION ALL SELECT '{{0}}', 'temporary', relname FROM pg_catalog.pg_class
         WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind = 'r'
-    UNION ALL SELECT '{0}', 'lock', pg_catalog.count(*)::text FROM pg_catalog.pg_locks
+    UNION ALL SELECT '{{0}}', 'lock', pg_catalog.count(*)::text FROM pg_catalog.pg_locks
         WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid();
 """
 
-PG_DUMP_PREAMBLE = """
+PG_DUMP_PREAMBLE = f"""
 --
 -- PostgreSQL database dump
 --
@@ -53,8 +53,8 @@ SET row_security = off;
 SET default_tablespace = '';
 SET default_table_access_method = heap;
 
-CREATE TABLE public.dumped (id integer NOT NULL);
-ALTER TABLE ONLY public.dumped ADD CONSTRAINT dumped_pkey PRIMARY KEY (id);
+CREATE TABLE {SCHEMA}.dumped (id integer NOT NULL);
+ALTER TABLE ONLY {SCHEMA}.dumped ADD CONSTRAINT dumped_pkey PRIMARY KEY (id);
 
 --
 -- PostgreSQL database dump complete
@@ -66,7 +66,7 @@ ALTER TABLE ONLY public.dumped ADD CONSTRAINT dumped_pkey PRIMARY KEY (id);
 CHANGES = {
     "search_path": "SET search_path = s;",
     "search_path with a tracking table of its own": (
-        "CREATE TABLE s.schema_migrations (LIKE public.schema_migrations); SET search_path = s, pg_catalog;"
+        f"CREATE TABLE s.schema_migrations (LIKE {SCHEMA}.schema_migrations); SET search_path = s, pg_catalog;"
     ),
     "search_path by set_config": "SELECT set_config('search_path', '', false);",
     "role": "SET ROLE tablecreator;",
@@ -109,7 +109,7 @@ CHANGES = {
 def changed(world: World) -> dict[str, list[tuple[str, str]]]:
     """What the snapshots do not have in common with the first one, by file."""
     seen: dict[str, set[tuple[str, str]]] = {}
-    for file, what, value in world.sql("SELECT file, what, value FROM public.seen"):
+    for file, what, value in world.sql(f"SELECT file, what, value FROM {SCHEMA}.seen"):
         seen.setdefault(file, set()).add((what, value))
     first = seen.pop("before")
     return {file: sorted(found ^ first) for file, found in seen.items() if found != first}
@@ -170,7 +170,7 @@ def test_session_changed_by_a_file_that_is_tried_twice_is_fresh_for_the_next(wor
     """The same holds if the file succeeds only at the second attempt, which goes statement by statement."""
     text = (
         "SET client_encoding = 'LATIN1'; SET search_path = s; SET ROLE tablecreator; SET TIME ZONE 'Asia/Tokyo';\n"
-        "DO $$ BEGIN IF nextval('public.tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; END $$;"
+        f"DO $$ BEGIN IF nextval('{SCHEMA}.tries') = 1 THEN RAISE 'not yet' USING ERRCODE = '40001'; END IF; END $$;"
     )
     files = write_between_snapshots(world, {"größe": text})
     world.write("000_a.sql", "CREATE SEQUENCE tries; GRANT ALL ON SEQUENCE tries TO tablecreator;")

@@ -128,7 +128,7 @@ def test_demo_has_the_same_versions_as_the_tests() -> None:
 def clone(tmp_path: Path) -> Path:
     """A fresh copy of what `make demo` begins with, whose locked set is empty."""
     copy = tmp_path / "clone"
-    ignored = shutil.ignore_patterns("__pycache__", "chain", "chaos")
+    ignored = shutil.ignore_patterns("__pycache__", "attacks", "chain", "chaos")
     shutil.copytree(REPOSITORY / "tests", copy / "tests", ignore=ignored)
     for file in (environment.DEMO, environment.DEV):
         (copy / file.name).write_text("# nothing\n")

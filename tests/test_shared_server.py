@@ -16,7 +16,7 @@ import initializer
 import psycopg2
 import pytest
 from common import UserError
-from harness.database import create_database, drop_database
+from harness.database import SCHEMA, create_database, drop_database
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError
 from report import Report
@@ -73,7 +73,9 @@ def user_of(world: World, secret: str) -> str:
 
 
 def relations(world: World) -> list[str]:
-    return [name for (name,) in world.sql("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")]
+    return [
+        name for (name,) in world.sql(f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace")
+    ]
 
 
 # --- Without ROLE_PREFIX --------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def test_shared_server_without_users_the_second_database_is_migrated(world: Worl
 
 RIGHTS = {
     "table": "GRANT SELECT ON kept TO readwrite",
-    "schema": "GRANT USAGE ON SCHEMA public TO tablecreator",
+    "schema": f"GRANT USAGE ON SCHEMA {SCHEMA} TO tablecreator",
     "default privileges": "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO readwrite",
     "CONNECT": 'GRANT CONNECT ON DATABASE "{0}" TO readwrite',
 }
@@ -203,9 +205,10 @@ def test_shared_server_with_a_prefix_no_login_reads_the_other_database(world: Wo
     second.deploy(ROLE_PREFIX="shop_")
 
     user = world.secret("user")
-    refused = pytest.raises(psycopg2.errors.InsufficientPrivilege, match="permission denied for table things")
+    what = "table things" if SCHEMA == "public" else f"schema {SCHEMA}"  # everybody may use public
+    refused = pytest.raises(psycopg2.errors.InsufficientPrivilege, match=f"permission denied for {what}")
     with second.connection(user["username"], user["password"]) as conn, refused:
-        rows(conn, "SELECT * FROM things")
+        rows(conn, f"SELECT * FROM {SCHEMA}.things")
 
 
 def test_shared_server_prefix_that_is_proposed_works(world: World) -> None:

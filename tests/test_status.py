@@ -9,10 +9,11 @@ from unittest import mock
 import psycopg2
 import pytest
 import tracking
-from harness.world import World, rows
+from harness.database import SCHEMA
+from harness.world import LOCK_KEY, World, rows
 from initializer import InitializerError
 from limited_users import LimitedUsers
-from session import LOCK_KEY, Session
+from session import Session
 
 STATUS = {"action": "status"}
 
@@ -27,7 +28,7 @@ def test_status_of_an_empty_database_has_everything_pending(world: World) -> Non
     assert (report["action"], report["applied"], report["pending"]) == ("status", [], ["001_a", "002_add_b"])
     assert report["users"] == {"app_rw": "secret user has no value yet", "app_tc": "secret creator has no value yet"}
     assert report["running"] == []
-    assert world.sql("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    assert world.sql(f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace") == []
     assert (world.versions("user"), world.versions("creator")) == (0, 0)
 
 
@@ -98,7 +99,7 @@ def test_status_cannot_write(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     read = tracking.history
 
     def writing(session: Session, *given: Any) -> Any:
-        session.query("INSERT INTO public.a VALUES (1)")
+        session.query(f"INSERT INTO {SCHEMA}.a VALUES (1)")
         return read(session, *given)
 
     monkeypatch.setattr(tracking, "history", writing)
@@ -115,7 +116,8 @@ def test_status_as_a_login_that_may_only_read_is_enough(world: World) -> None:
     report = world.deploy(STATUS)
     with world.superuser() as superuser:
         rows(superuser, "CREATE ROLE tmp_reader LOGIN PASSWORD 'reads' IN ROLE pg_read_all_settings")
-        rows(superuser, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO tmp_reader")
+        rows(superuser, f"GRANT USAGE ON SCHEMA {SCHEMA} TO tmp_reader")  # which everybody has of public
+        rows(superuser, f"GRANT SELECT ON ALL TABLES IN SCHEMA {SCHEMA} TO tmp_reader")
         rows(superuser, "ALTER ROLE tmp_reader SET default_transaction_read_only = on")
     world.put_secret("admin", {**world.secret("admin"), "username": "tmp_reader", "password": "reads"})
     try:
@@ -149,7 +151,8 @@ def test_status_as_a_reader_by_default_privileges_tells_what_is_applied_but_no_m
     world.write("002_b.sql", "-- no-transaction\nSELECT 1;\nSELECT nope;")
     with world.superuser() as superuser:
         rows(superuser, "CREATE ROLE tmp_reader LOGIN PASSWORD 'reads'")
-    world.sql("ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO tmp_reader")
+        rows(superuser, f"GRANT USAGE ON SCHEMA {SCHEMA} TO tmp_reader")
+    world.sql(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT SELECT ON TABLES TO tmp_reader")
     with pytest.raises(InitializerError, match="nope"):
         world.deploy(CREATE_USERS="false")
     admins = world.deploy(STATUS, CREATE_USERS="false")

@@ -22,6 +22,7 @@ from urllib.parse import quote
 import initializer
 import migration_files
 import pytest
+from harness.database import SCHEMA
 from harness.process import PROCESS_TIMEOUT_S, secrets_manager
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
 from report import Report
@@ -53,6 +54,8 @@ class Project:
         where = f"{quote(world.server.host, '')}:{world.server.port}/{world.dbname}"
         url = f"postgresql://{ADMIN}:{quote(ADMIN_PASSWORD, '')}@{where}?sslmode={mode}"
         self.environ = {"PATH": os.environ["PATH"], "DATABASE_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
+        if world.schema != "public":
+            self.environ["DB_SCHEMA"] = world.schema
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "lambda/db_setup", *words]
@@ -594,7 +597,8 @@ def test_new_takes_its_words_unquoted(project: Project) -> None:
             "001_a.sql:2: 'ok' is added to mood and used in the same transaction",
         ),
         (
-            "ALTER TYPE public.mood ADD VALUE IF NOT EXISTS 'ok' AFTER 'a';\nALTER TABLE m ALTER a SET DEFAULT 'ok';",
+            f"ALTER TYPE {SCHEMA}.mood ADD VALUE IF NOT EXISTS 'ok' AFTER 'a';\n"
+            "ALTER TABLE m ALTER a SET DEFAULT 'ok';",
             "001_a.sql:1: 'ok' is added to mood and used in the same transaction",
         ),
     ],
@@ -877,6 +881,36 @@ def test_check_of_a_mistake_in_the_variables_says_so(folder: Path, monkeypatch: 
     monkeypatch.setenv("MIGRATIONS_TABLE", "No")
 
     assert check()[0][0].startswith("MIGRATIONS_TABLE is 'No'")
+
+
+@pytest.mark.parametrize("rows", ["", "COPY public.a (i) FROM stdin;\n1\n\\.\n"], ids=["plain", "with rows"])
+def test_check_says_that_a_table_is_not_in_the_applications_schema(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: str
+) -> None:
+    """As in a dump of public: it runs, but the users get no rights on the table."""
+    (folder / "001_a.sql").write_text(f"SELECT public.f();\nCREATE TABLE public.a (i int);\n{rows}")
+    (folder / "002_b.sql").write_text("CREATE TABLE b (i int); CREATE TABLE shop.c (i int); CREATE TABLE other.d ();")
+    said = "001_a.sql:2: table public.a is not in schema shop: the users get rights only there"
+
+    without = terminal.check(None, False)
+    monkeypatch.setenv("DB_SCHEMA", "shop")
+    found = terminal.check(None, False)
+
+    assert (found["status"], [note for note in found["notes"] if "table" in note]) == ("ok", [said])
+    assert said not in without["notes"]
+
+
+def test_check_takes_the_schema_as_an_option(project: Project) -> None:
+    """It is looked at as the variable is; the tables that are ours are those of this schema."""
+    project.world.write("001_a.sql", "CREATE TABLE shop.schema_migrations (i int);")
+
+    wrong = project.run("check", "--schema", "Shop", DATABASE_URL=None)
+    ours = project.run("check", "--schema", "shop", DATABASE_URL=None)
+    other = project.run("check", "--schema", "other", DATABASE_URL=None)
+
+    assert "DB_SCHEMA is 'Shop'" in wrong.stdout
+    assert "MIGRATIONS_TABLE" in ours.stdout
+    assert [run.returncode for run in (wrong, ours, other)] == [1, 1, 0]
 
 
 def test_check_compares_with_where_the_branch_left_main(branch: Path) -> None:

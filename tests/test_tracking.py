@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import initializer
 import pytest
-import session
 import tracking
-from harness.world import Context, World, rows
+from harness.database import SCHEMA
+from harness.world import LOCK_KEY, Context, World, rows
 from initializer import ConfigError, MigrationError
 
 A, B, C = "CREATE TABLE a (x int);", "CREATE TABLE b (x int);", "CREATE TABLE c (x int);"
@@ -38,7 +39,7 @@ def columns(world: World, table: str = "schema_migrations") -> list[tuple[Any, .
         "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, pg_get_expr(adbin, adrelid) "
         "FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum "
         "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-        f"public.{table}",
+        f"{SCHEMA}.{table}",
     )
 
 
@@ -96,7 +97,7 @@ def test_tracking_table_is_in_public_whatever_the_search_path_says(world: World)
 
     world.deploy()
 
-    assert world.sql("SELECT migration_name FROM public.schema_migrations") == [("001_a",)]
+    assert world.sql(f"SELECT migration_name FROM {SCHEMA}.schema_migrations") == [("001_a",)]
     assert world.sql("SELECT count(*) FROM other.schema_migrations") == [(0,)]
 
 
@@ -111,6 +112,48 @@ def test_row_says_when_it_was_applied_and_what(world: World) -> None:
     assert (recent, adopted) == (True, None)
     assert checksum[:2] == "1:"
     assert (len(checksum), len(file_sha256)) == (66, 64)
+
+
+def test_row_says_who_applied_it_how_long_that_took_and_for_which_deployment(world: World) -> None:
+    """In Lambda the function's version and the request, which leads to the log; elsewhere the user and the machine."""
+    context = Context(60)
+    vars(context).update(function_name="shop", function_version="7", aws_request_id="8f5e-01c2")
+    world.write("001_a.sql", "SELECT pg_sleep(0.2)")
+    world.write("002_b.sql", "-- no-transaction\nSELECT pg_sleep(0.2);\nSELECT 1")
+    world.deploy(None, context, DEPLOYMENT="it's v1.2 ü")
+    world.write("003_c.sql", "SELECT 1")
+    world.deploy({"action": "migrate", "variables": {"DEPLOYMENT": "3f9c2ab"}}, USER="anna")
+
+    found = world.sql("SELECT duration_ms, applied_by, deployment FROM schema_migrations ORDER BY id")
+
+    assert [row[1:] for row in found[:2]] == [("shop:7, request 8f5e-01c2", "it's v1.2 ü")] * 2
+    assert found[2][1:] == (f"anna@{socket.gethostname()}", "3f9c2ab")
+    assert [200 <= ms < 10_000 for ms, _, _ in found] == [True, True, False]
+    told = world.deploy({"action": "status"})["applied"]
+    assert [(one["duration_ms"], one["applied_by"], one["deployment"]) for one in told] == found
+
+
+def test_row_of_an_adopted_file_says_who_recorded_it_and_not_how_long_it_took(world: World) -> None:
+    world.sql(A)
+    world.write("001_a.sql", A)
+    assert world.deploy(DEPLOYMENT="first", USER="anna")["adopted"] == ["001_a"]
+    found = world.sql("SELECT duration_ms, applied_by, deployment FROM schema_migrations")
+    assert found == [(None, f"anna@{socket.gethostname()}", "first")]
+
+
+def test_table_of_the_version_before_is_read_as_it_is_and_completed_by_the_next_run(world: World) -> None:
+    """`status` writes nothing: what the version before did not write down is null."""
+    world.write("001_a.sql", A)
+    world.deploy(CREATE_USERS="false")
+    drop = ", ".join(f"DROP COLUMN {name}" for name in ("duration_ms", "applied_by", "deployment"))
+    world.sql(f"ALTER TABLE schema_migrations {drop}")
+
+    (told,) = world.deploy({"action": "status"})["applied"]
+    report = world.deploy(CREATE_USERS="false")
+
+    assert (told["name"], told["duration_ms"], told["applied_by"], told["deployment"]) == ("001_a", None, None, None)
+    assert report["applied"] == []
+    assert [name for name, *_ in columns(world)][3:] == list(tracking.OUR_COLUMNS)
 
 
 def test_older_code_can_insert_into_the_table_and_its_row_counts(world: World) -> None:
@@ -201,7 +244,7 @@ def test_columns_and_tables_of_a_newer_version_are_not_an_error(world: World) ->
     """A rolled-back deployment runs on a database that a newer version has extended, and leaves that alone."""
     world.write("001_a.sql", A)
     world.deploy()
-    world.sql("ALTER TABLE schema_migrations ADD duration_ms int, ADD run_by text DEFAULT 'newer'")
+    world.sql("ALTER TABLE schema_migrations ADD cost_ms int, ADD run_by text DEFAULT 'newer'")
     world.sql("CREATE TABLE schema_migrations_future (id int)")
     extended = columns(world)
     world.write("002_b.sql", B)
@@ -250,7 +293,7 @@ def test_other_tools_table_is_refused_with_its_columns(world: World) -> None:
             world.deploy()
 
         assert str(caught.value) == (
-            f'table public."schema_migrations" belongs to another tool (columns: {found}): set MIGRATIONS_TABLE to a '
+            f'table {SCHEMA}."schema_migrations" belongs to another tool (columns: {found}): set MIGRATIONS_TABLE to a '
             "name of its own, such as db_setup_migrations. Nothing has been touched."
         )
         assert columns(world) == before
@@ -294,7 +337,7 @@ def test_migrations_table_may_have_any_plain_name(world: World) -> None:
 
         assert (applied(first), applied(second)) == (["001_a"], [])
         assert world.applied(name) == ["001_a"]
-    assert world.sql("SELECT to_regclass('public.schema_migrations')") == [(None,)]
+    assert world.sql(f"SELECT to_regclass('{SCHEMA}.schema_migrations')") == [(None,)]
 
 
 # --- Nothing to do --------------------------------------------------------------------------------------------------
@@ -305,7 +348,7 @@ def test_run_with_nothing_pending_and_working_users_never_takes_the_lock(world: 
     world.write("001_a.sql", A)
     world.deploy(CREATE_USERS="true")
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
 
         report = world.deploy(context=Context(6), CREATE_USERS="true")
 
@@ -319,7 +362,7 @@ def test_run_with_something_pending_waits_for_the_lock(world: World) -> None:
     world.deploy()
     world.write("002_b.sql", B)
     with world.connection() as other:
-        rows(other, "SELECT pg_advisory_lock(%s)", session.LOCK_KEY)
+        rows(other, "SELECT pg_advisory_lock(%s)", LOCK_KEY)
 
         with pytest.raises(initializer.LockError) as caught:
             world.deploy(context=Context(3.5))
@@ -361,7 +404,7 @@ def test_tracking_with_a_progress_table_of_another_tool_is_refused(world: World)
     world.sql("CREATE TABLE schema_migrations_progress (id int)")
     world.write("001_a.sql", "CREATE TABLE a (i int);")
 
-    with pytest.raises(ConfigError, match=r'table public\."schema_migrations_progress" belongs to another tool'):
+    with pytest.raises(ConfigError, match=rf'table {SCHEMA}\."schema_migrations_progress" belongs to another tool'):
         world.deploy(CREATE_USERS="false")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tracking
+from harness.database import SCHEMA
 from harness.proxy import SENT, Link, Place, proxy_to
 from harness.world import World
 from initializer import ConfigError, InitializerError
@@ -13,7 +14,7 @@ SWALLOWED = {
     "a trigger": "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
     "CREATE TRIGGER t BEFORE INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION nothing()",
     "a later trigger": "CREATE FUNCTION gone() RETURNS trigger LANGUAGE plpgsql AS "
-    "'BEGIN DELETE FROM public.schema_migrations WHERE id = NEW.id; RETURN NULL; END';"
+    f"'BEGIN DELETE FROM {SCHEMA}.schema_migrations WHERE id = NEW.id; RETURN NULL; END';"
     "CREATE TRIGGER t AFTER INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION gone()",
     "a rule": "CREATE RULE r AS ON INSERT TO schema_migrations DO INSTEAD NOTHING",
 }
@@ -42,7 +43,7 @@ def test_row_that_is_swallowed_fails_the_file(world: World, how: str, text: str)
 
     message = failure(world)
 
-    assert "public.schema_migrations did not keep the row" in message or "schema_migrations has" in message
+    assert f"{SCHEMA}.schema_migrations did not keep the row" in message or "schema_migrations has" in message
     assert world.applied() == ["001_a"]
     world.sql("DROP TRIGGER IF EXISTS t ON schema_migrations; DROP RULE IF EXISTS r ON schema_migrations")
     assert [entry["name"] for entry in world.deploy()["applied"]] == ["002_b"]
@@ -58,8 +59,8 @@ def test_sequence_with_too_low_a_number_is_named_with_its_remedy(world: World) -
 
     message = failure(world)
 
-    remedy = "SELECT setval('public.schema_migrations_id_seq', (SELECT max(id) FROM public.schema_migrations))"
-    said = "the sequence of public.schema_migrations gives numbers that its rows have already"
+    remedy = f"SELECT setval('{SCHEMA}.schema_migrations_id_seq', (SELECT max(id) FROM {SCHEMA}.schema_migrations))"
+    said = f"the sequence of {SCHEMA}.schema_migrations gives numbers that its rows have already"
     assert f"002_b.sql: {said}: {remedy}" in message
     assert "Fix the file" not in message
     world.sql(remedy)
@@ -78,7 +79,7 @@ def test_tracking_table_that_was_moved_is_noticed(world: World) -> None:
         world.deploy({"action": "status"})
 
     assert str(caught.value) == message
-    remedy = 'ALTER TABLE "Elsewhere".schema_migrations SET SCHEMA public'
+    remedy = f'ALTER TABLE "Elsewhere".schema_migrations SET SCHEMA {SCHEMA}'
     assert message.startswith(f'table "Elsewhere".schema_migrations has the rows of this database: {remedy}, or ')
     assert world.sql("SELECT count(*) FROM n") == [(1,)]
     world.sql(remedy)
@@ -88,8 +89,8 @@ def test_tracking_table_that_was_moved_is_noticed(world: World) -> None:
 REMOVALS = {
     "TRUNCATE": "TRUNCATE schema_migrations;",
     "DELETE": "DELETE FROM schema_migrations WHERE migration_name = '001_a';",
-    "of all tables": "DO $$ DECLARE t text; BEGIN FOR t IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' "
-    "LOOP EXECUTE 'TRUNCATE ' || t; END LOOP; END $$;",
+    "of all tables": "DO $$ DECLARE t text; BEGIN FOR t IN SELECT tablename FROM pg_tables "
+    f"WHERE schemaname = '{SCHEMA}' LOOP EXECUTE 'TRUNCATE ' || t; END LOOP; END $$;",
     "in steps": "-- no-transaction\nTRUNCATE schema_migrations;\nVACUUM a;",
 }
 
@@ -209,7 +210,7 @@ def test_tracking_table_of_another_name_that_records_the_files_is_noticed(world:
     message = failure(world)
 
     assert message.startswith(
-        "table public.schema_migrations records the files of this folder, which would run again: "
+        f"table {SCHEMA}.schema_migrations records the files of this folder, which would run again: "
     )
     assert world.sql("SELECT count(*) FROM n") == [(1,)]
 

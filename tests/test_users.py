@@ -17,6 +17,7 @@ from botocore.exceptions import ReadTimeoutError
 from common import ConnectError, Deadline, UserError
 from config import load_setup
 from harness.aws import at as hooked
+from harness.database import SCHEMA
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from initializer import InitializerError, StoredInSecret
 from secret_store import Secret
@@ -43,8 +44,8 @@ def standing(world: World) -> dict[str, Any]:
         "pg_authid": "true",
         "pg_auth_members": "true",
         "pg_default_acl": "true",
-        "pg_class": "relnamespace = 'public'::regnamespace",
-        "pg_namespace": "nspname = 'public'",
+        "pg_class": f"relnamespace = '{SCHEMA}'::regnamespace",
+        "pg_namespace": f"nspname = '{SCHEMA}'",
         "pg_database": "datname = current_database()",
     }
     with world.superuser() as conn:

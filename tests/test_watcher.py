@@ -20,6 +20,7 @@ import pytest
 import watcher
 from common import Deadline
 from database import Endpoint, Login
+from harness.database import SCHEMA
 from harness.others import open_transaction, wait_until
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 
@@ -105,7 +106,7 @@ def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, m
         watching.start()
         look = partial(watching._look, 1, tell=False)
         with open_transaction(world, "LOCK TABLE things") as other:
-            waiting = pool.submit(rows, conn, "SET lock_timeout = '2s'; SELECT FROM things")
+            waiting = pool.submit(rows, conn, f"SET lock_timeout = '2s'; SELECT FROM {SCHEMA}.things")
             wait_until(lambda: look() or activity.blocked_by)
             with pytest.raises(psycopg2.errors.LockNotAvailable):
                 waiting.result(20)

@@ -5,7 +5,7 @@ import * as s3 from "aws-cdk-lib/aws-s3";
 import { DbSetupFleet } from "../lib/db-setup-fleet";
 import { postgresInstance } from "../lib/example-stack";
 
-/** A database per tenant. Other props by -c fleet='{"maxConcurrency": 16}'; there, "s3" is the key of a file of names. */
+/** A database per tenant; with "schemas" a schema. Other props by -c fleet='{"maxConcurrency": 16}'; there, "s3" is the key of a file of names. */
 const app = new App();
 const stack = new Stack(app, "DbSetupFleetExample");
 const vpc = new ec2.Vpc(stack, "Vpc", {
@@ -22,6 +22,6 @@ new DbSetupFleet(stack, "Fleet", {
   secretsEndpoint,
   codePath: path.join(__dirname, "..", "..", "db_setup"),
   environment: { CREATE_USERS: "false" },
-  databases: key ? { bucket, key } : { like: "tenant_%" },
+  ...(!props.schemas && { databases: key ? { bucket, key } : { like: "tenant_%" } }),
   ...props,
 });

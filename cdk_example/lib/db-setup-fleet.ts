@@ -10,46 +10,50 @@ import { Construct } from "constructs";
 import { DbSetupFunction, DbSetupProps } from "./db-setup";
 import { RUNTIME } from "./psycopg-layer";
 
-/** Variables of a run that an event may set, besides DB_NAME. */
+/** Variables of a run that an event may set, besides DB_NAME and DB_SCHEMA. */
 export type RunVariable =
   | ("DB_USER_SECRET_NAME" | "DB_PROXY" | "DB_READER_SECRET_NAME" | "ROLE_PREFIX" | "CREATE_USERS")
-  | ("USERS_SIGN_IN" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT");
+  | ("BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT" | "DEPLOYMENT");
 
 /**
- * Which databases: those of the server whose names are like a pattern of SQL, a list, or a JSON file in S3, such as
+ * Which ones: those whose names are like a pattern of SQL, a list, or a JSON file in S3, such as
  * [{"name": "tenant_0001"}, {"name": "tenant_0002"}].
  */
-export type Databases =
+export type Tenants =
   | { readonly like: string }
   | { readonly names: string[] }
   | { readonly bucket: s3.IBucket; readonly key: string };
 
 export interface DbSetupFleetProps extends Omit<DbSetupProps, "rotateEvery"> {
-  readonly databases: Databases;
+  /** Which databases of the server. Either these, or `schemas`. */
+  readonly databases?: Tenants;
+
+  /** Which schemas of one database, that of DB_NAME or of the secret. A run makes one that is missing. */
+  readonly schemas?: Tenants;
 
   /**
-   * How many databases are migrated at a time. Each run has at most three connections: stay below a third of what
+   * How many of them are migrated at a time. Each run has at most three connections: stay below a third of what
    * max_connections leaves to you. A server with few CPUs gains nothing above four times their number.
    * @default 8
    */
   readonly maxConcurrency?: number;
 
-  /** How many databases are migrated first, one by one. If one of them fails, no other is begun. @default 1 */
+  /** How many are migrated first, one by one. If one of them fails, no other is begun. @default 1 */
   readonly canaries?: number;
 
   /** Makes a database that does not exist; only for a list or a file. @default false: it is a failure */
   readonly createMissing?: boolean;
 
   /**
-   * The variables of each run, in which {name} is the database's name, such as { ROLE_PREFIX: "{name}_",
+   * The variables of each run, in which {name} is the name of its database or schema, such as { ROLE_PREFIX: "{name}_",
    * DB_USER_SECRET_NAME: "shop/{name}" }. The function gets the rights on such secrets; they have to exist.
-   * @default - the function's own for all: then set CREATE_USERS to "false" in environment
+   * @default - the function's own for all: databases then need CREATE_USERS "false" in environment, schemas share logins
    */
   readonly variables?: { readonly [name in RunVariable]?: string };
 
   /**
    * How often a run is started again that ended at its deadline, or that waited for another run's lock in vain.
-   * @default - so often that one database has an hour
+   * @default - so often that one database or schema has an hour
    */
   readonly maxRuns?: number;
 
@@ -57,7 +61,7 @@ export interface DbSetupFleetProps extends Omit<DbSetupProps, "rotateEvery"> {
   readonly resultsKept?: Duration;
 }
 
-/** Brings many databases of one server up to date at every deployment, as an execution of a state machine. */
+/** Brings many databases of one server, or schemas of one database, up to date at every deployment, by a state machine. */
 export class DbSetupFleet extends DbSetupFunction {
   readonly stateMachine: sfn.StateMachine;
   /** What came of each database. */
@@ -68,9 +72,15 @@ export class DbSetupFleet extends DbSetupFunction {
 
   constructor(scope: Construct, id: string, props: DbSetupFleetProps) {
     super(scope, id, props);
-    const { canaries = 1 } = props;
-    if (props.createMissing && "like" in props.databases) {
-      throw new Error(`${id}: createMissing needs names: a pattern finds only databases that exist.`);
+    const { canaries = 1, databases, schemas } = props;
+    const tenants = databases ?? schemas;
+    if (!tenants || (databases && schemas)) throw new Error(`${id}: databases or schemas: give one of them.`);
+    if ("names" in tenants && JSON.stringify(tenants.names).length > 150_000) {
+      throw new Error(`${id}: so many names do not fit into a state, which holds 256 KB: write them into a file in S3.`);
+    }
+    if (props.createMissing && (schemas || "like" in tenants)) {
+      const why = schemas ? "a run makes a schema that is missing" : "a pattern finds only databases that exist";
+      throw new Error(`${id}: createMissing is for databases with names: ${why}.`);
     }
     // A version: an execution that is at work goes on with the code with which it began.
     this.handler = this.function.currentVersion;
@@ -86,6 +96,12 @@ export class DbSetupFleet extends DbSetupFunction {
       Stack.of(this).formatArn({ service: "states", resource, resourceName, arnFormat: ArnFormat.COLON_RESOURCE_NAME });
     const machineArn = states("stateMachine", stateMachineName);
 
+    // For a few seconds after a change, a new execution can still have the definition before it. Nothing would be done.
+    const asked = new sfn.Choice(this, "Is this what was deployed");
+    const isOutdated = sfn.Condition.and(
+      sfn.Condition.isPresent("$.version"),
+      sfn.Condition.not(sfn.Condition.stringEquals("$.version", this.handler.functionArn)),
+    );
     const others = new tasks.CallAwsService(this, "Who is at work", {
       service: "sfn",
       action: "listExecutions",
@@ -107,10 +123,10 @@ export class DbSetupFleet extends DbSetupFunction {
     const begin = new sfn.Pass(this, "Begin", {
       parameters: { after: "", failed: 0, total: 0, run: sfn.JsonPath.stringAt("$$.Execution.Name") },
     });
-    const page = this.page(props.databases);
+    const page = this.page(tenants, schemas !== undefined);
     const isFirst = new sfn.Choice(this, "Is it the first page");
-    const canary = this.canary(props, canaries);
-    const all = this.map(props);
+    const canary = this.canary(props, tenants, canaries);
+    const all = this.map(props, tenants);
     const count = new tasks.CallAwsService(this, "Count", {
       service: "sfn",
       action: "describeMapRun",
@@ -141,26 +157,36 @@ export class DbSetupFleet extends DbSetupFunction {
     isLast.when(sfn.Condition.isNull("$.after"), verdict).otherwise(page);
     verdict
       .when(sfn.Condition.numberEquals("$.failed", 0), new sfn.Succeed(this, "Done"))
-      .otherwise(this.firstFailures());
+      .otherwise(this.firstFailures(schemas ? "schemas" : "databases"));
     page.next(isFirst);
+    asked.when(isOutdated, new sfn.Fail(this, "Outdated", { error: "Outdated" })).otherwise(others.next(turn));
     turn
       .when(sfn.Condition.stringEqualsJsonPath("$.turn.oldest.ExecutionArn", "$.turn.me"), begin.next(page))
       .otherwise(wait.next(others));
 
     this.stateMachine = new sfn.StateMachine(this, "StateMachine", {
       stateMachineName,
-      definitionBody: sfn.DefinitionBody.fromChainable(others.next(turn)),
+      definitionBody: sfn.DefinitionBody.fromChainable(asked),
       comment: "Brings many databases of one server up to date",
     });
+    // The versions before this one too: see above. And a right that is new takes a while to reach all of AWS.
+    const anyVersion = `${this.function.functionArn}:*`;
+    const mayInvoke = new iam.PolicyStatement({ actions: ["lambda:InvokeFunction"], resources: [anyVersion] });
+    this.stateMachine.addToRolePolicy(mayInvoke);
     this.allowSecrets(props);
     this.deployment = this.atDeployment();
     this.deployment.node.addDependency(...this.needed);
   }
 
-  /** A page of databases, and where the next one begins. */
-  private page(databases: Databases): sfn.Pass | tasks.LambdaInvoke {
-    if (!("like" in databases)) {
-      const names = "names" in databases ? databases.names : [];
+  /** With * for each {name}, as a right has it. */
+  protected override prefixOf(props: DbSetupFleetProps): string {
+    return (props.variables?.ROLE_PREFIX ?? super.prefixOf(props)).replaceAll("{name}", "*");
+  }
+
+  /** A page of names, and where the next one begins. */
+  private page(tenants: Tenants, schemas: boolean): sfn.Pass | tasks.LambdaInvoke {
+    if (!("like" in tenants)) {
+      const names = "names" in tenants ? tenants.names : [];
       const result = sfn.Result.fromObject({ databases: names.map((name) => ({ name })), next: null });
       return new sfn.Pass(this, "List", { result, resultPath: "$.page" });
     }
@@ -168,7 +194,8 @@ export class DbSetupFleet extends DbSetupFunction {
       lambdaFunction: this.handler,
       payload: sfn.TaskInput.fromObject({
         action: "databases",
-        like: databases.like,
+        like: tenants.like,
+        schemas,
         after: sfn.JsonPath.stringAt("$.after"),
         status: false,
       }),
@@ -183,14 +210,14 @@ export class DbSetupFleet extends DbSetupFunction {
     return list;
   }
 
-  /** The first few databases, one by one. The others are begun only if none of them fails. */
-  private canary(props: DbSetupFleetProps, canaries: number): { start: sfn.State; end: sfn.State & sfn.INextable } {
+  /** The first few, one by one. The others are begun only if none of them fails. */
+  private canary(props: DbSetupFleetProps, tenants: Tenants, canaries: number): { start: sfn.State; end: sfn.State & sfn.INextable } {
     const failed = new sfn.Fail(this, "Canary failed", {
       error: "CanaryFailed",
-      causePath: "States.Format('No other database was begun. {}', $.error.Cause)",
+      causePath: "States.Format('No other one was begun. {}', $.error.Cause)",
     });
-    if ("bucket" in props.databases) {
-      const { bucket, key } = props.databases;
+    if ("bucket" in tenants) {
+      const { bucket, key } = tenants;
       const reader = new sfn.S3JsonItemReader({ bucket, key, maxItems: canaries });
       const map = new sfn.DistributedMap(this, "Canaries", {
         itemReader: reader,
@@ -218,11 +245,11 @@ export class DbSetupFleet extends DbSetupFunction {
     return { start: choose, end: map };
   }
 
-  /** The databases of a page. Each is an execution of its own, so that no failure stops another. */
-  private map(props: DbSetupFleetProps): sfn.DistributedMap {
-    const map = new sfn.DistributedMap(this, "Databases", {
-      ...("bucket" in props.databases
-        ? { itemReader: new sfn.S3JsonItemReader({ bucket: props.databases.bucket, key: props.databases.key }) }
+  /** Those of a page. Each is an execution of its own, so that no failure stops another. */
+  private map(props: DbSetupFleetProps, tenants: Tenants): sfn.DistributedMap {
+    const map = new sfn.DistributedMap(this, "All", {
+      ...("bucket" in tenants
+        ? { itemReader: new sfn.S3JsonItemReader({ bucket: tenants.bucket, key: tenants.key }) }
         : { itemsPath: "$.page.databases" }),
       itemSelector: OF_EACH,
       maxConcurrency: props.maxConcurrency ?? 8,
@@ -234,15 +261,18 @@ export class DbSetupFleet extends DbSetupFunction {
     return map.itemProcessor(this.migrate(props, ""));
   }
 
-  /** One database: runs until it is done, or until it fails with what cannot pass. */
+  /** One of them: runs until it is done, or until it fails with what cannot pass. */
   private migrate(props: DbSetupFleetProps, prefix: string): sfn.IChainable {
-    const variables = Object.entries(props.variables ?? {}).map(([name, value]) => [name, ofDatabase(value)]);
+    const variables = Object.entries(props.variables ?? {}).map(([name, value]) => [name, withName(value)]);
     const run = new tasks.LambdaInvoke(this, `${prefix}Migrate`, {
       lambdaFunction: this.handler,
       payload: sfn.TaskInput.fromObject({
         action: "migrate",
         ...(props.createMissing && { create: true }),
-        variables: { DB_NAME: sfn.JsonPath.stringAt("$.name"), ...Object.fromEntries(variables) },
+        variables: {
+          [props.schemas ? "DB_SCHEMA" : "DB_NAME"]: sfn.JsonPath.stringAt("$.name"),
+          ...Object.fromEntries(variables),
+        },
       }),
       retryOnServiceExceptions: false,
       resultSelector: {
@@ -263,7 +293,7 @@ export class DbSetupFleet extends DbSetupFunction {
     const message = (id: string, path: string) =>
       new sfn.Pass(this, prefix + id, {
         parameters: {
-          database: sfn.JsonPath.stringAt("$.name"),
+          name: sfn.JsonPath.stringAt("$.name"),
           run: sfn.JsonPath.stringAt("$.run"),
           message: sfn.JsonPath.stringAt(path),
         },
@@ -273,16 +303,16 @@ export class DbSetupFleet extends DbSetupFunction {
       action: "putObject",
       parameters: {
         Bucket: this.results.bucketName,
-        Key: sfn.JsonPath.stringAt("States.Format('failures/{}/{}.json', $.run, $.database)"),
-        Body: { database: sfn.JsonPath.stringAt("$.database"), message: sfn.JsonPath.stringAt("$.message") },
+        Key: sfn.JsonPath.stringAt("States.Format('failures/{}/{}.json', $.run, $.name)"),
+        Body: { name: sfn.JsonPath.stringAt("$.name"), message: sfn.JsonPath.stringAt("$.message") },
       },
       iamResources: [this.results.arnForObjects("failures/*")],
       resultPath: sfn.JsonPath.DISCARD,
     });
     write.addRetry(QUESTION);
     const fail = new sfn.Fail(this, `${prefix}Failed`, {
-      error: "DatabaseFailed",
-      causePath: "States.Format('{}: {}', $.database, $.message)",
+      error: "OneFailed",
+      causePath: "States.Format('{}: {}', $.name, $.message)",
     });
     write.next(fail);
     parse.next(message("Its message", "$.error.answer.errorMessage")).next(write);
@@ -294,7 +324,7 @@ export class DbSetupFleet extends DbSetupFunction {
   }
 
   /** Fails, and says how many failed, and the first of them with their messages. */
-  private firstFailures(): sfn.IChainable {
+  private firstFailures(what: string): sfn.IChainable {
     const list = new tasks.CallAwsService(this, "First failures", {
       service: "s3",
       action: "listObjectsV2",
@@ -322,9 +352,9 @@ export class DbSetupFleet extends DbSetupFunction {
       resultPath: "$.messages",
     }).itemProcessor(read);
     const fail = new sfn.Fail(this, "Some failed", {
-      error: "DatabasesFailed",
+      error: "SomeFailed",
       causePath:
-        "States.Format('{} of {} databases failed. Start it again when their causes are gone. The first: {}', " +
+        `States.Format('{} of {} ${what} failed. Start it again when their causes are gone. The first: {}', ` +
         "$.failed, $.total, States.JsonToString($.messages))",
     });
     return list.next(messages).next(fail);
@@ -360,7 +390,7 @@ export class DbSetupFleet extends DbSetupFunction {
       });
     const onEventHandler = newFunction("Start", "start");
     const isCompleteHandler = newFunction("Look", "look");
-    this.stateMachine.grantStartExecution(onEventHandler);
+    for (const each of [onEventHandler, isCompleteHandler]) this.stateMachine.grantStartExecution(each);
     this.stateMachine.grantExecution(isCompleteHandler, "states:DescribeExecution");
     const { serviceToken } = new cr.Provider(this, "Provider", {
       onEventHandler,
@@ -407,8 +437,8 @@ function retry(errors: string[], maxAttempts: number): sfn.RetryProps {
   return { errors, maxAttempts, ...pauses, jitterStrategy: sfn.JitterType.FULL };
 }
 
-/** A variable's value with the database's name in place of each {name}. */
-function ofDatabase(value: string): string {
+/** A variable's value with the name of the database or schema in place of each {name}. */
+function withName(value: string): string {
   const parts = value.split("{name}");
   if (parts.length === 1) return value;
   const quoted = parts.map((part) => part.replace(/[\\'{}]/g, "\\$&"));
@@ -416,6 +446,8 @@ function ofDatabase(value: string): string {
 }
 
 const AT_DEPLOYMENT = `
+import json
+
 import boto3
 
 
@@ -423,12 +455,17 @@ def start(event, context):
     """Start an execution, once for each request of CloudFormation."""
     if event["RequestType"] == "Delete":
         return {}
+    execution = begin(boto3.client("stepfunctions"), event, event["RequestId"])
+    return {"PhysicalResourceId": "fleet", "Data": {"Execution": execution}}
+
+
+def begin(states, event, name):
     properties = event["ResourceProperties"]
-    states = boto3.client("stepfunctions")
+    asked = json.dumps({"version": properties["Version"]})
     started = states.start_execution(
-        stateMachineArn=properties["StateMachineArn"], name=event["RequestId"], input="{}"
+        stateMachineArn=properties["StateMachineArn"], name=name, input=asked
     )
-    return {"PhysicalResourceId": "fleet", "Data": {"Execution": started["executionArn"]}}
+    return started["executionArn"]
 
 
 def look(event, context):
@@ -436,11 +473,21 @@ def look(event, context):
     if event["RequestType"] == "Delete":
         return {"IsComplete": True}
     states = boto3.client("stepfunctions")
-    found = states.describe_execution(executionArn=event["Data"]["Execution"])
+    execution = event["Data"]["Execution"]
+    try:
+        found = states.describe_execution(executionArn=execution)
+        if found.get("error") == "Outdated":  # started again, once
+            execution += "-again"
+            begin(states, event, event["RequestId"] + "-again")
+            return {"IsComplete": False}
+    except states.exceptions.ExecutionDoesNotExist:  # everywhere yet
+        return {"IsComplete": False}
+    except states.exceptions.ExecutionAlreadyExists:  # and has ended
+        found = states.describe_execution(executionArn=execution)
     if found["status"] == "RUNNING":
         return {"IsComplete": False}
     if found["status"] != "SUCCEEDED":
-        said = found.get("cause") or "it has no cause"
-        raise RuntimeError(f"{found['status']}: {said[:1800]} See {event['Data']['Execution']}")
+        said = found.get("cause") or found.get("error") or "it has no cause"
+        raise RuntimeError(f"{found['status']}: {said[:1800]} See {execution}")
     return {"IsComplete": True}
 `;

@@ -11,7 +11,7 @@ import { PsycopgLayer, RUNTIME } from "./psycopg-layer";
 
 /** The variables of db_setup that are not secrets; its README says what they mean. */
 export type DbSetupVariable =
-  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS")
+  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "DEPLOYMENT")
   | ("DB_SCHEMA" | "MIGRATIONS_TABLE" | "ROLE_PREFIX" | "PGSSLMODE" | "PGSSLROOTCERT" | "PGCONNECT_TIMEOUT" | "PGREQUIREAUTH" | "PGCHANNELBINDING");
 
 export interface DbSetupProps {
@@ -165,7 +165,7 @@ export class DbSetupFunction extends Construct {
 
     this.allow("secretsmanager:GetSecretValue", "kms:Decrypt", secrets);
     this.allow("secretsmanager:PutSecretValue", "kms:GenerateDataKey", writable);
-    for (const login of loginsByIam(props)) database.grantConnect!(this.function, login);
+    for (const login of loginsByIam(props, this.prefixOf(props))) database.grantConnect!(this.function, login);
 
     // The rules that open ports are in the security groups, and the metric filters in the log group.
     const rules = [securityGroup, ...reached.flatMap(({ connections }) => connections.securityGroups)];
@@ -190,6 +190,11 @@ export class DbSetupFunction extends Construct {
         unit: name.endsWith("_ms") ? cloudwatch.Unit.MILLISECONDS : cloudwatch.Unit.COUNT,
       });
     }
+  }
+
+  /** What precedes the logins' names. */
+  protected prefixOf(props: DbSetupProps): string {
+    return props.environment?.ROLE_PREFIX ?? "";
   }
 
   /** One action on these secrets, and its counterpart on their keys where they have keys of their own. */
@@ -248,9 +253,8 @@ function usersSecrets({ userSecret, creatorSecret, readerSecret }: DbSetupProps)
 }
 
 /** As whom the function signs in by IAM: each user has a second login, with which it changes over and rotates. */
-function loginsByIam({ adminByIam, usersByIam, readerSecret, environment }: DbSetupProps): string[] {
+function loginsByIam({ adminByIam, usersByIam, readerSecret }: DbSetupProps, prefix: string): string[] {
   const users = usersByIam ? ["app_rw", "app_tc", ...(readerSecret ? ["app_ro"] : [])] : [];
-  const prefix = environment?.ROLE_PREFIX ?? "";
   return [...(adminByIam ? [adminByIam] : []), ...users.flatMap((name) => [prefix + name, `${prefix}${name}_clone`])];
 }
 

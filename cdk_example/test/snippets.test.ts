@@ -15,11 +15,14 @@ import { DbSetup } from "../lib/db-setup";
 import { addDbSetup } from "./snippets/add-db-setup";
 import { WithConstruct } from "./snippets/construct";
 import { FirstRelease } from "./snippets/first-release";
+import { WithFleet } from "./snippets/fleet";
+import { WithSchemas } from "./snippets/fleet-of-schemas";
 import { DB_SETUP, filesIn, idOf, newApp, ofType, onlyOf, resourcesOf, ROOT, temporaryFolder } from "./support";
 
 const README = readFileSync(path.join(ROOT, "..", "README.md"), "utf8");
 const BY_HAND = readFileSync(path.join(ROOT, "..", "docs", "frameworks", "cdk-by-hand.md"), "utf8");
-const shown = [...`${README}${BY_HAND}`.matchAll(/^```typescript\n(.*?)^```$/gms)].map((match) => match[1]!);
+const GUIDE = readFileSync(path.join(ROOT, "..", "databaseModificationGuide.md"), "utf8");
+const shown = [...`${README}${BY_HAND}${GUIDE}`.matchAll(/^```typescript\n(.*?)^```$/gms)].map((match) => match[1]!);
 
 /** A file of snippets: all of it, or what is between its lines `// <<<` and `// >>>`. */
 function snippetOf(file: string): string {
@@ -55,8 +58,9 @@ function application(stack: Stack, vpc: ec2.Vpc): lambda.Function {
   });
 }
 
-test("the snippets that are tested here are those that the README and its page by hand show", () => {
-  assert.deepEqual(shown, [snippetOf("construct.ts"), snippetOf("first-release.ts"), snippetOf("add-db-setup.ts")]);
+test("the snippets that are tested here are those that the README, its page by hand and the guide show", () => {
+  const files = ["construct.ts", "first-release.ts", "add-db-setup.ts", "fleet.ts", "fleet-of-schemas.ts"];
+  assert.deepEqual(shown, files.map(snippetOf));
   // What is out in the field does not change.
   const published = createHash("sha256").update(snippetOf("first-release.ts")).digest("hex");
   assert.equal(published, "f441e389e37bfde3a032a40469c65e55e9a4ce21894df1b045dbfbe7a1be81ff");
@@ -114,6 +118,21 @@ test("the construct's snippet holds the application back until the database is r
   const policies = ofType(resources, "AWS::IAM::Policy").map(([, policy]) => JSON.stringify(policy.Properties));
   const rights = policies.find((policy) => policy.includes(role))!;
   assert.ok(rights.includes("secretsmanager:GetSecretValue") && rights.includes(idOf(stack.userSecret)));
+});
+
+test("the guide's snippets bring databases and schemas up to date, these with a login for all", () => {
+  for (const [Snippet, secrets] of [[WithFleet, 0], [WithSchemas, 1]] as const) {
+    const stack = new Snippet(newApp(), "Shop", (scope) => {
+      const vpc = new ec2.Vpc(scope, "Vpc");
+      return { vpc, database: instance(scope, vpc) };
+    });
+
+    const resources = resourcesOf(stack);
+
+    onlyOf(resources, "Custom::DbSetupFleet");
+    const written = JSON.stringify(ofType(resources, "AWS::IAM::Policy")).split("secretsmanager:PutSecretValue").length - 1;
+    assert.equal(written, secrets);
+  }
 });
 
 // --- Where the VPC and the database can be --------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness.attackers import close_public
+from harness.attackers import close_schema
 from harness.logins import as_superuser, works
 from harness.world import World, rows
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture
 def deployed(world: World) -> World:
-    close_public(world)
+    close_schema(world)
     world.deploy()
     return world
 

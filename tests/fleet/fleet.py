@@ -82,7 +82,7 @@ class Result:
     status: str
     error: str
     cause: str
-    failures: dict[str, str]  # messages by database
+    failures: dict[str, str]  # messages by name
 
 
 @dataclass
@@ -189,7 +189,12 @@ class Fleet:
 
     @contextmanager
     def interpreter(
-        self, props: dict[str, Any], function_arn: str, objects: Optional[dict[str, Any]] = None, executions: int = 1
+        self,
+        props: dict[str, Any],
+        function_arn: str,
+        objects: Optional[dict[str, Any]] = None,
+        executions: int = 1,
+        given: str = "{}",
     ) -> Iterator[subprocess.Popen[str]]:
         """The interpreter at work; killed where it is still at work at the end."""
         resources = template(self.home, json.dumps(props))
@@ -199,6 +204,7 @@ class Fleet:
             "definition": state_machine(resources, function_arn),
             "objects": objects or {},
             "executions": executions,
+            "input": given,
         }
         environ = {**os.environ, **AWS_ENVIRONMENT, "AWS_ENDPOINT_URL_LAMBDA": self.service.url}
         environ["PYTHONPATH"] = str(interpreters_packages())
@@ -233,5 +239,5 @@ class Fleet:
         assert process.returncode == 0, log[-3000:]
         answer = json.loads(out)
         state = answer["executions"][-1]
-        failures = {each["database"]: each["message"] for each in answer["failures"]}
+        failures = {each["name"]: each["message"] for each in answer["failures"]}
         return Result(state["status"], state["error"] or "", state["cause"] or "", failures)

@@ -49,7 +49,7 @@ def play(asked: dict[str, Any]) -> dict[str, Any]:
     definition = json.dumps(asked["definition"])
     machine = states.create_state_machine(name=asked["name"], definition=definition, roleArn=ROLE)["stateMachineArn"]
     names = [f"run-{number}" for number in range(asked["executions"])]
-    executions = [states.start_execution(stateMachineArn=machine, name=name, input="{}") for name in names]
+    executions = [states.start_execution(stateMachineArn=machine, name=name, input=asked["input"]) for name in names]
     found = []
     for execution in executions:
         while True:

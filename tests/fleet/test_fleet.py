@@ -5,6 +5,7 @@ FLEET_DATABASES says how many there are in the long run: `make fleet` takes 1,00
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -64,7 +65,7 @@ def test_a_canary_that_fails_stops_everything(fleet: Fleet) -> None:
     result = fleet.run(pattern(fleet, canaries=2), fleet.publish())
 
     assert (result.status, result.error) == ("FAILED", "CanaryFailed")
-    assert result.cause.startswith(f"No other database was begun. {fleet.names[1]}: 001_a.sql:1: ")
+    assert result.cause.startswith(f"No other one was begun. {fleet.names[1]}: 001_a.sql:1: ")
     assert list(result.failures) == [fleet.names[1]]
     assert fleet.migrated() == [fleet.names[0]]
 
@@ -79,7 +80,7 @@ def test_a_failure_stops_nobody_else_and_is_named(fleet: Fleet) -> None:
 
     result = fleet.run(pattern(fleet), fleet.publish())
 
-    assert (result.status, result.error) == ("FAILED", "DatabasesFailed")
+    assert (result.status, result.error) == ("FAILED", "SomeFailed")
     assert result.cause.startswith("2 of 4 databases failed. ")
     assert all(name in result.cause for name in broken)
     assert set(result.failures) == set(broken)
@@ -145,6 +146,46 @@ def test_a_second_execution_waits_for_the_first(fleet: Fleet) -> None:
     assert actions == [3, 1, 0, 1, 1, 3, 0, 0, 0, 0]
 
 
+def test_an_execution_with_the_definition_before_the_deployment_does_nothing(fleet: Fleet) -> None:
+    """The deployment says which version of the function it means; another one must not pass for it."""
+    fleet.world.write("001_a.sql", ONCE)
+    fleet.make_databases(1)
+    arn = fleet.publish()
+
+    outdated = fleet.run(pattern(fleet), arn, given=json.dumps({"version": f"{arn}-newer"}))
+    assert (outdated.status, outdated.error, fleet.answers()) == ("FAILED", "Outdated", [])
+
+    current = fleet.run(pattern(fleet), arn, given=json.dumps({"version": arn}))
+    assert (current.status, fleet.migrated()) == ("SUCCEEDED", fleet.names)
+
+
+def test_schemas_of_one_database_are_migrated_several_at_a_time_and_share_their_logins(fleet: Fleet) -> None:
+    """Each is made and migrated once; all of them change the same roles, and none fails for it. The failure of one is
+    named, and stops nobody else; the list tells how far each is."""
+    world = fleet.world
+    world.write("001_a.sql", ONCE)
+    names = [f"tenant_{number:02}" for number in range(16)]
+    secrets = {"DB_USER_SECRET_NAME": "user", "DB_PROXY": "creator", "CREATE_USERS": "true"}
+    arn = fleet.publish(**secrets)
+
+    result = fleet.run({"schemas": {"names": names}, "maxConcurrency": 8}, arn)
+
+    assert (result.status, result.failures) == ("SUCCEEDED", {})
+    assert [invocation.failed for invocation in fleet.service.invocations] == [False] * (len(names) + 1)
+    for secret in ("user", "creator"):
+        with world.login(secret) as conn:
+            assert [rows(conn, f"SELECT name FROM {name}.ran") for name in names] == [[("001",)]] * len(names)
+
+    world.sql("CREATE VIEW tenant_05.second AS SELECT 1")
+    world.write("002_b.sql", "CREATE TABLE second (i int);")
+    result = fleet.run({"schemas": {"like": "tenant\\_%"}, "maxConcurrency": 8}, fleet.publish(**secrets))
+
+    assert (result.error, list(result.failures)) == ("SomeFailed", ["tenant_05"])
+    assert "1 of 16 schemas failed" in result.cause
+    listed = world.deploy({"action": "databases", "like": "tenant\\_%", "schemas": True})["databases"]
+    assert [(each["name"], each["pending"]) for each in listed] == [(name, int(name == "tenant_05")) for name in names]
+
+
 def test_a_fleet_survives_everything_at_once(fleet: Fleet) -> None:
     """Some databases are broken, locked or done already, functions are killed, and so is the interpreter, which is
     started again: each healthy database equals a reference, each broken one is named, and nothing ran twice."""
@@ -179,7 +220,7 @@ def test_a_fleet_survives_everything_at_once(fleet: Fleet) -> None:
     release.join()
 
     print(f"{COUNT} databases in {seconds:.0f} s: {COUNT / seconds * 60:.0f} a minute, {fleet.killed} functions killed")
-    assert (result.status, result.error) == ("FAILED", "DatabasesFailed")
+    assert (result.status, result.error) == ("FAILED", "SomeFailed")
     assert set(result.failures) == set(broken)
     assert f"{len(broken)} of {COUNT} databases failed" in result.cause
     reference = fleet.query(fleet.names[0], SHAPE)

@@ -18,7 +18,7 @@ from initializer import InitializerError
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
 from session import Session
 
-from harness.logins import as_superuser
+from harness.logins import as_superuser, give_schema_to
 from harness.world import ADMIN, World, rows
 
 STRANGER, OTHER_ADMIN, PASSWORD = "tmp_stranger", "tmp_other_admin", "x"  # the world's clean-up drops tmp_…
@@ -59,22 +59,23 @@ def caught(world: World) -> bool:
     return bool(as_superuser(world, "SELECT is_called FROM traps.caught")[0][0])
 
 
-def open_public(world: World) -> None:
-    """Let everybody create in schema public, which is the superuser's, as up to PostgreSQL 14."""
+def open_schema(world: World) -> None:
+    """Let everybody create in the schema, which is the superuser's, as public is up to PostgreSQL 14."""
     as_superuser(
         world,
-        f"ALTER SCHEMA public OWNER TO {world.server.user}; GRANT USAGE, CREATE ON SCHEMA public TO PUBLIC",
+        f"ALTER SCHEMA {world.schema} OWNER TO {world.server.user}; "
+        f"GRANT USAGE, CREATE ON SCHEMA {world.schema} TO PUBLIC",
     )
 
 
-def close_public(world: World) -> None:
-    """Schema public as PostgreSQL 15 and newer have it."""
-    as_superuser(world, f"ALTER SCHEMA public OWNER TO {ADMIN}; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+def close_schema(world: World) -> None:
+    """The schema as PostgreSQL 15 and newer have public."""
+    give_schema_to(world, ADMIN)
 
 
 def deploy_among_attackers(world: World) -> None:
-    """A first run with users, where schema public is closed; a trap is laid, and a stranger there."""
-    close_public(world)
+    """A first run with users, where the schema is closed; a trap is laid, and a stranger there."""
+    close_schema(world)
     lay_trap(world)
     make_stranger(world)
     world.deploy()

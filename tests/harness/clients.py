@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import CACHE, alone
-from harness.database import PATH
+from harness.database import search_path
 from harness.server import Server
 
 PINS = Path(__file__).resolve().with_name("clients")
@@ -67,6 +67,7 @@ def _download(major: int, folder: Path) -> None:
 def environment(server: Server, user: str, password: str, dbname: str) -> dict[str, str]:
     """Variables that let psql and pg_dump connect."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    path = search_path()
     return {
         **plain,
         "PGHOST": server.host,
@@ -75,7 +76,7 @@ def environment(server: Server, user: str, password: str, dbname: str) -> dict[s
         "PGPASSWORD": password,
         "PGDATABASE": dbname,
         "PGCLIENTENCODING": "UTF8",
-        **({"PGOPTIONS": PATH} if PATH else {}),
+        **({"PGOPTIONS": path} if path else {}),
     }
 
 

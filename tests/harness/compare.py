@@ -23,6 +23,7 @@ import sql_scanner  # noqa: E402
 from harness import clients  # noqa: E402
 from harness.aws import played  # noqa: E402
 from harness.database import create_admin, create_database, drop_database  # noqa: E402
+from harness.database import schema as application_schema  # noqa: E402
 from harness.server import Server, running_server  # noqa: E402
 from harness.world import ADMIN, ADMIN_PASSWORD, World  # noqa: E402
 
@@ -102,7 +103,7 @@ def _count(path: Path) -> int:
 def _look(server: Server, dbname: str, applied: list[str], failed: str, reason: str) -> Side:
     env = clients.environment(server, ADMIN, ADMIN_PASSWORD, dbname)
     dump = clients.client("pg_dump", max(server.version // 10000, min(clients.MAJORS)))
-    schema = clients.run(dump, "--schema-only", "-T", "public.schema_migrations*", env=env)
+    schema = clients.run(dump, "--schema-only", "-T", f"{application_schema()}.schema_migrations*", env=env)
     psql = clients.client("psql", max(server.version // 10000, min(clients.MAJORS)))
     counts = clients.run(
         psql,

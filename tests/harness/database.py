@@ -17,7 +17,27 @@ if TYPE_CHECKING:
 # Of the application that the tests deploy. With another one than public (a mode of the whole suite) every session of
 # the tests begins with the search_path that files begin with.
 SCHEMA = os.environ.get("TEST_SCHEMA", "public")
-PATH = None if SCHEMA == "public" else f"-c search_path={SCHEMA},public"
+_current = [SCHEMA]
+
+
+def schema() -> str:
+    """The application's schema in this test."""
+    return _current[-1]
+
+
+def search_path() -> Optional[str]:
+    """libpq's options for the path; None for the server's own."""
+    return None if schema() == "public" else f"-c search_path={schema()},public"
+
+
+@contextmanager
+def in_public() -> Iterator[None]:
+    """Meanwhile the application is in public, in every mode."""
+    _current.append("public")
+    try:
+        yield
+    finally:
+        _current.pop()
 
 
 @contextmanager
@@ -39,7 +59,7 @@ def connect(server: Server, dbname: str, user: str, password: str) -> Any:
     login = {"host": server.host, "port": server.port, "dbname": dbname, "user": user, "password": password}
     for _ in range(20):
         try:
-            connection = psycopg2.connect(**login, connect_timeout=10, options=PATH)
+            connection = psycopg2.connect(**login, connect_timeout=10, options=search_path())
             break
         except psycopg2.OperationalError as exc:
             if "wait callback" not in str(exc):
@@ -80,7 +100,10 @@ def create_admin(server: Server, name: str, password: str) -> None:
 
 
 def create_database(server: Server, name: str, owner: str, template: Optional[str] = None) -> None:
-    """Create a database, as a copy of `template` (to which nobody may be connected) if one is given."""
+    """Create a database, as a copy of `template` (to which nobody may be connected) if one is given.
+
+    The application's schema is there, as public is.
+    """
     with _kept_connection(server) as connection, connection.cursor() as cursor:
         _join(cursor, [owner])
         statement = sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(name), sql.Identifier(owner))
@@ -89,6 +112,10 @@ def create_database(server: Server, name: str, owner: str, template: Optional[st
             if connection.server_version >= 150000:  # before, the only way: quicker where nothing is synced
                 statement += sql.SQL(" STRATEGY file_copy")
         cursor.execute(statement)
+    if schema() != "public" and not template:
+        with superuser_connection(server, name) as connection, connection.cursor() as cursor:
+            statement = sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}")
+            cursor.execute(statement.format(sql.Identifier(schema()), sql.Identifier(owner)))
 
 
 def drop_database(server: Server, name: str) -> None:

@@ -33,11 +33,11 @@ def works(world: World, value: Any) -> bool:
 
 
 def give_schema_to(world: World, owner: str, rights_of_public: str = "USAGE") -> None:
-    """Schema public as PostgreSQL 15 and newer have it, or as a server's history may have left it."""
+    """The schema as PostgreSQL 15 and newer have public, or as a server's history may have left that."""
     as_superuser(
         world,
-        f"ALTER SCHEMA public OWNER TO {owner}; REVOKE ALL ON SCHEMA public FROM PUBLIC; "
-        f"GRANT {rights_of_public} ON SCHEMA public TO PUBLIC",
+        f"ALTER SCHEMA {world.schema} OWNER TO {owner}; REVOKE ALL ON SCHEMA {world.schema} FROM PUBLIC; "
+        f"GRANT {rights_of_public} ON SCHEMA {world.schema} TO PUBLIC",
     )
 
 

@@ -20,13 +20,23 @@ import initializer
 import psycopg2
 from moto.backends import get_backend
 from moto.core import DEFAULT_ACCOUNT_ID
+from session import lock_key
 
-from harness.database import SCHEMA, connect, create_admin, create_database, drop_database, superuser_connection
+from harness.database import (
+    SCHEMA,
+    connect,
+    create_admin,
+    create_database,
+    drop_database,
+    schema,
+    superuser_connection,
+)
 from harness.server import Server
 
 ADMIN, ADMIN_PASSWORD = "rds_admin", "admin's %s password"
 TEMPLATE = "db_setup_template"
 REGION = "eu-central-1"
+LOCK_KEY = lock_key(SCHEMA)  # a run holds it while it changes the application
 AWS_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -49,6 +59,7 @@ OURS = (
         "USERS_SIGN_IN",
     ),
     *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "DB_SCHEMA", "MIGRATIONS_TABLE", "ROLE_PREFIX", "LOCK_TIMEOUT"),
+    "DEPLOYMENT",
 )
 
 
@@ -57,10 +68,8 @@ def prepare(server: Server) -> None:
     create_admin(server, ADMIN, ADMIN_PASSWORD)
     drop_database(server, TEMPLATE)
     create_database(server, TEMPLATE, ADMIN)
-    with superuser_connection(server, TEMPLATE) as connection:
-        if SCHEMA != "public":
-            rows(connection, f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {ADMIN}")
-        # The first session writes down what every one needs of the catalogue; copies of the template get it too.
+    with superuser_connection(server, TEMPLATE):
+        pass  # the first session writes down what every one needs of the catalogue; copies of the template get it too
 
 
 class Context:
@@ -82,12 +91,13 @@ class World:
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
     idle: list[Any] = field(default_factory=list)  # sessions of `sql`
+    schema: str = field(default_factory=schema)  # of the application
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.environ.update(DB_SECRET_NAME="admin", DB_USER_SECRET_NAME="user", DB_PROXY="creator")
-        if SCHEMA != "public":
-            self.environ["DB_SCHEMA"] = SCHEMA
+        if self.schema != "public":
+            self.environ["DB_SCHEMA"] = self.schema
         # Said, or each report has the warning that the server is not verified.
         self.environ["PGSSLMODE"] = "require" if self.server.tls else "prefer"
         self.secrets = _secrets_manager()
@@ -172,15 +182,15 @@ class World:
 
     def applied(self, table: str = "schema_migrations") -> list[str]:
         """The recorded names, in the order in which they were recorded."""
-        return [name for (name,) in self.sql(f'SELECT migration_name FROM {SCHEMA}."{table}" ORDER BY id')]
+        return [name for (name,) in self.sql(f'SELECT migration_name FROM {self.schema}."{table}" ORDER BY id')]
 
     def tables(self) -> list[str]:
         """The tables in the application's schema, but for our own."""
         return [
             name
             for (name,) in self.sql(
-                f"SELECT relname FROM pg_class WHERE relnamespace = '{SCHEMA}'::regnamespace AND relkind IN ('r', 'p') "
-                "AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
+                f"SELECT relname FROM pg_class WHERE relnamespace = '{self.schema}'::regnamespace "
+                "AND relkind IN ('r', 'p') AND relname NOT LIKE 'schema_migrations%' ORDER BY 1"
             )
         ]
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg2
 import pytest
 from harness.attackers import STRANGER, refused, stranger
+from harness.database import SCHEMA
 from harness.logins import as_superuser
-from harness.world import ADMIN, Context, World, rows
+from harness.world import ADMIN, LOCK_KEY, Context, World, rows
 from initializer import InitializerError
-from session import LOCK_KEY
 
 ITEMS = (
     "CREATE TYPE mood AS ENUM ('a'); CREATE DOMAIN word AS text; "
@@ -22,14 +22,18 @@ ITEMS = (
 )
 LONGER = "ALTER TABLE items ALTER note TYPE text"
 WITHOUT_RIGHTS = {
-    "row type": ("CREATE TEMP TABLE t (x public.items)", LONGER),
-    "default": ("CREATE TEMP TABLE t (x int DEFAULT public.twice(2))", "DROP FUNCTION twice"),
+    "row type": (f"CREATE TEMP TABLE t (x {SCHEMA}.items)", LONGER),
+    "default": (f"CREATE TEMP TABLE t (x int DEFAULT {SCHEMA}.twice(2))", "DROP FUNCTION twice"),
     "trigger": (
-        "CREATE TEMP TABLE t (x int); CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION public.noted()",
+        "CREATE TEMP TABLE t (x int); "
+        f"CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.noted()",
         "DROP FUNCTION noted",
     ),
-    "enum": ("CREATE TEMP TABLE t (x public.mood)", "ALTER TABLE items DROP m; DROP TYPE mood"),
-    "function": ("CREATE FUNCTION pg_temp.f(public.items) RETURNS int LANGUAGE sql AS 'SELECT 1'", "DROP TABLE items"),
+    "enum": (f"CREATE TEMP TABLE t (x {SCHEMA}.mood)", "ALTER TABLE items DROP m; DROP TYPE mood"),
+    "function": (
+        f"CREATE FUNCTION pg_temp.f({SCHEMA}.items) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP TABLE items",
+    ),
 }
 TEMPORARY = {
     **WITHOUT_RIGHTS,
@@ -65,13 +69,13 @@ def test_temporary_column_of_a_limited_user_does_not_stop_a_change_of_its_domain
     """Up to PostgreSQL 16 its rows cannot be checked, and PostgreSQL names nothing."""
     items.write("002_next.sql", "ALTER DOMAIN word ADD CHECK (value <> 'x')")
     with items.login("user") as conn:
-        rows(conn, "CREATE TEMP TABLE t (x public.word); INSERT INTO t VALUES ('')")
+        rows(conn, f"CREATE TEMP TABLE t (x {SCHEMA}.word); INSERT INTO t VALUES ('')")
         assert items.deploy(context=Context(30))["status"] == "ok"
 
 
 def test_temporary_object_does_not_stop_a_file_that_runs_in_steps(items: World) -> None:
     made, wanted = TEMPORARY["view"]
-    wanted = wanted.replace("items", "public.items")
+    wanted = wanted.replace("items", f"{SCHEMA}.items")
     items.write("002_next.sql", f"-- no-transaction\nSET search_path = nowhere; {wanted}")
     with items.login("user") as conn:
         rows(conn, made)
@@ -100,18 +104,25 @@ def test_dry_run_ends_no_session_whose_temporary_object_depends_on_what_it_drops
 
 
 LASTING = {
-    "view": ("CREATE VIEW v AS SELECT note FROM items", LONGER, "DROP VIEW public.v"),
-    "row type": ("CREATE TABLE t (x items)", LONGER, "ALTER TABLE public.t DROP COLUMN x"),
+    "view": ("CREATE VIEW v AS SELECT note FROM items", LONGER, f"DROP VIEW {SCHEMA}.v"),
+    "row type": ("CREATE TABLE t (x items)", LONGER, f"ALTER TABLE {SCHEMA}.t DROP COLUMN x"),
     "default": (
         "CREATE TABLE t (x int DEFAULT nextval('items_id_seq'))",
         "DROP TABLE items",
-        "ALTER TABLE public.t ALTER x DROP DEFAULT",
+        f"ALTER TABLE {SCHEMA}.t ALTER x DROP DEFAULT",
     ),
     "function": (
         "CREATE FUNCTION f(items) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "DROP TABLE items",
-        "DROP ROUTINE public.f(public.items)",
+        f"DROP ROUTINE {SCHEMA}.f({SCHEMA}.items)",
     ),
+    # All that is in a schema depends on it, which is a reason only where the schema is dropped.
+    "default elsewhere": (
+        f"CREATE TABLE aside.t (x int DEFAULT nextval('{SCHEMA}.items_id_seq'))",
+        "DROP TABLE items",
+        "ALTER TABLE aside.t ALTER x DROP DEFAULT",
+    ),
+    "schema": ("CREATE TABLE aside.t (x int)", "DROP SCHEMA aside", "DROP TABLE aside.t"),
 }
 
 
@@ -120,6 +131,7 @@ def test_lasting_object_of_a_table_creator_is_named_with_its_owner_and_the_state
     items: World, case: str
 ) -> None:
     made, wanted, helps = LASTING[case]
+    items.sql("CREATE SCHEMA aside; GRANT ALL ON SCHEMA aside TO app_tc")
     with items.login("creator") as conn:
         rows(conn, made)
         items.write("002_next.sql", wanted)
@@ -152,7 +164,7 @@ def test_function_with_the_name_of_another_word_keeps_a_dry_run_from_nothing(dep
     """Only before a parenthesis, or after a dot, does a word name a function; a keyword only in quotes."""
     deployed.write("001_things.sql", "CREATE TABLE things (note text); INSERT INTO things VALUES ('a');")
     with deployed.login("creator") as conn:
-        rows(conn, CALLED.format(f'public."{name}"', "int, int", "text"))
+        rows(conn, CALLED.format(f'{SCHEMA}."{name}"', "int, int", "text"))
     assert deployed.deploy({"action": "dry_run"})["tried"][0]["untried"] == []
 
 
@@ -160,7 +172,7 @@ CALLS_OF_FUNCTIONS = {
     "by its name": ("f", "SELECT f(NULL)"),
     "with a space": ("f", "SELECT F (NULL)"),
     "in quotes": ("f", 'SELECT "f"(NULL)'),
-    "with its schema": ("f", 'SELECT public . "f" (NULL)'),
+    "with its schema": ("f", f'SELECT {SCHEMA} . "f" (NULL)'),
     "as a column": ("f", "SELECT t.f FROM things t"),
     "by a keyword in quotes": ("create", 'SELECT "create"(NULL)'),
     "by a name in capitals": ("F", 'SELECT "F"(NULL)'),
@@ -170,7 +182,7 @@ CALLS_OF_FUNCTIONS = {
 @pytest.mark.parametrize("how", CALLS_OF_FUNCTIONS)
 def test_call_of_a_function_is_not_tried_however_it_is_written(deployed: World, how: str) -> None:
     name, call = CALLS_OF_FUNCTIONS[how]
-    made = CALLED.format(f'public."{name}"', "things", "int")
+    made = CALLED.format(f'{SCHEMA}."{name}"', "things", "int")
     deployed.sql(f"CREATE TABLE things (id int); {made}")
     deployed.write("001_call.sql", f"{call};")
     (untried,) = deployed.deploy({"action": "dry_run"})["tried"][0]["untried"]
@@ -182,14 +194,14 @@ def test_call_of_a_function_is_not_tried_however_it_is_written(deployed: World, 
 
 def test_invalid_index_of_a_stranger_does_not_stop_a_rebuild(deployed: World) -> None:
     """It has the name of what such a rebuild leaves; what the admin may not drop stays."""
-    as_superuser(deployed, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    as_superuser(deployed, f"GRANT CREATE ON SCHEMA {SCHEMA} TO PUBLIC")
     with stranger(deployed) as conn:
-        rows(conn, "CREATE TABLE public.theirs (x int); INSERT INTO public.theirs VALUES (1), (1)")
+        rows(conn, f"CREATE TABLE {SCHEMA}.theirs (x int); INSERT INTO {SCHEMA}.theirs VALUES (1), (1)")
         with pytest.raises(psycopg2.errors.UniqueViolation):
-            rows(conn, "CREATE UNIQUE INDEX CONCURRENTLY theirs_ccnew ON public.theirs (x)")
+            rows(conn, f"CREATE UNIQUE INDEX CONCURRENTLY theirs_ccnew ON {SCHEMA}.theirs (x)")
     as_superuser(
         deployed,
-        f"ALTER SCHEMA public OWNER TO {deployed.server.user}; GRANT USAGE, CREATE ON SCHEMA public TO {ADMIN}",
+        f"ALTER SCHEMA {SCHEMA} OWNER TO {deployed.server.user}; GRANT USAGE, CREATE ON SCHEMA {SCHEMA} TO {ADMIN}",
     )
     deployed.write("001_x.sql", f"REINDEX DATABASE CONCURRENTLY {deployed.dbname}")
     assert deployed.deploy()["status"] == "ok"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness.attackers import close_public
+from harness.attackers import close_schema
+from harness.database import SCHEMA
 from harness.logins import as_superuser
 from harness.traces import chain
 from harness.world import ADMIN, World
@@ -92,7 +93,7 @@ def everything(error: BaseException) -> str:
 @pytest.fixture
 def vault(world: World) -> World:
     """A row that holds the secret."""
-    close_public(world)
+    close_schema(world)
     world.environ["CREATE_USERS"] = "false"
     world.write("001_vault.sql", f"CREATE TABLE vault (v text); INSERT INTO vault VALUES ('{SECRET}');")
     world.deploy()
@@ -118,9 +119,9 @@ def test_secrets_in_a_file_or_a_row_are_not_said(
 
 
 OF_OURS = {  # what the trigger does, and what may be said of it
-    "a row as a number": ("PERFORM v::int FROM public.vault;", 'type integer: "…"'),
-    "a row as a table": ("PERFORM v::regclass FROM public.vault;", 'relation "…" does not exist'),
-    "a row in SQL": ("EXECUTE (SELECT 'SELECT ' || v FROM public.vault);", 'column "…" does not exist'),
+    "a row as a number": (f"PERFORM v::int FROM {SCHEMA}.vault;", 'type integer: "…"'),
+    "a row as a table": (f"PERFORM v::regclass FROM {SCHEMA}.vault;", 'relation "…" does not exist'),
+    "a row in SQL": (f"EXECUTE (SELECT 'SELECT ' || v FROM {SCHEMA}.vault);", 'column "…" does not exist'),
     "a name of its own": ("INSERT INTO nowhere VALUES (1);", 'relation "nowhere" does not exist'),
 }
 

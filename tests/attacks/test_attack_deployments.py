@@ -15,15 +15,15 @@ import outside
 import psycopg2
 import pytest
 from harness import server as harness_server
-from harness.attackers import PASSWORD, STRANGER, close_public, open_transaction, refused
+from harness.attackers import PASSWORD, STRANGER, close_schema, open_transaction, refused
 from harness.aws import played
-from harness.database import create_database, drop_database, drop_roles
+from harness.database import SCHEMA, create_database, drop_database, drop_roles
 from harness.logins import as_superuser, works
 from harness.proxy import Link, Place, proxy_to
 from harness.server import own_server
-from harness.world import ADMIN, Context, World, exactly, prepare, rows
+from harness.world import ADMIN, LOCK_KEY, Context, World, exactly, prepare, rows
 from initializer import InitializerError, LockError
-from session import DEADLINE_CLASS, LOCK_KEY
+from session import DEADLINE_CLASS
 
 BOTH = pytest.mark.parametrize("secret", ["user", "creator"])
 
@@ -368,9 +368,9 @@ def test_group_that_has_prepared_to_drop_its_rights_stops_no_run(deployed: World
 
 OPEN = {
     "GRANT": "GRANT SELECT ON made TO PUBLIC",
-    "default privileges": "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO PUBLIC",
+    "default privileges": f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT TRUNCATE ON TABLES TO PUBLIC",
     "default privileges of the group": "SET ROLE tablecreator; "
-    "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO PUBLIC",
+    f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT TRUNCATE ON TABLES TO PUBLIC",
     "a lock": "LOCK TABLE made",
 }
 
@@ -379,15 +379,17 @@ OPEN = {
 @pytest.mark.parametrize("state", ["kept", "first"])
 def test_deployments_go_on_where_the_table_creator_leaves_something_open(world: World, what: str, state: str) -> None:
     """What its objects still need is done by a later run; the report says so."""
-    close_public(world)
+    close_schema(world)
     world.deploy()
     with world.login("creator") as conn:
         rows(
             conn,
-            "CREATE TABLE made (id int); ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO app_tc",
+            "CREATE TABLE made (id int); "
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT TRUNCATE ON TABLES TO app_tc",
         )
         rows(
-            conn, "SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT TRUNCATE ON TABLES TO app_tc"
+            conn,
+            f"SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT TRUNCATE ON TABLES TO app_tc",
         )
         rows(conn, "RESET ROLE")
         if state == "first":
@@ -395,7 +397,7 @@ def test_deployments_go_on_where_the_table_creator_leaves_something_open(world: 
                 for kind in ("TABLES", "SEQUENCES"):
                     rows(
                         conn,
-                        f"ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA public REVOKE ALL ON {kind} "
+                        f"ALTER DEFAULT PRIVILEGES FOR ROLE {creator} IN SCHEMA {SCHEMA} REVOKE ALL ON {kind} "
                         "FROM readwrite, tablecreator",
                     )
         world.write("001_things.sql", "CREATE TABLE things (id int);")
@@ -414,7 +416,7 @@ def test_deployments_are_not_slowed_down_by_long_functions(deployed: World) -> N
     with deployed.login("creator") as conn:
         rows(
             conn,
-            "DO $do$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('CREATE FUNCTION public.long_%s() RETURNS void "
+            f"DO $do$ BEGIN FOR i IN 1..20 LOOP EXECUTE format('CREATE FUNCTION {SCHEMA}.long_%s() RETURNS void "
             "LANGUAGE plpgsql AS %L', i, 'BEGIN NULL; -- ' || (SELECT string_agg(md5(s::text), ' ') "
             "FROM generate_series(1, 30000) s) || E'\\nEND'); END LOOP; END $do$",
         )

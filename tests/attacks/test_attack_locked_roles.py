@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from harness.database import connect, superuser_connection
+from harness.database import SCHEMA, connect, superuser_connection
 from harness.logins import as_superuser, works
 from harness.world import Context, World, rows
 from initializer import InitializerError
@@ -97,10 +97,10 @@ MADE = (
     "CREATE TYPE mood AS ENUM ('well')",
     "CREATE DOMAIN short AS text",
 )
-OWNERS = """
+OWNERS = f"""
     SELECT relname::text, relowner::regrole::text FROM pg_class
-    WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S') AND relname !~ '^schema_migrations'
-    UNION ALL SELECT proname, proowner::regrole::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    WHERE relnamespace = '{SCHEMA}'::regnamespace AND relkind IN ('r', 'v', 'S') AND relname !~ '^schema_migrations'
+    UNION ALL SELECT proname, proowner::regrole::text FROM pg_proc WHERE pronamespace = '{SCHEMA}'::regnamespace
     UNION ALL SELECT typname, typowner::regrole::text FROM pg_type WHERE typname IN ('mood', 'short') ORDER BY 1"""
 
 

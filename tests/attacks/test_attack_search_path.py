@@ -13,18 +13,18 @@ from harness.attackers import (
     OTHER_ADMIN,
     STRANGER,
     caught,
-    close_public,
+    close_schema,
     lay_trap,
     make_stranger,
-    open_public,
+    open_schema,
     refused,
     stranger,
     trap,
 )
+from harness.database import SCHEMA
 from harness.logins import as_superuser
-from harness.world import ADMIN, Context, World, rows
+from harness.world import ADMIN, LOCK_KEY, Context, World, rows
 from initializer import InitializerError
-from session import LOCK_KEY
 
 # --- Ours -----------------------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ TYPES = ("oid", "text", "regclass", "regnamespace", "bigint", "int", "name", "bo
 
 
 def lay_traps(world: World) -> None:
-    """Traps everywhere in schema public; they belong to the admin, who is allowed to make them."""
+    """Traps everywhere in the schema; they belong to the admin, who is allowed to make them."""
     lay_trap(world)
     as_superuser(world, f"ALTER SCHEMA traps OWNER TO {ADMIN}")
     source = " ".join(path.read_text() for path in Path(initializer.__file__).parent.glob("*.py"))
@@ -60,42 +60,43 @@ def lay_traps(world: World) -> None:
             sides = [side for side in (left, right) if side]
             rows(conn, trap(f"traps.op{number}", ", ".join(sides), result, "NULL"))
             leftarg = f"LEFTARG = {left}, " if left else ""
-            create = f"CREATE OPERATOR public.{name} ({leftarg}RIGHTARG = {right}, FUNCTION = traps.op{number})"
+            create = f"CREATE OPERATOR {SCHEMA}.{name} ({leftarg}RIGHTARG = {right}, FUNCTION = traps.op{number})"
             rows(conn, create)
         for name, arguments, result, is_set in functions:
             if not is_set:
-                rows(conn, trap(f'public."{name}"', arguments, result, "NULL"))
+                rows(conn, trap(f'{SCHEMA}."{name}"', arguments, result, "NULL"))
         for name in ("now", "format", "coalesce_", "lower"):
-            rows(conn, trap(f"public.{name}", "VARIADIC varchar[]", "text", "NULL"))
+            rows(conn, trap(f"{SCHEMA}.{name}", "VARIADIC varchar[]", "text", "NULL"))
         rows(conn, trap("traps.checked", "text", "bool", "true"))
         lay_casts(conn)
         for name in TYPES:
-            rows(conn, f'CREATE DOMAIN public."{name}" AS pg_catalog.text CHECK (traps.checked(VALUE))')
+            rows(conn, f'CREATE DOMAIN {SCHEMA}."{name}" AS pg_catalog.text CHECK (traps.checked(VALUE))')
 
 
 def lay_casts(conn: Any) -> None:
     """To and from a type of others, implicitly, with operators and functions that need no further cast then."""
-    rows(conn, "CREATE TYPE public.hostile AS (v pg_catalog.int4)")
-    made = "ROW(1)::public.hostile"
+    rows(conn, f"CREATE TYPE {SCHEMA}.hostile AS (v pg_catalog.int4)")
+    made = f"ROW(1)::{SCHEMA}.hostile"
     for number, kind in enumerate(KINDS):
-        rows(conn, trap(f"traps.into{number}", kind, "public.hostile", made))
-        rows(conn, trap(f"traps.from{number}", "public.hostile", kind, "NULL"))
-        rows(conn, f"CREATE CAST ({kind} AS public.hostile) WITH FUNCTION traps.into{number}({kind}) AS IMPLICIT")
+        rows(conn, trap(f"traps.into{number}", kind, f"{SCHEMA}.hostile", made))
+        rows(conn, trap(f"traps.from{number}", f"{SCHEMA}.hostile", kind, "NULL"))
+        rows(conn, f"CREATE CAST ({kind} AS {SCHEMA}.hostile) WITH FUNCTION traps.into{number}({kind}) AS IMPLICIT")
         rows(
-            conn, f"CREATE CAST (public.hostile AS {kind}) WITH FUNCTION traps.from{number}(public.hostile) AS IMPLICIT"
+            conn,
+            f"CREATE CAST ({SCHEMA}.hostile AS {kind}) WITH FUNCTION traps.from{number}({SCHEMA}.hostile) AS IMPLICIT",
         )
-    rows(conn, trap("traps.same", "public.hostile, public.hostile", "boolean", "NULL"))
+    rows(conn, trap("traps.same", f"{SCHEMA}.hostile, {SCHEMA}.hostile", "boolean", "NULL"))
     for name in ("=", "<>", "||", "~"):
-        sides = "LEFTARG = public.hostile, RIGHTARG = public.hostile"
-        rows(conn, f"CREATE OPERATOR public.{name} ({sides}, FUNCTION = traps.same)")
+        sides = f"LEFTARG = {SCHEMA}.hostile, RIGHTARG = {SCHEMA}.hostile"
+        rows(conn, f"CREATE OPERATOR {SCHEMA}.{name} ({sides}, FUNCTION = traps.same)")
     for name in ("to_regclass", "to_regnamespace", "quote_ident", "current_setting", "octet_length", "lower"):
-        rows(conn, trap(f"public.{name}", "public.hostile", "text", "NULL"))
+        rows(conn, trap(f"{SCHEMA}.{name}", f"{SCHEMA}.hostile", "text", "NULL"))
 
 
-@pytest.fixture(params=["", "public, pg_catalog"], ids=["usual path", "public first"])
+@pytest.fixture(params=["", f"{SCHEMA}, pg_catalog"], ids=["usual path", "schema first"])
 def trapped(world: World, own_path: None, request: pytest.FixtureRequest) -> World:
-    """A world whose schema public is full of traps; in the second one scripts see them before PostgreSQL's own."""
-    close_public(world)
+    """A world whose schema is full of traps; in the second one scripts see them before PostgreSQL's own."""
+    close_schema(world)
     as_superuser(world, f'GRANT CREATE ON DATABASE "{world.dbname}" TO {ADMIN}')
     lay_traps(world)
     if request.param:
@@ -188,7 +189,7 @@ def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None
     with world.superuser() as conn:
         rows(conn, "SET search_path = pg_catalog; SELECT pg_advisory_lock(%s)", LOCK_KEY)
         run(world, context=Context(4), fails="holds the lock")
-        rows(conn, "SELECT pg_advisory_unlock_all(); BEGIN; LOCK TABLE public.things")
+        rows(conn, f"SELECT pg_advisory_unlock_all(); BEGIN; LOCK TABLE {SCHEMA}.things")
         timer = threading.Timer(1.5, lambda: rows(conn, "ROLLBACK"))
         timer.start()
         run(world, context=Context(60), LOCK_TIMEOUT="500ms")
@@ -198,16 +199,16 @@ def test_search_path_of_ours_sees_no_trap_while_it_waits(trapped: World) -> None
 def test_search_path_of_ours_sees_no_trap_when_a_database_is_adopted(trapped: World) -> None:
     """The same holds when the columns of the predecessor's table are completed."""
     world = trapped
-    as_superuser(world, f"SET ROLE {ADMIN}; CREATE TABLE public.things (id pg_catalog.int4)")
+    as_superuser(world, f"SET ROLE {ADMIN}; CREATE TABLE {SCHEMA}.things (id pg_catalog.int4)")
     world.write("001_things.sql", "CREATE TABLE things (id pg_catalog.int4);")
     run(world)
-    as_superuser(world, "ALTER TABLE public.schema_migrations DROP checksum, DROP file_sha256, DROP adopted")
+    as_superuser(world, f"ALTER TABLE {SCHEMA}.schema_migrations DROP checksum, DROP file_sha256, DROP adopted")
     run(world)
 
 
 # --- A migration's words --------------------------------------------------------------------------------------------
 
-LOWER = "public.lower(character varying)"
+LOWER = f"{SCHEMA}.lower(character varying)"
 CALL = "CREATE TABLE things (note varchar);\nINSERT INTO things VALUES ('X');\nUPDATE things SET note = lower(note);"
 
 
@@ -223,7 +224,7 @@ def test_search_path_with_a_function_of_the_table_creator_that_hides_postgresqls
 ) -> None:
     """`lower(note)` in a file would call it as the admin: the message names it, its owner, and what removes it."""
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
+        rows(conn, trap(f"{SCHEMA}.lower", "varchar", "varchar", "'y'"))
 
     message = refused(deployed, event)
 
@@ -240,8 +241,8 @@ def test_search_path_with_a_function_of_the_table_creator_that_hides_postgresqls
 def test_search_path_with_an_operator_of_the_table_creator_that_hides_postgresqls_is_refused(deployed: World) -> None:
     """An operator is a function that is called without a name."""
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.same", "varchar, varchar", "boolean", "true"))
-        rows(conn, "CREATE OPERATOR public.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = public.same)")
+        rows(conn, trap(f"{SCHEMA}.same", "varchar, varchar", "boolean", "true"))
+        rows(conn, f"CREATE OPERATOR {SCHEMA}.= (LEFTARG = varchar, RIGHTARG = varchar, FUNCTION = {SCHEMA}.same)")
 
     message = refused(deployed)
 
@@ -256,7 +257,7 @@ def test_search_path_with_many_such_functions_is_refused_in_few_words(deployed: 
     """The message stays below its limit, and its remedies can be followed until none is left."""
     with deployed.login("creator") as conn:
         for number in range(12):
-            rows(conn, trap("public.lower", ", ".join(["varchar"] * (number + 1)), "varchar", "'y'"))
+            rows(conn, trap(f"{SCHEMA}.lower", ", ".join(["varchar"] * (number + 1)), "varchar", "'y'"))
         for _ in range(13):
             try:
                 deployed.deploy()
@@ -270,12 +271,12 @@ def test_search_path_with_many_such_functions_is_refused_in_few_words(deployed: 
 
 @pytest.mark.parametrize("who", [STRANGER, OTHER_ADMIN])
 def test_search_path_with_a_function_of_any_other_login_is_refused(world: World, who: str) -> None:
-    """Where schema public is open, also before the first run, and whatever the login may elsewhere."""
-    open_public(world)
+    """Where the schema is open, also before the first run, and whatever the login may elsewhere."""
+    open_schema(world)
     lay_trap(world)
     make_stranger(world, who, "CREATEROLE CREATEDB" if who == OTHER_ADMIN else "")
     with stranger(world, who) as conn:
-        rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
+        rows(conn, trap(f"{SCHEMA}.lower", "varchar", "varchar", "'y'"))
     world.write("001_things.sql", CALL)
 
     message = refused(world)
@@ -288,11 +289,11 @@ def test_search_path_with_a_function_of_any_other_login_is_refused(world: World,
 def test_search_path_with_functions_of_the_admin_superusers_and_extensions_is_fine(deployed: World) -> None:
     """Those who rule the database anyway, or what they have installed, do not stop a run."""
     body = "RETURNS varchar LANGUAGE sql AS $$ SELECT 'z'::varchar $$"
-    as_superuser(deployed, f"CREATE FUNCTION public.upper(varchar) {body}; CREATE EXTENSION citext SCHEMA public")
-    deployed.sql(f"CREATE FUNCTION public.lower(varchar) {body}")
+    as_superuser(deployed, f"CREATE FUNCTION {SCHEMA}.upper(varchar) {body}; CREATE EXTENSION citext SCHEMA {SCHEMA}")
+    deployed.sql(f"CREATE FUNCTION {SCHEMA}.lower(varchar) {body}")
     as_superuser(deployed, "CREATE ROLE tmp_owner; GRANT tmp_owner TO rds_admin")
-    deployed.sql(f"CREATE FUNCTION public.initcap(varchar) {body}")
-    as_superuser(deployed, "ALTER FUNCTION public.initcap(varchar) OWNER TO tmp_owner")
+    deployed.sql(f"CREATE FUNCTION {SCHEMA}.initcap(varchar) {body}")
+    as_superuser(deployed, f"ALTER FUNCTION {SCHEMA}.initcap(varchar) OWNER TO tmp_owner")
 
     assert len(deployed.deploy()["applied"]) == 1
     assert deployed.sql("SELECT note FROM things") == [("z",)]
@@ -302,7 +303,7 @@ def test_search_path_with_functions_of_the_table_creator_that_hide_nothing_is_fi
     """A table creator is allowed to make functions; in a schema outside every search path they can have any name."""
     as_superuser(deployed, "CREATE SCHEMA aside; GRANT ALL ON SCHEMA aside TO app_tc")
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.own_lower", "varchar", "varchar", "'y'"))
+        rows(conn, trap(f"{SCHEMA}.own_lower", "varchar", "varchar", "'y'"))
         rows(conn, trap("aside.lower", "varchar", "varchar", "'y'"))
 
     assert len(deployed.deploy()["applied"]) == 1
@@ -312,13 +313,14 @@ def test_search_path_with_a_hiding_function_does_not_stop_a_run_without_files(de
     """Where no file is pending, none can call it, so the run succeeds."""
     deployed.deploy()
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.lower", "varchar", "varchar", "'y'"))
+        rows(conn, trap(f"{SCHEMA}.lower", "varchar", "varchar", "'y'"))
 
     assert deployed.deploy()["applied"] == []
     assert deployed.deploy(STATUS)["status"] == "ok"
     assert not caught(deployed)
 
 
+@pytest.mark.public  # with another schema, a file's path is not what ALTER DATABASE says
 def test_search_path_of_the_admin_is_the_one_that_is_looked_at(deployed: World) -> None:
     """A schema that ALTER DATABASE … SET search_path names is looked through, too."""
     as_superuser(
@@ -347,6 +349,7 @@ HIDDEN = {
 }
 
 
+@pytest.mark.public
 @pytest.mark.parametrize("what", HIDDEN)
 @pytest.mark.parametrize("is_hidden", [True, False], ids=["first", "last"])
 def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_is_refused(
@@ -374,8 +377,8 @@ def test_search_path_in_which_a_type_or_table_of_the_table_creator_comes_first_i
 def test_event_trigger_that_calls_what_belongs_to_the_table_creator_is_refused(deployed: World) -> None:
     """Every file that makes something would call it. The message has the statement that removes it."""
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.watched", "", "event_trigger", "").replace("RETURN ;", "RETURN;"))
-    as_superuser(deployed, "CREATE EVENT TRIGGER watches ON ddl_command_start EXECUTE FUNCTION public.watched()")
+        rows(conn, trap(f"{SCHEMA}.watched", "", "event_trigger", "").replace("RETURN ;", "RETURN;"))
+    as_superuser(deployed, f"CREATE EVENT TRIGGER watches ON ddl_command_start EXECUTE FUNCTION {SCHEMA}.watched()")
     deployed.write("001_things.sql", "CREATE TABLE things (id int)")
     try:
         message = refused(deployed)

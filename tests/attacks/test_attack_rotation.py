@@ -15,7 +15,7 @@ import pytest
 import secret_store
 from harness.attackers import PASSWORD, STRANGER, open_transaction, stranger
 from harness.aws import AFTER_WRITE, at
-from harness.database import connect
+from harness.database import SCHEMA, connect
 from harness.logins import as_superuser, works
 from harness.world import ADMIN, Context, World, rows
 from initializer import InitializerError, UserError
@@ -94,38 +94,39 @@ def test_rotation_is_not_kept_up_by_a_lock_on_a_table(deployed: World) -> None:
 
     assert report["users"]["app_tc_clone"] == "rotated"
     assert works(deployed, deployed.secret("creator"))
-    assert any("1 objects still belong to app_tc (table public." in warning for warning in report["warnings"])
+    assert any(f"1 objects still belong to app_tc (table {SCHEMA}." in warning for warning in report["warnings"])
     owners = "SELECT relname, relowner::regrole::text FROM pg_class WHERE relname IN ('locked', 'free') ORDER BY 1"
     assert deployed.sql(owners) == [("free", "tablecreator"), ("locked", "app_tc")]
 
 
-ALL_KINDS = """
-    CREATE TABLE public.made (a serial, b int);
-    CREATE VIEW public.seen AS SELECT 1 AS a;
-    CREATE MATERIALIZED VIEW public.kept AS SELECT 1 AS a;
-    CREATE SEQUENCE public.numbers;
-    CREATE STATISTICS public.counts ON a, b FROM public.made;
-    CREATE TYPE public.pair AS (a int);
-    CREATE TYPE public.span AS RANGE (subtype = int);
-    CREATE TYPE public.mood AS ENUM ('a');
-    CREATE DOMAIN public.short AS int;
-    CREATE FUNCTION public.same(int, int) RETURNS bool LANGUAGE sql AS 'SELECT true';
-    CREATE FUNCTION public.one(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
-    CREATE PROCEDURE public.act(INOUT a int) LANGUAGE sql AS 'SELECT 1';
-    CREATE AGGREGATE public.counted(*) (sfunc = int8inc, stype = int8, initcond = '0');
-    CREATE AGGREGATE public.sorted(float8 ORDER BY float8) (sfunc = float8pl, stype = float8);
-    CREATE OPERATOR public.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = public.same);
-    CREATE OPERATOR public.@@@ (RIGHTARG = int, FUNCTION = public.one);
-    CREATE COLLATION public.plain FROM "C";
-    CREATE CONVERSION public.latin FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
-    CREATE TEXT SEARCH DICTIONARY public.words (TEMPLATE = simple);
-    CREATE TEXT SEARCH CONFIGURATION public.texts (COPY = simple);
+ALL_KINDS = f"""
+    CREATE TABLE {SCHEMA}.made (a serial, b int);
+    CREATE VIEW {SCHEMA}.seen AS SELECT 1 AS a;
+    CREATE MATERIALIZED VIEW {SCHEMA}.kept AS SELECT 1 AS a;
+    CREATE SEQUENCE {SCHEMA}.numbers;
+    CREATE STATISTICS {SCHEMA}.counts ON a, b FROM {SCHEMA}.made;
+    CREATE TYPE {SCHEMA}.pair AS (a int);
+    CREATE TYPE {SCHEMA}.span AS RANGE (subtype = int);
+    CREATE TYPE {SCHEMA}.mood AS ENUM ('a');
+    CREATE DOMAIN {SCHEMA}.short AS int;
+    CREATE FUNCTION {SCHEMA}.same(int, int) RETURNS bool LANGUAGE sql AS 'SELECT true';
+    CREATE FUNCTION {SCHEMA}.one(int) RETURNS int LANGUAGE sql AS 'SELECT 1';
+    CREATE PROCEDURE {SCHEMA}.act(INOUT a int) LANGUAGE sql AS 'SELECT 1';
+    CREATE AGGREGATE {SCHEMA}.counted(*) (sfunc = int8inc, stype = int8, initcond = '0');
+    CREATE AGGREGATE {SCHEMA}.sorted(float8 ORDER BY float8) (sfunc = float8pl, stype = float8);
+    CREATE OPERATOR {SCHEMA}.=== (LEFTARG = int, RIGHTARG = int, FUNCTION = {SCHEMA}.same);
+    CREATE OPERATOR {SCHEMA}.@@@ (RIGHTARG = int, FUNCTION = {SCHEMA}.one);
+    CREATE COLLATION {SCHEMA}.plain FROM "C";
+    CREATE CONVERSION {SCHEMA}.latin FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8;
+    CREATE TEXT SEARCH DICTIONARY {SCHEMA}.words (TEMPLATE = simple);
+    CREATE TEXT SEARCH CONFIGURATION {SCHEMA}.texts (COPY = simple);
     SELECT lo_create(0)"""
-OF_SUPERUSERS = """
+OF_SUPERUSERS = f"""
     CREATE SCHEMA closed; ALTER SCHEMA closed OWNER TO app_tc;
     CREATE FOREIGN DATA WRAPPER wrapper; CREATE SERVER far FOREIGN DATA WRAPPER wrapper;
     GRANT USAGE ON FOREIGN SERVER far TO tablecreator; CREATE USER MAPPING FOR app_tc SERVER far;
-    CREATE OPERATOR FAMILY public.family USING btree; ALTER OPERATOR FAMILY public.family USING btree OWNER TO app_tc"""
+    CREATE OPERATOR FAMILY {SCHEMA}.family USING btree;
+    ALTER OPERATOR FAMILY {SCHEMA}.family USING btree OWNER TO app_tc"""
 IN_TEMPORARY_SCHEMA = "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'"
 OWNED_BY_LOGIN = """
     SELECT p.type, p.identity FROM pg_shdepend s, pg_identify_object(classid, objid, objsubid) p
@@ -329,14 +330,14 @@ def test_rotation_by_aws_that_was_abandoned_stops_nothing(
 
 
 BACK_DOOR = (
-    "CREATE FUNCTION public.back() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS "
+    f"CREATE FUNCTION {SCHEMA}.back() RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS "
     "$$ BEGIN EXECUTE 'ALTER ROLE app_tc PASSWORD ''stolen'''; END $$"
 )
 
 
 def get_in(world: World) -> None:
     with stranger(world) as conn, suppress(psycopg2.Error):
-        rows(conn, "SELECT public.back()")
+        rows(conn, f"SELECT {SCHEMA}.back()")
 
 
 @pytest.mark.parametrize("when", ["between", "locked before", "mended"])
@@ -346,7 +347,7 @@ def test_leaked_table_creator_leaves_no_function_that_gives_its_password_back(de
     if when == "locked before":
         with deployed.connection(leaked["username"], leaked["password"]) as conn:
             rows(conn, BACK_DOOR)
-            with open_transaction(conn, "ALTER FUNCTION public.back() COST 7"):
+            with open_transaction(conn, f"ALTER FUNCTION {SCHEMA}.back() COST 7"):
                 deployed.deploy(ROTATE)
                 deployed.deploy(ROTATE)
     else:
@@ -368,8 +369,8 @@ def test_rotation_is_not_stopped_by_very_many_locked_tables(deployed: World) -> 
     """Giving what is not locked to the group takes a moment for each table that is."""
     each = "DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('{}', i); END LOOP; END $$"
     with deployed.login("creator") as conn:
-        rows(conn, each.format("CREATE TABLE public.t%s (id int)"))
-        lock = each.format("LOCK TABLE public.t%s")
+        rows(conn, each.format(f"CREATE TABLE {SCHEMA}.t%s (id int)"))
+        lock = each.format(f"LOCK TABLE {SCHEMA}.t%s")
         with open_transaction(conn, lock):
             report = deployed.deploy(ROTATE, Context(25))
     assert report["users"]["app_tc_clone"] == "rotated"
@@ -377,24 +378,25 @@ def test_rotation_is_not_stopped_by_very_many_locked_tables(deployed: World) -> 
 
 GIFTS = {
     "default of a login": (
-        f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {STRANGER}",
-        f"ALTER DEFAULT PRIVILEGES FOR ROLE app_tc IN SCHEMA public REVOKE ALL ON TABLES FROM {STRANGER}",
+        f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} GRANT ALL ON TABLES TO {STRANGER}",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE app_tc IN SCHEMA {SCHEMA} REVOKE ALL ON TABLES FROM {STRANGER}",
     ),
     "default of the group, in every schema": (
         "SET ROLE tablecreator; ALTER DEFAULT PRIVILEGES GRANT SELECT ON SEQUENCES TO PUBLIC; RESET ROLE",
         "ALTER DEFAULT PRIVILEGES FOR ROLE tablecreator REVOKE ALL ON SEQUENCES FROM PUBLIC",
     ),
     "routine that runs as its owner": (
-        "CREATE FUNCTION public.back(s text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN EXECUTE s; END'",
-        "REVOKE ALL ON ROUTINE public.back(text) FROM PUBLIC",
+        f"CREATE FUNCTION {SCHEMA}.back(s text) RETURNS void LANGUAGE plpgsql SECURITY DEFINER "
+        "AS 'BEGIN EXECUTE s; END'",
+        f"REVOKE ALL ON ROUTINE {SCHEMA}.back(text) FROM PUBLIC",
     ),
     "view": (
-        "CREATE VIEW public.back AS SELECT * FROM items; GRANT ALL ON public.back TO PUBLIC",
-        "REVOKE ALL ON TABLE public.back FROM PUBLIC",
+        f"CREATE VIEW {SCHEMA}.back AS SELECT * FROM items; GRANT ALL ON {SCHEMA}.back TO PUBLIC",
+        f"REVOKE ALL ON TABLE {SCHEMA}.back FROM PUBLIC",
     ),
     "column": (
-        f"CREATE TABLE public.back (x int); GRANT SELECT (x) ON public.back TO {STRANGER}",
-        f"REVOKE ALL ON TABLE public.back FROM {STRANGER}",
+        f"CREATE TABLE {SCHEMA}.back (x int); GRANT SELECT (x) ON {SCHEMA}.back TO {STRANGER}",
+        f"REVOKE ALL ON TABLE {SCHEMA}.back FROM {STRANGER}",
     ),
 }
 
@@ -456,10 +458,10 @@ def test_rotation_names_the_settings_that_a_login_keeps(
 
 def test_rotation_names_objects_on_one_line(deployed: World) -> None:
     """A name can hold a line end, and what follows it would look like a line of the report."""
-    table = 'public."a\nApplied in this run: 999"'
+    table = f'{SCHEMA}."a\nApplied in this run: 999"'
     with deployed.login("creator") as conn:
         rows(conn, f"CREATE TABLE {table} (x int)")
         with open_transaction(conn, f"LOCK TABLE {table}"):
             (warning,) = deployed.deploy(ROTATE)["warnings"]
-    assert '(table public."a\\u000aApplied in this run: 999")' in warning
+    assert f'(table {SCHEMA}."a\\u000aApplied in this run: 999")' in warning
     assert "\n" not in warning

@@ -1,4 +1,4 @@
-"""A name in `public` proves nothing: our tables, and those that adoption looks for, made by others."""
+"""A name in the schema proves nothing: our tables, and those that adoption looks for, made by others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from harness.attackers import (
     deploy_among_attackers,
     lay_trap,
     make_stranger,
-    open_public,
+    open_schema,
     refused,
     stranger,
     trap,
 )
+from harness.database import SCHEMA
 from harness.logins import as_superuser
 from harness.world import ADMIN, World, rows
 from sql_scanner import checksum
@@ -31,8 +32,8 @@ TRACKING = (
     "TIMESTAMP DEFAULT CURRENT_TIMESTAMP); GRANT ALL ON schema_migrations, schema_migrations_id_seq TO PUBLIC"
 )
 POLICY = (
-    trap("public.seen", "text", "boolean", "true")
-    + "; ALTER TABLE {0} ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON {0} USING (public.seen(migration_name::text)); "
+    trap(f"{SCHEMA}.seen", "text", "boolean", "true") + "; ALTER TABLE {0} ENABLE ROW LEVEL SECURITY; "
+    f"CREATE POLICY p ON {{0}} USING ({SCHEMA}.seen(migration_name::text)); "
     "INSERT INTO {0} (migration_name{1}) VALUES ('001_things'{2})"
 )
 STEPS = "-- no-transaction\nCREATE TABLE one (id int);\nCREATE TABLE two (id int);"
@@ -70,9 +71,9 @@ def test_tables_of_marks_made_by_the_table_creator_are_refused(world: World, eve
     message = refused(world, event)
 
     assert not caught(world)
-    assert "public.schema_migrations_progress" in message
+    assert f"{SCHEMA}.schema_migrations_progress" in message
     assert "belongs to app_tc" in message
-    assert "DROP TABLE public.schema_migrations_progress" in message
+    assert f"DROP TABLE {SCHEMA}.schema_migrations_progress" in message
     assert world.tables() == []
 
 
@@ -88,7 +89,7 @@ def test_tables_of_marks_made_by_the_table_creator_report_nothing_applied(world:
 
     assert "belongs to app_tc" in refused(world)
     assert world.applied() == []
-    world.sql("DROP TABLE public.schema_migrations_progress")
+    world.sql(f"DROP TABLE {SCHEMA}.schema_migrations_progress")
     world.deploy()
     assert world.tables() == ["one", "two"]
 
@@ -98,8 +99,8 @@ def test_tables_of_marks_made_by_the_table_creator_report_nothing_applied(world:
 def test_tables_of_ours_made_by_a_stranger_before_the_first_run_are_refused(
     world: World, made: str, event: Any
 ) -> None:
-    """Where schema public is open, any login of the server can be faster."""
-    open_public(world)
+    """Where the schema is open, any login of the server can be faster."""
+    open_schema(world)
     lay_trap(world)
     make_stranger(world)
     name = "schema_migrations" if made == TRACKING else "schema_migrations_progress"
@@ -111,7 +112,7 @@ def test_tables_of_ours_made_by_a_stranger_before_the_first_run_are_refused(
     message = refused(world, event)
 
     assert not caught(world)
-    assert f"public.{name} belongs to {STRANGER}" in message
+    assert f"{SCHEMA}.{name} belongs to {STRANGER}" in message
     assert world.tables() == []
 
 
@@ -126,18 +127,18 @@ TAKEN = {
     "CREATE MATERIALIZED VIEW {0} AS SELECT 1 AS id": "DROP MATERIALIZED VIEW {0}",
     "CREATE TABLE {0}s (id int); CREATE INDEX {1} ON {0}s (id)": "DROP INDEX {0}",
 }
-MULTIRANGE = "CREATE TYPE public.span AS RANGE (subtype = int, multirange_type_name = {0})"
+MULTIRANGE = f"CREATE TYPE {SCHEMA}.span AS RANGE (subtype = int, multirange_type_name = {{0}})"
 
 
 @pytest.mark.parametrize("name", ["schema_migrations", "schema_migrations_progress"])
 def test_tables_of_ours_whose_name_others_have_taken_are_refused(world: World, name: str) -> None:
     """Whatever has that name: the message has the owner, and the statement that drops it."""
     make_stranger(world)
-    open_public(world)
-    label = f"public.{name}"
+    open_schema(world)
+    label = f"{SCHEMA}.{name}"
     taken = dict(TAKEN)
     if world.server.version >= 140000:
-        taken[MULTIRANGE] = "DROP TYPE public.span"
+        taken[MULTIRANGE] = f"DROP TYPE {SCHEMA}.span"
     for made, dropped in taken.items():
         with stranger(world) as conn:
             rows(conn, made.format(label, name))
@@ -187,7 +188,7 @@ def test_tables_of_a_role_that_the_admin_acts_for_are_taken(world: World) -> Non
     """An admin who is a member of the owner works on with what is there, also after the admin was replaced."""
     world.write("001_things.sql", "CREATE TABLE things (id int);")
     world.deploy()
-    as_superuser(world, f"CREATE ROLE tmp_owner; GRANT tmp_owner TO {ADMIN}; GRANT ALL ON SCHEMA public TO tmp_owner")
+    as_superuser(world, f"CREATE ROLE tmp_owner; GRANT tmp_owner TO {ADMIN}; GRANT ALL ON SCHEMA {SCHEMA} TO tmp_owner")
     for table in ("schema_migrations", "schema_migrations_progress"):
         as_superuser(world, f"ALTER TABLE {table} OWNER TO tmp_owner")
     world.write("002_more.sql", "CREATE TABLE more (id int);")
@@ -208,7 +209,7 @@ def test_tables_of_the_predecessor_are_taken_over(world: World) -> None:
 @pytest.mark.parametrize("baseline", [None, "001_things"])
 def test_tables_of_a_stranger_do_not_show_that_a_database_was_set_up(world: World, baseline: Any) -> None:
     """A table that adoption looks for, made by another login, adopts nothing: the run names its owner."""
-    open_public(world)
+    open_schema(world)
     make_stranger(world)
     with stranger(world) as conn:
         rows(conn, "CREATE TABLE things (id int)")
@@ -239,9 +240,9 @@ def test_tables_given_away_between_two_runs_are_refused(world: World) -> None:
 
     message = refused(world)
 
-    assert "public.schema_migrations belongs to app_tc" in message
-    assert f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}" in message
-    as_superuser(world, f"ALTER TABLE public.schema_migrations OWNER TO {ADMIN}")
+    assert f"{SCHEMA}.schema_migrations belongs to app_tc" in message
+    assert f"ALTER TABLE {SCHEMA}.schema_migrations OWNER TO {ADMIN}" in message
+    as_superuser(world, f"ALTER TABLE {SCHEMA}.schema_migrations OWNER TO {ADMIN}")
     assert len(world.deploy()["applied"]) == 1
 
 
@@ -257,7 +258,7 @@ CALLS = {
     "operator": f"{OUR_TABLE} ADD CHECK (migration_name === checksum) NOT VALID",
     "domain": f"CREATE DOMAIN ours AS varchar CHECK (fine(VALUE)); {OUR_TABLE} ADD called ours DEFAULT 'x'",
     "domain of others": f"{OUR_TABLE} ALTER migration_name TYPE named",
-    "function of our own": "CREATE FUNCTION wrapped(varchar) RETURNS bool IMMUTABLE AS 'SELECT public.fine($1)' "
+    "function of our own": f"CREATE FUNCTION wrapped(varchar) RETURNS bool IMMUTABLE AS 'SELECT {SCHEMA}.fine($1)' "
     f"LANGUAGE sql; ALTER FUNCTION wrapped OWNER TO app_tc; {OUR_TABLE} ADD CHECK (wrapped(migration_name)) NOT VALID",
     "domain within a type": "CREATE TYPE pair AS (first named, second named); "
     f"{OUR_TABLE} ADD called text DEFAULT concat('(', current_user, ',x)')::pair::text",
@@ -272,10 +273,11 @@ CALLS = {
 def test_tables_of_ours_do_not_call_what_belongs_to_the_table_creator(deployed: World, how: str) -> None:
     """It is taken away when the file has run: else our own statements would call it, in each later run."""
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.fine", "varchar", "bool", "true").replace(" LANGUAGE", " IMMUTABLE LANGUAGE", 1))
+        rows(conn, trap(f"{SCHEMA}.fine", "varchar", "bool", "true").replace(" LANGUAGE", " IMMUTABLE LANGUAGE", 1))
         rows(
             conn,
-            "CREATE FUNCTION same(text, text) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT public.fine($1::varchar)'",
+            "CREATE FUNCTION same(text, text) RETURNS bool IMMUTABLE LANGUAGE sql "
+            f"AS 'SELECT {SCHEMA}.fine($1::varchar)'",
         )
         rows(conn, "CREATE OPERATOR === (LEFTARG = text, RIGHTARG = text, FUNCTION = same)")
         rows(conn, "CREATE DOMAIN named AS varchar(255)")
@@ -296,19 +298,19 @@ def test_tables_of_ours_do_not_call_what_belongs_to_the_table_creator(deployed: 
 def test_tables_of_ours_that_call_what_belongs_to_others_are_refused(deployed: World) -> None:
     """Between two runs somebody has made them do so."""
     with deployed.login("creator") as conn:
-        rows(conn, trap("public.fine", "varchar", "bool", "true"))
+        rows(conn, trap(f"{SCHEMA}.fine", "varchar", "bool", "true"))
     deployed.sql(f"{OUR_TABLE} ADD CONSTRAINT odd CHECK (fine(migration_name)) NOT VALID")
     deployed.write("001_things.sql", STEPS)
 
     message = refused(deployed)
 
-    assert "has table constraint that uses function public.fine(character varying) of app_tc" in message
-    assert "ALTER TABLE public.schema_migrations DROP CONSTRAINT odd; then invoke again" in message
+    assert f"has table constraint that uses function {SCHEMA}.fine(character varying) of app_tc" in message
+    assert f"ALTER TABLE {SCHEMA}.schema_migrations DROP CONSTRAINT odd; then invoke again" in message
     assert not caught(deployed)
 
 
 def test_tables_of_ours_may_call_what_is_the_admins_or_an_extensions(deployed: World) -> None:
-    as_superuser(deployed, 'CREATE EXTENSION IF NOT EXISTS "uuid-ossp" SCHEMA public')
+    as_superuser(deployed, f'CREATE EXTENSION IF NOT EXISTS "uuid-ossp" SCHEMA {SCHEMA}')
     deployed.sql("CREATE FUNCTION named(varchar) RETURNS bool IMMUTABLE LANGUAGE sql AS 'SELECT $1 <> $$$$'")
     deployed.sql(f"{OUR_TABLE} ADD CHECK (named(migration_name)), ADD run uuid DEFAULT uuid_generate_v4()")
     deployed.write("001_things.sql", STEPS)
@@ -348,7 +350,7 @@ def test_tables_of_ours_are_closed_from_their_first_moment(
         assert rows(conn, "SELECT count(*) FROM schema_migrations") == [(0,)]
 
 
-SEQUENCE = "public.schema_migrations_id_seq"
+SEQUENCE = f"{SCHEMA}.schema_migrations_id_seq"
 CARELESS = {
     "unlogged": (f"{OUR_TABLE} SET UNLOGGED", f"{OUR_TABLE} SET LOGGED"),
     "unlogged marks": (f"{OUR_TABLE}_progress SET UNLOGGED", f"{OUR_TABLE}_progress SET LOGGED"),
@@ -376,7 +378,7 @@ CARELESS = {
 def test_tables_of_ours_are_repaired_after_a_careless_file(deployed: World, case: str) -> None:
     """Without a log a crash empties them; without keys and numbers the next file cannot be recorded."""
     statement, repair = CARELESS[case]
-    repair = repair.replace("TABLE s", "TABLE public.s")
+    repair = repair.replace("TABLE s", f"TABLE {SCHEMA}.s")
     deployed.write("001_first.sql", "CREATE TABLE first (id int);")
     deployed.write("002_careless.sql", statement)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import limited_users
 import pytest
-from harness.attackers import STRANGER, close_public, make_stranger
-from harness.database import create_database, drop_database
+from harness.attackers import STRANGER, close_schema, make_stranger
+from harness.database import SCHEMA, create_database, drop_database
 from harness.logins import SECRETS, as_superuser, refusal
 from harness.world import ADMIN, World, rows
 from initializer import InitializerError, UserError
@@ -35,12 +35,12 @@ FORGERIES = (
 )
 # What a migration may do to our tables, without meaning them.
 GIVEN = {
-    "all to PUBLIC": "GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC; "
-    "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC",
-    "all to the logins": "GRANT ALL ON ALL TABLES IN SCHEMA public TO app_rw, app_tc;"
-    "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app_rw",
-    "all to the groups": "GRANT ALL ON ALL TABLES IN SCHEMA public TO readwrite, tablecreator WITH GRANT OPTION",
-    "to a stranger": f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {STRANGER} WITH GRANT OPTION",
+    "all to PUBLIC": f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO PUBLIC; "
+    f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} TO PUBLIC",
+    "all to the logins": f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO app_rw, app_tc;"
+    f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {SCHEMA} TO app_rw",
+    "all to the groups": f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO readwrite, tablecreator WITH GRANT OPTION",
+    "to a stranger": f"GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO {STRANGER} WITH GRANT OPTION",
     "a column": "GRANT UPDATE (migration_name), INSERT (migration_name) ON schema_migrations TO app_rw, PUBLIC",
     "a column of the marks": "GRANT SELECT (done_at), UPDATE (done_at) ON schema_migrations_progress TO readwrite",
     "the sequence": "GRANT USAGE ON SEQUENCE schema_migrations_id_seq TO PUBLIC",
@@ -104,9 +104,9 @@ def test_rights_on_our_tables_given_by_a_migration_are_taken_back_in_the_same_ru
 CHANGED = {
     **{case: GIVEN[case] for case in GIVEN if case != "everything of the admin"},
     "a rule": "CREATE RULE kept AS ON DELETE TO schema_migrations DO INSTEAD NOTHING",
-    "a trigger": "CREATE FUNCTION public.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
-    "ALTER FUNCTION public.nothing() OWNER TO app_tc; "
-    "CREATE TRIGGER looks AFTER DELETE ON schema_migrations FOR EACH ROW EXECUTE FUNCTION public.nothing()",
+    "a trigger": f"CREATE FUNCTION {SCHEMA}.nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+    f"ALTER FUNCTION {SCHEMA}.nothing() OWNER TO app_tc; "
+    f"CREATE TRIGGER looks AFTER DELETE ON schema_migrations FOR EACH ROW EXECUTE FUNCTION {SCHEMA}.nothing()",
     "a child": "CREATE TABLE child () INHERITS (schema_migrations)",
     "a parent": "CREATE TABLE parent (migration_name varchar(255)); "
     "ALTER TABLE schema_migrations_progress INHERIT parent",
@@ -154,7 +154,7 @@ def test_rights_on_our_tables_given_by_hand_are_taken_back_by_the_next_run(
 
 def test_rights_by_default_for_everybody_do_not_reach_our_tables(world: World) -> None:
     """Default privileges that were there before our tables, or when the second one is made later, change nothing."""
-    close_public(world)
+    close_schema(world)
     make_stranger(world)
     defaults = "ALTER DEFAULT PRIVILEGES GRANT ALL ON {} TO PUBLIC"
     for kind in ("TABLES", "SEQUENCES"):
@@ -235,7 +235,7 @@ def test_rights_that_another_grantor_gave_are_taken_back_or_not_said_to_be(deplo
 
 def test_schema_that_a_file_gave_to_the_table_creators_lets_none_drop_our_table(deployed: World) -> None:
     """The owner of a schema may drop whatever is in it."""
-    deployed.write("001_schema.sql", "ALTER SCHEMA public OWNER TO tablecreator")
+    deployed.write("001_schema.sql", f"ALTER SCHEMA {SCHEMA} OWNER TO tablecreator")
     with suppress(InitializerError):
         deployed.deploy()
     assert refusal(deployed, "app_tc", "DROP TABLE schema_migrations") == DENIED
@@ -249,9 +249,9 @@ GIVEN_AWAY = {
 
 @pytest.fixture
 def owned(deployed: World) -> Iterator[World]:
-    """A world whose schema public is the database owner's, as in a new database since PostgreSQL 15."""
+    """A world whose schema is the database owner's, as public is in a new database since PostgreSQL 15."""
     if deployed.server.version >= 140000:
-        as_superuser(deployed, "ALTER SCHEMA public OWNER TO pg_database_owner")
+        as_superuser(deployed, f"ALTER SCHEMA {SCHEMA} OWNER TO pg_database_owner")
     yield deployed
     owned = (
         "SELECT format('ALTER DATABASE %I OWNER TO {}', datname) FROM pg_database WHERE pg_get_userbyid(datdba) = '{}'"
@@ -265,7 +265,7 @@ def owned(deployed: World) -> Iterator[World]:
 def test_rights_of_a_databases_owner_that_were_given_to_table_creators_are_taken_back(
     owned: World, what: str, by: str
 ) -> None:
-    """The owner can drop our tables where schema public is the database owner's, and can close the database."""
+    """The owner can drop our tables where the schema is the database owner's, and can close the database."""
     second = f"{owned.dbname}_second"
     create_database(owned.server, second, ADMIN)
     owned.write("001_things.sql", "CREATE TABLE things (id int)")
@@ -312,19 +312,19 @@ def test_group_that_drops_its_own_rights_does_not_get_back_what_a_file_revoked(
 
 
 def test_group_that_drops_its_own_rights_does_not_close_what_the_admin_opened(deployed: World) -> None:
-    deployed.sql("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    deployed.sql(f"GRANT CREATE ON SCHEMA {SCHEMA} TO PUBLIC")
     with deployed.login("user") as conn:
         rows(conn, "DROP OWNED BY readwrite")
     deployed.deploy()
-    assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
+    assert deployed.sql(f"SELECT has_schema_privilege(%s, '{SCHEMA}', 'CREATE')", STRANGER) == [(True,)]
 
 
 def test_group_that_is_let_in_again_does_not_close_what_the_admin_opened(deployed: World) -> None:
-    deployed.sql("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    deployed.sql(f"GRANT CREATE ON SCHEMA {SCHEMA} TO PUBLIC")
     deployed.sql(f"REVOKE CONNECT ON DATABASE {deployed.dbname} FROM PUBLIC, readwrite")
     deployed.deploy()
     assert refusal(deployed, "app_rw", "SELECT 1") == ""
-    assert deployed.sql("SELECT has_schema_privilege(%s, 'public', 'CREATE')", STRANGER) == [(True,)]
+    assert deployed.sql(f"SELECT has_schema_privilege(%s, '{SCHEMA}', 'CREATE')", STRANGER) == [(True,)]
 
 
 def test_group_of_an_earlier_version_that_drops_its_rights_does_not_get_them_back(deployed: World) -> None:
@@ -352,7 +352,7 @@ def test_group_gets_its_rights_in_a_database_that_was_restored_without_them(depl
 
 
 def test_group_gets_its_rights_where_the_schema_was_restored_without_them(deployed: World) -> None:
-    """As by pg_restore --no-privileges after DROP SCHEMA public CASCADE: the database is the same, the table is not."""
+    """As by pg_restore --no-privileges after DROP SCHEMA … CASCADE: the database is the same, the table is not."""
     deployed.write("001_pay.sql", "CREATE TABLE pay (id int)")
     deployed.deploy()
     table = "schema_migrations_progress"
@@ -378,7 +378,7 @@ def test_group_stays_as_it_is_whatever_the_comment_on_our_table_says(deployed: W
 
 def test_group_does_not_get_back_default_privileges_that_a_file_revoked(deployed: World) -> None:
     """Of every kind: so nothing tells that there were any, but our note. A run with files says that they are gone."""
-    revoke = "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE ALL ON {}S FROM readwrite;"
+    revoke = f"ALTER DEFAULT PRIVILEGES IN SCHEMA {SCHEMA} REVOKE ALL ON {{}}S FROM readwrite;"
     deployed.write("001_closed.sql", revoke.format("TABLE") + revoke.format("SEQUENCE"))
     deployed.deploy()
     assert warned(deployed.deploy()) == []
@@ -431,9 +431,9 @@ def test_group_gets_rights_on_new_objects_where_there_are_too_many(
 # --- What a file replaces -------------------------------------------------------------------------------------------
 
 REPLACED = {
-    "ROUTINE public.own(integer)": "CREATE OR REPLACE FUNCTION own(int) RETURNS int LANGUAGE sql AS 'SELECT {0}'",
-    "ROUTINE public.act()": "CREATE OR REPLACE PROCEDURE act() LANGUAGE sql AS 'SELECT {0}'",
-    "VIEW public.seen": "CREATE OR REPLACE VIEW seen AS SELECT {0} AS seen",
+    f"ROUTINE {SCHEMA}.own(integer)": "CREATE OR REPLACE FUNCTION own(int) RETURNS int LANGUAGE sql AS 'SELECT {0}'",
+    f"ROUTINE {SCHEMA}.act()": "CREATE OR REPLACE PROCEDURE act() LANGUAGE sql AS 'SELECT {0}'",
+    f"VIEW {SCHEMA}.seen": "CREATE OR REPLACE VIEW seen AS SELECT {0} AS seen",
 }
 
 
@@ -452,7 +452,7 @@ def test_rights_of_the_table_creator_on_what_a_file_replaces_are_named(deployed:
     assert sorted(remedies) == [f"ALTER {what} OWNER TO CURRENT_USER" for what in sorted(REPLACED)]
     for remedy in remedies:
         deployed.sql(remedy)
-    deployed.write("003_replace.sql", REPLACED["VIEW public.seen"].format(3))
+    deployed.write("003_replace.sql", REPLACED[f"VIEW {SCHEMA}.seen"].format(3))
     assert deployed.deploy()["warnings"] == []
 
 
