@@ -770,13 +770,13 @@ def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> di
     known = review.Known(config.schema)
     found: list[Finding] = []
     for file, script in scripts.items():
+        found += review.findings(file.path.name, script, known, file in new)
         if file in new:
             findings.notes += tables_in_public(file, script, config.schema)
-        found += review.findings(file.path.name, script, known, file in new)
-        if not script.pieces:  # a long one, or one with rows of COPY: a program has written it
+        if not script.pieces:  # a long file, or one with rows of COPY: a program has written it
             # What is applied has worked, and can no longer be changed.
-            problems = mistakes if file in new else syntax_errors
-            findings.problems += problems(file, script)
+            look = mistakes if file in new else syntax_errors
+            findings.problems += look(file, script)
         script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
