@@ -47,7 +47,9 @@ from sql_scanner import Script, Statement
 
 OWN_ROLE_SQL = "SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE"
 # What ours differ in from those of a new session, which a script expects.
-SCRIPT_SETTINGS_SQL = "RESET ROLE; SET search_path TO DEFAULT; SET DateStyle TO DEFAULT"
+SCRIPT_SETTINGS_SQL = (
+    "RESET ROLE; SET search_path TO DEFAULT; SET DateStyle TO DEFAULT; SET jit TO DEFAULT"
+)
 ADD_VALUE = re.compile(r"\bADD\s+VALUE\b", re.IGNORECASE)
 SET_CONFIG = re.compile(r"SELECT\s+(pg_catalog\s*\.\s*)?set_config\s*\(", re.IGNORECASE)
 ISOLATION = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|REPEATABLE READ)", re.IGNORECASE)

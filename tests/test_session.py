@@ -296,6 +296,18 @@ def test_session_writes_dates_as_the_database_does(world: World, mark: str) -> N
     assert report["status"] == world.deploy({"action": "status"})["status"] == "ok"
 
 
+@pytest.mark.parametrize("mark", ["", "-- no-transaction\n"], ids=["one transaction", "in steps"])
+def test_session_compiles_the_statements_of_a_file_as_the_database_does(world: World, mark: str) -> None:
+    """Our own questions are not compiled, which a large statement of a file can gain by."""
+    world.sql("CREATE TABLE seen (jit text)")
+    for number, jit in enumerate(("on", "off", "on")):
+        world.sql(f"ALTER DATABASE {world.dbname} SET jit = {jit}")
+        world.write(f"00{number}_a.sql", f"{mark}INSERT INTO seen SELECT current_setting('jit');\nSELECT 1;")
+        world.write(f"00{number}_b.sql", f"{mark}INSERT INTO seen SELECT current_setting('jit');\nSELECT 1;")
+        world.deploy(CREATE_USERS="false")
+    assert world.sql("SELECT * FROM seen") == [("on",), ("on",), ("off",), ("off",), ("on",), ("on",)]
+
+
 def test_session_that_is_renewed_tells_each_warning_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """What was odd before the renewal stays in the report, and is not said again after it."""
     block = "DO $$ BEGIN PERFORM 1; END $$;"
