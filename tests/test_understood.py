@@ -57,9 +57,9 @@ def test_tracking_table_with_a_renamed_column_is_not_another_tools(world: World)
     world.sql("ALTER TABLE schema_migrations RENAME migration_name TO name")
 
     assert message(world) == (
-        f"table {SCHEMA}.schema_migrations is db_setup's own, but has no column migration_name any more (columns: "
-        "id, name, applied_at, checksum, file_sha256, adopted, duration_ms, applied_by, deployment): rename or restore that "
-        "column. Nothing has been touched."
+        f"table {SCHEMA}.schema_migrations is db_setup's own, but has no column migration_name any more (columns: id, "
+        "name, applied_at, checksum, file_sha256, adopted, duration_ms, applied_by, deployment): rename or restore "
+        "that column. Nothing has been touched."
     )
 
 
