@@ -51,6 +51,7 @@ import file_names
 import initializer
 import migration_files
 import planning
+import review
 import secret_store
 import sql_scanner
 from common import ConfigError, InitializerError, MigrationError
@@ -58,6 +59,7 @@ from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config
 from database import Endpoint, Login
 from migration_files import Migration
 from planning import Row
+from review import Finding
 from sql_scanner import Script
 
 ABOUT = {
@@ -85,7 +87,9 @@ def main() -> int:
         signal.signal(signal.SIGTERM, interrupt)
         report = run_action(options, screen)
         screen.clear()
-        print_report(report, as_json=options.json)
+        print_report(report, options.json or options.format == "json")
+        if options.format == "github" and not options.json:
+            print_annotations(report)
         return 0 if report["status"] == "ok" else 1
     except InitializerError as exc:
         screen.clear()
@@ -107,7 +111,7 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
     if options.schema is not None:
         os.environ["DB_SCHEMA"] = options.schema
     if options.action == "check":
-        return check(options.base, with_squawk=not options.no_squawk)
+        return check(options.base, not options.no_squawk, options.strict)
     login = checked_login(options.action)
     if options.action == "databases":
         return list_databases(options.like, options.schemas, login, screen)
@@ -271,6 +275,13 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--no-squawk", action="store_true", help="leave out squawk, even if it is installed"
     )
+    check.add_argument("--strict", action="store_true", help="warnings are problems, too")
+    check.add_argument(
+        "--format",
+        choices=("text", "github", "json"),
+        default="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text",
+        help="github: the text, and annotations for GitHub Actions (default there)",
+    )
     return top
 
 
@@ -279,6 +290,7 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
     command.add_argument(
         "--json", action="store_true", help="print the report as JSON, and nothing else"
     )
+    command.set_defaults(format="text")
     return command
 
 
@@ -448,6 +460,8 @@ def summary(report: Mapping[str, Any]) -> str:
         return status_summary(report)
     if action == "check":
         found = f"{report['status']}, problems: {len(report['problems'])}"
+        if report["warnings"]:
+            found += f", warnings: {len(report['warnings'])}"
         return f"{found}; not checked: {report['not_checked']}"
     if action == "dry_run":
         return "nothing has been changed"
@@ -475,6 +489,34 @@ def painted(text: str, colour: int, stream: Any) -> str:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\033[{colour}m{text}\033[0m"
+
+
+def print_annotations(report: Mapping[str, Any]) -> None:
+    """Let GitHub Actions show each problem and each warning, at its line if it has one."""
+    found = [*report["findings"], *report["squawk"]]
+    said = {each["message"] for each in found}
+    for problem in report["problems"]:
+        if problem not in said:
+            place = re.match(r"(\S.*?\.sql)(?::(\d+))?\b", problem, re.IGNORECASE)
+            file, line = place.groups("1") if place else ("", "")
+            more = {"level": "error", "rule": "check", "effect": problem}
+            found.append({"file": file, "line": line, **more})
+    root = os.environ.get("GITHUB_WORKSPACE")
+    folder = os.path.relpath(initializer.MIGRATIONS_DIR.resolve(), root)
+    for each in found:
+        where = escaped(f"{folder}/{each['file']}")
+        at = f"file={where},line={each['line']}," if each["file"] else ""
+        title = escaped(
+            f"{each['rule']}: {each.get('recipe')}" if each.get("recipe") else each["rule"]
+        )
+        print(f"::{each['level']} {at}title={title}::{escaped(each['effect'], in_property=False)}")
+
+
+def escaped(text: str, in_property: bool = True) -> str:
+    """As workflow commands are written."""
+    for character in "%\r\n:," if in_property else "%\r\n":
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
 
 
 class Screen(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -678,7 +720,7 @@ def from_here(path: Path) -> Path:
 
 DEPLOYED_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master", "HEAD")
 NO_SQUAWK = (
-    "squawk is not installed; it finds what locks a table for long: "
+    "squawk is not installed; it is a linter with more rules: "
     "python3 -m pip install squawk-cli, or npm i -D squawk-cli (squawkhq.com)"
 )
 # What squawk asks for, and a run does anyway.
@@ -697,12 +739,14 @@ class Findings:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.by_squawk: list[Finding] = []
 
 
-def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
+def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> dict[str, Any]:
     """Report everything that can be said without a database.
 
-    The files of the base commit count as applied.
+    The files of the base commit count as applied. Warnings make it fail if it is strict.
     """
     folder = initializer.MIGRATIONS_DIR
     findings = Findings()
@@ -723,23 +767,33 @@ def check(base: Optional[str], with_squawk: bool) -> dict[str, Any]:
     refused = {file.name for file in files if file not in scripts}
     applied = [row for row in applied_rows(commit, files) if row.name not in refused]
     new = compare(list(scripts), applied, config, findings)
+    known = review.Known(config.schema)
+    found: list[Finding] = []
     for file, script in scripts.items():
         if file in new:
             findings.notes += tables_in_public(file, script, config.schema)
-        if not script.pieces:  # a long file, or one with rows of COPY: a program has written it
+        found += review.findings(file.path.name, script, known, file in new)
+        if not script.pieces:  # a long one, or one with rows of COPY: a program has written it
             # What is applied has worked, and can no longer be changed.
-            look = mistakes if file in new else syntax_errors
-            findings.problems += look(file, script)
+            problems = mistakes if file in new else syntax_errors
+            findings.problems += problems(file, script)
         script.forget_text()
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
+    said = {each[:2] for each in findings.by_squawk}
+    found = [each for each in found if each[:2] not in said]
+    warnings = findings.problems if is_strict else findings.warnings
+    warnings += map(str, found)
     return {
         "status": "failed" if findings.problems else "ok",
         "action": "check",
         "folder": str(from_here(folder)),
         "new": [file.name for file in new],
         "notes": findings.notes,
+        "warnings": findings.warnings,
         "problems": findings.problems,
+        "findings": [each.told("error" if is_strict else "warning") for each in found],
+        "squawk": [each.told("error") for each in findings.by_squawk],
         "not_checked": not_checked(with_squawk),
     }
 
@@ -997,8 +1051,8 @@ def check_with_squawk(scripts: Mapping[Migration, Script], findings: Findings) -
     in_transaction = [file for file, script in readable.items() if not script.no_transaction]
     outside = [file for file, script in readable.items() if script.no_transaction]
     results = [
-        squawk_accepts(program, "--assume-in-transaction", in_transaction),
-        squawk_accepts(program, "--no-assume-in-transaction", outside),
+        squawk_accepts(program, "--assume-in-transaction", in_transaction, findings),
+        squawk_accepts(program, "--no-assume-in-transaction", outside, findings),
     ]
     if not all(results):
         findings.problems.append("squawk complains, see above")
@@ -1008,7 +1062,14 @@ def has_rows(script: Script) -> bool:
     return any(piece.data for piece in script.pieces)
 
 
-def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> bool:
+# Its complaint and the place, without its colours and links.
+BY_SQUAWK = re.compile(r"^\w+\[([\w-]+)\]: (.*)\n\W+(\S.*):(\d+):\d+$", re.MULTILINE)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m|\x1b\]8;;.*?\x1b\\")
+
+
+def squawk_accepts(
+    program: str, option: str, files: Sequence[Migration], findings: Findings
+) -> bool:
     """Run squawk, whose complaints go to stderr."""
     if not files:
         return True
@@ -1019,7 +1080,12 @@ def squawk_accepts(program: str, option: str, files: Sequence[Migration]) -> boo
         command.append(f"--exclude={EXCLUDED_RULES},{STYLE_RULES}")
     command.append("--")
     command += [str(from_here(file.path)) for file in files]
-    done = subprocess.run(command, stdout=sys.stderr, check=False)  # noqa: S603 - no shell
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # noqa: S603 - no shell
+    said = done.stdout.decode(errors="replace")
+    print(said, end="", file=sys.stderr, flush=True)
+    for rule, what, place, line in BY_SQUAWK.findall(COLOURS.sub("", said)):
+        if rule not in f"{EXCLUDED_RULES},{STYLE_RULES}".split(","):
+            findings.by_squawk.append(Finding(Path(place).name, int(line), rule, what))
     return done.returncode == 0
 
 

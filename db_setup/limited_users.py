@@ -796,11 +796,9 @@ class LimitedUsers:
 
         def change() -> bool:
             with self._session.transaction():
-                said = len(self.warnings)
                 created = self._change_login(kind, login, is_ours)
                 self._share_objects_of(kind, login.username, created)
                 if stored.read() != stored.value:  # while the role is ours alone
-                    del self.warnings[said:]  # of what the other run has just made
                     raise OvertakenError
                 stored.write(_as_secret(stored.value, login))
             return created

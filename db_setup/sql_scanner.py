@@ -313,7 +313,7 @@ class Statement:
     def makes_just(self, schema: str) -> bool:
         """It is CREATE SCHEMA or DROP SCHEMA with this name, and nothing else."""
         guard = 2 if self.words[2:4] == ("IF", "EXISTS") else 0
-        names = [_identifier(token) for token in self.tokens[2 + guard :]]
+        names = [identifier(token) for token in self.tokens[2 + guard :]]
         return self.words[:2] in _OF_A_SCHEMA and names == [schema]
 
     @property
@@ -352,7 +352,7 @@ class Statement:
         """
         if self.keyword not in ("SET", "RESET"):
             return None
-        words = [_identifier(token.strip("'")).lower() for token in self.tokens[1:6]]
+        words = [identifier(token.strip("'")).lower() for token in self.tokens[1:6]]
         words += ["", "", ""]
         if self.keyword == "RESET":
             return words[0], ""
@@ -506,7 +506,7 @@ _NEVER_IN_A_TRANSACTION = (("ALTER", "SYSTEM"), ("CREATE", "TABLESPACE"), ("DROP
 def _database_target(statement: Statement) -> Target:
     """CREATE DATABASE name, DROP DATABASE IF EXISTS name."""
     at = _skip_options(statement.words, 2)
-    name = _identifier("".join(statement.tokens[at : at + 1]))
+    name = identifier("".join(statement.tokens[at : at + 1]))
     return Target("DATABASE", name=name, creates=statement.keyword == "CREATE")
 
 
@@ -516,7 +516,7 @@ def _new_index_target(statement: Statement) -> Target:
     on = words.index("ON", 3)
     name = None
     if words[on - 1] != "CONCURRENTLY":
-        name = _identifier(statement.tokens[on - 1])
+        name = identifier(statement.tokens[on - 1])
     table = _name_as_written(statement.tokens[_skip_options(words, on + 1) :])
     columns, rest = _index_columns(statement.tokens[on:])
     return Target(
@@ -538,7 +538,7 @@ def _index_columns(tokens: Sequence[str]) -> tuple[tuple[str, ...], Sequence[str
     for at, part in enumerate(tokens):
         if open_parens == 1 and tokens[at - 1] in ("(", ","):
             is_expression = part == "(" or tokens[at + 1 : at + 2] in (("(",), (".",))
-            columns.append("" if is_expression else _identifier(part))
+            columns.append("" if is_expression else identifier(part))
         if part == "(":
             open_parens += 1
         elif part == ")":
@@ -585,17 +585,17 @@ def _qualified_name(tokens: Sequence[str]) -> Optional[Name]:
     """schema.name or name, as PostgreSQL stores them; without the database before it."""
     if not tokens:
         return None
-    parts = [_identifier(tokens[0])]
+    parts = [identifier(tokens[0])]
     for dot, part in zip(tokens[1:4:2], tokens[2:5:2]):
         if dot != ".":
             break
-        parts.append(_identifier(part))
+        parts.append(identifier(part))
     if len(parts) == 1:
         return None, parts[0]
     return parts[-2], parts[-1]
 
 
-def _identifier(token: str) -> str:
+def identifier(token: str) -> str:
     """The name as PostgreSQL stores it."""
     if token.startswith('"'):
         return token[1:-1].replace('""', '"')

@@ -527,7 +527,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found = tmp_path / "db_setup" / "migrations"
     found.mkdir(parents=True)
     monkeypatch.setattr(initializer, "MIGRATIONS_DIR", found)
-    monkeypatch.delenv("GITHUB_BASE_REF", raising=False)
+    for name in ("GITHUB_BASE_REF", "GITHUB_ACTIONS", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return found
 
@@ -1001,6 +1002,125 @@ def test_check_of_unreadable_bytes_in_the_base_says_nothing_of_them(branch: Path
     assert check("HEAD") == ([], [])
 
 
+# --- check: what blocks or breaks the application --------------------------------------------------------------------
+
+
+@pytest.fixture
+def shop(folder: Path) -> Path:
+    """A table that is applied, and a new file that would stop its writers."""
+    write(folder, _001_a="CREATE TABLE t (i int);\nCREATE INDEX ON t (i);", _002_b="ALTER TABLE t RENAME i TO j;")
+    git("init", "-q", "-b", "main")
+    commit()
+    write(folder, _003_c="SELECT 1;\nCREATE INDEX ON t (j);")
+    return folder
+
+
+def test_check_warns_of_new_files_and_fails_only_if_it_is_strict(shop: Path) -> None:
+    """A warning names file, line, effect, rule and recipe; what is applied cannot be changed any more."""
+    warning = "003_c.sql:2: nobody can write to t until the index is built [index, see Create an index]"
+
+    loose, strict = run_check(), run_check("--strict")
+
+    assert (loose.returncode, strict.returncode) == (0, 1)
+    assert f"\nwarnings    {warning}\n" in loose.stdout
+    assert "\nok, problems: 0, warnings: 1; not checked: " in loose.stdout
+    assert f"\nproblems    {warning}\nfailed, problems: 1; not checked: " in strict.stdout
+
+
+def test_check_as_json_has_each_finding(shop: Path) -> None:
+    """`--format json` is `--json`, also in GitHub Actions: the report and nothing else."""
+    runs = [run_check(*words, GITHUB_ACTIONS="true") for words in (["--format", "json"], ["--json"])]
+
+    assert runs[0].stdout == runs[1].stdout
+    assert json.loads(runs[0].stdout)["findings"] == [
+        {
+            "file": "003_c.sql",
+            "line": 2,
+            "rule": "index",
+            "effect": "nobody can write to t until the index is built",
+            "recipe": "Create an index",
+            "level": "warning",
+            "message": "003_c.sql:2: nobody can write to t until the index is built [index, see Create an index]",
+        }
+    ]
+
+
+def annotations(run: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in run.stdout.splitlines() if line.startswith("::")]
+
+
+def test_check_in_github_actions_annotates_the_lines(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings and problems are workflow commands after the text, with the path from the repository's root."""
+    write(shop, **{"_004_d,:%": "SELECT :name;", "_005_e": "DROP TABLE t;"})
+    (shop / "001_a.sql").write_text("SELECT 7;")
+    place = "file=db_setup/migrations"
+
+    text, github, actions = run_check(), run_check("--format", "github"), run_check(GITHUB_ACTIONS="true")
+    monkeypatch.chdir(shop)
+    elsewhere = run_check("--strict", folder=".", GITHUB_ACTIONS="true", GITHUB_WORKSPACE=str(shop.parent.parent))
+
+    assert annotations(text) == []
+    assert annotations(github) == annotations(actions)
+    assert actions.stdout.startswith(text.stdout)
+    assert annotations(actions) == [
+        f"::warning {place}/003_c.sql,line=2,title=index%3A Create an index::"
+        "nobody can write to t until the index is built",
+        f"::warning {place}/005_e.sql,line=1,title=drop%3A Drop a column or a table::"
+        "deployed code that uses t fails, and what is in it is lost",
+        f"::error {place}/001_a.sql,line=1,title=check::001_a.sql was edited. {terminal.RESTORE}",
+        f"::error {place}/004_d%2C%3A%25.sql,line=1,title=check::"
+        "004_d,:%25.sql:1:8: :name is a variable of psql: write the value itself",
+    ]
+    assert [line.split(",line")[0] for line in annotations(elsewhere)] == [
+        f"::error {place}/{name}.sql" for name in ("003_c", "005_e", "001_a", "004_d%2C%3A%25")
+    ]
+
+
+def test_annotation_is_one_line() -> None:
+    """Line ends, and in a property : and , are escaped as GitHub's runner reads them."""
+    assert terminal.escaped("50%:\r\n,") == "50%25%3A%0D%0A%2C"
+    assert terminal.escaped("50%:\r\n,", in_property=False) == "50%25:%0D%0A,"
+
+
+# As squawk 2 prints it, with colours and links.
+COMPLAINT = (
+    "\x1b[1m\x1b[33mwarning[\x1b]8;;https://squawkhq.com/docs/{0}\x1b\\{0}\x1b]8;;\x1b\\]\x1b[0m\x1b[1m: Why.\x1b[0m\n"
+    " \x1b[1m\x1b[94m ╭▸ \x1b[0m{1}:{2}:1\n  \x1b[1m\x1b[94m│\x1b[0m\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "line", "warnings"),
+    [
+        ("require-concurrent-index-creation", 2, 0),
+        ("require-concurrent-index-creation", 1, 1),
+        ("prefer-identity", 2, 1),
+    ],
+)
+def test_check_says_nothing_twice(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, rule: str, line: int, warnings: int
+) -> None:
+    """What squawk says of a line is left out, and squawk's words are as they were; both are annotated."""
+    tmp_path = shop.parent.parent
+    said = COMPLAINT.format(rule, "db_setup/migrations/003_c.sql", line)
+    (tmp_path / "said").write_text(said)
+    program = tmp_path / "bin" / "squawk"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncat "{tmp_path}/said"\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+
+    run = run_check("--format", "github")
+
+    assert (run.returncode, run.stderr) == (1, said)
+    assert run.stdout.count("[index, see Create an index]") == warnings
+    by_squawk = f"::error file=db_setup/migrations/003_c.sql,line={line},title={rule}::Why."
+    assert annotations(run)[warnings:] == [
+        *([] if rule in terminal.STYLE_RULES else [by_squawk]),
+        "::error title=check::squawk complains, see above",
+    ]
+
+
 # --- squawk ---------------------------------------------------------------------------------------------------------
 
 FAKE_SQUAWK = """#!/bin/sh
@@ -1026,13 +1146,15 @@ def squawk(branch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 RULES = f"--exclude={terminal.EXCLUDED_RULES},{terminal.STYLE_RULES} "
 
 
-def run_check(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run_check(
+    *words: str, code: int = 0, folder: str = "db_setup/migrations", **more: str
+) -> subprocess.CompletedProcess[str]:
     """`check` in a process of its own, on the folder in the working directory."""
     start = "import sys, runpy, pathlib; sys.path.insert(0, sys.argv[1]); import initializer; "
-    start += "initializer.MIGRATIONS_DIR = pathlib.Path('db_setup/migrations').absolute(); "
+    start += f"initializer.MIGRATIONS_DIR = pathlib.Path('{folder}').absolute(); "
     start += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", start, str(DB_SETUP), "check", *words]
-    environ = {**os.environ, "SQUAWK_CODE": str(code)}
+    environ = {"SQUAWK_CODE": str(code), **os.environ, **more}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environ)
 
 
