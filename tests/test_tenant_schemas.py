@@ -13,13 +13,14 @@ from harness.logins import as_superuser
 from harness.world import World, rows
 from test_terminal import Project
 
+pytestmark = pytest.mark.public  # each test names its schemas itself
+
 TENANTS = [f"t_{number}" for number in range(4)]
 
 
 @pytest.fixture
 def world(world: World) -> World:
-    """These tests name each schema themselves."""
-    world.environ.pop("DB_SCHEMA", None)
+    """With a file, and an empty schema for each tenant."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
     world.sql("".join(f"CREATE SCHEMA {name};" for name in TENANTS))
     return world

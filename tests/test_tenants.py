@@ -86,7 +86,6 @@ SCHEMAS = [f"tenant_{number:04}" for number in range(3)]
 @pytest.fixture
 def schemas(world: World) -> World:
     """A world for tenants that have schemas, with the guide's files."""
-    world.environ.pop("DB_SCHEMA", None)
     for name in ("001_shared", "002_orders"):
         world.write(f"{name}.sql", recipe(name).text)
     return world
@@ -96,6 +95,7 @@ def migrate_schema(world: World, name: str, **variables: str) -> dict[str, Any]:
     return world.deploy({"action": "migrate", "variables": {"DB_SCHEMA": name, **variables}})
 
 
+@pytest.mark.public  # each names its schemas itself
 def test_schemas_of_tenants_share_logins_and_what_the_first_run_makes(schemas: World) -> None:
     """The one pool of the guide's table: each transaction sets its tenant's path."""
     for name in SCHEMAS:
@@ -114,6 +114,7 @@ def test_schemas_of_tenants_share_logins_and_what_the_first_run_makes(schemas: W
     assert schemas.sql("SELECT count(*) FROM pg_extension WHERE extname = 'pgcrypto'") == [(1,)]
 
 
+@pytest.mark.public  # each names its schemas itself
 def test_schemas_of_tenants_with_logins_of_their_own_do_not_reach_each_other(schemas: World) -> None:
     """With the variables that the guide shows for databases."""
     schemas.remove("001_shared.sql")

@@ -19,14 +19,9 @@ from harness.logins import as_superuser
 from harness.world import ADMIN, Context, World, exactly, rows
 from test_schema import ORDERS, ask, with_own_secrets
 
+pytestmark = pytest.mark.public  # each test names its schemas itself
+
 EVIL = "CREATE FUNCTION public.lower(varchar) RETURNS text LANGUAGE sql AS $$ SELECT current_user::text $$"
-
-
-@pytest.fixture
-def world(world: World) -> World:
-    """These tests name each schema themselves."""
-    world.environ.pop("DB_SCHEMA", None)
-    return world
 
 
 @pytest.fixture
