@@ -14,6 +14,7 @@ import initializer
 import pytest
 from config import Config, Setup
 from database import Endpoint, Login
+from harness.database import SCHEMA
 from harness.process import deploy_elsewhere
 from harness.world import ADMIN, ADMIN_PASSWORD, World
 from initializer import StoredInSecret
@@ -26,6 +27,7 @@ LOGGER = logging.getLogger("db_setup")
 # What a LogRecord has of its own: all other attributes are ours, and Lambda's JSON format shows them.
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 MESSAGE_LIMIT, MESSAGE_BYTES = 1500, 3100
+OF_SCHEMA = "" if SCHEMA == "public" else f" schema={SCHEMA}"  # said where it is not public
 LambdaHandler = logging.StreamHandler  # of an io.StringIO
 
 
@@ -133,7 +135,7 @@ def test_log_of_a_first_run_tells_the_story(world: World, caplog: pytest.LogCapt
     # Up to PostgreSQL 14 everybody can create tables in schema public, and only its owner changes that: it is said.
     others = ("group role created", "everybody can create tables in schema public remedy=")
     assert [line for line in lines if not line.startswith(others)] == [
-        f"starting version={initializer.__version__} database={database} files=1",
+        f"starting version={initializer.__version__} database={database} files=1{OF_SCHEMA}",
         "tracking table created table=schema_migrations",
         "applied migration=001_users duration_ms=N",
         "login ready login=app_rw secret=user state=created",
@@ -375,7 +377,7 @@ def test_terminal_without_handlers_shows_the_lines(world: World, tmp_path: Path)
 
     report = json.loads(run.stdout)
     assert [without_figures(line) for line in run.stderr.splitlines()] == [
-        f"INFO starting version={initializer.__version__} database={report['database']} files=1",
+        f"INFO starting version={initializer.__version__} database={report['database']} files=1{OF_SCHEMA}",
         "INFO tracking table created table=schema_migrations",
         "INFO applied migration=001_users duration_ms=N",
         "INFO done applied=1 adopted=0 pending=0 failed=0 lock_wait_ms=N duration_ms=N",
