@@ -203,7 +203,7 @@ def test_run_that_needs_too_long_stops_itself_and_the_next_goes_on(stack: Stack)
     assert "002_long" in failed.message
     assert "Applied in this run: 001_orders." in failed.message
     assert "raise that or split the file." in failed.message
-    assert answers(stack)[-1]["errorType"] == "MigrationError"
+    assert answers(stack)[-1]["errorType"] == "StoppedError"
     assert world.applied() == ["001_orders"]
     assert sessions(world) == []
 
