@@ -1510,11 +1510,16 @@ ROLES_OF_SQL = (
 )
 
 # Where the roles that a login is a member of were given rights by name.
-SCHEMAS_OF_SQL = (
-    "SELECT ARRAY(SELECT nspname::text FROM pg_namespace, aclexplode(nspacl) a, pg_roles g, "
-    "pg_roles r WHERE g.oid = a.grantee AND r.rolname = %s AND NOT g.rolsuper "
-    "AND pg_has_role(r.oid, g.oid, 'MEMBER'))"
-)
+# Up to PostgreSQL 14 public is the superuser's, and only default privileges tell of it.
+SCHEMAS_OF_SQL = """
+    SELECT ARRAY(
+        SELECT DISTINCT nspname::text FROM pg_namespace n, LATERAL (
+            SELECT grantee FROM aclexplode(nspacl)
+            UNION ALL
+            SELECT grantee FROM pg_default_acl, aclexplode(defaclacl)
+            WHERE defaclnamespace = n.oid) a, pg_roles g, pg_roles r
+        WHERE g.oid = a.grantee AND r.rolname = %s AND NOT g.rolsuper
+          AND pg_has_role(r.oid, g.oid, 'MEMBER'))"""
 
 # Others can have very many objects, with very long names: only what is new is named.
 NEW = "((({}.xmin::text::bigint - %(first_new)s) & 4294967295) < 2147483648)"
