@@ -1049,9 +1049,8 @@ def status(run: Run, found: OurTables) -> None:
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
     if plan.pending:
-        ((run.replication,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
-    if run.replication:
-        report.warn(replication.warning(run.replication, pending_with_ddl(run, state, plan)))
+        ((active,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
+        report.warn(replication.warning(active, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
     report.details = {
         "edited": [file.name for _, file in plan.edited],

@@ -22,8 +22,10 @@ ACTIVE_SQL = f"""
 
 def warning(active: Sequence[str], with_ddl: Iterable[str]) -> list[str]:
     """What to say where replication is active and these files have DDL; at most one warning."""
+    if not active:
+        return []
     changing = list(with_ddl)
-    if not active or not changing:
+    if not changing:
         return []
     more = f" and {len(changing) - 1} more" if len(changing) > 1 else ""
     return [

@@ -66,8 +66,8 @@ def test_replication_status_says_nothing_of_a_file_that_a_run_would_refuse(publi
 def test_replication_slots_of_the_database_are_named_and_others_are_not(tmp_path: Path) -> None:
     """As CDC tools and blue/green deployments make them; on a server of its own, which has logical decoding."""
     slot = "SELECT pg_create_{}_replication_slot('{}'{}, {})"
-    settings = {**harness_server.SETTINGS, "wal_level": "logical"}
-    with mock.patch.dict(harness_server.SETTINGS, settings), harness_server.own_server() as server:
+    logical = mock.patch.dict(harness_server.SETTINGS, wal_level="logical")
+    with logical, harness_server.own_server() as server:
         prepare(server)
         create_database(server, "shop", ADMIN)
         with superuser_connection(server, "shop") as conn, superuser_connection(server) as elsewhere, played():

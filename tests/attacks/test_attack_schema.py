@@ -219,7 +219,7 @@ def test_login_of_a_path_of_its_own_is_followed_by_one_of_the_schema(world: Worl
 
 
 def test_run_that_another_schema_overtakes_complains_of_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both make the login that they share; the one that comes second leaves it alone, and the path that it has got."""
+    """Both make the login that they share; the one that comes second leaves it alone, and the path that it has."""
     world.write("001_orders.sql", ORDERS)
     change = limited_users.LimitedUsers._change_login
     others = ["one"]
