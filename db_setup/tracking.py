@@ -200,7 +200,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     """
     config = setup.config
     changes: list[sql.Composable] = [
-        sql.SQL(f"ALTER TABLE {{}} {ADD_COLUMNS_SQL}").format(config.tracking),
+        sql.SQL(ADD_COLUMNS_SQL).format(config.tracking),
         # Made with the other one, so that nobody else can make it.
         sql.SQL(marks.CREATE_SQL).format(config.marks),
     ]
@@ -604,7 +604,7 @@ CLOSE_SQL = """
         END LOOP;
     END $do$"""
 # Additive and nullable: the versions before us insert migration_name alone.
-ADD_COLUMNS_SQL = ", ".join(
+ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(
     f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in OUR_COLUMNS.items()
 )
 # The number is one if the row is there; else PostgreSQL's error quotes what is none.
