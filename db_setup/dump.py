@@ -29,7 +29,6 @@ import sql_scanner
 from common import ConfigError, InitializerError, log, shortened
 from config import Setup
 from psycopg2.extensions import make_dsn
-from sql_scanner import Statement
 
 OPTIONS = (
     *("--schema-only", "--no-owner", "--no-privileges", "--no-tablespaces", "--no-subscriptions"),
@@ -38,7 +37,6 @@ OPTIONS = (
 # Of the settings that pg_dump writes, those that decide how the rest is read. The others differ
 # from version to version, or are PostgreSQL's defaults.
 SETTINGS = ("client_encoding", "standard_conforming_strings", "check_function_bodies", "xmloption")
-ACCESS_METHOD = "default_table_access_method"
 # A mapping holds a password; the comment on an extension is the extension's own.
 LEFT_OUT = (("CREATE", "USER", "MAPPING"), ("COMMENT", "ON", "EXTENSION"))
 
@@ -83,11 +81,8 @@ def schema_sql(setup: Setup, status: Mapping[str, Any]) -> str:
 
     Raises InitializerError where the database has not what the folder has.
     """
-    differences = [
-        f"{what}: {shortened(status[what])}"
-        for what in ("pending", "edited", "missing")
-        if status[what]
-    ]
+    kinds = [kind for kind in ("pending", "edited", "missing") if status[kind]]
+    differences = [f"{kind}: {shortened(status[kind])}" for kind in kinds]
     if differences:
         raise InitializerError(
             f"this database does not have what the folder has ({'; '.join(differences)})",
@@ -101,31 +96,25 @@ def schema_sql(setup: Setup, status: Mapping[str, Any]) -> str:
 
 def normalised(text: str) -> Iterator[str]:
     """The statements, each as it is and with a blank line after it, without what is noise."""
-    statements = list(sql_scanner.scan(text))
-    methods = {
-        each.setting[1] for each in statements if each.setting and ACCESS_METHOD in each.setting
-    }
-    kept = SETTINGS if methods <= {"heap"} else (*SETTINGS, ACCESS_METHOD)
-    for statement in statements:
-        if not _is_noise(statement, kept):
-            sql = text[statement.start : statement.end]
-            if sql_scanner.COLUMN_STAMP in statement.tokens:  # among other options
-                sql = re.sub(r"pg_attver=\d+, |, pg_attver=\d+", "", sql)
-            yield f"{sql};\n"
-
-
-def _is_noise(statement: Statement, kept: Iterable[str]) -> bool:
-    if statement.is_meta_command or statement.is_column_stamp:  # \restrict has a random word
-        return True
-    if statement.setting:
-        return statement.setting[0] not in kept
-    return statement.words[:3] in LEFT_OUT
+    method = "heap"  # of tables: PostgreSQL's own, until a setting says otherwise
+    for statement in sql_scanner.scan(text):
+        name, value = statement.setting or ("", "")
+        is_noise = name not in ("", *SETTINGS)
+        if name == "default_table_access_method":
+            is_noise, method = value == method, value
+        if statement.is_meta_command or statement.is_column_stamp or is_noise:
+            continue  # \restrict has a random word
+        if statement.words[:3] in LEFT_OUT:
+            continue
+        sql = text[statement.start : statement.end]
+        if sql_scanner.COLUMN_STAMP in statement.tokens:  # among other options
+            sql = re.sub(r"pg_attver=\d+, |, pg_attver=\d+", "", sql)
+        yield f"{sql};\n"
 
 
 def pg_dump(setup: Setup, server_version: str) -> str:
-    """What pg_dump writes of the same database, reached in the same way.
-
-    The password is not in its arguments, which others can see.
+    """What pg_dump writes of the same database. The password is not in its arguments, which others
+    can see.
     """
     program = shutil.which("pg_dump")
     major = re.sub(r"\D.*", "", server_version)
@@ -137,10 +126,9 @@ def pg_dump(setup: Setup, server_version: str) -> str:
         raise ConfigError("pg_dump, which reads the schema, is not in PATH", remedy)
     connect = database.options(setup.login, database.CONNECT_TIMEOUT_S)
     environ = {**os.environ, "LC_ALL": "C"}  # its words in English
-    # An older libpq does not know the second as an option.
-    for option, variable in (("password", "PGPASSWORD"), ("require_auth", "PGREQUIREAUTH")):
-        if value := connect.pop(option, ""):
-            environ[variable] = value
+    for name in ("password", "require_auth"):  # an older libpq knows the second as a variable only
+        if value := connect.pop(name, ""):
+            environ[f"PG{name}".upper().replace("_", "")] = value
     config = setup.config
     ours = [name for table in config.tables for name in (table, f"{table}_id_seq")]
     command = [program, *OPTIONS, f"--lock-wait-timeout={config.lock_timeout_ms}"]

@@ -16,10 +16,13 @@ import dump
 import initializer
 import migration_files
 import pytest
+from config import Config, Setup
+from database import Endpoint, Login
 from harness import clients
 from harness.database import SCHEMA, create_database, drop_database
 from harness.process import secrets_manager
 from harness.world import ADMIN, ADMIN_PASSWORD, AWS_ENVIRONMENT, World
+from psycopg2.extensions import libpq_version
 from test_documents import block_with
 from test_terminal import Project, annotations, folder, run_check, terminal, write
 
@@ -446,23 +449,41 @@ def test_dump_waits_for_a_lock_no_longer_than_a_migration(project: Dumps) -> Non
     assert "canceling statement due to" in run.stderr
 
 
-def test_dump_shows_the_password_to_nobody_and_keeps_tls(project: Dumps) -> None:
+def test_dump_shows_the_password_to_nobody(project: Dumps) -> None:
     """It is in the environment of pg_dump alone; where to connect, and over which TLS, are as for a run."""
     project.made(_001_a="SELECT 1;")
-    project.play('for word in "$@"; do echo "$word"; done > "$HOME/words"; exec "$REAL" "$@"')
-    mode = "require" if project.world.server.tls else "prefer"
+    project.play('for word in "$@" "PGSSLMODE=$PGSSLMODE"; do echo "$word"; done > "$HOME/words"; exec "$REAL" "$@"')
 
     run = project.run("dump", HOME=str(project.root))
 
     assert run.returncode == 0, run.stderr
     words = (project.root / "words").read_text()
-    assert ADMIN_PASSWORD not in words
-    assert "password=" not in words.replace("require_auth=", "")
+    assert ADMIN_PASSWORD.partition("'")[2] not in words
+    assert "password=" not in words
     (dsn,) = re.findall("--dbname=(.*)", words)
     told = dict(part.split("=") for part in dsn.split())
     assert (told["user"], told["dbname"], told["application_name"]) == (ADMIN, project.world.dbname, "db_setup")
+    (mode,) = re.findall("PGSSLMODE=(.*)", words)
     assert project.environ["DATABASE_URL"].endswith(f"sslmode={mode}")
-    assert told.get("sslmode", mode) == mode
+
+
+def test_dump_sends_a_token_only_to_a_server_that_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An admin that signs in by IAM has a new token for pg_dump, and Amazon's roots."""
+    program = tmp_path / "pg_dump"
+    program.write_text('#!/bin/sh\necho "$PGPASSWORD/$PGREQUIREAUTH"; for word in "$@"; do echo "$word"; done\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("PGSSLMODE", "disable")
+    endpoint = Endpoint("Shop.abc.eu-central-1.rds.amazonaws.com", 5432, "shop")
+    setup = Setup(Config(""), Login(endpoint, "admin", "", lambda: "a token"), {}, [], None)
+
+    secret, *words = dump.pg_dump(setup, "18.1").splitlines()
+
+    assert secret == "a token/" + ("password" if libpq_version() >= 160000 else "")
+    told = dict(part.split("=") for part in words[-1].replace("--dbname=", "").split())
+    assert (told["host"], told["sslmode"]) == ("shop.abc.eu-central-1.rds.amazonaws.com", "verify-full")
+    assert told["sslrootcert"].endswith("/rds_roots/eu-central-1.pem")
+    assert "a token" not in " ".join(words)
 
 
 def test_dump_over_another_file_or_as_a_migration_is_refused(project: Dumps) -> None:
