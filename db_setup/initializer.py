@@ -558,12 +558,12 @@ def move_marks_of_renamed_files(run: Run, state: State, plan: Plan) -> bool:
 
 
 class PendingFile(NamedTuple):
-    """A file that is to be applied, and recorded as `name`, in place of the row `before`."""
+    """A file that is to be applied, and recorded as `name`."""
 
     name: str
     migration: Migration
     script: Script
-    before: Optional[Row] = None  # where another text of a repeatable file has run
+    before: Optional[Row] = None  # of a repeatable file that has run
 
     @property
     def is_older(self) -> bool:
@@ -671,9 +671,10 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
+            known = hashes()
+            elapsed_ms = milliseconds_since(started)
             record_sql = tracking.record_sql(
-                *(session, run.setup, file.name, hashes(), milliseconds_since(started)),
-                before=file.before,
+                session, run.setup, file.name, known, elapsed_ms, is_again=file.before is not None
             )
             if marks.may_restart:  # those of other texts that have run in part
                 record_sql = f"{marks.forget_sql(session)}; {record_sql}"

@@ -491,17 +491,16 @@ def record_sql(
     hashes: Sequence[str],
     elapsed_ms: int,
     *,
-    before: Optional[Row] = None,
+    is_again: bool = False,
 ) -> str:
     """Writes the row that says *applied*; an error if it is not there then.
 
-    It takes the place of the one `before`, and comes last, as its file did.
+    Where a file runs again, its row comes last, as the file did.
     `elapsed_ms` is what has passed until now; the statement adds what its transaction takes.
     """
     config = setup.config
-    record = sql.SQL((REPLACE_SQL if before else "") + RECORD_SQL).format(
+    record = sql.SQL((FORGET_SQL if is_again else "") + RECORD_SQL).format(
         table=config.tracking,
-        id=sql.Literal(before.id if before else None),
         name=literal(name),
         checksum=literal(hashes[0]),
         file_sha256=literal(hashes[1]),
@@ -616,7 +615,7 @@ CLOSE_SQL = """
 ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(
     f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in OUR_COLUMNS.items()
 )
-REPLACE_SQL = "DELETE FROM {table} WHERE id = {id}; "
+FORGET_SQL = "DELETE FROM {table} WHERE migration_name = {name}; "
 # The number is one if the row is there; else PostgreSQL's error quotes what is none.
 RECORD_SQL = (
     "INSERT INTO {table} (migration_name, checksum, file_sha256, duration_ms, applied_by, "
