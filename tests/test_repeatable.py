@@ -14,6 +14,7 @@ import planning
 import pytest
 import review
 import sql_scanner
+from harness import guide
 from harness.database import SCHEMA
 from harness.logins import works
 from harness.others import open_transaction
@@ -821,3 +822,23 @@ def test_new_repeatable_file_has_no_number_and_says_what_it_is(branch: World) ->
     assert check() == ([], [])
     with pytest.raises(MigrationError):
         terminal.run_action(options, None)
+
+
+# --- The guide ------------------------------------------------------------------------------------------------------
+
+
+def test_guide_repeatable_file_runs_again_and_check_accepts_it(world: World) -> None:
+    """As it is in the guide, on the guide's tables; changed, it replaces what it made."""
+    (text,) = [block.text for block in guide.blocks(guide.section("Repeatable files"))]
+    world.write("001_schema.sql", guide.SCHEMA.read_text())
+    for number, block in enumerate(guide.prelude(), 2):
+        world.write(f"{number:03}_{block.name}.sql", block.text)
+    assert text.startswith("-- R__open_orders.sql\n")
+    world.write("R__open_orders.sql", text)
+    world.deploy(CREATE_USERS="true")
+    world.write("R__open_orders.sql", text.replace("'new'", "'paid'"))
+
+    report = world.deploy(CREATE_USERS="true")
+
+    assert (names(report), report["warnings"]) == (["R__open_orders"], [])
+    assert found("R__open_orders.sql", text) == []
