@@ -138,6 +138,7 @@ def is_as_said(world: World, check: Block) -> bool:
     return {"must_be_0": answer == [(0,)], "must_not_be_listed": answer == []}.get(column, answer != [])
 
 
+@pytest.mark.slow
 def test_guide_recipes_run_in_their_order(world: World) -> None:
     """Every file of the guide is applied by the handler while old and new code write, every check finds what it should,
     and what says since which version it works does not before."""
@@ -249,6 +250,7 @@ def lock_lines() -> list[tuple[str, str, bool, bool]]:
     ]
 
 
+@pytest.mark.slow
 def test_guide_locks_are_those_that_the_statements_take(shop: World) -> None:
     """Each statement in the table of locks holds the lock that is said, and lets others read and write as is said."""
     shop.sql("ALTER TABLE orders ADD CONSTRAINT orders_checked CHECK (total >= 0) NOT VALID")
@@ -351,6 +353,7 @@ def test_guide_recipe_in_its_long_part_lets_others_read_and_write_and_the_naive_
     assert names(run.result()) == [name for name, _ in files]
 
 
+@pytest.mark.slow
 def test_load_cases_run_without_an_error_of_the_application(server: Server) -> None:
     """All that `make load` measures runs, on small tables: no statement fails, and it says how long each waited."""
     load.build_template(server, 2000)
