@@ -107,7 +107,7 @@ def main() -> int:
 
 def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
     if options.action == "new":
-        path = write_new("_".join(options.name))
+        path = write_new("_".join(options.name), options.repeatable)
         return {"status": "ok", "action": "new", "path": str(path)}
     if options.schema is not None:
         os.environ["DB_SCHEMA"] = options.schema
@@ -276,6 +276,10 @@ def parser() -> argparse.ArgumentParser:
 
     new = add_command(commands, "new", "write the next migration's file")
     new.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
+
+    new.add_argument(
+        "--repeatable", action="store_true", help="one that runs whenever its content has changed"
+    )
 
     check = add_command(
         commands,
@@ -712,19 +716,25 @@ TEMPLATE = """\
 -- CREATE INDEX CONCURRENTLY and the like go into a file of their own.
 
 """
+REPEATABLE = """\
+-- Runs after all other files, whenever its statements have changed: each must be able to run again,
+-- such as CREATE OR REPLACE, GRANT, INSERT … ON CONFLICT.
+
+"""
 
 
-def write_new(name: str) -> Path:
-    """Write an empty migration with the next number; never overwrite a file."""
+def write_new(name: str, is_repeatable: bool = False) -> Path:
+    """Write an empty migration with the next number, if it has one; never overwrite a file."""
     problems: list[str] = []
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems, warnings=[])
     if problems:
         raise MigrationError("; ".join(problems), state="")
-    version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
+    names = (file.name for file in files)
+    version = "R__" if is_repeatable else file_names.next_version(names, datetime.now(timezone.utc))
     path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(TEMPLATE)
+            file.write(REPEATABLE if is_repeatable else TEMPLATE)
     except OSError as exc:
         raise MigrationError(f"{path}: {exc.strerror}", state="") from exc
     return from_here(path)
@@ -761,6 +771,7 @@ STYLE_RULES = (
 )
 DUMP_RULE = "dump"
 STALE = "it is of other migrations: migrate a new, empty database, and dump it again"
+DROP = "drop it in a new file"
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
 
 
@@ -968,7 +979,10 @@ def compare(
     for _, file in plan.edited:
         changed.append(f"{file.path.name} was edited. {RESTORE}")
     for name in plan.orphans:
-        changed.append(f"{name} was deleted. {RESTORE}")
+        if file_names.is_repeatable(name):
+            findings.notes.append(f"{name} was deleted. What it made stays: {DROP}")
+        else:
+            changed.append(f"{name} was deleted. {RESTORE}")
     for row, file in plan.renumbered:
         findings.notes.append(f"{file.path.name} is {row.name}, renamed")
     for warning in plan.warnings:
@@ -1010,7 +1024,8 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
         for number, file in enumerate(then):
             is_same = present.get(file.name) == file.sha256
             checksum = None if is_same else tokens_checksum(file)
-            yield Row(number, file.name, checksum, file.sha256)
+            earlier = () if file.is_repeatable else None
+            yield Row(number, file.name, checksum, file.sha256, earlier=earlier)
 
 
 def unpack_commit(commit: str, place: Path) -> None:

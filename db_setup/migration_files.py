@@ -51,6 +51,10 @@ class Migration:
         return version_of(self.name)
 
     @cached_property
+    def is_repeatable(self) -> bool:
+        return file_names.is_repeatable(self.name)
+
+    @cached_property
     def sha256(self) -> str:
         """Of the file's bytes as they were when the run first read them; see read_text."""
         digest = hashlib.sha256()
@@ -61,9 +65,12 @@ class Migration:
 
 
 def up_to(files: Sequence[Migration], name: str) -> Sequence[Migration]:
-    """The files up to the one of this name, which may have its ending; none where there is none."""
+    """The files up to the one of this name, which may have its ending; none where there is none.
+
+    A repeatable file is none of them: it runs wherever it has not.
+    """
     for number, file in enumerate(files, 1):
-        if name in (file.name, file_names.normal(file.path.name)):
+        if name in (file.name, file_names.normal(file.path.name)) and not file.is_repeatable:
             return files[:number]
     return ()
 

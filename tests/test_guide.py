@@ -806,7 +806,7 @@ def test_guide_snapshot_runs_what_came_since(plain: World) -> None:
 
 
 def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
-    """Why they are renamed: V-files run after numbered ones. U-files are refused, R-files run after V-files."""
+    """Why they are renamed: V-files run after numbered ones. U-files are refused, R-files run last."""
     plain.write("V1_1__items.sql", ITEMS)
     plain.write("V1__users.sql", USERS)
     plain.write("R__grants.sql", "SELECT 1")
@@ -818,7 +818,7 @@ def test_guide_flyway_names_without_care_run_too_late(plain: World) -> None:
 
     report = plain.deploy()
 
-    assert names(report) == ["002_new", "003_V1__users", "004_V1_1__items", "005_R__grants"]
+    assert names(report) == ["002_new", "003_V1__users", "004_V1_1__items", "R__grants"]
 
 
 def test_guide_pair_of_up_and_down_files_runs_the_first_alone(plain: World) -> None:
