@@ -52,6 +52,7 @@ import file_names
 import initializer
 import migration_files
 import planning
+import pull_request
 import review
 import secret_store
 import sql_scanner
@@ -94,6 +95,10 @@ def main() -> int:
         return 0 if report["status"] == "ok" else 1
     except InitializerError as exc:
         screen.clear()
+        if options.markdown:
+            text = pull_request.failed_markdown(str(exc))
+            failed = {"status": "failed", "action": options.action, "markdown": text}
+            print_report(failed, options.json)
         print(painted(str(exc), RED, sys.stderr), file=sys.stderr)
         return 1
     except Interrupted as exc:
@@ -120,7 +125,8 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
         return list_databases(options.like, options.schemas, login, screen)
     if options.action == "migrate" and options.all is not None:
         return migrate_all(options.all, options.schemas, options.at_once, login, screen)
-    return run_handler({"action": options.action}, login, screen)
+    more = {"markdown": True} if options.markdown else {}
+    return run_handler({"action": options.action, **more}, login, screen)
 
 
 class OnATerminal(NamedTuple):
@@ -264,6 +270,10 @@ def parser() -> argparse.ArgumentParser:
         add_schema(which)
         if action == "databases":
             command.add_argument("like", help="whose names are like this pattern: 'tenant_%%'")
+        if action == "dry_run":
+            command.add_argument(
+                "--markdown", action="store_true", help="print a text for a pull request"
+            )
         if action == "migrate":
             command.add_argument("--all", metavar="LIKE", help="all databases: 'tenant_%%'")
             command.add_argument(
@@ -320,7 +330,7 @@ def add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser
     command.add_argument(
         "--json", action="store_true", help="print the report as JSON, and nothing else"
     )
-    command.set_defaults(format="text")
+    command.set_defaults(format="text", markdown=False)
     return command
 
 
@@ -388,6 +398,8 @@ TITLE_WIDTH = 12
 def print_report(report: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
+    elif "markdown" in report:
+        print(report["markdown"], end="")
     elif "path" in report:
         print(report["path"])
     elif "sql" in report:  # as it is, whatever the terminal's encoding
@@ -474,11 +486,14 @@ def migration_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def dry_run_findings(entry: Mapping[str, Any]) -> list[str]:
     """Whom the migration blocked in a dry run, and what could not be tried."""
-    locks = entry.get("locks", ())
+    locks = [*entry.get("locks", ()), *entry.get("other_locks", ())]
     found = [
-        f"blocks {lock['blocks']} of {lock['table']}"
-        for lock in locks
-        if lock["blocks"] != "nothing"
+        *pull_request.findings(entry),
+        *(
+            f"blocks {lock['blocks']} of {lock['table']}{pull_request.for_how_long(lock)}"
+            for lock in locks
+            if lock["blocks"] != "nothing"
+        ),
     ]
     found += [f"not tried: {part}" for part in entry.get("untried", ())]
     if not found and "locks" in entry:
@@ -496,7 +511,8 @@ def summary(report: Mapping[str, Any]) -> str:
             found += f", warnings: {len(report['warnings'])}"
         return f"{found}; not checked: {report['not_checked']}"
     if action == "dry_run":
-        return "nothing has been changed"
+        level = f"{report['level']}; " if report.get("level") else ""
+        return f"{level}nothing has been changed"
     has_new_users = set(report["users"].values()) - {"kept"}
     if report["applied"] or report["adopted"] or has_new_users:
         return f"done in {report['duration_ms']} ms"

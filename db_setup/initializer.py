@@ -23,6 +23,7 @@ The other actions, dry_run, rotate, status and databases, follow it. The other m
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
+    effects          what a dry run finds            pull_request     the same as Markdown
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
 rotation by Secrets Manager is in rotation.
@@ -61,12 +62,14 @@ import boundary
 import custom_resource
 import database
 import dependents
+import effects
 import failures
 import file_names
 import limited_users
 import migration_files
 import planning
 import psycopg2
+import pull_request
 import replication
 import rotation
 import script_runner
@@ -982,15 +985,22 @@ def dry_run(run: Run, found: OurTables) -> None:
     """Do what a migration does, users included, in one transaction that is rolled back; no secret
     is written.
 
-    The report gets each file's time, its locks, and what cannot be tried. All locks are held until
-    the end.
+    The report gets each file's time, what it does to what is there, and what cannot be tried. All
+    locks are held until the end.
     """
+    tried: list[dict[str, Any]] = []
+    details = run.report.details
+    details["tried"] = tried
+    if not nothing_to_do(run, found):
+        try_pending(run, tried)
+    details["level"] = effects.worst(tried)
+    if (run.event or {}).get("markdown"):
+        details["markdown"] = pull_request.markdown(tried, run.report.warnings)
+
+
+def try_pending(run: Run, tried: list[dict[str, Any]]) -> None:
     session = run.session
     assert isinstance(session, Rehearsal)  # noqa: S101 - see run
-    tried: list[dict[str, Any]] = []
-    run.report.details["tried"] = tried
-    if nothing_to_do(run, found):
-        return
     log(
         "dry run: every lock is held until its end, so use a copy where that is too long",
         logging.WARNING,
@@ -1000,8 +1010,10 @@ def dry_run(run: Run, found: OurTables) -> None:
         with session.rehearsing(run.setup.config.tables):
             pending = plan_pending(run)
             reach = Reach.of(session, counts_setval=session.has_sequences)
+            session.effects = effects.Effects(session)
             for each in pending:
-                tried.append(rehearse_migration(run, session, each, reach))
+                tried.append(rehearse_migration(run, session, session.effects, each, reach))
+            session.effects = None
             ensure_users(run)
     except MigrationError as exc:
         untried = [
@@ -1016,7 +1028,7 @@ def dry_run(run: Run, found: OurTables) -> None:
 
 
 def rehearse_migration(
-    run: Run, session: Rehearsal, scanned: PendingFile, reach: Reach
+    run: Run, session: Rehearsal, effect: effects.Effects, scanned: PendingFile, reach: Reach
 ) -> dict[str, Any]:
     """Try a file; returns what the report says of it.
 
@@ -1024,6 +1036,7 @@ def rehearse_migration(
     """
     started = time.monotonic()
     file = with_text(session, scanned)
+    effect.begin_file(file.script.text)
     call = reach.call_in(file.script)
     if call:
         outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
@@ -1041,15 +1054,17 @@ def rehearse_migration(
         )
     session.pending.remove(file.name)
     duration_ms = milliseconds_since(started)
-    locks = session.new_locks()
+    found = effect.take(session.new_locks())
     untried = list(outcome.reasons) if isinstance(outcome, NotTried) else []
     fields: dict[str, Any] = {"duration_ms": duration_ms}
-    if locks:
-        fields["locks"] = [f"{lock['lock']} on {lock['table']}" for lock in locks]
+    if found["level"] != effects.LEVELS[0]:
+        fields["effect"] = found["level"]
+    if found["locks"]:
+        fields["locks"] = [f"{lock['lock']} on {lock['table']}" for lock in found["locks"]]
     if untried:
         fields["untried"] = untried
     log("tried", migration=file.name, **fields)
-    return {"name": file.name, "duration_ms": duration_ms, "locks": locks, "untried": untried}
+    return {"name": file.name, "duration_ms": duration_ms, **found, "untried": untried}
 
 
 def rotate(run: Run, _: OurTables) -> None:
@@ -1271,6 +1286,7 @@ ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
 # What an event can say besides its action and variables.
 EVENT_KEYS: Mapping[str, Mapping[str, type]] = {
     "migrate": {"create": bool},
+    "dry_run": {"markdown": bool},
     "databases": {"like": str, "after": str, "status": bool, "schemas": bool},
 }
 JSON_KINDS = {str: "string", bool: "boolean", dict: "object"}

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from common import LOG_PREFIX, Deadline
 from database import Login
 from psycopg2 import sql
 from session import Session
+
+if TYPE_CHECKING:
+    from effects import Effects
 
 PREFIX = "dry run: "
 OUR_SAVEPOINT = "db_setup_transaction"
@@ -40,14 +44,15 @@ class Rehearsal(Session):
     def __init__(self, login: Login, deadline: Deadline, lock_timeout_ms: int) -> None:
         super().__init__(login, deadline, lock_timeout_ms)
         self.has_sequences = False
-        self._tables: dict[int, str] = {}
+        self.effects: Optional[Effects] = None  # once files are tried
+        self.tables: dict[int, str] = {}  # those that are not new
         self._strongest_locks: dict[int, int] = {}  # by table, as an index of LOCK_MODES
 
     @contextmanager
     def rehearsing(self, our_tables: Sequence[str]) -> Iterator[None]:
         """The transaction. Locks on `our_tables` are not reported."""
         self.query("BEGIN")
-        self._tables = dict(self.query(TABLES_SQL, [list(our_tables)]))
+        self.tables = dict(self.query(TABLES_SQL, [list(our_tables)]))
         our_sequences = [f"{name}_id_seq" for name in our_tables]
         self.has_sequences = bool(self.query(SEQUENCES_SQL, [our_sequences]))
         prefix = LOG_PREFIX.set(PREFIX)
@@ -63,6 +68,8 @@ class Rehearsal(Session):
         """Sets the savepoint, alone: a message that cannot be parsed would not set it. Returns what
         sets the modes that a savepoint can have: reading and writing.
         """
+        if self.effects:
+            self.effects.begin()
         self.query(f"SAVEPOINT {OUR_SAVEPOINT}")
         modes = re.search("READ (ONLY|WRITE)", begin_sql.upper())
         return f"SET TRANSACTION {modes.group()}" if modes else READ_ONLY_BY_DEFAULT_SQL
@@ -70,7 +77,18 @@ class Rehearsal(Session):
     def commit_sql(self) -> str:
         return f"RELEASE SAVEPOINT {OUR_SAVEPOINT}"
 
+    def run_script(self, text: Union[str, bytes], fetches: bool) -> list[tuple[Any, ...]]:
+        answer = super().run_script(text, fetches)
+        if self.effects:
+            self.effects.look()
+        return answer
+
     def roll_back(self) -> None:
+        if self.effects:
+            self.effects.roll_back()
+        self._undo()
+
+    def _undo(self) -> None:
         self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
 
     def query_all_or_none(self, statements: sql.Composable) -> None:
@@ -86,36 +104,45 @@ class Rehearsal(Session):
 
     def defer_constraints(self) -> None:
         """After SET CONSTRAINTS ALL IMMEDIATE: defer those again that are deferred when a
-        transaction begins.
+        transaction begins. A file, or a step of it, has come to its end.
         """
         # Not in the path that a script may have left, where an operator of others would run.
-        self.query(f"SAVEPOINT {OUR_SAVEPOINT}; SET LOCAL search_path = pg_catalog")
+        path_sql = "SET LOCAL search_path = pg_catalog; SET LOCAL jit = off"
+        self.query(f"SAVEPOINT {OUR_SAVEPOINT}; {path_sql}")
         ((others,),) = self.query(IMMEDIATE_CONSTRAINTS_SQL)
-        self.roll_back()
+        if self.effects:
+            self.effects.end_transaction()
+        self._undo()
         again_sql = f"SET CONSTRAINTS {others} IMMEDIATE" if others else ""
         self.query(f"SET CONSTRAINTS ALL DEFERRED; {again_sql}")
 
-    def new_locks(self) -> list[dict[str, str]]:
-        """The locks taken since the last call: of each table the strongest, where it is stronger
-        than before.
+    def held_locks(self) -> list[tuple[int, int, int]]:
+        """Table, mode as an index of LOCK_MODES, and how often the table was read as a whole."""
+        return [
+            (table, LOCK_MODES.index(mode), scans)
+            for table, mode, scans in self.query(HELD_LOCKS_SQL)
+            if table in self.tables and mode in BLOCKS
+        ]
+
+    def new_locks(self) -> list[tuple[str, int]]:
+        """The locks taken since the last call, as table and mode: of each table the strongest,
+        where it is stronger than before.
         """
         taken: dict[int, int] = {}
-        for table, mode in self.query(HELD_LOCKS_SQL):
-            if table in self._tables and mode in BLOCKS:
-                taken[table] = max(LOCK_MODES.index(mode), taken.get(table, -1))
+        for table, mode, _ in self.held_locks():
+            taken[table] = max(mode, taken.get(table, -1))
         before = self._strongest_locks
         stronger = {table: mode for table, mode in taken.items() if mode > before.get(table, -1)}
         before.update(stronger)
-        strongest_first = sorted(stronger.items(), key=lambda one: (-one[1], self._tables[one[0]]))
-        return [
-            _lock_entry(self._tables[table], LOCK_MODES[mode]) for table, mode in strongest_first
-        ]
+        strongest_first = sorted(stronger.items(), key=lambda one: (-one[1], self.tables[one[0]]))
+        return [(self.tables[table], mode) for table, mode in strongest_first]
 
 
-def _lock_entry(table: str, mode: str) -> dict[str, str]:
+def lock_entry(table: str, mode: int) -> dict[str, Any]:
     """AccessExclusiveLock is, in the words of LOCK TABLE, ACCESS EXCLUSIVE."""
-    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", mode[: -len("Lock")]).upper()
-    return {"table": table, "lock": words, "blocks": BLOCKS[mode]}
+    name = LOCK_MODES[mode]
+    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name[: -len("Lock")]).upper()
+    return {"table": table, "lock": words, "blocks": BLOCKS[name]}
 
 
 # --- The questions ----------------------------------------------------------------------------
@@ -130,9 +157,11 @@ TABLES_SQL = """
     WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f')
       AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND c.relname <> ALL (%s)"""
+# Asked between the statements of a script, too: in its path.
 HELD_LOCKS_SQL = (
-    "SELECT relation::bigint, mode FROM pg_catalog.pg_locks "
-    "WHERE pid = pg_catalog.pg_backend_pid() AND locktype = 'relation' AND granted"
+    "SELECT relation::pg_catalog.int8, mode, pg_catalog.pg_stat_get_xact_numscans(relation) "
+    "FROM pg_catalog.pg_locks WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() "
+    "AND locktype OPERATOR(pg_catalog.=) 'relation' AND granted"
 )
 # What SET CONSTRAINTS ALL IMMEDIATE has changed for the rest of the transaction; of ours there is
 # but one.

@@ -77,6 +77,7 @@ RUN_AND_REMOVED = (
 # After a script: a deferred constraint has to fire before the session is put back, and our
 # savepoint is gone if the script has ended its transaction.
 PROOF_SQL = f"\n;SET CONSTRAINTS ALL IMMEDIATE; RELEASE SAVEPOINT {SAVEPOINT}; SELECT true"
+MOST_ALONE = 1000  # statements that a dry run sends one by one
 SECOND_LOOK_S = 1.0  # what took longer is not run again to find the statement that failed
 
 
@@ -102,7 +103,9 @@ class ScriptRunner:
         """
         attempts = self._session.attempts()
         in_steps = self._script.no_transaction
-        by_statement = False
+        # Then it is known for how long each lock is held.
+        is_short = not self._script.pieces and self._script.statement_count <= MOST_ALONE
+        by_statement = isinstance(self._session, Rehearsal) and is_short
         while True:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):

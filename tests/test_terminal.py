@@ -385,6 +385,30 @@ def test_table_of_a_dry_run_says_who_would_be_kept_waiting() -> None:
     ]
 
 
+def test_dry_run_on_the_terminal_says_what_it_finds(project: Project) -> None:
+    """In the table, as Markdown, and both in the JSON; a failure too, with its exit code."""
+    project.world.write("001_a.sql", "CREATE TABLE a (i int, t text);")
+    project.run("migrate")
+    project.world.write("002_b.sql", "ALTER TABLE a DROP t;")
+
+    table, text, both = (project.run("dry_run", *more) for more in ([], ["--markdown"], ["--json", "--markdown"]))
+
+    where = f"{SCHEMA}.a"
+    assert re.search(rf"^tried +002_b  \d+ ms  loses column {where}\.t$", table.stdout, re.MULTILINE)
+    assert re.search(rf"^ +blocks reading and writing of {where} for \d+ ms$", table.stdout, re.MULTILINE)
+    assert table.stdout.endswith("\nloses data; nothing has been changed\n")
+    assert text.stdout.startswith("### Dry run of the migrations\n\nFiles: 1. Level: **loses data**.")
+    assert json.loads(both.stdout)["markdown"].splitlines()[:3] == text.stdout.splitlines()[:3]
+    assert table.returncode == text.returncode == both.returncode == 0
+
+    project.world.write("002_b.sql", "SELECT nope;")
+    text, both = (project.run("dry_run", *more) for more in (["--markdown"], ["--json", "--markdown"]))
+    assert (text.returncode, both.returncode) == (1, 1)
+    assert text.stdout.startswith("### Dry run of the migrations\n\n**failed**\n\n```\n002_b.sql:1:8: ")
+    assert json.loads(both.stdout) == {"status": "failed", "action": "dry_run", "markdown": text.stdout}
+    assert text.stderr.splitlines()[-3:] == text.stdout.splitlines()[-4:-1]
+
+
 def test_table_of_a_status_shows_each_kind_of_difference() -> None:
     """Everything the report holds can be seen."""
     report = {
