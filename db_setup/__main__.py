@@ -46,6 +46,7 @@ except ImportError:
     pglast = None  # type: ignore[assignment]
 
 import database
+import dump
 import failures
 import file_names
 import initializer
@@ -54,8 +55,8 @@ import planning
 import review
 import secret_store
 import sql_scanner
-from common import ConfigError, InitializerError, MigrationError
-from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config
+from common import ConfigError, Deadline, InitializerError, MigrationError
+from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config, load_setup
 from database import Endpoint, Login
 from migration_files import Migration
 from planning import Row
@@ -113,6 +114,8 @@ def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]
     if options.action == "check":
         return check(options.base, not options.no_squawk, options.strict)
     login = checked_login(options.action)
+    if options.action == "dump":
+        return write_dump(options.output, login, screen)
     if options.action == "databases":
         return list_databases(options.like, options.schemas, login, screen)
     if options.action == "migrate" and options.all is not None:
@@ -149,6 +152,21 @@ def run_handler(
     while not wait([work], TICK_S).done:
         screen.show_time()
     return work.result()
+
+
+def write_dump(output: Optional[str], login: Optional[Login], screen: Screen) -> Mapping[str, Any]:
+    """Write the schema of the database into a file, or (`-`) into the report."""
+    path = Path(output or initializer.MIGRATIONS_DIR.with_name("schema.sql"))
+    if output != "-":
+        dump.refuse_to_replace(path, initializer.MIGRATIONS_DIR)
+    environ = {**os.environ, "CREATE_USERS": "false"}  # their secrets are not needed
+    setup = load_setup(environ, Deadline(), initializer.MIGRATIONS_DIR, login)
+    status = run_handler({"action": "status"}, setup.login, screen)
+    text = dump.schema_sql(setup, status)
+    if output == "-":
+        return {"status": "ok", "action": "dump", "sql": text}
+    dump.write(path, text)
+    return {"status": "ok", "action": "dump", "path": str(from_here(path))}
 
 
 # --- Many databases -------------------------------------------------------------------------------
@@ -286,6 +304,14 @@ def parser() -> argparse.ArgumentParser:
         default="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text",
         help="github: the text, and annotations for GitHub Actions (default there)",
     )
+
+    dumped = add_command(
+        commands, "dump", "write the schema into a file, for review; needs pg_dump"
+    )
+    add_schema(dumped)
+    dumped.add_argument(
+        "-o", "--output", help="the file (default: schema.sql next to migrations/; -: stdout)"
+    )
     return top
 
 
@@ -364,6 +390,8 @@ def print_report(report: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(report, indent=2))
     elif "path" in report:
         print(report["path"])
+    elif "sql" in report:  # as it is, whatever the terminal's encoding
+        sys.stdout.buffer.write(report["sql"].encode(errors="surrogateescape"))
     else:
         print("\n".join(table(report, sys.stdout)))
 
@@ -506,9 +534,10 @@ def print_annotations(report: Mapping[str, Any]) -> None:
             more = {"level": "error", "rule": "check", "effect": problem}
             found.append({"file": file, "line": line, **more})
     root = os.environ.get("GITHUB_WORKSPACE")
-    folder = os.path.relpath(initializer.MIGRATIONS_DIR.resolve(), root)
+    folder = initializer.MIGRATIONS_DIR
     for each in found:
-        where = escaped(f"{folder}/{each['file']}")
+        home = folder.parent if each["rule"] == DUMP_RULE else folder
+        where = escaped(f"{os.path.relpath(home.resolve(), root)}/{each['file']}")
         at = f"file={where},line={each['line']}," if each["file"] else ""
         title = escaped(
             f"{each['rule']}: {each.get('recipe')}" if each.get("recipe") else each["rule"]
@@ -740,6 +769,8 @@ STYLE_RULES = (
     "prefer-bigint-over-int,prefer-bigint-over-smallint,prefer-identity,prefer-text-field,"
     "prefer-timestamp-tz,ban-char-field"
 )
+DUMP_RULE = "dump"
+STALE = "it is of other migrations: migrate a new, empty database, and dump it again"
 DROP = "drop it in a new file"
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
 
@@ -789,6 +820,9 @@ def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> di
             look = mistakes if file in new else syntax_errors
             findings.problems += look(file, script)
         script.forget_text()
+    if len(scripts) == len(files):
+        for name in dump.stale(folder.parent, (script.checksum for script in scripts.values())):
+            found.append(Finding(name, 1, DUMP_RULE, STALE))
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
     said = {each[:2] for each in findings.by_squawk}

@@ -218,11 +218,11 @@ def test_wrong_word_gets_the_usage(project: Project, words: list[str]) -> None:
     assert project.world.tables() == list(project.world.folder.iterdir()) == []
 
 
-def test_words_are_the_handlers_actions_and_two_more() -> None:
+def test_words_are_the_handlers_actions_and_three_more() -> None:
     """What the handler learns, the terminal offers."""
     text = terminal.parser().format_help()
 
-    assert re.findall(r"^    (\w+)\b", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check"]
+    assert re.findall(r"^    (\w+)\b", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check", "dump"]
 
 
 def test_readme_names_the_words() -> None:
@@ -232,7 +232,7 @@ def test_readme_names_the_words() -> None:
 
     named = [word for row in table.splitlines()[2:] for word in re.findall(r"`(\w+)", row.split("|")[1])]
 
-    assert named == [*terminal.ABOUT, "new", "check"]
+    assert named == [*terminal.ABOUT, "new", "check", "dump"]
 
 
 @pytest.mark.parametrize(
