@@ -37,7 +37,7 @@ def bare(name: str) -> str:
 
 def is_repeatable(name: str) -> bool:
     """R__views runs after all others, whenever its content has changed."""
-    return re.match("R__.", name) is not None
+    return name.startswith("R__") and name != "R__"
 
 
 def natural(name: str) -> list[Any]:
