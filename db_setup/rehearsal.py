@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from common import LOG_PREFIX, Deadline
 from database import Login
@@ -73,9 +74,9 @@ class Rehearsal(Session):
     def roll_back(self) -> None:
         self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
 
-    def query_all_or_none(self, statements: sql.Composable) -> None:
+    def query_all_or_none(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
         with self.transaction():
-            self.query(statements)
+            return self.query(statements)
 
     def _can_retry(self) -> bool:
         """Not while it blocks others itself, which it does until its end."""
