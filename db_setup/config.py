@@ -108,6 +108,11 @@ def load_setup(
     if config.baseline and not migration_files.up_to(files, config.baseline):
         problems.append(
             f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
+            + (
+                ", and a repeatable one always runs"
+                if file_names.is_repeatable(config.baseline)
+                else ""
+            )
         )
     if problems or login is None:
         listed = "; ".join(problems)

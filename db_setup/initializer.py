@@ -107,7 +107,7 @@ from outcomes import (
     Success,
 )
 from outside import Reach
-from planning import Plan
+from planning import Plan, Row
 from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
@@ -201,7 +201,7 @@ def run(
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
-        report.pending = tried + session.pending
+        report.pending = tried + this_run.passed_over + session.pending
         report.lock_wait_ms = session.lock_wait_ms
 
 
@@ -229,6 +229,7 @@ class Run:
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
+    passed_over: list[str] = field(default_factory=list)  # older texts that do not work any more
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
     replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
     ran_in_part: bool = False  # a file that failed, of which something stays
@@ -277,7 +278,7 @@ def nothing_to_do(run: Run, found: OurTables) -> bool:
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
     )
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     run.session.pending = [name for name, _ in plan.pending]
     if not state.is_complete(plan):
         return False
@@ -302,12 +303,16 @@ def plan_pending(run: Run) -> list[PendingFile]:
     if run.setup.config.create_users:
         run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
-    run.session.pending = [name for name, _ in plan.pending]
+    run.session.pending = [name for name, _ in plan.pending if name not in run.passed_over]
     if move_marks_of_renamed_files(run, state, plan):
         state, plan = read_state_and_plan(run)
     refuse_edited(run, plan)
     warn_of_oddities(run, state, plan)
-    pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
+    pending = [
+        scan_file(run, name, file, state, plan)
+        for name, file in plan.pending
+        if name not in run.passed_over
+    ]
     for each in pending:
         run.report.warn(migration_files.oddities(each.name, each.script))
     changing = [each.name for each in pending if each.script.has_ddl]
@@ -324,7 +329,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
     run.recorded = list(names.values())
     run.orphans = plan.orphans
     if pending and state.rows and all(row.adopted for row in state.rows):
-        run.first_after_adopted = pending[0].name
+        first = pending[0]
+        run.first_after_adopted = "" if first.migration.is_repeatable else first.name
     return pending
 
 
@@ -376,7 +382,7 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     )
     ((found, hiding, run.replication),) = session.query(all_three)
     state = tracking.read_state(session, config, found)
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     if plan.pending:
         boundary.refuse_hiding(hiding, session.login.username)
     return state, plan
@@ -446,7 +452,12 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
             run.ran_in_part = bool(outcome.step)
-            raise failed(run, file, outcome)
+            pass_over(run, file, outcome)
+            run.session.pending.remove(file.name)
+            run.passed_over.append(file.name)
+            run.session.query("SELECT pg_catalog.pg_advisory_unlock_all()")
+            remaining = go_on_in_new_session(run, remaining)
+            continue
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
         file.script.forget_text()
@@ -457,9 +468,8 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
         session_serves = outcome.kept_lock and (outcome.is_fresh or not remaining)
-        if not session_serves and not resume_in_new_session(run, remaining):
-            run.session.acquire_lock()
-            remaining = plan_pending(run)
+        if not session_serves:
+            remaining = go_on_in_new_session(run, remaining)
         elif remaining and not plan_holds:
             remaining = plan_pending(run)
 
@@ -483,6 +493,14 @@ def restore_rows(run: Run, name: str) -> bool:
         run.report.warn([f"{text}: {shortened(lost)}"])
     run.recorded = [known for known in still_there if known not in lost] + lost
     return recorded == set(run.recorded)
+
+
+def go_on_in_new_session(run: Run, remaining: list[PendingFile]) -> list[PendingFile]:
+    """The files that are left then: others where another run has come in between."""
+    if resume_in_new_session(run, remaining):
+        return remaining
+    run.session.acquire_lock()
+    return plan_pending(run)
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
@@ -510,7 +528,7 @@ def note_applied(run: Run, name: str, started: float) -> None:
     run.session.applied.append(name)
     run.session.activity.blocked_by = ()
     run.session.pending.remove(name)
-    run.recorded.append(name)
+    run.recorded = [*(known for known in run.recorded if known != name), name]
     run.report.applied.append({"name": name, "duration_ms": duration_ms})
     log("applied", migration=name, duration_ms=duration_ms)
 
@@ -584,6 +602,12 @@ class PendingFile(NamedTuple):
     name: str
     migration: Migration
     script: Script
+    before: Optional[Row] = None  # of a repeatable file that has run
+
+    @property
+    def is_older(self) -> bool:
+        """Its text has run, so a deployment that is rolled back can have brought it."""
+        return self.before is not None and planning.has_run(self.migration, self.before)
 
 
 def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> PendingFile:
@@ -599,9 +623,9 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
         if len(plan.pending) > 1:
             script.forget_text()
         scripts[migration, backslashes] = script
-    if migration.name in state.unfinished:
+    if migration.name in state.unfinished and not migration.is_repeatable:
         script = replace(script, no_transaction=True)
-    return PendingFile(name, migration, script)
+    return PendingFile(name, migration, script, plan.again.get(migration))
 
 
 def reads_backslashes(session: Session) -> bool:
@@ -652,7 +676,8 @@ def warn_of_oddities(run: Run, state: State, plan: Plan) -> None:
 
 
 def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
-    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
+    rows = [row.name for row in state.rows if row.earlier is None]
+    known = {*rows} | {file.name for _, file in plan.pending}
     return sorted(set(state.unfinished) - known)
 
 
@@ -671,12 +696,12 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     started = time.monotonic()
     script = file.script
-    marks = Marks(config.marks, file.migration.name)
-    has_rows = tracking.has_rows(config, [*run.recorded, file.name])
+    marks = Marks(config.marks, file.migration.name, file.migration.is_repeatable)
+    has_rows = tracking.has_rows(config, {*run.recorded, file.name})
     question = tracking.after_file_question(run.watch, has_rows)
     question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
-        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
+        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
         if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
@@ -685,9 +710,13 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
+            known = hashes()
+            elapsed_ms = milliseconds_since(started)
             record_sql = tracking.record_sql(
-                session, run.setup, file.name, hashes(), milliseconds_since(started)
+                session, run.setup, file.name, known, elapsed_ms, is_again=file.before is not None
             )
+            if marks.may_restart:  # those of other texts that have run in part
+                record_sql = f"{marks.forget_sql(session)}; {record_sql}"
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -716,14 +745,45 @@ def with_text(session: Session, file: PendingFile) -> PendingFile:
     return file._replace(script=script)
 
 
-def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
+def hashes_of(file: PendingFile) -> tuple[str, str]:
     # First, since it leaves Python to the thread that talks to the server.
-    sha256 = migration.sha256
-    return script.checksum, sha256
+    sha256 = file.migration.sha256
+    checksum = file.script.checksum
+    if file.migration.is_repeatable:
+        checksum = planning.repeatable_checksum(checksum, file.before)
+    return checksum, sha256
 
 
 ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
+OLDER_TEXT = (
+    "{}. This text ran before and does not work any more, so what a newer one made stays. It is "
+    "tried again by each run"
+)
 NOTHING_APPLIED = "Applied in this run: nothing."
+
+
+def pass_over(run: Run, file: PendingFile, failure: Failure) -> None:
+    """Warn of an older text of a repeatable file that does not work any more, such as a view
+    without a column that a newer text gave it. Raise MigrationError for any other failure.
+    """
+    error = failed(run, file, failure)
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    is_stopped = isinstance(error, StoppedError) or failure.was_stopped
+    if is_stopped or not_recorded or not file.is_older:
+        raise error
+    failure = replace(failure, raised_by=run.session.raised_by(failure.error))
+    said = f"{place_of(file, failure)}: {failures.describe(file.script, failure)}"
+    run.report.warn([OLDER_TEXT.format(said)])
+    file.script.forget_text()
+
+
+def place_of(file: PendingFile, failure: Failure) -> str:
+    name = file.migration.path.name
+    has_ended = failure.was_stopped or failure.ending is Ending.LOST
+    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
+        return name  # nothing tells how far the server was
+    line, column = sql_scanner.locate(file.script.text, failure.offset)
+    return f"{name}:{line}:{column}" if failure.place is Place.EXACT else f"{name}:{line}"
 
 
 def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
@@ -733,13 +793,7 @@ def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
     """
     failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     script = file.script
-    line, column = sql_scanner.locate(script.text, failure.offset)
-    place = f"{file.migration.path.name}:{line}"
-    if failure.place is Place.EXACT:
-        place = f"{place}:{column}"
-    has_ended = failure.was_stopped or failure.ending is Ending.LOST
-    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
-        place = file.migration.path.name  # nothing tells how far the server was
+    place = place_of(file, failure)
     extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
     situation = failures.Situation(
         run.session.activity.blocked_by,
@@ -1016,7 +1070,8 @@ def rehearse_migration(
         outcome = apply_migration(run, file, more_follow=False)
     outcome = script_runner.as_rehearsed(outcome, file.script)
     if isinstance(outcome, Failure):
-        raise failed(run, file, outcome)
+        pass_over(run, file, outcome)
+        outcome = NotTried(("it is an older text, which does not work any more",), kept_lock=False)
     file.script.forget_text()
     session.defer_constraints()
     if not outcome.kept_lock and not session.query(session.try_lock_sql())[0][0]:
@@ -1083,7 +1138,7 @@ def status(run: Run, found: OurTables) -> None:
     state = tracking.read_state(session, run.setup.config, found)
     if state.columns is None:
         tracking.has_tables(session, run.setup)
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     history = tracking.history(session, run.setup.config, state)
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
@@ -1203,7 +1258,7 @@ def how_far(run: Run, ask: Callable[[sql.Composable], tuple[Any, ...]]) -> dict[
             tracking.has_tables(session, setup)
             if setup.config.schema != "public":
                 tracking.has_schema(session, setup.config)
-        plan = planning.make_plan(setup.files, state.rows)
+        plan = planning.make_plan(setup.files, state.rows, state.unfinished)
     problem = ""
     if plan.edited and not setup.config.allow_edited:
         problem = " ".join(edited_files(plan))

@@ -142,6 +142,21 @@ def test_round_trips_with_nothing_to_do_are_two(world: World, proxy: Proxy) -> N
     assert asked == 2 * [[["session", "rows"]]]
 
 
+def test_round_trips_of_repeatable_files_are_those_of_others(world: World, proxy: Proxy) -> None:
+    """Whether one runs for the first time, again, an older text of it, or not at all."""
+    write(world, 1, 1)
+    texts = ["SELECT 1", "SELECT 2", "SELECT 1"]
+    asked = []
+    for text in texts:
+        world.write("R__a.sql", text)
+        world.write("R__b.sql", f"{text};\n-- b\nSELECT 3;")
+        asked += [deploy(world, proxy), deploy(world, proxy)]
+
+    files = ["session", "rows", "lock", "look", "rows", *2 * ["file"]]
+    assert asked[0] == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"]]]
+    assert asked[1:] == [[["session", "rows"]], [files], [["session", "rows"]], [files], [["session", "rows"]]]
+
+
 def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world: World, proxy: Proxy) -> None:
     """The groups and each login's role are looked at, and each login is tried."""
     write(world, 1, 2)

@@ -371,6 +371,7 @@ def test_schemas_with_own_roles_are_closed_to_each_other(world: World) -> None:
         one.deploy()
 
 
+@pytest.mark.slow
 def test_schemas_deployed_at_the_same_moment_share_their_logins(shop: World) -> None:
     """Without a common lock: all end well, and what the secrets hold works in each of them."""
     schemas = ("one", "two", "three", "four")
