@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 import limited_users
+import marks
 import psycopg2
 import tracking
 from boundary import Table, Watch
@@ -81,7 +82,7 @@ def compare(session: Session, config: Config, kept: Optional[Table]) -> Drift:
     if not kept.is_readable:
         return Drift(f"{session.login.username} may not read {kept.label}")
     try:
-        found = session.query_all_or_none(_question(COMPARE_SQL, config))
+        found = session.ask(sql.SQL(PLAIN_SQL) + _question(COMPARE_SQL, config))
     except psycopg2.Error as exc:
         if session.is_lost:
             raise
@@ -108,7 +109,7 @@ def keep(session: Session, config: Config, watch: Watch) -> None:
         if kept is None:
             create = sql.SQL(CREATE_SQL).format(config.kept)
             statements[:0] = [create, tracking.close_statement(config, config.tables[2:])]
-        session.query_all_or_none(sql.SQL("; ").join(statements))
+        session.query_all_or_none(sql.SQL(PLAIN_SQL) + sql.SQL("; ").join(statements))
     except (psycopg2.Error, InitializerError) as exc:
         reason = str(exc).partition("\n")[0]
         log("what this run leaves was not kept", logging.WARNING, reason=reason)
@@ -145,6 +146,13 @@ PART = re.compile(r"column (.+)\..+|.+? on (.+)", re.DOTALL)
 CREATE_SQL = (
     'CREATE TABLE {} (name TEXT COLLATE "C" PRIMARY KEY, facts BYTEA NOT NULL, definition BYTEA, '
     "is_limited BOOLEAN NOT NULL)"
+)
+# What a file has left in the session, or a setting of the database or of this client, is not to
+# decide how PostgreSQL writes down a name or a value.
+PLAIN_SQL = marks.AS_OURSELVES_SQL + (
+    "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = "
+    "postgres; SET LOCAL extra_float_digits = 1; SET LOCAL quote_all_identifiers = off; "
+    "SET LOCAL bytea_output = hex; SET LOCAL jit = off; "
 )
 # Each object with what stays the same in a dump and in a newer version (facts), and what PostgreSQL
 # may write down in other words there, or what belongs to the server (definition). The object

@@ -74,9 +74,16 @@ class Rehearsal(Session):
     def roll_back(self) -> None:
         self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
 
-    def query_all_or_none(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+    def query_all_or_none(self, statements: sql.Composable) -> None:
         with self.transaction():
+            self.query(statements)
+
+    def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+        self.start_transaction()
+        try:
             return self.query(statements)
+        finally:
+            self.roll_back()
 
     def _can_retry(self) -> bool:
         """Not while it blocks others itself, which it does until its end."""

@@ -363,8 +363,12 @@ class Session:
         finally:
             self._begins_with = sql.SQL("")
 
-    def query_all_or_none(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+    def query_all_or_none(self, statements: sql.Composable) -> None:
         """Several statements of ours, all or none: one message is one transaction."""
+        self.query(statements)
+
+    def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+        """Rows, of which neither an error nor SET LOCAL in the same message leaves anything."""
         return self.query(statements)
 
     def _end_transaction(self, statement: str) -> None:

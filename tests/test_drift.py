@@ -442,6 +442,8 @@ CREATE TABLE odd (a varchar(9) CHECK (a IN ('x', 'y')), b int[] DEFAULT '{{1,2}}
 ALTER TABLE odd DROP COLUMN dropped;
 CREATE INDEX odd_index ON odd (coalesce(a, 'x'), c) WHERE a IN ('x', 'y') AND c <> ALL (ARRAY[1, 2]);
 CREATE VIEW odd_view AS SELECT o.*, EXTRACT(year FROM now()) AS y FROM odd o WHERE a::text IN ('x', 'z');
+CREATE VIEW odd_times AS SELECT timestamptz '2026-01-01 00:00:00+00' AS a, interval '1 day 02:00' AS b,
+    date '2026-12-31' AS c;
 CREATE TABLE "user" (id int PRIMARY KEY, "select" text) WITH (autovacuum_enabled = false, fillfactor = 70);
 CREATE UNLOGGED TABLE lost (id serial);
 CREATE TABLE many (at date NOT NULL, n int REFERENCES "user") PARTITION BY RANGE (at);
@@ -473,6 +475,27 @@ def test_drift_is_none_after_upkeep(rich: World) -> None:
         assert drifted(rich) == NOTHING, statement
 
 
+def test_drift_is_none_after_settings_that_decide_how_values_are_written(rich: World) -> None:
+    """A constant of a default or of a view is the same in another time zone, and with other styles."""
+    as_superuser(rich, f"ALTER DATABASE {rich.dbname} SET TimeZone = 'Asia/Tokyo'")
+    for setting in ("IntervalStyle = iso_8601", "quote_all_identifiers = on", "DateStyle = 'German, DMY'"):
+        as_superuser(rich, f"ALTER DATABASE {rich.dbname} SET {setting}")
+
+    assert drifted(rich) == NOTHING
+
+
+def test_drift_in_a_dry_run_leaves_the_settings_of_its_files(world: World) -> None:
+    """A file finds the time zone of the database, as it does in a migration."""
+    as_superuser(world, f"ALTER DATABASE {world.dbname} SET TimeZone = 'Asia/Tokyo'")
+    apply(world, "CREATE TABLE a (i int);")
+    world.write("002_b.sql", "SELECT 1 / (current_setting('TimeZone') = 'Asia/Tokyo')::int;")
+
+    for event in ({"action": "dry_run"}, None):
+        world.deploy(event)
+
+    assert world.applied() == ["001_file", "002_b"]
+
+
 def test_drift_is_none_after_what_db_setup_does_itself(rich: World) -> None:
     """A second run, logins that rotate or are repaired, users switched off, a reader that is added."""
     rich.secrets.create_secret(Name="reader")
@@ -494,8 +517,8 @@ def test_drift_is_none_after_what_db_setup_does_itself(rich: World) -> None:
 
 def test_drift_of_a_run_that_failed_is_none(world: World) -> None:
     """It keeps what the files before have done, and what one that ran in part has left: an index that is not valid."""
-    world.write("001_a.sql", "CREATE TABLE a (i int); INSERT INTO a VALUES (1), (1);")
-    world.write("002_b.sql", "SELECT nope;")
+    world.write("001_a.sql", "CREATE TABLE a (i int, id serial); INSERT INTO a VALUES (1), (1);")
+    world.write("002_b.sql", "SET search_path = nowhere; SET TimeZone = 'Asia/Tokyo'; SELECT nope;")
     with pytest.raises(MigrationError, match="nope"):
         world.deploy()
     assert drifted(world) == NOTHING
