@@ -386,6 +386,7 @@ SECTIONS = {
     "missing": YELLOW,
     "duplicates": YELLOW,
     "unfinished": YELLOW,
+    "drift": YELLOW,
     "running": YELLOW,
     "users": NO_COLOUR,
     "warnings": YELLOW,
@@ -421,7 +422,10 @@ def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
     for name, colour in SECTIONS.items():
         if name == "pending" and "tried" in report:  # the same files
             continue
-        yield from section(name, colour, report.get(name, ()), stream)
+        content = report.get(name) or ()
+        if name == "drift" and "drift_unknown" in report and report["applied"]:
+            content = {"unknown": [report["drift_unknown"]]}
+        yield from section(name, colour, content, stream)
     yield summary(report)
 
 
@@ -458,8 +462,9 @@ def section(name: str, colour: int, content: Any, stream: Any) -> Iterator[str]:
 
 def section_rows(content: Any) -> Iterator[tuple[str, ...]]:
     """The cells of each line of a section, whatever it contains."""
-    if isinstance(content, dict):  # users and what happened to them
-        yield from content.items()
+    if isinstance(content, dict):  # users and what happened to them; what has changed, and how
+        for key, what in content.items():
+            yield from ((key, each) for each in ([what] if isinstance(what, str) else what))
         return
     for entry in content:
         if isinstance(entry, dict):

@@ -11,6 +11,7 @@ Order of work of a migration, each step one call of `migrate` and of what it cal
     ensure_groups         before the files, so that a file may GRANT to them
     apply_pending         each pending file and its tracking row in one transaction
     ensure_users          the limited users, their credentials written to their secrets
+    keep_what_is_left     so that the next run can tell what others have changed since
 
 The other actions, dry_run, rotate, status and databases, follow it. The other modules:
 
@@ -24,6 +25,7 @@ The other actions, dry_run, rotate, status and databases, follow it. The other m
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
     effects          what a dry run finds            pull_request     the same as Markdown
+    drift            what others have changed
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
 rotation by Secrets Manager is in rotation.
@@ -62,6 +64,7 @@ import boundary
 import custom_resource
 import database
 import dependents
+import drift
 import effects
 import failures
 import file_names
@@ -232,6 +235,7 @@ class Run:
     passed_over: list[str] = field(default_factory=list)  # older texts that do not work any more
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
     replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
+    ran_in_part: bool = False  # a file that failed, of which something stays
 
     @cached_property
     def watch(self) -> boundary.Watch:
@@ -264,9 +268,12 @@ def migrate(run: Run, found: OurTables) -> None:
     if nothing_to_do(run, found):
         return
     run.session.acquire_lock()
-    pending = plan_pending(run)
-    apply_pending(run, pending)
-    ensure_users(run)
+    try:
+        pending = plan_pending(run)
+        apply_pending(run, pending)
+        ensure_users(run)
+    finally:
+        keep_what_is_left(run)
 
 
 def nothing_to_do(run: Run, found: OurTables) -> bool:
@@ -313,6 +320,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
         run.report.warn(migration_files.oddities(each.name, each.script))
     changing = [each.name for each in pending if each.script.has_ddl]
     run.report.warn(replication.warning(run.replication, changing))
+    if pending and state.kept and not run.session.applied:
+        look_for_drift(run, state.kept)
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -382,6 +391,35 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     return state, plan
 
 
+def look_for_drift(run: Run, kept: boundary.Table) -> None:
+    """Warn of what others have changed since the last run; with FAIL_ON_DRIFT raise MigrationError.
+
+    The run that goes on keeps what it leaves, and that with it.
+    """
+    found = drift.compare(run.session, run.setup.config, kept)
+    run.report.drift = found.count
+    run.report.details.update(found.as_json())
+    must_fail = run.setup.config.fail_on_drift
+    if must_fail and found.count:
+        raise MigrationError(
+            f"the database is not as the last run left it: {found}",
+            'Undo that by hand; or accept it in a run with FAIL_ON_DRIFT="false", such as by the '
+            'event {"action": "migrate", "variables": {"FAIL_ON_DRIFT": "false"}}',
+        )
+    if found.count:
+        run.report.warn([f"changed since the last run, by hand or by others: {found}"])
+    elif must_fail and found.unknown:
+        run.report.warn([f"FAIL_ON_DRIFT has no effect in this run: {found.unknown}"])
+
+
+def keep_what_is_left(run: Run) -> None:
+    """After what was applied or adopted, and after the users: for the next look for drift."""
+    session = run.session
+    has_changed = session.applied or run.report.adopted or run.ran_in_part
+    if has_changed and session.holds_lock and not (session.is_lost or session.is_out_of_time):
+        drift.keep(session, run.setup.config, run.watch)
+
+
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
     """Revoke the rights of others on our tables."""
     text = "rights on our tables that nobody should have were taken back"
@@ -416,6 +454,7 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         file = with_text(run.session, remaining.pop(0))
         outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
+            run.ran_in_part = bool(outcome.step)
             pass_over(run, file, outcome)
             run.session.pending.remove(file.name)
             run.passed_over.append(file.name)
@@ -1122,7 +1161,10 @@ def status(run: Run, found: OurTables) -> None:
         ((active,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
         report.warn(replication.warning(active, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
+    drifted = drift.compare(session, run.setup.config, state.kept)
+    report.drift = drifted.count
     report.details = {
+        **drifted.as_json(),
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),

@@ -48,6 +48,7 @@ class State:
     unfinished: tuple[str, ...] = ()  # the files that ran in part
     has_marks: bool = False
     excess: tuple[str, ...] = ()  # revokes the rights of others on our tables
+    kept: Optional[boundary.Table] = None  # what the last run left is in it, see drift
 
     @property
     def is_current(self) -> bool:
@@ -73,10 +74,11 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     Another tool's is refused, and what others have made.
     """
     tables = boundary.tables(found)
-    tracking_table, marks_table = (tables.get(name) for name in config.tables)
+    tracking_table, marks_table, kept = (tables.get(name) for name in config.tables)
     own_columns = (
         (tracking_table, {"id", "migration_name"}),
         (marks_table, {"migration_name"}),
+        (kept, {"name", "facts"}),
     )
     for table, columns in own_columns:
         if table is None:
@@ -101,7 +103,7 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
             raise complaint
     excess = tuple(statement for table in tables.values() for statement in table.excess)
     if tracking_table is None:
-        return State(None, (), has_marks=marks_table is not None, excess=excess)
+        return State(None, (), has_marks=marks_table is not None, excess=excess, kept=kept)
     marks_can_be_read = marks_table is not None and marks_table.is_readable
     question = _rows_question(config, tracking_table.columns, marks_can_be_read)
     recorded: list[Row] = []
@@ -119,6 +121,7 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
         tuple(unfinished),
         has_marks=marks_table is not None,
         excess=excess,
+        kept=kept,
     )
 
 
@@ -217,9 +220,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
             changes.append(sql.SQL("COMMENT ON TABLE {} IS {}").format(config.tracking, home))
     is_missing = (state.columns is None, not state.has_marks)
     made = [name for name, missing in zip(config.tables, is_missing) if missing]
-    changes.append(
-        sql.SQL(CLOSE_SQL).format(our_tables=our_tables_question(config), made=sql.Literal(made))
-    )
+    changes.append(close_statement(config, made))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(setup, name, file) for name, file in named]
     try:
@@ -231,6 +232,12 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
+
+
+def close_statement(config: Config, made: Sequence[str]) -> sql.Composable:
+    """Of those of our tables that this transaction has made."""
+    our_tables = our_tables_question(config)
+    return sql.SQL(CLOSE_SQL).format(our_tables=our_tables, made=sql.Literal(list(made)))
 
 
 def has_schema(session: Session, config: Config) -> bool:

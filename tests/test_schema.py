@@ -73,7 +73,12 @@ def test_schema_is_created_and_holds_all_that_a_run_makes(shop: World, own_path:
     report = shop.deploy()
 
     assert [entry["name"] for entry in report["applied"]] == ["001_orders"]
-    assert relations(shop, "shop") == ["orders", "schema_migrations", "schema_migrations_progress"]
+    assert relations(shop, "shop") == [
+        "orders",
+        "schema_migrations",
+        "schema_migrations_objects",
+        "schema_migrations_progress",
+    ]
     assert relations(shop, "public") == []
     assert shop.sql("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'shop'") == [(ADMIN,)]
     assert shop.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
@@ -180,7 +185,12 @@ def test_schema_of_a_dump_is_not_created_twice(shop: World, options: tuple[str, 
     shop.deploy()
 
     assert shop.deploy()["applied"] == []
-    assert relations(shop, "shop") == ["items", "schema_migrations", "schema_migrations_progress"]
+    assert relations(shop, "shop") == [
+        "items",
+        "schema_migrations",
+        "schema_migrations_objects",
+        "schema_migrations_progress",
+    ]
 
 
 def test_schema_of_another_name_is_created_by_its_file(shop: World) -> None:

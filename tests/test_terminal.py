@@ -420,6 +420,7 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
         **{"adopted": ["001_a"], "pending": ["4"], "edited": ["5"], "renumbered": [{"name": "6", "was": "2"}]},
         **{"missing": ["7"], "duplicates": [["8_a", "8_b"]], "unfinished": ["9"], "users": {"app_rw": "works"}},
         **{"running": ["another run"], "warnings": ["a\nwarning"], "server_version": "17.2"},
+        "drift": {"added": ["table app.x", "table app.y"], "changed": [], "dropped": ["index app.i on app.z"]},
     }
 
     assert lines(report) == [
@@ -433,11 +434,22 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
         "missing     7",
         "duplicates  8_a, 8_b",
         "unfinished  9",
+        "drift       added    table app.x",
+        "            added    table app.y",
+        "            dropped  index app.i on app.z",
         "running     another run",
         "users       app_rw  works",
         "warnings    a warning",
         "2 applied, 1 pending, 1 edited, 1 unfinished",
     ]
+
+
+def test_table_of_a_status_says_why_drift_is_unknown() -> None:
+    """Unless nothing is applied, of which nothing can have changed."""
+    for applied, shown in (([{"name": "1", "applied_at": "2026-01-02 03:04:05"}], 1), ([], 0)):
+        report = {"action": "status", "applied": applied, "drift": None, "drift_unknown": "no reason"}
+
+        assert lines(report).count("drift       unknown  no reason") == shown
 
 
 def test_table_of_a_run_that_only_repaired_a_login_names_it() -> None:
