@@ -483,9 +483,10 @@ def test_markdown_shows_any_name_as_it_is(plain: World, name: str) -> None:
 
     table = [line for line in lines if line.startswith("|")]
     assert [len(cells(line)) for line in table] == [4, 4, 4]
-    assert len(lines) == len(table) + 4
-    outside = re.sub("<code>[^<>`]*</code>|`[^`<>]*`|<br>", "", table[2])
-    assert re.fullmatch(r"[\w ().,:|*]+", outside), outside
+    (warning,) = (line for line in lines if line.startswith("- warning: "))  # of drift: the table was made by hand
+    assert len(lines) == len(table) + 6
+    outside = re.sub("<code>[^<>`]*</code>|`[^`<>]*`|<br>", "", table[2] + warning)
+    assert re.fullmatch(r"[\w ().,:|*-]+", outside), outside
 
 
 def test_markdown_is_not_longer_than_a_comment_can_be() -> None:
