@@ -28,13 +28,16 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: dev-and-server  ## run the tests on a real PostgreSQL (ARGS="-k lock", ARGS=--cov, WORKERS=0)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(ARGS)
+
+slow: dev-and-server  ## the tests that `make test` leaves out, since they take seconds each
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) $(ARGS)
 
 attacks: dev-and-server  ## attack the boundary between the limited users and the admin
 	$(BIN)/python -m pytest tests/attacks -n $(WORKERS) $(ARGS)
 
 schema: dev-and-server  ## run the tests that use a database in another schema than public (ARGS="-k lock")
-	TEST_SCHEMA=app $(BIN)/python -m pytest -n $(WORKERS) $(WITH_DATABASE) $(ARGS)
+	TEST_SCHEMA=app $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(WITH_DATABASE) $(ARGS)
 
 demo: python  ## migrate a throw-away database, step by step (MIGRATIONS=folder takes yours)
 	@$(PREPARE) demo --server $(OWN) -- python tests/demo.py $(OWN)
@@ -144,5 +147,5 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "make: this Python cannot make a virtual environment. Debian, Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
-.PHONY: help test attacks schema demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
+.PHONY: help test slow attacks schema demo compare example example-with-node chain chain-with-node fleet fleet-with-node chaos mutants load versions bench lint format \
 	pips roots lock lock-with-node clean dev dev-and-server python

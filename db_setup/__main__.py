@@ -46,6 +46,7 @@ except ImportError:
     pglast = None  # type: ignore[assignment]
 
 import database
+import dump
 import failures
 import file_names
 import initializer
@@ -55,8 +56,8 @@ import pull_request
 import review
 import secret_store
 import sql_scanner
-from common import ConfigError, InitializerError, MigrationError
-from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config
+from common import ConfigError, Deadline, InitializerError, MigrationError
+from config import ADMIN_VARIABLE, IAM_VARIABLE, PORT, Config, load_setup
 from database import Endpoint, Login
 from migration_files import Migration
 from planning import Row
@@ -111,13 +112,15 @@ def main() -> int:
 
 def run_action(options: argparse.Namespace, screen: Screen) -> Mapping[str, Any]:
     if options.action == "new":
-        path = write_new("_".join(options.name))
+        path = write_new("_".join(options.name), options.repeatable)
         return {"status": "ok", "action": "new", "path": str(path)}
     if options.schema is not None:
         os.environ["DB_SCHEMA"] = options.schema
     if options.action == "check":
         return check(options.base, not options.no_squawk, options.strict)
     login = checked_login(options.action)
+    if options.action == "dump":
+        return write_dump(options.output, login, screen)
     if options.action == "databases":
         return list_databases(options.like, options.schemas, login, screen)
     if options.action == "migrate" and options.all is not None:
@@ -155,6 +158,21 @@ def run_handler(
     while not wait([work], TICK_S).done:
         screen.show_time()
     return work.result()
+
+
+def write_dump(output: Optional[str], login: Optional[Login], screen: Screen) -> Mapping[str, Any]:
+    """Write the schema of the database into a file, or (`-`) into the report."""
+    path = Path(output or initializer.MIGRATIONS_DIR.with_name("schema.sql"))
+    if output != "-":
+        dump.refuse_to_replace(path, initializer.MIGRATIONS_DIR)
+    environ = {**os.environ, "CREATE_USERS": "false"}  # their secrets are not needed
+    setup = load_setup(environ, Deadline(), initializer.MIGRATIONS_DIR, login)
+    status = run_handler({"action": "status"}, setup.login, screen)
+    text = dump.schema_sql(setup, status)
+    if output == "-":
+        return {"status": "ok", "action": "dump", "sql": text}
+    dump.write(path, text)
+    return {"status": "ok", "action": "dump", "path": str(from_here(path))}
 
 
 # --- Many databases -------------------------------------------------------------------------------
@@ -269,6 +287,10 @@ def parser() -> argparse.ArgumentParser:
     new = add_command(commands, "new", "write the next migration's file")
     new.add_argument("name", type=slug, nargs="+", help='such as "add orders table"')
 
+    new.add_argument(
+        "--repeatable", action="store_true", help="one that runs whenever its content has changed"
+    )
+
     check = add_command(
         commands,
         "check",
@@ -291,6 +313,14 @@ def parser() -> argparse.ArgumentParser:
         choices=("text", "github", "json"),
         default="github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text",
         help="github: the text, and annotations for GitHub Actions (default there)",
+    )
+
+    dumped = add_command(
+        commands, "dump", "write the schema into a file, for review; needs pg_dump"
+    )
+    add_schema(dumped)
+    dumped.add_argument(
+        "-o", "--output", help="the file (default: schema.sql next to migrations/; -: stdout)"
     )
     return top
 
@@ -356,6 +386,7 @@ SECTIONS = {
     "missing": YELLOW,
     "duplicates": YELLOW,
     "unfinished": YELLOW,
+    "drift": YELLOW,
     "running": YELLOW,
     "users": NO_COLOUR,
     "warnings": YELLOW,
@@ -372,6 +403,8 @@ def print_report(report: Mapping[str, Any], as_json: bool) -> None:
         print(report["markdown"], end="")
     elif "path" in report:
         print(report["path"])
+    elif "sql" in report:  # as it is, whatever the terminal's encoding
+        sys.stdout.buffer.write(report["sql"].encode(errors="surrogateescape"))
     else:
         print("\n".join(table(report, sys.stdout)))
 
@@ -389,7 +422,10 @@ def table(report: Mapping[str, Any], stream: Any) -> Iterator[str]:
     for name, colour in SECTIONS.items():
         if name == "pending" and "tried" in report:  # the same files
             continue
-        yield from section(name, colour, report.get(name, ()), stream)
+        content = report.get(name) or ()
+        if name == "drift" and "drift_unknown" in report and report["applied"]:
+            content = {"unknown": [report["drift_unknown"]]}
+        yield from section(name, colour, content, stream)
     yield summary(report)
 
 
@@ -426,8 +462,9 @@ def section(name: str, colour: int, content: Any, stream: Any) -> Iterator[str]:
 
 def section_rows(content: Any) -> Iterator[tuple[str, ...]]:
     """The cells of each line of a section, whatever it contains."""
-    if isinstance(content, dict):  # users and what happened to them
-        yield from content.items()
+    if isinstance(content, dict):  # users and what happened to them; what has changed, and how
+        for key, what in content.items():
+            yield from ((key, each) for each in ([what] if isinstance(what, str) else what))
         return
     for entry in content:
         if isinstance(entry, dict):
@@ -518,9 +555,10 @@ def print_annotations(report: Mapping[str, Any]) -> None:
             more = {"level": "error", "rule": "check", "effect": problem}
             found.append({"file": file, "line": line, **more})
     root = os.environ.get("GITHUB_WORKSPACE")
-    folder = os.path.relpath(initializer.MIGRATIONS_DIR.resolve(), root)
+    folder = initializer.MIGRATIONS_DIR
     for each in found:
-        where = escaped(f"{folder}/{each['file']}")
+        home = folder.parent if each["rule"] == DUMP_RULE else folder
+        where = escaped(f"{os.path.relpath(home.resolve(), root)}/{each['file']}")
         at = f"file={where},line={each['line']}," if each["file"] else ""
         title = escaped(
             f"{each['rule']}: {each.get('recipe')}" if each.get("recipe") else each["rule"]
@@ -699,19 +737,25 @@ TEMPLATE = """\
 -- CREATE INDEX CONCURRENTLY and the like go into a file of their own.
 
 """
+REPEATABLE = """\
+-- Runs after all other files, whenever its statements have changed: each must be able to run again,
+-- such as CREATE OR REPLACE, GRANT, INSERT … ON CONFLICT.
+
+"""
 
 
-def write_new(name: str) -> Path:
-    """Write an empty migration with the next number; never overwrite a file."""
+def write_new(name: str, is_repeatable: bool = False) -> Path:
+    """Write an empty migration with the next number, if it has one; never overwrite a file."""
     problems: list[str] = []
     files = migration_files.load_migrations(initializer.MIGRATIONS_DIR, problems, warnings=[])
     if problems:
         raise MigrationError("; ".join(problems), state="")
-    version = file_names.next_version((file.name for file in files), datetime.now(timezone.utc))
+    names = (file.name for file in files)
+    version = "R__" if is_repeatable else file_names.next_version(names, datetime.now(timezone.utc))
     path = initializer.MIGRATIONS_DIR / f"{version}{name}.sql"
     try:
         with path.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(TEMPLATE)
+            file.write(REPEATABLE if is_repeatable else TEMPLATE)
     except OSError as exc:
         raise MigrationError(f"{path}: {exc.strerror}", state="") from exc
     return from_here(path)
@@ -746,6 +790,9 @@ STYLE_RULES = (
     "prefer-bigint-over-int,prefer-bigint-over-smallint,prefer-identity,prefer-text-field,"
     "prefer-timestamp-tz,ban-char-field"
 )
+DUMP_RULE = "dump"
+STALE = "it is of other migrations: migrate a new, empty database, and dump it again"
+DROP = "drop it in a new file"
 RESTORE = "It is probably applied: restore it, and put the change into a new file"
 
 
@@ -794,6 +841,9 @@ def check(base: Optional[str], with_squawk: bool, is_strict: bool = False) -> di
             look = mistakes if file in new else syntax_errors
             findings.problems += look(file, script)
         script.forget_text()
+    if len(scripts) == len(files):
+        for name in dump.stale(folder.parent, (script.checksum for script in scripts.values())):
+            found.append(Finding(name, 1, DUMP_RULE, STALE))
     if with_squawk:
         check_with_squawk({file: scripts[file] for file in new}, findings)
     said = {each[:2] for each in findings.by_squawk}
@@ -950,7 +1000,10 @@ def compare(
     for _, file in plan.edited:
         changed.append(f"{file.path.name} was edited. {RESTORE}")
     for name in plan.orphans:
-        changed.append(f"{name} was deleted. {RESTORE}")
+        if file_names.is_repeatable(name):
+            findings.notes.append(f"{name} was deleted. What it made stays: {DROP}")
+        else:
+            changed.append(f"{name} was deleted. {RESTORE}")
     for row, file in plan.renumbered:
         findings.notes.append(f"{file.path.name} is {row.name}, renamed")
     for warning in plan.warnings:
@@ -992,7 +1045,8 @@ def applied_rows(commit: str, files: Sequence[Migration]) -> Iterator[Row]:
         for number, file in enumerate(then):
             is_same = present.get(file.name) == file.sha256
             checksum = None if is_same else tokens_checksum(file)
-            yield Row(number, file.name, checksum, file.sha256)
+            earlier = () if file.is_repeatable else None
+            yield Row(number, file.name, checksum, file.sha256, earlier=earlier)
 
 
 def unpack_commit(commit: str, place: Path) -> None:

@@ -110,9 +110,14 @@ class Watch:
             found = self.look(session)
         else:
             found = tuple(tables(answer).values())
-        is_known = len(found) == 2 and all(each.versions and not each.repairs() for each in found)
+        is_known = len(found) > 1 and all(each.versions and not each.repairs() for each in found)
         self._known = found if is_known else ()
         return found
+
+    def table(self, session: Session, name: str) -> Optional[Table]:
+        """One of them as it was last found, if it was there."""
+        tables = self._known or self.look(session)
+        return next((table for table in tables if table.name == name), None)
 
     def look(self, session: Session) -> Sequence[Table]:
         """The tables as they are now."""
@@ -147,13 +152,13 @@ def refuse_hiding(found: Sequence[dict[str, str]], admin: str) -> None:
 
 
 def our_tables_question(
-    schema: str, names: tuple[str, str], limited: Sequence[str]
+    schema: str, names: tuple[str, str, str], limited: Sequence[str]
 ) -> sql.Composable:
-    """What is known of our two tables in this schema, as JSON.
+    """What is known of our tables in this schema, as JSON. The third one need not be there.
 
-    `limited` names the limited roles. Everybody may read the first table, nobody the second one.
+    `limited` names the limited roles. Everybody may read the first table, nobody the others.
     """
-    words = dict(zip(("schema", "first", "second"), map(sql.Literal, (schema, *names))))
+    words = dict(zip(("schema", "first", "second", "third"), map(sql.Literal, (schema, *names))))
     versions = sql.SQL(versions_sql("(SELECT relation FROM acls WHERE of = o.oid)"))
     return with_trusted(OUR_TABLES_SQL, limited, **words, versions=versions)
 
@@ -239,7 +244,7 @@ OUR_TABLES_SQL = """
     WITH {trusted},
     ours AS (
         SELECT c.* FROM pg_class c
-        WHERE relnamespace = to_regnamespace({schema}) AND relname IN ({first}, {second})),
+        WHERE relnamespace = to_regnamespace({schema}) AND relname IN ({first}, {second}, {third})),
     acls(relation, kind, of, owner, acl) AS (
         SELECT oid, 'TABLE', oid, relowner, relacl FROM ours
         UNION ALL
@@ -255,7 +260,7 @@ OUR_TABLES_SQL = """
                e.grantor = a.owner
         FROM acls a JOIN ours o ON o.oid = a.of, aclexplode(a.acl) e
         LEFT JOIN pg_roles g ON g.oid = e.grantee
-        WHERE (o.relname = {second} OR privilege_type <> 'SELECT')
+        WHERE (o.relname <> {first} OR privilege_type <> 'SELECT')
           AND e.grantee <> a.owner AND NOT coalesce(g.rolsuper, false)),
     excess(of, statement) AS (
         SELECT of, format(CASE WHEN is_owners THEN '%s'

@@ -39,7 +39,7 @@ USER_VARIABLES: Mapping[Kind, str] = {  # which secret receives the login of whi
 EVENT_VARIABLES = (
     *(ADMIN_VARIABLE, "DB_NAME", "DB_SCHEMA", *USER_VARIABLES.values()),
     *("CREATE_USERS", "USERS_SIGN_IN", "ROLE_PREFIX", "MIGRATIONS_TABLE"),
-    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "LOCK_TIMEOUT", "DEPLOYMENT"),
+    *("BASELINE", "ALLOW_EDITED_MIGRATIONS", "FAIL_ON_DRIFT", "LOCK_TIMEOUT", "DEPLOYMENT"),
 )
 
 PORT = r"0*(?!0+$)([0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -73,7 +73,7 @@ class Setup:
         config = self.config
         here = self.login.endpoint
         return Application(
-            *(self.login, config.role_prefix, config.tracking, config.marks),
+            *(self.login, config.role_prefix, config.tracking, config.marks, config.kept),
             schema=config.schema,
             kinds=config.kinds,
             by_iam=config.users_by_iam,
@@ -108,6 +108,11 @@ def load_setup(
     if config.baseline and not migration_files.up_to(files, config.baseline):
         problems.append(
             f"BASELINE is {shown(config.baseline)}, but there is no such file in migrations/"
+            + (
+                ", and a repeatable one always runs"
+                if file_names.is_repeatable(config.baseline)
+                else ""
+            )
         )
     if problems or login is None:
         listed = "; ".join(problems)
@@ -148,6 +153,7 @@ class Config:
     user: Optional[str] = None  # an admin without a secret
     baseline: Optional[str] = None
     allow_edited: bool = False
+    fail_on_drift: bool = False
     schema: str = "public"
     table: str = "schema_migrations"
     role_prefix: str = ""
@@ -155,9 +161,11 @@ class Config:
     deployment: Optional[str] = None  # what is recorded of it, such as the commit
 
     @property
-    def tables(self) -> tuple[str, str]:
-        """Ours in the database: what is applied, and what has run in part."""
-        return self.table, self.table + "_progress"
+    def tables(self) -> tuple[str, str, str]:
+        """Ours in the database: what is applied, what has run in part, and what the last run left,
+        which is there after a run that has applied something.
+        """
+        return self.table, self.table + "_progress", self.table + "_objects"
 
     @property
     def tracking(self) -> sql.Composable:
@@ -166,6 +174,10 @@ class Config:
     @property
     def marks(self) -> sql.Composable:
         return sql.Identifier(self.schema, self.tables[1])
+
+    @property
+    def kept(self) -> sql.Composable:
+        return sql.Identifier(self.schema, self.tables[2])
 
     @property
     def created(self) -> list[tuple[Optional[str], str]]:
@@ -213,6 +225,7 @@ class Config:
             user=variables.text("DB_USER"),
             baseline=file_names.normal(baseline) if baseline else None,
             allow_edited=variables.flag("ALLOW_EDITED_MIGRATIONS", default=False),
+            fail_on_drift=variables.flag("FAIL_ON_DRIFT", default=False),
             schema=variables.text("DB_SCHEMA", SCHEMA, SCHEMA_MEANING) or "public",
             table=variables.text("MIGRATIONS_TABLE", NAME % 48, NAME_MEANING % 49)
             or "schema_migrations",

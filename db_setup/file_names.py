@@ -35,6 +35,11 @@ def bare(name: str) -> str:
     return re.sub(r"^[0-9]+[-_. ]?", "", name)
 
 
+def is_repeatable(name: str) -> bool:
+    """R__views runs after all others, whenever its content has changed."""
+    return name.startswith("R__") and name != "R__"
+
+
 def natural(name: str) -> list[Any]:
     """Sorts runs of digits as integers: V2__ before V10__."""
     parts = re.split(r"([0-9]+)", name)
@@ -59,7 +64,7 @@ _FIRST = re.compile(r"[0-9]+")
 _NEXT = re.compile(rf"([-._T])([0-9]+){_PART_ENDS}")
 _FLYWAY = re.compile(r"V([0-9]+(?:[._][0-9]+)*)__")
 _MONTH = re.compile(r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])")  # 202401, which no counter gets to
-NUMBERED, FLYWAY = range(2)
+NUMBERED, FLYWAY, REPEATABLE = range(3)
 NUMBER, TIME, BEYOND_TIME = range(3)
 
 
@@ -162,14 +167,14 @@ def shown_version(name: str) -> str:
 
 
 def order(name: str) -> tuple[Any, ...]:
-    """Sorts names as they run: by number, then naturally; those without one last.
+    """Sorts names as they run: by number, then naturally; those without one, then repeatable ones.
 
-    Flyway's files are in its own order: V1__, V1_1__, V1_10__, R__.
+    Flyway's files are in its own order: V1__, V1_1__, V1_10__.
     """
     version = version_of(name)
     if version is None:
-        spelled = re.sub("^R__", "V~", name)
-        return (FLYWAY, 0, (), natural(spelled), name)
+        family = REPEATABLE if is_repeatable(name) else FLYWAY
+        return (family, 0, (), natural(name), name)
     if version.family == FLYWAY:
         spelled = f"V{version}\0{title(name)}"
         return (FLYWAY, 0, (), natural(spelled), name)

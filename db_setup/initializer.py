@@ -11,6 +11,7 @@ Order of work of a migration, each step one call of `migrate` and of what it cal
     ensure_groups         before the files, so that a file may GRANT to them
     apply_pending         each pending file and its tracking row in one transaction
     ensure_users          the limited users, their credentials written to their secrets
+    keep_what_is_left     so that the next run can tell what others have changed since
 
 The other actions, dry_run, rotate, status and databases, follow it. The other modules:
 
@@ -24,6 +25,7 @@ The other actions, dry_run, rotate, status and databases, follow it. The other m
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
     effects          what a dry run finds            pull_request     the same as Markdown
+    drift            what others have changed
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
 rotation by Secrets Manager is in rotation.
@@ -62,6 +64,7 @@ import boundary
 import custom_resource
 import database
 import dependents
+import drift
 import effects
 import failures
 import file_names
@@ -107,7 +110,7 @@ from outcomes import (
     Success,
 )
 from outside import Reach
-from planning import Plan
+from planning import Plan, Row
 from psycopg2 import sql
 from rehearsal import Rehearsal
 from report import Report
@@ -201,7 +204,7 @@ def run(
     finally:
         session.close()
         tried = [entry["name"] for entry in report.details.get("tried", [])]
-        report.pending = tried + session.pending
+        report.pending = tried + this_run.passed_over + session.pending
         report.lock_wait_ms = session.lock_wait_ms
 
 
@@ -229,8 +232,10 @@ class Run:
     request_id: str = ""  # of Lambda: the same where an event is delivered twice
     recorded: list[str] = field(default_factory=list)  # in the tracking table, in its order
     orphans: Sequence[str] = ()  # of these, those without a file
+    passed_over: list[str] = field(default_factory=list)  # older texts that do not work any more
     first_after_adopted: str = ""  # the first file to run where all that is recorded was adopted
     replication: Sequence[str] = ()  # what carries rows of this database elsewhere, without DDL
+    ran_in_part: bool = False  # a file that failed, of which something stays
 
     @cached_property
     def watch(self) -> boundary.Watch:
@@ -263,9 +268,12 @@ def migrate(run: Run, found: OurTables) -> None:
     if nothing_to_do(run, found):
         return
     run.session.acquire_lock()
-    pending = plan_pending(run)
-    apply_pending(run, pending)
-    ensure_users(run)
+    try:
+        pending = plan_pending(run)
+        apply_pending(run, pending)
+        ensure_users(run)
+    finally:
+        keep_what_is_left(run)
 
 
 def nothing_to_do(run: Run, found: OurTables) -> bool:
@@ -273,7 +281,7 @@ def nothing_to_do(run: Run, found: OurTables) -> bool:
     state = run.session.with_retries(
         lambda: tracking.read_state(run.session, run.setup.config, found)
     )
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     run.session.pending = [name for name, _ in plan.pending]
     if not state.is_complete(plan):
         return False
@@ -298,16 +306,22 @@ def plan_pending(run: Run) -> list[PendingFile]:
     if run.setup.config.create_users:
         run.users.refuse_roles_of_others(kept_credentials(run.setup))
     state, plan = prepare_tracking(run)
-    run.session.pending = [name for name, _ in plan.pending]
+    run.session.pending = [name for name, _ in plan.pending if name not in run.passed_over]
     if move_marks_of_renamed_files(run, state, plan):
         state, plan = read_state_and_plan(run)
     refuse_edited(run, plan)
     warn_of_oddities(run, state, plan)
-    pending = [scan_file(run, name, file, state, plan) for name, file in plan.pending]
+    pending = [
+        scan_file(run, name, file, state, plan)
+        for name, file in plan.pending
+        if name not in run.passed_over
+    ]
     for each in pending:
         run.report.warn(migration_files.oddities(each.name, each.script))
     changing = [each.name for each in pending if each.script.has_ddl]
     run.report.warn(replication.warning(run.replication, changing))
+    if pending and state.kept and not run.session.applied:
+        look_for_drift(run, state.kept)
     run.session.with_retries(lambda: tracking.record_renames(run.session, run.setup.config, plan))
     ensure_groups(run)
     if run.setup.config.create_users and pending:
@@ -318,7 +332,8 @@ def plan_pending(run: Run) -> list[PendingFile]:
     run.recorded = list(names.values())
     run.orphans = plan.orphans
     if pending and state.rows and all(row.adopted for row in state.rows):
-        run.first_after_adopted = pending[0].name
+        first = pending[0]
+        run.first_after_adopted = "" if first.migration.is_repeatable else first.name
     return pending
 
 
@@ -370,10 +385,39 @@ def read_state_and_plan(run: Run) -> tuple[State, Plan]:
     )
     ((found, hiding, run.replication),) = session.query(all_three)
     state = tracking.read_state(session, config, found)
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     if plan.pending:
         boundary.refuse_hiding(hiding, session.login.username)
     return state, plan
+
+
+def look_for_drift(run: Run, kept: boundary.Table) -> None:
+    """Warn of what others have changed since the last run; with FAIL_ON_DRIFT raise MigrationError.
+
+    The run that goes on keeps what it leaves, and that with it.
+    """
+    found = drift.compare(run.session, run.setup.config, kept)
+    run.report.drift = found.count
+    run.report.details.update(found.as_json())
+    must_fail = run.setup.config.fail_on_drift
+    if must_fail and found.count:
+        raise MigrationError(
+            f"the database is not as the last run left it: {found}",
+            'Undo that by hand; or accept it in a run with FAIL_ON_DRIFT="false", such as by the '
+            'event {"action": "migrate", "variables": {"FAIL_ON_DRIFT": "false"}}',
+        )
+    if found.count:
+        run.report.warn([f"changed since the last run, by hand or by others: {found}"])
+    elif must_fail and found.unknown:
+        run.report.warn([f"FAIL_ON_DRIFT has no effect in this run: {found.unknown}"])
+
+
+def keep_what_is_left(run: Run) -> None:
+    """After what was applied or adopted, and after the users: for the next look for drift."""
+    session = run.session
+    has_changed = session.applied or run.report.adopted or run.ran_in_part
+    if has_changed and session.holds_lock and not (session.is_lost or session.is_out_of_time):
+        drift.keep(session, run.setup.config, run.watch)
 
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
@@ -410,7 +454,13 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         file = with_text(run.session, remaining.pop(0))
         outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
-            raise failed(run, file, outcome)
+            run.ran_in_part = bool(outcome.step)
+            pass_over(run, file, outcome)
+            run.session.pending.remove(file.name)
+            run.passed_over.append(file.name)
+            run.session.query("SELECT pg_catalog.pg_advisory_unlock_all()")
+            remaining = go_on_in_new_session(run, remaining)
+            continue
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
         file.script.forget_text()
@@ -421,9 +471,8 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
         session_serves = outcome.kept_lock and (outcome.is_fresh or not remaining)
-        if not session_serves and not resume_in_new_session(run, remaining):
-            run.session.acquire_lock()
-            remaining = plan_pending(run)
+        if not session_serves:
+            remaining = go_on_in_new_session(run, remaining)
         elif remaining and not plan_holds:
             remaining = plan_pending(run)
 
@@ -447,6 +496,14 @@ def restore_rows(run: Run, name: str) -> bool:
         run.report.warn([f"{text}: {shortened(lost)}"])
     run.recorded = [known for known in still_there if known not in lost] + lost
     return recorded == set(run.recorded)
+
+
+def go_on_in_new_session(run: Run, remaining: list[PendingFile]) -> list[PendingFile]:
+    """The files that are left then: others where another run has come in between."""
+    if resume_in_new_session(run, remaining):
+        return remaining
+    run.session.acquire_lock()
+    return plan_pending(run)
 
 
 def resume_in_new_session(run: Run, remaining: Sequence[PendingFile]) -> bool:
@@ -474,7 +531,7 @@ def note_applied(run: Run, name: str, started: float) -> None:
     run.session.applied.append(name)
     run.session.activity.blocked_by = ()
     run.session.pending.remove(name)
-    run.recorded.append(name)
+    run.recorded = [*(known for known in run.recorded if known != name), name]
     run.report.applied.append({"name": name, "duration_ms": duration_ms})
     log("applied", migration=name, duration_ms=duration_ms)
 
@@ -548,6 +605,12 @@ class PendingFile(NamedTuple):
     name: str
     migration: Migration
     script: Script
+    before: Optional[Row] = None  # of a repeatable file that has run
+
+    @property
+    def is_older(self) -> bool:
+        """Its text has run, so a deployment that is rolled back can have brought it."""
+        return self.before is not None and planning.has_run(self.migration, self.before)
 
 
 def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Plan) -> PendingFile:
@@ -563,9 +626,9 @@ def scan_file(run: Run, name: str, migration: Migration, state: State, plan: Pla
         if len(plan.pending) > 1:
             script.forget_text()
         scripts[migration, backslashes] = script
-    if migration.name in state.unfinished:
+    if migration.name in state.unfinished and not migration.is_repeatable:
         script = replace(script, no_transaction=True)
-    return PendingFile(name, migration, script)
+    return PendingFile(name, migration, script, plan.again.get(migration))
 
 
 def reads_backslashes(session: Session) -> bool:
@@ -616,7 +679,8 @@ def warn_of_oddities(run: Run, state: State, plan: Plan) -> None:
 
 
 def gone_files_that_ran_in_part(state: State, plan: Plan) -> list[str]:
-    known = {row.name for row in state.rows} | {file.name for _, file in plan.pending}
+    rows = [row.name for row in state.rows if row.earlier is None]
+    known = {*rows} | {file.name for _, file in plan.pending}
     return sorted(set(state.unfinished) - known)
 
 
@@ -635,12 +699,12 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         raise out_of_time(session, run.report.action)
     started = time.monotonic()
     script = file.script
-    marks = Marks(config.marks, file.migration.name)
-    has_rows = tracking.has_rows(config, [*run.recorded, file.name])
+    marks = Marks(config.marks, file.migration.name, file.migration.is_repeatable)
+    has_rows = tracking.has_rows(config, {*run.recorded, file.name})
     question = tracking.after_file_question(run.watch, has_rows)
     question_sql = question.as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
-        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file.migration, script)
+        hashes: Callable[[], Sequence[str]] = partial(hashes_of, file)
         if script.pieces:  # those of a long file are made while the server has work to do
             hashes = other_thread.submit(hashes).result
         if script.longest_piece > sql_scanner.ONE_MESSAGE:  # whose text is forgotten meanwhile
@@ -649,9 +713,13 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         def final_sql() -> str:
+            known = hashes()
+            elapsed_ms = milliseconds_since(started)
             record_sql = tracking.record_sql(
-                session, run.setup, file.name, hashes(), milliseconds_since(started)
+                session, run.setup, file.name, known, elapsed_ms, is_again=file.before is not None
             )
+            if marks.may_restart:  # those of other texts that have run in part
+                record_sql = f"{marks.forget_sql(session)}; {record_sql}"
             # A row that the file has removed is restored while the lock is still held.
             release_if_sql = "false"
             if more_follow:
@@ -680,14 +748,45 @@ def with_text(session: Session, file: PendingFile) -> PendingFile:
     return file._replace(script=script)
 
 
-def hashes_of(migration: Migration, script: Script) -> tuple[str, str]:
+def hashes_of(file: PendingFile) -> tuple[str, str]:
     # First, since it leaves Python to the thread that talks to the server.
-    sha256 = migration.sha256
-    return script.checksum, sha256
+    sha256 = file.migration.sha256
+    checksum = file.script.checksum
+    if file.migration.is_repeatable:
+        checksum = planning.repeatable_checksum(checksum, file.before)
+    return checksum, sha256
 
 
 ALREADY_EXISTS = ("42P07", "42710", "42701", "42723", "42P06")
+OLDER_TEXT = (
+    "{}. This text ran before and does not work any more, so what a newer one made stays. It is "
+    "tried again by each run"
+)
 NOTHING_APPLIED = "Applied in this run: nothing."
+
+
+def pass_over(run: Run, file: PendingFile, failure: Failure) -> None:
+    """Warn of an older text of a repeatable file that does not work any more, such as a view
+    without a column that a newer text gave it. Raise MigrationError for any other failure.
+    """
+    error = failed(run, file, failure)
+    not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
+    is_stopped = isinstance(error, StoppedError) or failure.was_stopped
+    if is_stopped or not_recorded or not file.is_older:
+        raise error
+    failure = replace(failure, raised_by=run.session.raised_by(failure.error))
+    said = f"{place_of(file, failure)}: {failures.describe(file.script, failure)}"
+    run.report.warn([OLDER_TEXT.format(said)])
+    file.script.forget_text()
+
+
+def place_of(file: PendingFile, failure: Failure) -> str:
+    name = file.migration.path.name
+    has_ended = failure.was_stopped or failure.ending is Ending.LOST
+    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
+        return name  # nothing tells how far the server was
+    line, column = sql_scanner.locate(file.script.text, failure.offset)
+    return f"{name}:{line}:{column}" if failure.place is Place.EXACT else f"{name}:{line}"
 
 
 def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
@@ -697,13 +796,7 @@ def failed(run: Run, file: PendingFile, failure: Failure) -> MigrationError:
     """
     failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     script = file.script
-    line, column = sql_scanner.locate(script.text, failure.offset)
-    place = f"{file.migration.path.name}:{line}"
-    if failure.place is Place.EXACT:
-        place = f"{place}:{column}"
-    has_ended = failure.was_stopped or failure.ending is Ending.LOST
-    if failure.place is Place.UNKNOWN or (has_ended and not failure.step):
-        place = file.migration.path.name  # nothing tells how far the server was
+    place = place_of(file, failure)
     extensions = run.session.extensions() if failure.sqlstate in failures.NAMES_NOTHING else {}
     situation = failures.Situation(
         run.session.activity.blocked_by,
@@ -990,7 +1083,8 @@ def rehearse_migration(
         outcome = apply_migration(run, file, more_follow=False)
     outcome = script_runner.as_rehearsed(outcome, file.script)
     if isinstance(outcome, Failure):
-        raise failed(run, file, outcome)
+        pass_over(run, file, outcome)
+        outcome = NotTried(("it is an older text, which does not work any more",), kept_lock=False)
     file.script.forget_text()
     session.defer_constraints()
     if not outcome.kept_lock and not session.query(session.try_lock_sql())[0][0]:
@@ -1059,7 +1153,7 @@ def status(run: Run, found: OurTables) -> None:
     state = tracking.read_state(session, run.setup.config, found)
     if state.columns is None:
         tracking.has_tables(session, run.setup)
-    plan = planning.make_plan(run.setup.files, state.rows)
+    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     history = tracking.history(session, run.setup.config, state)
     session.pending = [name for name, _ in plan.pending]
     report.warn(plan.warnings)
@@ -1067,7 +1161,10 @@ def status(run: Run, found: OurTables) -> None:
         ((active,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
         report.warn(replication.warning(active, pending_with_ddl(run, state, plan)))
     report.users = dict(tried_logins(run))
+    drifted = drift.compare(session, run.setup.config, state.kept)
+    report.drift = drifted.count
     report.details = {
+        **drifted.as_json(),
         "edited": [file.name for _, file in plan.edited],
         "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
         "missing": list(plan.orphans),
@@ -1176,7 +1273,7 @@ def how_far(run: Run, ask: Callable[[sql.Composable], tuple[Any, ...]]) -> dict[
             tracking.has_tables(session, setup)
             if setup.config.schema != "public":
                 tracking.has_schema(session, setup.config)
-        plan = planning.make_plan(setup.files, state.rows)
+        plan = planning.make_plan(setup.files, state.rows, state.unfinished)
     problem = ""
     if plan.edited and not setup.config.allow_edited:
         problem = " ".join(edited_files(plan))

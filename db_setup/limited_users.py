@@ -74,6 +74,7 @@ TABLECREATOR = Kind("tablecreator", "app_tc", may_create=True)
 KINDS = (READWRITE, TABLECREATOR)  # by the names that they have had since the first version
 # Made only where its secret is named: a server can have a role of that name.
 READONLY = Kind("readonly", "app_ro", may_create=False, tables="SELECT", sequences="SELECT")
+ALL_KINDS = (*KINDS, READONLY)
 
 
 def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
@@ -81,7 +82,7 @@ def limited_roles(prefix: str, kinds: Sequence[Kind]) -> list[str]:
     and by them the group that they can act for.
     """
     groups = [kind.group_name for kind in kinds]
-    logins = [name for kind in (*KINDS, READONLY) for name in kind.login_names]
+    logins = [name for kind in ALL_KINDS for name in kind.login_names]
     return [prefix + name for name in groups + logins]
 
 
@@ -95,6 +96,7 @@ class Application:
     prefix: str
     tracking: sql.Composable  # may be read
     progress: sql.Composable  # may not, and need not exist
+    kept: sql.Composable  # nor this one
     schema: str = "public"
     kinds: Sequence[Kind] = KINDS
     by_iam: bool = False  # the logins have no password
@@ -296,7 +298,7 @@ class LimitedUsers:
             "limited": self._limited,
             "group": self._app.group_name(READWRITE),
             "roles": self._app.roles,
-            "ours": [self._text(self._app.tracking), self._text(self._app.progress)],
+            "ours": self._our_tables,
             "schema": self._app.schema,
         }
         for owner, tables, replaced in self._session.query(LEFT_TO_OTHERS_SQL, args):
@@ -602,12 +604,10 @@ class LimitedUsers:
 
     def _find_objects(self, creators: Sequence[str], change: sql.Composable = NOTHING) -> Found:
         """What there is after this change."""
-        tracking = self._text(self._app.tracking)
-        ours = [tracking, self._text(self._app.progress)]
         args = {
             "creators": list(creators),
-            "tracking": tracking,
-            "ours": ours,
+            "tracking": self._our_tables[0],
+            "ours": self._our_tables,
             "schema": self._app.schema,
         }
         return Found(*self._session.query(change + sql.SQL(FOUND_SQL), args)[0])
@@ -1232,6 +1232,11 @@ class LimitedUsers:
         tokens_for = self._app.tokens_for
         new_token = tokens_for(username) if tokens_for and not password else None
         return Login(self._app.admin.endpoint, username, password, new_token)
+
+    @property
+    def _our_tables(self) -> list[str]:
+        ours = (self._app.tracking, self._app.progress, self._app.kept)
+        return [self._text(table) for table in ours]
 
     def _text(self, name: sql.Composable) -> str:
         return name.as_string(self._session.connection)

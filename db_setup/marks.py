@@ -37,6 +37,7 @@ class Marks:
 
     table: sql.Composable
     name: str
+    may_restart: bool = False  # the script begins again where another text of it has left them
 
     def read(self, session: Session) -> dict[int, Mark]:
         """The steps that have begun, by number."""

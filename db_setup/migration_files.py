@@ -13,7 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,6 +51,10 @@ class Migration:
         return version_of(self.name)
 
     @cached_property
+    def is_repeatable(self) -> bool:
+        return file_names.is_repeatable(self.name)
+
+    @cached_property
     def sha256(self) -> str:
         """Of the file's bytes as they were when the run first read them; see read_text."""
         digest = hashlib.sha256()
@@ -61,9 +65,12 @@ class Migration:
 
 
 def up_to(files: Sequence[Migration], name: str) -> Sequence[Migration]:
-    """The files up to the one of this name, which may have its ending; none where there is none."""
+    """The files up to the one of this name, which may have its ending; none where there is none.
+
+    A repeatable file is none of them: it runs wherever it has not.
+    """
     for number, file in enumerate(files, 1):
-        if name in (file.name, file_names.normal(file.path.name)):
+        if name in (file.name, file_names.normal(file.path.name)) and not file.is_repeatable:
             return files[:number]
     return ()
 
@@ -121,6 +128,7 @@ def _not_a_file(path: Path) -> str:
 ONLY_SQL = "looks like a migration, but only *.sql is run: rename it, or take it out of migrations/"
 _DOWN_FILE = re.compile(r"(^|\.)down\.sql$", re.IGNORECASE)
 _SQL_FILES = "*.[sS][qQ][lL]"
+DUMP = "-- db_setup dump of migrations "  # with what a dump of the schema begins
 _DATA = re.compile(r".*\.(md|rst|adoc|html?|pdf|png|svg|jpe?g|csv|tsv|dat|json)", re.IGNORECASE)
 # Names of files that are not run, what is said of one, and whether it may be meant so; the first
 # that applies counts. Editors and people leave files aside.
@@ -171,13 +179,21 @@ def _not_run(
     if (home / "initializer.py").is_file():
         text = "{} is next to migrations/, not in it, and is not run: move it"
         for path in sorted(home.glob(_SQL_FILES)):
-            yield text.format(path.name), version_of(path.name) is None
+            if not is_dump(path):
+                yield text.format(path.name), version_of(path.name) is None
         # The first file of each folder.
         found = {path.parent: path for path in sorted(home.glob(f"*/{_SQL_FILES}"), reverse=True)}
         for path in found.values():
             is_numbered = version_of(path.name) is not None
             if path.parent != folder and (is_numbered or not files):
                 yield text.format(path.relative_to(home)), bool(files) or not is_numbered
+
+
+def is_dump(path: Path) -> bool:
+    """The terminal's `dump` has written it, for people to read."""
+    with suppress(OSError), path.open("rb") as file:
+        return bool(file.read(len(DUMP)) == DUMP.encode())
+    return False
 
 
 def _in_sub_folder(path: Path, files: Mapping[str, Migration]) -> Iterator[tuple[str, bool]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Optional
 
 import file_names
@@ -23,6 +23,9 @@ NAME_LIMIT = 255  # migration_name VARCHAR(255), since the first version
 # Of the file that comes with db_setup.
 EXAMPLE = "1:1b1ae3100f803b660ae807703a2a26c33613b5c9cc423667e36f43362e6ac029"
 EMPTIED = "{} was applied, but has no statement any more, which changes nothing"
+MARK = "R"  # of the checksum of a repeatable file, which versions before 1.1 do not compare
+KEPT_TEXTS = 100
+TEXT_LENGTH = 18  # of what is kept of the checksum of an earlier text
 NO_FILES = "migrations/ holds no file, but migrations are recorded: was it deployed without them?"
 
 
@@ -34,6 +37,27 @@ class Row(NamedTuple):
     checksum: Optional[str]
     file_sha256: Optional[str]
     adopted: bool = False  # recorded without running
+    # Of one that ran as a repeatable file: the checksums of the texts before, as they are kept.
+    earlier: Optional[tuple[str, ...]] = None
+
+    def as_read(self) -> Row:
+        """The row, where `checksum` is what its column holds."""
+        if not (self.checksum or "").startswith(MARK):
+            return self
+        checksum, *earlier = (self.checksum or "")[len(MARK) :].split(" ")
+        return self._replace(checksum=checksum, earlier=tuple(earlier))
+
+    @property
+    def recorded_checksum(self) -> Optional[str]:
+        """What the column holds."""
+        if self.earlier is None:
+            return self.checksum
+        return MARK + " ".join((self.checksum or "", *self.earlier))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Of what has run, as it is kept when another text replaces it: the last one first."""
+        return ((self.checksum or "")[:TEXT_LENGTH], *(self.earlier or ()))
 
     @property
     def is_empty(self) -> bool:
@@ -51,6 +75,7 @@ class Plan:
     """What is to be done. `pending` pairs each file with the name that will be recorded."""
 
     pending: tuple[tuple[str, Migration], ...] = ()
+    again: Mapping[Migration, Row] = field(default_factory=dict)  # of the pending repeatable files
     renumbered: tuple[tuple[Row, Migration], ...] = ()  # or renamed in any other way
     unchecked: tuple[tuple[Row, Migration], ...] = ()  # recorded by a version without checksums
     edited: tuple[tuple[Row, Migration], ...] = ()
@@ -60,9 +85,12 @@ class Plan:
     example: Optional[Row] = None  # the only row, and the files replace what it records
 
 
-def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
+def make_plan(
+    files: Sequence[Migration], rows: Sequence[Row], unfinished: Collection[str] = ()
+) -> Plan:
     """Compare the folder with the tracking table. Files that are as recorded are not scanned.
 
+    A repeatable file of which another text has run in part, and is `unfinished`, runs again.
     Raises MigrationError where nothing can tell whether a file was applied under another name.
     """
     example = replaced_example(files, rows)
@@ -80,13 +108,18 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
     orphans = [row for row in free if row.id not in renamed_ids]
     named = [row for row in rows if row.id not in renamed_ids]
     for file in pending:
-        _refuse_doubt(file, orphans)
+        if not file.is_repeatable:
+            _refuse_doubt(file, orphans)
 
     unchecked = []
     edited = []
     emptied = []
     filled: dict[Migration, Row] = {}
+    again: dict[Migration, Row] = {}
     for file, row in claimed.items():
+        if file.is_repeatable and (file.name in unfinished or _has_changed(file, row)):
+            again[file] = row
+            continue
         if row.file_sha256 == file.sha256:
             continue
         if not row.checksum:
@@ -101,11 +134,13 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         elif is_edited:
             edited.append((row, file))
 
-    if filled:
-        to_run = {*pending, *filled}
+    if filled or again:
+        to_run = {*pending, *filled, *again}
         pending = [file for file in files if file in to_run]
+    named_files = number_files(pending, files, rows)
     return Plan(
-        pending=tuple(number_files(pending, files, rows)),
+        pending=tuple((again[f].name if f in again else name, f) for name, f in named_files),
+        again=again,
         renumbered=tuple(renamed),
         unchecked=tuple(unchecked),
         edited=tuple(edited),
@@ -113,6 +148,31 @@ def make_plan(files: Sequence[Migration], rows: Sequence[Row]) -> Plan:
         orphans=tuple(row.name for row in orphans),
         warnings=(*_warnings(pending, files, named), *map(EMPTIED.format, emptied)),
     )
+
+
+def _has_changed(file: Migration, row: Row) -> bool:
+    """A repeatable file does not have the text that ran last, as far as that is known."""
+    if row.file_sha256 == file.sha256:
+        return False
+    if not row.checksum:  # it was recorded by an old version, or was put back
+        return row.earlier is not None
+    return row.is_comparable and row.checksum != tokens_checksum(file, row.checksum)
+
+
+def has_run(file: Migration, row: Row) -> bool:
+    """A text of a repeatable file has run before, so a deployment that is rolled back brings it."""
+    kinds = {text[:2] for text in row.texts if text.startswith(CHECKSUMS)}
+    return any(tokens_checksum(file, kind)[:TEXT_LENGTH] in row.texts for kind in kinds)
+
+
+def repeatable_checksum(checksum: str, row: Optional[Row]) -> str:
+    """What is recorded of a repeatable file that has run, in place of this row if it has one.
+
+    Every text that ran is known again, up to KEPT_TEXTS.
+    """
+    texts = row.texts if row else ()
+    earlier = [text for text in dict.fromkeys(texts) if text and text != checksum[:TEXT_LENGTH]]
+    return MARK + " ".join([checksum, *earlier[:KEPT_TEXTS]])
 
 
 def _is_empty(file: Migration) -> bool:
@@ -186,8 +246,9 @@ def renamed_to(row: Row, file: Migration) -> str:
 
 def _same_content(file: Migration, rows: Sequence[Row]) -> list[Row]:
     """The rows with this file's content, in the order in which they were recorded. It is read
-    only if there are any.
+    only if there are any. The row of a repeatable file becomes that of no other.
     """
+    rows = [row for row in rows if file.is_repeatable or row.earlier is None]
     kinds = sorted({(row.checksum or "")[:2] for row in rows if row.is_comparable})
     values = {tokens_checksum(file, kind) for kind in kinds}
     return [row for row in rows if row.file_sha256 == file.sha256 or row.checksum in values]
@@ -197,7 +258,8 @@ def _refuse_doubt(file: Migration, orphans: Iterable[Row]) -> None:
     """Raise MigrationError where a file is called like a row without a file, of unknown content."""
     for row in orphans:
         same_title = file_names.title(row.name) == file_names.title(file.name) != ""
-        if row.is_comparable or not (same_title or _is_slip(file, row)):
+        is_known = row.is_comparable or row.earlier is not None
+        if is_known or not (same_title or _is_slip(file, row)):
             continue
         how = "by a newer version" if row.checksum else "without a checksum"
         then = "" if row.checksum else " for one deployment, then rename it"
@@ -223,7 +285,10 @@ def number_files(
     files: Sequence[Migration],
     rows: Sequence[Row],
 ) -> Iterator[tuple[str, Migration]]:
-    """A file without a number gets the next one after all in the folder and in the table."""
+    """A file without a number gets the next one after all in the folder and in the table.
+
+    A repeatable file needs none.
+    """
     if not pending:
         return
     names = [file.name for file in files] + [row.name for row in rows]
@@ -231,7 +296,7 @@ def number_files(
     following = itertools.count(highest + 1)
     for file in pending:
         name = file.name
-        if file.number is None:
+        if file.number is None and not file.is_repeatable:
             name = f"{next(following):03d}_{file.name}"
         if len(name) > NAME_LIMIT:
             raise MigrationError(

@@ -95,6 +95,13 @@ class Rehearsal(Session):
         with self.transaction():
             self.query(statements)
 
+    def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+        self.start_transaction()
+        try:
+            return self.query(statements)
+        finally:
+            self.roll_back()
+
     def _can_retry(self) -> bool:
         """Not while it blocks others itself, which it does until its end."""
         blocks_others = any(

@@ -27,6 +27,7 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     database: str = ""
     lock_wait_ms: int = 0
+    drift: Optional[int] = None  # how many objects differ, where that was asked and is known
     details: dict[str, Any] = field(default_factory=dict)
     duration_ms: int = 0
 
@@ -68,6 +69,8 @@ class Report:
             fields["adopted"] = len(self.adopted)
         fields["pending"] = len(self.pending)
         fields["failed"] = 1 if failure else 0
+        if self.drift is not None:
+            fields["drift"] = self.drift
         if self.users:
             fields["users"] = self.users
         fields["lock_wait_ms"] = self.lock_wait_ms

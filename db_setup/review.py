@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, NamedTuple
 
+import file_names
 import sql_scanner
 from sql_scanner import Script
 
@@ -56,6 +58,11 @@ RULES = {
     "partition": Rule("Partition a table", "nobody can use {} while all its rows are read"),
     "rewrite": Rule("A table that is too big", _REWRITTEN),
     "row-security": Rule("Turn on row-level security", "no row of {} is there without a policy"),
+    "repeatable": Rule(
+        "Repeatable files",
+        "when the file runs again, this fails or adds the same once more: write OR REPLACE, IF NOT "
+        "EXISTS or ON CONFLICT, or drop or delete first",
+    ),
     "schema": Rule("Use another schema than public", "permission denied for schema {} in the code"),
 }
 
@@ -82,7 +89,7 @@ class Finding(NamedTuple):
 
 def findings(file: str, script: Script, known: Known, is_new: bool = True) -> list[Finding]:
     """The findings in the next file that it does not allow; of one that is applied, none."""
-    review = _Review(script, known, is_new)
+    review = _Review(script, known, is_new, file_names.is_repeatable(file))
     review.read()
     if not is_new:
         return []
@@ -225,6 +232,18 @@ _ACTION_VERBS = ("ADD", "ALTER", "ATTACH", "DROP", "ENABLE", "FORCE", "RENAME", 
 _IS_CONSTRAINT = re.compile(
     "(?:ADD )?(?:CONSTRAINT|CHECK|UNIQUE|PRIMARY|FOREIGN|EXCLUDE|LIKE|NOT) "
 )
+# What a repeatable file takes away, and what it makes or adds only once.
+_REMOVED = re.compile(
+    r"(DROP (?:MATERIALIZED |FOREIGN )?[A-Z]+|TRUNCATE(?: TABLE)?|DELETE FROM) (IF EXISTS )?(.*)"
+)
+_MADE_ONCE = re.compile(
+    r"CREATE (?!OR REPLACE |(?:GLOBAL |LOCAL )?TEMP|.*IF NOT EXISTS )"
+    r"(?:(?:UNLOGGED|FOREIGN|MATERIALIZED|UNIQUE|RECURSIVE|CONSTRAINT) )*[A-Z]+ (\S+)"
+    r"|(?:WITH .*)?INSERT INTO (\S+)(?!.*(?:ON CONFLICT|NOT EXISTS|EXCEPT))|COPY (\S+) .*FROM "
+    r"|ADD (?!(?:COLUMN |VALUE )?IF NOT EXISTS )(?:COLUMN |CONSTRAINT |VALUE )?(\S+)"
+    r"|RENAME (?:.* )?TO (\S+)"
+)
+_OWNER = re.compile(r"CREATE .*?(?:INDEX|TRIGGER|POLICY|RULE) .*?\bON (\S+)")
 _WRITES = re.compile("UPDATE|DELETE|MERGE|INSERT.* FROM |WITH.* (?:UPDATE|DELETE|INSERT|MERGE) ")
 
 
@@ -311,16 +330,19 @@ class Switch(NamedTuple):
 class _Review:
     """One file, from its first statement to its last."""
 
-    def __init__(self, script: Script, known: Known, is_new: bool) -> None:
+    def __init__(self, script: Script, known: Known, is_new: bool, is_repeatable: bool) -> None:
         self.script = script
         self.text = script.text
         self.known = known
+        self.runs_again = is_repeatable
         self.reads_rows = is_new and len(self.text) <= sql_scanner.ONE_MESSAGE
         self.escapes = script.backslash_escapes
         self.statement = self.offset = 0  # at which it is
         self.own: set[str] = set()  # what the file has made
         self.given: set[str] = set()  # the names that it has given, also to what there was
         self.taken: set[str] = set()  # the names that it has taken away
+        self.removed: set[str] = set()  # what a repeatable file makes or fills again
+        self.made_once: set[str] = set()
         self.partitioned: set[str] = set()
         self.locked: set[str] = set()  # tables that others wait for
         self.found: list[Found] = []
@@ -335,13 +357,16 @@ class _Review:
             is_open = {"BEGIN": True, "COMMIT": False}.get(control, is_open)
             if not is_open:
                 self.locked.clear()
-            is_read = self.reads_rows and (self.locked or statement.keyword == "SELECT")
+            may_matter = self.locked or self.runs_again or statement.keyword == "SELECT"
+            is_read = self.reads_rows and may_matter
             is_skipped = statement.is_dml and not is_read
             until = statement.start if is_skipped else statement.end
             tokens = self.tokens(end, statement.start, until, self.statement)
             end = statement.data[1] if statement.data else statement.end
             for command in self.commands(tokens):
                 self.command(command)
+            if self.runs_again:
+                self.run_again(tokens)
             if statement.changes_string_syntax and statement.words[1] != "BACKSLASH_QUOTE":
                 self.escapes = not self.escapes
             self.statement += 1
@@ -502,15 +527,46 @@ class _Review:
                 self.find("partition" if is_copied else "back-fill", name)
                 return
 
+    def run_again(self, tokens: list[Token]) -> None:
+        """What fails or does more in the second run; conditions in a DO block are not read."""
+        at = self.first_action(tokens)
+        for part in _split(tokens[at:]) if at else [tokens]:
+            text = _outside(_shape(part, self.known.schema))
+            removed = _REMOVED.match(text)
+            made = _MADE_ONCE.match(text)
+            if removed:
+                names = {_key(name.partition(" ")[0]) for name in removed[3].split(" , ")}
+                self.removed |= names
+                if not removed[1].startswith("DROP") or removed[2]:
+                    continue
+            elif made:
+                names = {_key(made[made.lastindex or 0])}
+                self.made_once |= names
+                owner = _OWNER.match(text)
+                if self.removed & {*names, *map(_key, owner.groups() if owner else ())}:
+                    continue
+            else:
+                continue
+            is_made_again = partial(names.__le__, self.made_once if removed else set())
+            self.found.append(
+                Found(self.statement, part[0].offset, "repeatable", "", is_made_again)
+            )
+
     # --- ALTER ---
 
-    def alter(self, tokens: list[Token]) -> None:
-        verbs = [
+    def first_action(self, tokens: list[Token]) -> int:
+        """Where the actions of an ALTER begin; 0 if there is none."""
+        if not tokens or tokens[0].word != "ALTER":
+            return 0
+        verbs = (
             at
             for at in range(3, len(tokens))
             if tokens[at].word in _ACTION_VERBS and tokens[at - 1].text != "."
-        ]
-        at = verbs[0] if verbs else 0
+        )
+        return next(verbs, 0)
+
+    def alter(self, tokens: list[Token]) -> None:
+        at = self.first_action(tokens)
         head = _ALTERED.match(_shape(tokens[:at], self.known.schema))
         if not head:
             return

@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable, Optional, Union
@@ -22,7 +22,7 @@ import outside
 import psycopg2
 import sql_scanner
 from common import log
-from marks import Marks
+from marks import Mark, Marks
 from nontransactional import Step
 from outcomes import (
     COMMITS_ITSELF,
@@ -233,11 +233,13 @@ class ScriptRunner:
         # A first attempt may have left another role and path.
         session.query(f"{OWN_ROLE_SQL}; DEALLOCATE ALL; SET search_path = pg_catalog")
         marks = self._marks.read(session)
+        if self._marks.may_restart and not self._fit(marks):
+            marks = {}
         session.query(SCRIPT_SETTINGS_SQL)
         number = 0
         untried: list[str] = []
         for number, (begin, statements) in enumerate(units(self._script), 1):
-            checksum = sql_scanner.checksum("; ".join(map(self._script.statement_sql, statements)))
+            checksum = checksum_of(self._script, statements)
             step = Step(number, begin, statements, checksum, marks.get(number))
             session.activity.about = {**session.activity.about, "line": step.first.line}
             outcome = self._resume_step(step)
@@ -254,6 +256,12 @@ class ScriptRunner:
         if untried and isinstance(outcome, Success):
             return NotTried(tuple(untried), outcome.kept_lock)
         return outcome
+
+    def _fit(self, marks: Mapping[int, Mark]) -> bool:
+        """The marks are of steps that the script still has."""
+        steps = enumerate(units(self._script), 1) if marks else ()
+        known = {number: checksum_of(self._script, each) for number, (_, each) in steps}
+        return all(known.get(number) == mark.checksum for number, mark in marks.items())
 
     def _end_message(self) -> Message:
         begin_sql = self._session.start_transaction("BEGIN READ WRITE")
@@ -439,8 +447,13 @@ def units(script: Script) -> Iterator[tuple[str, list[Statement]]]:
 def first_checksum(script: Script) -> str:
     """Of the script's first step; empty if it has none."""
     for _, statements in units(script):
-        return sql_scanner.checksum("; ".join(map(script.statement_sql, statements)))
+        return checksum_of(script, statements)
     return ""
+
+
+def checksum_of(script: Script, statements: Sequence[Statement]) -> str:
+    """Of a step."""
+    return sql_scanner.checksum("; ".join(map(script.statement_sql, statements)))
 
 
 def belongs_to_session(script: Script, statement: Statement) -> bool:

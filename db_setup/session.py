@@ -367,6 +367,10 @@ class Session:
         """Several statements of ours, all or none: one message is one transaction."""
         self.query(statements)
 
+    def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
+        """Rows, of which neither an error nor SET LOCAL in the same message leaves anything."""
+        return self.query(statements)
+
     def _end_transaction(self, statement: str) -> None:
         if self.is_lost or self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
             return

@@ -8,7 +8,7 @@ on it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
@@ -48,6 +48,7 @@ class State:
     unfinished: tuple[str, ...] = ()  # the files that ran in part
     has_marks: bool = False
     excess: tuple[str, ...] = ()  # revokes the rights of others on our tables
+    kept: Optional[boundary.Table] = None  # what the last run left is in it, see drift
 
     @property
     def is_current(self) -> bool:
@@ -73,10 +74,11 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     Another tool's is refused, and what others have made.
     """
     tables = boundary.tables(found)
-    tracking_table, marks_table = (tables.get(name) for name in config.tables)
+    tracking_table, marks_table, kept = (tables.get(name) for name in config.tables)
     own_columns = (
         (tracking_table, {"id", "migration_name"}),
         (marks_table, {"migration_name"}),
+        (kept, {"name", "facts"}),
     )
     for table, columns in own_columns:
         if table is None:
@@ -101,7 +103,7 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
             raise complaint
     excess = tuple(statement for table in tables.values() for statement in table.excess)
     if tracking_table is None:
-        return State(None, (), has_marks=marks_table is not None, excess=excess)
+        return State(None, (), has_marks=marks_table is not None, excess=excess, kept=kept)
     marks_can_be_read = marks_table is not None and marks_table.is_readable
     question = _rows_question(config, tracking_table.columns, marks_can_be_read)
     recorded: list[Row] = []
@@ -109,7 +111,8 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
         if is_recorded:
             name_here = file_names.normal(name)
-            recorded.append(Row(number, name_here, checksum, file_sha256, bool(adopted)))
+            row = Row(number, name_here, checksum, file_sha256, bool(adopted))
+            recorded.append(row.as_read())
         else:
             unfinished.append(name)
     return State(
@@ -118,6 +121,7 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
         tuple(unfinished),
         has_marks=marks_table is not None,
         excess=excess,
+        kept=kept,
     )
 
 
@@ -146,7 +150,7 @@ def after_file_question(watch: boundary.Watch, rows_question: sql.Composable) ->
     return question.format(watch.question(), rows_question)
 
 
-def has_rows(config: Config, names: Sequence[str]) -> sql.Composable:
+def has_rows(config: Config, names: Collection[str]) -> sql.Composable:
     """Whether the tracking table has these rows, as they are written: as many others are not the
     same.
     """
@@ -161,13 +165,13 @@ def restore_rows(
     """Record these names again where they are not, in whatever Unicode form; returns those that
     were not, and all that are recorded now.
 
-    Their checksums come with the next run.
+    Their checksums come with the next run, in which a repeatable file runs again.
     """
     rows = session.query(sql.SQL("SELECT migration_name FROM {}").format(config.tracking))
     recorded = {file_names.normal(name) for (name,) in rows}
     lost = [name for name in names if name not in recorded]
     if lost:
-        insert = sql.SQL(RESTORE_SQL).format(config.tracking)
+        insert = sql.SQL(RESTORE_SQL).format(config.tracking, sql.Literal(planning.MARK))
         lost = [name for (name,) in session.query(insert, [lost])]
     return lost, recorded.union(lost)
 
@@ -216,9 +220,7 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
             changes.append(sql.SQL("COMMENT ON TABLE {} IS {}").format(config.tracking, home))
     is_missing = (state.columns is None, not state.has_marks)
     made = [name for name, missing in zip(config.tables, is_missing) if missing]
-    changes.append(
-        sql.SQL(CLOSE_SQL).format(our_tables=our_tables_question(config), made=sql.Literal(made))
-    )
+    changes.append(close_statement(config, made))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(setup, name, file) for name, file in named]
     try:
@@ -230,6 +232,12 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     if state.columns is None:
         log("tracking table created", table=config.table)
     return _adopted([name for name, _ in named]), adoption.warning
+
+
+def close_statement(config: Config, made: Sequence[str]) -> sql.Composable:
+    """Of those of our tables that this transaction has made."""
+    our_tables = our_tables_question(config)
+    return sql.SQL(CLOSE_SQL).format(our_tables=our_tables, made=sql.Literal(list(made)))
 
 
 def has_schema(session: Session, config: Config) -> bool:
@@ -385,11 +393,11 @@ def adoptable(session: Session, setup: Setup) -> Adoption:
     Judged by the tables that the first migration creates. If some exist and some do not, the run is
     refused, unless every statement of the file can run again.
     """
-    files = setup.files
+    files = [file for file in setup.files if not file.is_repeatable]
     baseline = setup.config.baseline
-    has_any = bool(files) and has_tables(session, setup)
+    has_any = bool(setup.files) and has_tables(session, setup)
     created = migration_files.Creations([], [], True)
-    if has_any:
+    if has_any and files:
         created = migration_files.creations(files[0])
     existing = existing_tables(session, setup, files[0], created) if created.tables else []
     has_all = bool(existing) and len(existing) == len(created.tables)
@@ -484,14 +492,21 @@ def _table_list(tables: Sequence[CreatedTable]) -> str:
 
 
 def record_sql(
-    session: Session, setup: Setup, name: str, hashes: Sequence[str], elapsed_ms: int
+    session: Session,
+    setup: Setup,
+    name: str,
+    hashes: Sequence[str],
+    elapsed_ms: int,
+    *,
+    is_again: bool = False,
 ) -> str:
     """Writes the row that says *applied*; an error if it is not there then.
 
+    Where a file runs again, its row comes last, as the file did.
     `elapsed_ms` is what has passed until now; the statement adds what its transaction takes.
     """
     config = setup.config
-    record = sql.SQL(RECORD_SQL).format(
+    record = sql.SQL((FORGET_SQL if is_again else "") + RECORD_SQL).format(
         table=config.tracking,
         name=literal(name),
         checksum=literal(hashes[0]),
@@ -561,7 +576,7 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
     with session.transaction():
         for row, file in plan.renumbered:
             name = planning.renamed_to(row, file)
-            session.query(update, [name, row.checksum, file.sha256, row.id])
+            session.query(update, [name, row.recorded_checksum, file.sha256, row.id])
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
@@ -607,6 +622,7 @@ CLOSE_SQL = """
 ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(
     f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in OUR_COLUMNS.items()
 )
+FORGET_SQL = "DELETE FROM {table} WHERE migration_name = {name}; "
 # The number is one if the row is there; else PostgreSQL's error quotes what is none.
 RECORD_SQL = (
     "INSERT INTO {table} (migration_name, checksum, file_sha256, duration_ms, applied_by, "
@@ -654,7 +670,8 @@ NOT_DROPPED = {
     "2BP01": CHANGED,  # used in other ways
 }
 RESTORE_SQL = (
-    "INSERT INTO {} (migration_name) SELECT unnest(%s::text[]) "
+    "INSERT INTO {} (migration_name, checksum) "
+    "SELECT name, CASE WHEN name ~ '^R__.' THEN {} END FROM unnest(%s::text[]) name "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
 )
 ADOPT_SQL = (

@@ -171,6 +171,7 @@ POSITIONS = {
 }
 
 
+@pytest.mark.slow
 def test_error_with_a_position_begins_with_line_and_column(world: World) -> None:
     """Where PostgreSQL names a character, the message names its line and column in the file, in characters."""
     for case, (text, place, said) in POSITIONS.items():
@@ -253,6 +254,7 @@ LINES = {
 }
 
 
+@pytest.mark.slow
 def test_error_without_a_position_begins_with_the_statements_line(world: World) -> None:
     """Where PostgreSQL names no character, the message names the line of the statement that failed."""
     for case, (text, said) in LINES.items():
@@ -310,6 +312,7 @@ RAISED = {  # what it is in the file, and what the message says of it
 }
 
 
+@pytest.mark.slow
 def test_words_of_raise_are_shown_without_values(world: World) -> None:
     """What its author wrote is meant to be read; what it quotes can be a row, in quotes or not."""
     world.sql("CREATE TABLE a (v text); INSERT INTO a VALUES ('S3cr3t')")
@@ -447,6 +450,7 @@ ROW_DATA = {
 }
 
 
+@pytest.mark.slow
 def test_error_about_rows_tells_nothing_of_them(
     world: World, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -552,6 +556,7 @@ ODD_NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_apply_odd_file_name_is_recorded_as_it_is(world: World) -> None:
     """A file's name is recorded as it is in the folder, recognised by that, and named so in an error."""
     for number, name in enumerate(ODD_NAMES):
@@ -885,6 +890,7 @@ def test_apply_file_without_a_statement_is_warned_of(world: World, caplog: pytes
 
 
 @pytest.mark.parametrize("empty", ["", "-- to be written\n", "/* " + "x" * (1 << 20) + " */", ";\n"])
+@pytest.mark.slow
 def test_apply_file_that_is_filled_in_after_it_was_recorded_runs_once(world: World, empty: str) -> None:
     """Nothing of it had run, so its statements are not an edit of what did; before that it can stay as it is."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")
@@ -1010,6 +1016,7 @@ def blocker(world: World, until: Callable[[], bool] = lambda: False) -> Iterator
             holder.join()
 
 
+@pytest.mark.slow
 def test_apply_lock_timeout_rolls_back_and_retries(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A file that waits too long for a lock is rolled back and tried again, until the other session is done."""
     world.write("001_a.sql", "CREATE TABLE a (i int);")

@@ -225,6 +225,7 @@ def test_coming_from_first_file_without_a_table_makes_the_baseline_void(project:
 
 
 @pytest.mark.parametrize("project", ["Supabase"], indirect=True)
+@pytest.mark.slow
 def test_coming_from_check_shows_what_will_be_adopted_and_that_the_schema_is_the_same(project: Project) -> None:
     """The page's own commands, on a terminal; they change nothing in the old database."""
     project.shell("Supabase")
@@ -239,6 +240,7 @@ def test_coming_from_check_shows_what_will_be_adopted_and_that_the_schema_is_the
 
 
 @pytest.mark.parametrize("project", ["Supabase"], indirect=True)
+@pytest.mark.slow
 def test_coming_from_check_finds_a_difference(project: Project) -> None:
     """A column that somebody added by hand is in no file."""
     project.shell("Supabase")

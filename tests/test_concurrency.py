@@ -42,6 +42,7 @@ def index_is_valid(world: World) -> bool:
 # --- Several at the same time ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_concurrency_processes_with_pending_files_apply_each_once(world: World) -> None:
     """Six processes on a database in the middle of its life: every pending file runs once, and the users stay."""
     world.write("001_a.sql", TABLE)
@@ -61,6 +62,7 @@ def test_concurrency_processes_with_pending_files_apply_each_once(world: World) 
     assert deadlocks(world) == 0
 
 
+@pytest.mark.slow
 def test_concurrency_processes_during_a_concurrent_build_do_not_block_it(world: World) -> None:
     """While one builds an index concurrently, the others wait for it and it does not wait for them."""
     world.write("001_a.sql", TABLE)
@@ -91,6 +93,7 @@ def here(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield world
 
 
+@pytest.mark.slow
 def test_concurrency_slow_holder_is_named_and_left_alone(here: World) -> None:
     """A waiter gives up in time and says whom it waited for, since when; the slow run goes on and succeeds."""
     here.write("001_a.sql", TABLE + "CREATE SEQUENCE tries;")
@@ -113,6 +116,7 @@ def test_concurrency_slow_holder_is_named_and_left_alone(here: World) -> None:
     assert here.sql("SELECT count(*) FROM a WHERE i = -2") == [(1,)]
 
 
+@pytest.mark.slow
 def test_concurrency_frozen_holder_is_ended_after_its_deadline_and_wakes_to_nothing(world: World) -> None:
     """A process that is frozen with the lock in its hands holds it until its published deadline, and not for longer;
     when it wakes up it finds its work rolled back, changes nothing, and fails."""

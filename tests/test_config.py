@@ -289,6 +289,7 @@ def test_admin_secret_binary_is_refused(world: World) -> None:
     assert refusal(world, DB_SECRET_NAME="bytes") == f"DB_SECRET_NAME: secret 'bytes' is not JSON{NO_LOGIN}"
 
 
+@pytest.mark.slow
 def test_admin_secret_lacking_a_key_is_refused(world: World) -> None:
     """Absent, empty, no text, or no text for PostgreSQL: the key is named, and the variable that could replace it."""
     remedies = {"username": "", "password": "", "host": ", or set DB_HOST", "dbname": ", or set DB_NAME"}
@@ -602,6 +603,7 @@ def test_secrets_manager_without_a_region_is_refused(
         world.deploy()
 
 
+@pytest.mark.slow
 def test_secrets_manager_silent_ends_before_lambda_does(world: World) -> None:
     """Where packets vanish, as in a VPC without endpoint, the run says so itself instead of being killed."""
     limit_s = 6

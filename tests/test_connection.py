@@ -421,6 +421,7 @@ def test_patience_ends(world: World, caplog: pytest.LogCaptureFixture, monkeypat
     assert len(logged(caplog, "waiting for the database")) >= 1
 
 
+@pytest.mark.slow
 def test_deadline_ends_the_attempts(world: World) -> None:
     """However long the patience and an attempt: the answer comes before Lambda, by default after 3 s, ends the run."""
     with gate(world.server, stay_silent) as standing:
@@ -556,6 +557,7 @@ VERIFIED: dict[str, tuple[str, dict[str, str], Optional[str]]] = {
 }
 
 
+@pytest.mark.slow
 def test_certificate_is_verified_where_an_authority_is_given(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encrypted: Gate
 ) -> None:
@@ -727,6 +729,7 @@ def test_deadline_stops_the_running_statement(world: World) -> None:
     assert (backends(world), world.tables(), world.applied()) == (0, ["users"], ["001_users"])
 
 
+@pytest.mark.slow
 def test_deadline_ends_a_statement_that_does_not_let_itself_be_cancelled(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

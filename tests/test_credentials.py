@@ -46,6 +46,7 @@ def second(world: World) -> Iterator[World]:
 # --- How often Secrets Manager is asked -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_credentials_that_work_cost_three_reads_and_no_write(world: World) -> None:
     """What is asked of Secrets Manager is known exactly: nothing is written where nothing has to be repaired."""
     seen = {}
@@ -140,6 +141,7 @@ def test_credentials_that_name_no_database_are_kept(world: World) -> None:
     assert standing(world) == before
 
 
+@pytest.mark.slow
 def test_credentials_repaired_and_rotated_keep_keys_that_we_do_not_know(world: World) -> None:
     """Whatever else a secret holds stays in it, in its type, whichever way its login is changed."""
     others = {"masterarn": "arn:of:the:admin", "dbClusterIdentifier": "shop", "tags": ["a", 1, None], "": {"x": "%s"}}
@@ -298,6 +300,7 @@ def test_credentials_in_the_middle_of_a_rotation_by_aws_work_when_it_is_done(wor
 # --- Secrets that cannot be used ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_credentials_whose_secret_vanishes_meanwhile_stay_as_they_are(world: World) -> None:
     """A secret that is deleted between reading and writing: the message names it, and no role has changed."""
     for code, said in {
@@ -392,6 +395,7 @@ MADE = {"CREATE ROLE", "SAVEPOINT db_setup_objects;", "COMMIT"}
         pytest.param("app_tc", ROTATE, "SELECT", {"ALTER ROLE", "REASSIGN OWNED", "COMMIT"}, id="rotated"),
     ],
 )
+@pytest.mark.slow
 def test_credentials_after_a_crash_at_any_step_are_repaired_by_the_next_run(
     world: World, login: str, event: Any, damage: str, expected: set[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_custom_resource_wrong_configuration_is_answered(world: World, bucket: B
     assert "DB_SECRET_NAME is missing" in answer["Reason"]
 
 
+@pytest.mark.slow
 def test_custom_resource_run_out_of_time_is_answered_in_time(world: World, bucket: Bucket) -> None:
     """A run stops itself before Lambda's limit, and the answer goes out in what is left."""
     world.write("001_slow.sql", "CREATE TABLE items (id int);\nSELECT pg_sleep(60);")

@@ -98,6 +98,7 @@ def test_pages_have_each_database_once(world: World, tenants: list[str], monkeyp
         assert [each["name"] for each in listed(world, f"{world.dbname}_t%", **more)] == tenants
 
 
+@pytest.mark.slow
 def test_a_database_that_cannot_be_reached_does_not_end_the_list(world: World, tenants: list[str]) -> None:
     """One that the login may not connect to is left out, one that is full has its problem."""
     with superuser_connection(world.server, "postgres") as conn:

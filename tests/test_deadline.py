@@ -270,6 +270,7 @@ def stopped_in_a_silent_file(world: World, word: bytes, **environ: str) -> str:
     return message
 
 
+@pytest.mark.slow
 def test_deadline_is_kept_when_the_network_falls_silent_for_the_helper(limited: World) -> None:
     """The second connection, which cancels, can be open and then get no answer: that does not delay the first."""
     message = stopped_in_a_silent_file(limited, b"pg_cancel_backend")
@@ -277,6 +278,7 @@ def test_deadline_is_kept_when_the_network_falls_silent_for_the_helper(limited: 
     assert IN_001_A.match(message)
 
 
+@pytest.mark.slow
 def test_deadline_is_kept_when_the_network_falls_silent(limited: World) -> None:
     """A server that accepts and never answers again freezes no thread: the socket is shut down under the statement;
     with a limit of some seconds too, of which the reserve is a third."""

@@ -54,6 +54,7 @@ def all_work(world: World, second: World) -> bool:
     return all(mine + [works(second, second.secret(name)) for name in ("second/user", "second/creator")])
 
 
+@pytest.mark.slow
 def test_deployed_together_both_have_their_roles_made(world: World, second: World) -> None:
     """Ten times over, with roles that are new each time, both succeed, and all four logins work."""
     for number in range(TIMES):
@@ -65,6 +66,7 @@ def test_deployed_together_both_have_their_roles_made(world: World, second: Worl
         assert all_work(world, second)
 
 
+@pytest.mark.slow
 def test_deployed_together_both_have_their_roles_repaired_or_rotated(world: World, second: World) -> None:
     """Ten times over, with logins that were lost or are to be rotated, both succeed, and all four logins work."""
     pair = environs(world, second, "one_", "two_")

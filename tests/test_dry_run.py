@@ -181,7 +181,8 @@ def test_dry_run_before_a_migration_does_not_change_its_result(plain: World, ser
         plain.deploy()
         plain.deploy(DB_NAME=other)
         ours, theirs = (
-            dumped(plain, "-T", f"{SCHEMA}.schema_migrations", dbname=name) for name in (plain.dbname, other)
+            dumped(plain, "-T", f"{SCHEMA}.schema_migrations", "-T", f"{SCHEMA}.*_objects", dbname=name)
+            for name in (plain.dbname, other)
         )
     finally:
         drop_database(server, other)
@@ -729,6 +730,7 @@ FAILING = {
 }
 
 
+@pytest.mark.slow
 def test_dry_run_of_a_failing_file_raises_as_a_run_does(plain: World, caplog: pytest.LogCaptureFixture) -> None:
     """The same message as the real run's, which has applied the file before it; all files are still pending."""
     plain.sql("CREATE TABLE a (i int PRIMARY KEY)")
@@ -751,6 +753,7 @@ def test_dry_run_of_a_failing_file_raises_as_a_run_does(plain: World, caplog: py
         assert messages[case] == failure(plain).replace("this run: nothing", "this run: 001_a"), case
 
 
+@pytest.mark.slow
 def test_dry_run_that_runs_out_of_time_rolls_all_back_and_does_not_promise_to_go_on(plain: World) -> None:
     """The deadline ends it as it ends a run; the next one begins from the start, which the message does not deny."""
     plain.sql("CREATE TABLE a (i int)")
@@ -765,6 +768,7 @@ def test_dry_run_that_runs_out_of_time_rolls_all_back_and_does_not_promise_to_go
     assert "It may need" not in message
 
 
+@pytest.mark.slow
 def test_dry_run_that_runs_out_of_time_among_the_users_does_not_say_that_no_file_was_started(world: World) -> None:
     """All were tried; nothing of them stays."""
     world.deploy()

@@ -569,6 +569,7 @@ MISSING = {
 }
 
 
+@pytest.mark.slow
 def test_extension_that_is_not_created_is_named_by_what_is_missing(there: World) -> None:
     """Every entry of EXTENSIONS is reached: a function, type or operator class that only it brings, in any schema."""
     assert list(MISSING) == [extension for _, extension in failures.EXTENSIONS]
@@ -821,6 +822,7 @@ def test_excerpt_of_a_statement_without_a_position_shows_its_first_line_without_
     assert fail_with(there, "SELECT 1;\n\n  DROP TABLE\n    nothing;").splitlines()[1:] == ["LINE 3:   DROP TABLE"]
 
 
+@pytest.mark.slow
 def test_excerpt_of_a_do_block_stopped_by_the_deadline_shows_no_other_statements_line(there: World) -> None:
     """Nothing tells which of a file's statements was at work when it was stopped: no line is guessed."""
     text = "SELECT 'a', $$ b $$;\nSELECT 1;\n\nDO $$\nBEGIN\n  PERFORM pg_sleep(60);\nEND $$;"

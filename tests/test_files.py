@@ -162,6 +162,9 @@ def test_natural_order_compares_runs_of_digits_as_integers(names: list[str]) -> 
         pytest.param(["202312_a", "20240115_b", "202402_c"], id="months and days"),
         pytest.param(["9999_seed", "20240101_a", "99999999_last"], id="counts, times, and what is neither"),
         pytest.param(["V1__b", "V1_1__c", "V1.2__a", "V1_10__a", "V2_7_0__d", "R__views"], id="Flyway"),
+        pytest.param(
+            ["1_a", "V1__b", "views", "z", "R__9_a", "R__10_b"], id="repeatable ones after those without a number"
+        ),
         pytest.param(["V20231231120000__a", "V20240101__b"], id="Flyway with times"),
         pytest.param(["001_2_factors", "001_users", "002_1_a"], id="underscore before words"),
     ],
@@ -927,6 +930,7 @@ def test_files_up_to_a_name_are_found_with_and_without_its_ending(folder: Path) 
     assert [file.name for file in migration_files.up_to(files, "002_b")] == ["001_a", "002_b"]
     assert [file.name for file in migration_files.up_to(files, "001_a.sql")] == ["001_a"]
     assert migration_files.up_to(files, "002_c") == ()
+    assert migration_files.up_to(migrations(folder, "001_a", "R__b"), "R__b") == ()
 
 
 @pytest.mark.parametrize(("text", "is_odd"), [("", True), ("-- later\n", True), ("SELECT 1;", False)])
@@ -934,3 +938,98 @@ def test_file_without_a_statement_is_odd(text: str, is_odd: bool) -> None:
     found = list(migration_files.oddities("001_a", sql_scanner.read_script(text)))
 
     assert found == is_odd * ["001_a has no statement, so nothing runs until it is filled in"]
+
+
+# --- Repeatable files -----------------------------------------------------------------------------------------------
+
+
+def test_repeatable_is_a_file_by_its_name_alone() -> None:
+    """As in Flyway, whose prefix it is."""
+    assert all(map(file_names.is_repeatable, ["R__a", "R__1", "R__É", "R___"]))
+    assert not any(map(file_names.is_repeatable, ["R__", "R_a", "r__a", "001_R__a", "V1__R__a", "aR__b", "R"]))
+
+
+@pytest.mark.parametrize("recorded", [None, "1:a", "9:a", "R1:a", "R1:a 1:b 0:c", "R"])
+def test_checksum_of_a_row_is_recorded_as_it_was_read(recorded: Optional[str]) -> None:
+    """A renamed file keeps what is known of its texts."""
+    assert Row(1, "a", recorded, None).as_read().recorded_checksum == recorded
+
+
+def test_texts_are_kept_up_to_a_hundred() -> None:
+    """The last ones, each once; so a row does not grow for ever."""
+    row = planning.Row(1, "R__v", "1:0", None)
+    for number in range(1, 300):
+        recorded = planning.repeatable_checksum(f"1:{number:03}", row)
+        row = planning.Row(1, "R__v", recorded, None).as_read()
+
+    assert row.earlier is not None
+    assert len(row.earlier) == planning.KEPT_TEXTS == 100
+    assert planning.repeatable_checksum("1:x", planning.Row(1, "R__v", "R1:x 1:y", None).as_read()) == "R1:x 1:y"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "again"),
+    [
+        ("R{}", False),
+        ("{}", False),
+        ("R1:other", True),
+        ("1:other", True),
+        ("R1:other {}", True),
+        ("R", True),  # put back after a file had removed it
+        (None, False),  # of an older version, which knew no checksums
+        ("R9:newer", False),
+        ("9:newer", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["R__a", "002_R__a"])
+def test_plan_runs_a_repeatable_file_again_whose_text_has_changed(
+    folder: Path, name: str, recorded: Optional[str], again: bool
+) -> None:
+    """As far as the row tells, which keeps its name; it is no edit. One that has run in part always runs."""
+    file, numbered = migrations(folder, "001_b", "R__a")[::-1]
+    checksum = recorded and recorded.format(migration_files.tokens_checksum(file))
+    row = Row(7, name, checksum, None).as_read()
+
+    plan = planning.make_plan([numbered, file], [row, Row(1, "001_b", "1:x", numbered.sha256)])
+    unfinished = planning.make_plan([file], [row], ["R__a"])
+
+    assert (plan.pending, plan.again) == ((((name, file),), {file: row}) if again else ((), {}))
+    assert (plan.edited, plan.orphans, plan.warnings) == ((), (), ())
+    assert bool(plan.unchecked) == (recorded is None)
+    assert unfinished.pending == ((name, file),)
+    assert planning.make_plan([file], [row._replace(file_sha256=file.sha256)]).pending == ()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "has_run"),
+    [
+        ("R{}", True),
+        ("{}", True),
+        ("R1:other 1:b {}", True),
+        ("R1:other 0:b", False),
+        ("R{}x", True),
+        ("R", False),
+        ("R9:newer", False),
+    ],
+)
+def test_text_of_a_repeatable_file_is_known_by_the_beginning_of_its_checksum(
+    folder: Path, recorded: str, has_run: bool
+) -> None:
+    """Of the text that ran last, and of those before it."""
+    (file,) = migrations(folder, "R__a")
+    checksum = migration_files.tokens_checksum(file)
+    known = recorded.format(checksum if recorded.startswith(("R{", "{")) else checksum[: planning.TEXT_LENGTH])
+
+    assert planning.has_run(file, Row(1, "R__a", known, None).as_read()) is has_run
+
+
+def test_row_of_a_repeatable_file_becomes_that_of_another_one_alone(folder: Path) -> None:
+    """A numbered file of the same content, or one that is called alike, is a new file, and is not refused."""
+    numbered, repeatable = migrations(folder, "003_R__a", "R__b")
+    row = Row(1, "R__a", f"R{migration_files.tokens_checksum(numbered)}", numbered.sha256).as_read()
+    newer = Row(2, "R__a", "R9:newer", None).as_read()
+
+    assert planning.make_plan([numbered], [row]).pending == (("003_R__a", numbered),)
+    assert planning.make_plan([numbered], [newer]).pending == (("003_R__a", numbered),)
+    assert planning.make_plan([repeatable], [row]).renumbered == ((row, repeatable),)
+    assert planning.make_plan([repeatable], [newer, Row(3, "r__b", None, None)]).pending == (("R__b", repeatable),)

@@ -30,6 +30,7 @@ def failure(world: World, text: str, context: Any = None) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_slow_file_that_fails_shortly_before_the_deadline_shows_its_error(world: World) -> None:
     """The file is not run a second time to find the line; the names in the error tell the line."""
     world.sql(SETUP)
@@ -120,6 +121,7 @@ def test_file_that_reaches_beyond_its_transaction_does_so_once(world: World, out
     assert world.sql("SELECT count(*) FROM outside") == [(1,)]
 
 
+@pytest.mark.slow
 def test_lock_of_a_file_that_fails_is_held_once(world: World) -> None:
     """A file that has taken a while fails when it fails, not after twice that time."""
     world.sql(SETUP)

@@ -113,6 +113,7 @@ def create_login(world: World, name: str, group: str) -> None:
         rows(conn, sql.SQL("CREATE ROLE {role} LOGIN PASSWORD {password}; GRANT {group} TO {role}").format(**words))
 
 
+@pytest.mark.slow
 def test_hostile_login_that_works_is_kept(world: World) -> None:
     """A login of any name, with every character in its password, is tried, kept and followed; nothing is injected."""
     world.write("001_items.sql", MIGRATION)
@@ -135,6 +136,7 @@ def test_hostile_login_that_works_is_kept(world: World) -> None:
     assert world.tables() == ["items", *(f"late_{number}" for number in range(len(NAMES)))]
 
 
+@pytest.mark.slow
 def test_hostile_login_that_does_not_work_is_replaced(world: World) -> None:
     """Where such a login is in a secret and does not exist, the secret gets ours; a rotation hands on what such a
     table creator has made."""
@@ -189,6 +191,7 @@ TEXTS = {
 }
 
 
+@pytest.mark.slow
 def test_hostile_secret_gets_a_login_that_works(world: World) -> None:
     """Whatever text a user's secret holds, the run ends well, and the secret with a login."""
     world.deploy()

@@ -65,7 +65,7 @@ LAYOUT = """
     db_setup/initializer.py db_setup/__main__.py db_setup/common.py db_setup/config.py db_setup/database.py
     db_setup/failures.py db_setup/limited_users.py db_setup/migration_files.py db_setup/nontransactional.py
     db_setup/file_names.py db_setup/planning.py db_setup/outcomes.py db_setup/outside.py db_setup/kept_types.py
-    db_setup/marks.py db_setup/replication.py db_setup/review.py
+    db_setup/marks.py db_setup/replication.py db_setup/review.py db_setup/dump.py
     db_setup/rehearsal.py db_setup/report.py db_setup/script_runner.py
     db_setup/secret_store.py db_setup/sending.py db_setup/session.py db_setup/sql_scanner.py db_setup/tracking.py
     db_setup/boundary.py db_setup/watcher.py db_setup/custom_resource.py docs/other-frameworks.md docs/coming-from.md
@@ -187,8 +187,10 @@ def test_import_does_nothing(elsewhere: Path, tmp_path: Path) -> None:
 
 
 def test_handler_loads_no_module_of_the_terminal(elsewhere: Path, tmp_path: Path) -> None:
-    """What only `check` needs is read and compiled by no function."""
-    run = python("import initializer; print({*sys.modules} & {'review', 'argparse', 'pglast'})", elsewhere, tmp_path)
+    """What only the terminal needs is read and compiled by no function."""
+    look = "import initializer; print({*sys.modules} & {'review', 'dump', 'argparse', 'pglast'})"
+
+    run = python(look, elsewhere, tmp_path)
 
     assert (run.stdout.strip(), run.stderr) == ("set()", "")
 

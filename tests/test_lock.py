@@ -96,6 +96,7 @@ def locks(world: World) -> list[tuple[Any, ...]]:
 # --- Several at the same time ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_lock_processes_started_together_on_an_empty_database_all_succeed(world: World) -> None:
     """Four processes, one new database: all succeed, every file runs once, the users are made once."""
     write_countable(world)

@@ -73,6 +73,7 @@ UNUSUAL = (
 )
 
 
+@pytest.mark.slow
 def test_shown_line_of_a_long_statement_is_the_same_as_if_each_token_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of random SQL, most of it with a quote too many somewhere, before each place in it."""
     rng = random.Random(5)

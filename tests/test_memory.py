@@ -79,6 +79,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("kind", ALLOWED)
+@pytest.mark.slow
 def test_file_that_is_allowed_fits_the_memory_of_the_function(world: World, kind: str) -> None:
     """Failing, which takes more, and good: the process gets no more than the function has."""
     shape, size, letter, last = ALLOWED[kind]
@@ -113,6 +114,7 @@ def test_file_that_does_not_fit_the_memory_of_the_function_is_refused(world: Wor
     assert world.tables() == []
 
 
+@pytest.mark.slow
 def test_long_statement_is_held_three_times_and_long_file_once(world: World) -> None:
     """By psycopg2 and twice by libpq: the file's text, which is read again if it is needed, is not kept meanwhile."""
     size = 24 << 20

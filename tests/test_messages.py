@@ -142,7 +142,7 @@ def help_text(*words: str) -> str:
 
 def said_by_the_code() -> tuple[list[Text], list[Text]]:
     """All that anybody is told, but for what the terminal says of its own words."""
-    about_words = "".join(help_text(*words) for words in ((), ("status",), ("new",), ("check",)))
+    about_words = "".join(help_text(*words) for words in ((), ("status",), ("new",), ("check",), ("dump",)))
     messages, phrases = [], []
     for path in sorted((ROOT / "db_setup").glob("*.py")):
         found = said(path.read_text(), path.name)

@@ -372,6 +372,7 @@ def test_outside_unnamed_build_whose_answer_is_lost_is_known_by_its_columns(
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.slow
 def test_outside_build_of_another_session_on_the_table_is_waited_for(world: World, name: str) -> None:
     """An INVALID index may be one that somebody is just building: it is neither dropped nor stopped."""
     world.write("002_x.sql", f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON t (i);")
@@ -897,6 +898,7 @@ def test_outside_statement_in_doubt_edited_is_refused(world: World) -> None:
 
 
 @pytest.mark.parametrize("statement", ["CREATE INDEX CONCURRENTLY a ON t (s)", "REINDEX INDEX CONCURRENTLY old"])
+@pytest.mark.slow
 def test_outside_build_goes_on_after_the_deadline_and_is_recorded_by_a_later_run(
     world: World, caplog: pytest.LogCaptureFixture, statement: str
 ) -> None:

@@ -93,6 +93,7 @@ def dump(world: World, major: int, *options: str) -> str:
         (18, ("--clean", "--if-exists")),
     ],
 )
+@pytest.mark.slow
 def test_pg_dump_of_rich_database_applied_gives_the_same_database(
     world: World, original: World, major: int, options: tuple[str, ...]
 ) -> None:

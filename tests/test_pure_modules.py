@@ -35,7 +35,7 @@ def test_variables_that_are_not_set_have_their_defaults() -> None:
     assert problems == []
     assert found == Config(admin_secret="admin")
     assert (found.create_users, found.allow_edited, found.lock_timeout_ms) == (True, False, 4000)
-    assert found.tables == ("schema_migrations", "schema_migrations_progress")
+    assert found.tables == ("schema_migrations", "schema_migrations_progress", "schema_migrations_objects")
 
 
 def test_admins_secret_has_to_be_named_where_there_are_secrets() -> None:
@@ -127,11 +127,11 @@ def test_role_prefix_is_not_postgresqls_own() -> None:
     assert read(MIGRATIONS_TABLE="pg_shop")[1] == []
 
 
-def test_migrations_table_names_both_tables() -> None:
-    """The table of marks follows it."""
+def test_migrations_table_names_all_tables() -> None:
+    """The table of marks follows it, and that of objects."""
     found, _ = read(MIGRATIONS_TABLE="mine")
 
-    assert found.tables == ("mine", "mine_progress")
+    assert found.tables == ("mine", "mine_progress", "mine_objects")
 
 
 def test_variables_take_precedence_over_the_secrets_words() -> None:

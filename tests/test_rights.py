@@ -101,6 +101,7 @@ def give_schema_to(world: World, owner: str, rights_of_public: str) -> None:
 
 
 @pytest.mark.parametrize("users_first", [True, False], ids=["users first", "migrations first"])
+@pytest.mark.slow
 def test_rights_of_the_logins_are_what_they_need_and_no_more(world: World, users_first: bool) -> None:
     """Each login may do what the table of rights says, whether its objects were there before it or came after it."""
     give_schema_to(world, ADMIN, "USAGE")  # as it is on PostgreSQL 15 and newer

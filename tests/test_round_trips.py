@@ -24,6 +24,7 @@ NEW_TABLE = ["any table", *([] if SCHEMA == "public" else ["look"]), "create", "
 # By what the message begins with, what it asks for.
 MEANINGS = {
     "set_config(name": "session",
+    "SET LOCAL IntervalStyle": "objects",  # compared before the files, kept at the end
     "SAVEPOINT db_setup_file": "file",
     "relkind IN ('r', 'p', 'f') AND n.nspname": "any table",
     "SELECT id, migration_name": "rows",
@@ -90,16 +91,16 @@ def write(world: World, first: int, last: int) -> None:
         world.write(f"{number:03d}_table.sql", f"CREATE TABLE t{number} (id int);\nINSERT INTO t{number} VALUES (1);\n")
 
 
-def test_round_trips_of_a_fresh_run_are_seven_and_one_for_each_file(world: World, proxy: Proxy) -> None:
+def test_round_trips_of_a_fresh_run_are_eight_and_one_for_each_file(world: World, proxy: Proxy) -> None:
     """Everything except the files costs the same, however many there are."""
     write(world, 1, 5)
 
     asked = deploy(world, proxy)
 
-    assert asked == [["session", "lock", "look", *NEW_TABLE, *5 * ["file"]]]
+    assert asked == [["session", "lock", "look", *NEW_TABLE, *5 * ["file"], "objects"]]
 
 
-def test_round_trips_of_new_files_are_five_and_one_for_each(world: World, proxy: Proxy) -> None:
+def test_round_trips_of_new_files_are_seven_and_one_for_each(world: World, proxy: Proxy) -> None:
     """A later deployment has no table to make."""
     write(world, 1, 2)
     deploy(world, proxy)
@@ -107,7 +108,7 @@ def test_round_trips_of_new_files_are_five_and_one_for_each(world: World, proxy:
 
     asked = deploy(world, proxy)
 
-    assert asked == [["session", "rows", "lock", "look", "rows", *3 * ["file"]]]
+    assert asked == [["session", "rows", "lock", "look", "rows", "objects", *3 * ["file"], "objects"]]
 
 
 def test_round_trips_with_a_deadline_are_as_many(world: World, proxy: Proxy) -> None:
@@ -118,7 +119,7 @@ def test_round_trips_with_a_deadline_are_as_many(world: World, proxy: Proxy) -> 
 
     asked = deploy(world, proxy, context=Context(60))
 
-    assert asked == [["session", "rows", "lock", "look", "rows", "file"]]
+    assert asked == [["session", "rows", "lock", "look", "rows", "objects", "file", "objects"]]
 
 
 def test_round_trips_of_a_large_file_are_one_too(world: World, proxy: Proxy) -> None:
@@ -127,7 +128,7 @@ def test_round_trips_of_a_large_file_are_one_too(world: World, proxy: Proxy) -> 
 
     asked = deploy(world, proxy)
 
-    assert asked == [["session", "lock", "look", *NEW_TABLE, "file"]]
+    assert asked == [["session", "lock", "look", *NEW_TABLE, "file", "objects"]]
 
 
 def test_round_trips_with_nothing_to_do_are_two(world: World, proxy: Proxy) -> None:
@@ -140,6 +141,21 @@ def test_round_trips_with_nothing_to_do_are_two(world: World, proxy: Proxy) -> N
     assert asked == 2 * [[["session", "rows"]]]
 
 
+def test_round_trips_of_repeatable_files_are_those_of_others(world: World, proxy: Proxy) -> None:
+    """Whether one runs for the first time, again, an older text of it, or not at all."""
+    write(world, 1, 1)
+    texts = ["SELECT 1", "SELECT 2", "SELECT 1"]
+    asked = []
+    for text in texts:
+        world.write("R__a.sql", text)
+        world.write("R__b.sql", f"{text};\n-- b\nSELECT 3;")
+        asked += [deploy(world, proxy), deploy(world, proxy)]
+
+    files = ["session", "rows", "lock", "look", "rows", "objects", *2 * ["file"], "objects"]
+    assert asked[0] == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"], "objects"]]
+    assert asked[1:] == [[["session", "rows"]], [files], [["session", "rows"]], [files], [["session", "rows"]]]
+
+
 def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world: World, proxy: Proxy) -> None:
     """The groups and each login's role are looked at, and each login is tried."""
     write(world, 1, 2)
@@ -150,7 +166,7 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
-def test_round_trips_that_make_two_users_are_14_and_two_logins(world: World, proxy: Proxy) -> None:
+def test_round_trips_that_make_two_users_are_15_and_two_logins(world: World, proxy: Proxy) -> None:
     """However much is granted: what is missing is asked for at once, and granted in one message."""
     world.write("001_table.sql", "CREATE TABLE things (id serial); CREATE VIEW all_things AS SELECT * FROM things;")
 
@@ -160,7 +176,7 @@ def test_round_trips_that_make_two_users_are_14_and_two_logins(world: World, pro
     assert asked == [
         [
             *["session", "lock", "groups", "look", *NEW_TABLE, "groups", "make groups", "grant", "COMMIT", "file"],
-            *["groups", "what others made", *made, "COMMIT", *made, "share", "COMMIT"],
+            *["groups", "what others made", *made, "COMMIT", *made, "share", "COMMIT", "objects"],
         ],
         [],
         [],
@@ -175,8 +191,8 @@ def test_round_trips_of_new_files_with_users_are_six_more_and_two_logins(world: 
 
     asked = deploy(world, proxy, users=True)
 
-    after = ["groups", "what others made", "login's role", "login's role"]
-    assert asked == [["session", "rows", "lock", "groups", "look", "rows", "groups", "file", *after], [], []]
+    after = ["groups", "what others made", "login's role", "login's role", "objects"]
+    assert asked == [["session", "rows", "lock", "groups", "look", "rows", "objects", "groups", "file", *after], [], []]
 
 
 def test_round_trips_after_a_function_without_variables_are_as_many(world: World, proxy: Proxy) -> None:
@@ -186,7 +202,7 @@ def test_round_trips_after_a_function_without_variables_are_as_many(world: World
 
     asked = deploy(world, proxy)
 
-    assert asked == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"]]]
+    assert asked == [["session", "lock", "look", *NEW_TABLE, *3 * ["file"], "objects"]]
 
 
 def test_round_trips_after_a_function_are_a_new_session(world: World, proxy: Proxy) -> None:
@@ -197,7 +213,11 @@ def test_round_trips_after_a_function_are_a_new_session(world: World, proxy: Pro
 
     asked = deploy(world, proxy)
 
-    assert asked == [["session", "lock", "look", *NEW_TABLE, "file"], *2 * [["session", "file"]]]
+    assert asked == [
+        ["session", "lock", "look", *NEW_TABLE, "file"],
+        ["session", "file"],
+        ["session", "file", "objects"],
+    ]
 
 
 def test_round_trips_say_little_about_our_tables_where_nobody_changes_them(

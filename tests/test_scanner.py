@@ -419,6 +419,7 @@ def test_checksum_of_other_tokens_differs() -> None:
 
 
 @pytest.mark.parametrize("before", ["", "SELECT 1;\n" * 120_000], ids=["short", "long"])
+@pytest.mark.slow
 def test_checksum_of_other_rows_differs(before: str) -> None:
     """The rows of a COPY count to the last character, white space and line ends included."""
     rows = ["1\ta\n", "1\tb\n", "1\ta \n", "1\ta\n1\ta\n", "1\ta\r\n", ""]
@@ -441,6 +442,7 @@ def test_checksum_of_text_that_cannot_be_scanned_is_of_its_lines(text: str) -> N
     assert checksum(text) != checksum(text + "c")
 
 
+@pytest.mark.slow
 def test_checksum_of_a_long_text_takes_rows_as_they_are() -> None:
     """In a long text, white space counts within statements that read or write rows; line ends never do."""
     rows = "INSERT INTO t VALUES (1);\n"

@@ -73,7 +73,12 @@ def test_schema_is_created_and_holds_all_that_a_run_makes(shop: World, own_path:
     report = shop.deploy()
 
     assert [entry["name"] for entry in report["applied"]] == ["001_orders"]
-    assert relations(shop, "shop") == ["orders", "schema_migrations", "schema_migrations_progress"]
+    assert relations(shop, "shop") == [
+        "orders",
+        "schema_migrations",
+        "schema_migrations_objects",
+        "schema_migrations_progress",
+    ]
     assert relations(shop, "public") == []
     assert shop.sql("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'shop'") == [(ADMIN,)]
     assert shop.deploy()["users"] == {"app_rw": "kept", "app_tc": "kept"}
@@ -180,7 +185,12 @@ def test_schema_of_a_dump_is_not_created_twice(shop: World, options: tuple[str, 
     shop.deploy()
 
     assert shop.deploy()["applied"] == []
-    assert relations(shop, "shop") == ["items", "schema_migrations", "schema_migrations_progress"]
+    assert relations(shop, "shop") == [
+        "items",
+        "schema_migrations",
+        "schema_migrations_objects",
+        "schema_migrations_progress",
+    ]
 
 
 def test_schema_of_another_name_is_created_by_its_file(shop: World) -> None:
@@ -361,6 +371,7 @@ def test_schemas_with_own_roles_are_closed_to_each_other(world: World) -> None:
         one.deploy()
 
 
+@pytest.mark.slow
 def test_schemas_deployed_at_the_same_moment_share_their_logins(shop: World) -> None:
     """Without a common lock: all end well, and what the secrets hold works in each of them."""
     schemas = ("one", "two", "three", "four")

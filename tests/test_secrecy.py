@@ -96,6 +96,7 @@ def watched(server: Server) -> Iterator[list[str]]:
         thread.join(timeout=10)
 
 
+@pytest.mark.slow
 def test_secrecy_of_runs_that_succeed(there: Told, talkative: Server, caplog: pytest.LogCaptureFixture) -> None:
     """Making, repairing and rotating logins shows no password: in the server's log and statistics, in what others see
     of a session, in any logger's lines at DEBUG, or in the result."""

@@ -146,6 +146,7 @@ def prepare(clone: Path, *arguments: str, **environ: str) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 def test_environment_is_made_once(clone: Path) -> None:
     """Two that begin at the same time in a fresh clone: one installs, the other waits. Then only a new lock counts."""
     make_temporary = "import tempfile; print(tempfile.mkdtemp())"
@@ -165,6 +166,7 @@ def test_environment_is_made_once(clone: Path) -> None:
     assert not environment.is_ready(*place)
 
 
+@pytest.mark.slow
 def test_environment_is_whole_or_made_from_scratch(clone: Path) -> None:
     """After kill -9 nothing of the first attempt is used; a failure is a message, and leaves no environment."""
     temporary = clone / "temporary"
@@ -298,6 +300,7 @@ def demo(*arguments: str) -> list[str]:
     return run.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_demo_reads_well_at_100_columns() -> None:
     """Every line fits, and the last one says what was shown."""
     lines = demo()
@@ -306,6 +309,7 @@ def test_demo_reads_well_at_100_columns() -> None:
     assert lines[-1].startswith("Shown: first deployment, dry run, failure and repair, ")
 
 
+@pytest.mark.slow
 def test_demo_of_own_files_says_what_was_shown(tmp_path: Path) -> None:
     """`make demo MIGRATIONS=folder` applies these files, and no others."""
     (tmp_path / "1_ours.SQL").write_text("CREATE TABLE ours (id int);")

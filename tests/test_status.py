@@ -140,7 +140,7 @@ def test_status_does_not_count_as_a_run_that_applied_files(world: World, caplog:
     world.deploy(STATUS, CREATE_USERS="false")
 
     assert re.fullmatch(
-        r"done action=status pending=1 failed=0 lock_wait_ms=0 duration_ms=\d+", caplog.records[-1].getMessage()
+        r"done action=status pending=1 failed=0 drift=0 lock_wait_ms=0 duration_ms=\d+", caplog.records[-1].getMessage()
     )
 
 

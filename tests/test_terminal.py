@@ -97,6 +97,7 @@ def test_migrate_with_a_database_url_applies_and_then_has_nothing_to_do(project:
     assert project.world.tables() == ["a"]
 
 
+@pytest.mark.slow
 def test_status_is_a_table_of_what_is_not_empty(project: Project) -> None:
     """An empty database has something to say, too."""
     empty = project.run("status")
@@ -149,6 +150,7 @@ def test_unexpected_error_names_its_kind_and_stack(project: Project) -> None:
     assert "a mistake" not in err
 
 
+@pytest.mark.slow
 def test_secrets_make_users_as_in_lambda(project: Project) -> None:
     """With the variables of the secrets the terminal does all that the Lambda does, rotation included."""
     world = project.world
@@ -216,11 +218,11 @@ def test_wrong_word_gets_the_usage(project: Project, words: list[str]) -> None:
     assert project.world.tables() == list(project.world.folder.iterdir()) == []
 
 
-def test_words_are_the_handlers_actions_and_two_more() -> None:
+def test_words_are_the_handlers_actions_and_three_more() -> None:
     """What the handler learns, the terminal offers."""
     text = terminal.parser().format_help()
 
-    assert re.findall(r"^    (\w+)\b", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check"]
+    assert re.findall(r"^    (\w+)\b", text, re.MULTILINE) == [*initializer.ACTIONS, "new", "check", "dump"]
 
 
 def test_readme_names_the_words() -> None:
@@ -230,7 +232,7 @@ def test_readme_names_the_words() -> None:
 
     named = [word for row in table.splitlines()[2:] for word in re.findall(r"`(\w+)", row.split("|")[1])]
 
-    assert named == [*terminal.ABOUT, "new", "check"]
+    assert named == [*terminal.ABOUT, "new", "check", "dump"]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,7 @@ def test_terminal_works_from_any_directory(project: Project, cwd: str, words: li
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_interrupted_run_ends_immediately_and_leaves_nothing_half_done(
     project: Project, number: signal.Signals, code: int
 ) -> None:
@@ -281,6 +284,7 @@ def test_interrupted_run_ends_immediately_and_leaves_nothing_half_done(
     assert (project.world.applied(), project.world.tables()) == (["001_slow"], ["slow"])
 
 
+@pytest.mark.slow
 def test_interrupted_marked_file_keeps_its_finished_steps(project: Project) -> None:
     """As the message says: what is done is not done again."""
     project.world.write("001_slow.sql", "-- no-transaction\nCREATE TABLE a (i int);\nSELECT pg_sleep(3);")
@@ -340,6 +344,7 @@ def test_terminal_has_colours_and_a_live_line(project: Project) -> None:
     assert max(len(part) for part in seen.split("\r") if "…" in part) <= 80 + len("\033[K")
 
 
+@pytest.mark.slow
 def test_terminal_without_colours_has_none(project: Project) -> None:
     """NO_COLOR is respected, and a pipe gets neither colours nor a live line."""
     project.world.write("001_slow.sql", SLOW.format(1))
@@ -415,6 +420,7 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
         **{"adopted": ["001_a"], "pending": ["4"], "edited": ["5"], "renumbered": [{"name": "6", "was": "2"}]},
         **{"missing": ["7"], "duplicates": [["8_a", "8_b"]], "unfinished": ["9"], "users": {"app_rw": "works"}},
         **{"running": ["another run"], "warnings": ["a\nwarning"], "server_version": "17.2"},
+        "drift": {"added": ["table app.x", "table app.y"], "changed": [], "dropped": ["index app.i on app.z"]},
     }
 
     assert lines(report) == [
@@ -428,11 +434,22 @@ def test_table_of_a_status_shows_each_kind_of_difference() -> None:
         "missing     7",
         "duplicates  8_a, 8_b",
         "unfinished  9",
+        "drift       added    table app.x",
+        "            added    table app.y",
+        "            dropped  index app.i on app.z",
         "running     another run",
         "users       app_rw  works",
         "warnings    a warning",
         "2 applied, 1 pending, 1 edited, 1 unfinished",
     ]
+
+
+def test_table_of_a_status_says_why_drift_is_unknown() -> None:
+    """Unless nothing is applied, of which nothing can have changed."""
+    for applied, shown in (([{"name": "1", "applied_at": "2026-01-02 03:04:05"}], 1), ([], 0)):
+        report = {"action": "status", "applied": applied, "drift": None, "drift_unknown": "no reason"}
+
+        assert lines(report).count("drift       unknown  no reason") == shown
 
 
 def test_table_of_a_run_that_only_repaired_a_login_names_it() -> None:

@@ -225,7 +225,7 @@ def test_tracking_table_of_another_application_is_left_alone(world: World) -> No
     world.environ["MIGRATIONS_TABLE"] = "of_another"
 
     assert [entry["name"] for entry in world.deploy()["applied"]] == ["001_a"]
-    assert world.tables() == ["a", "b", "c", "of_another", "of_another_progress"]
+    assert world.tables() == ["a", "b", "c", "of_another", "of_another_objects", "of_another_progress"]
 
 
 def test_rows_whose_names_are_written_as_another_system_does_are_not_lost(world: World) -> None:

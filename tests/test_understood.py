@@ -113,6 +113,7 @@ def test_statement_that_somebody_cancelled_was_not_too_slow(world: World) -> Non
     )
 
 
+@pytest.mark.slow
 def test_statement_that_the_deadline_stopped_was_cancelled_by_nobody_else(world: World) -> None:
     """Who looks for an administrator looks in vain."""
     world.write("001_a.sql", "SELECT 1;\nSELECT pg_sleep(60);")

@@ -278,6 +278,7 @@ BROKEN_SECRETS = {
 }
 
 
+@pytest.mark.slow
 def test_users_with_a_broken_secret_get_a_new_password(world: World) -> None:
     """A secret that holds no working, limited login gets one; the other secret and its login stay."""
     world.deploy()
@@ -331,6 +332,7 @@ BROKEN_ROLES = {
 }
 
 
+@pytest.mark.slow
 def test_users_with_a_broken_role_are_repaired(world: World) -> None:
     """Whatever was done to the login's role, the next run gives the application a limited login that works."""
     world.deploy()

@@ -94,6 +94,7 @@ def test_watcher_of_a_blocked_statement_names_who_blocks_it(world: World, caplog
     )
 
 
+@pytest.mark.slow
 def test_watcher_knows_who_blocked_until_it_sees_the_server_work(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look after the end of the wait changes nothing; one at a statement that nobody blocks does."""
     monkeypatch.setenv("PGSSLMODE", world.environ.get("PGSSLMODE", "require"))
@@ -171,6 +172,7 @@ def test_watcher_that_cannot_connect_harms_nothing(
     assert "still running" not in caplog.text
 
 
+@pytest.mark.slow
 def test_watcher_stops_no_other_socket_where_libpq_has_closed_its_own(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

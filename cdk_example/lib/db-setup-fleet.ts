@@ -13,7 +13,7 @@ import { RUNTIME } from "./psycopg-layer";
 /** Variables of a run that an event may set, besides DB_NAME and DB_SCHEMA. */
 export type RunVariable =
   | ("DB_USER_SECRET_NAME" | "DB_PROXY" | "DB_READER_SECRET_NAME" | "ROLE_PREFIX" | "CREATE_USERS")
-  | ("BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT" | "DEPLOYMENT");
+  | ("BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "FAIL_ON_DRIFT" | "MIGRATIONS_TABLE" | "LOCK_TIMEOUT" | "DEPLOYMENT");
 
 /**
  * Which ones: those whose names are like a pattern of SQL, a list, or a JSON file in S3, such as

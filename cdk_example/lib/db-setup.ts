@@ -11,7 +11,7 @@ import { PsycopgLayer, RUNTIME } from "./psycopg-layer";
 
 /** The variables of db_setup that are not secrets; its README says what they mean. */
 export type DbSetupVariable =
-  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "DEPLOYMENT")
+  | ("DB_HOST" | "DB_PORT" | "DB_NAME" | "CREATE_USERS" | "LOCK_TIMEOUT" | "BASELINE" | "ALLOW_EDITED_MIGRATIONS" | "FAIL_ON_DRIFT" | "DEPLOYMENT")
   | ("DB_SCHEMA" | "MIGRATIONS_TABLE" | "ROLE_PREFIX" | "PGSSLMODE" | "PGSSLROOTCERT" | "PGCONNECT_TIMEOUT" | "PGREQUIREAUTH" | "PGCHANNELBINDING");
 
 export interface DbSetupProps {
@@ -94,7 +94,8 @@ export interface DbSetupProps {
   readonly logRetention?: logs.RetentionDays;
 
   /**
-   * The namespace of the metrics: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run.
+   * The namespace of the metrics: `applied`, `failed`, `duration_ms` and `lock_wait_ms`, one value for each run; and
+   * `drift`, how many objects others have changed, for each run that has looked.
    * @default - "DbSetup/" and a name made of the construct's path
    */
   readonly metricNamespace?: string;
@@ -180,10 +181,10 @@ export class DbSetupFunction extends Construct {
     });
     this.metricNamespace =
       props.metricNamespace ?? `DbSetup/${Names.uniqueResourceName(this, { separator: "-", maxLength: 200 })}`;
-    for (const name of ["applied", "failed", "duration_ms", "lock_wait_ms"]) {
+    for (const name of ["applied", "failed", "duration_ms", "lock_wait_ms", "drift"]) {
       this.logGroup.addMetricFilter(name, {
-        // Only the last line of a run has this key, whether it says "done" or "failed".
-        filterPattern: logs.FilterPattern.numberValue("$.failed", ">=", 0),
+        // Only the last line of a run has "failed", whether it says "done" or "failed", and perhaps "drift".
+        filterPattern: logs.FilterPattern.numberValue(name === "drift" ? "$.drift" : "$.failed", ">=", 0),
         metricNamespace: this.metricNamespace,
         metricName: name,
         metricValue: `$.${name}`,

@@ -284,12 +284,13 @@ describe("the example", () => {
       filters.map((each) => each.LogGroupName),
     ];
 
-    assert.deepEqual([...new Set(filters.map((filter) => filter.FilterPattern))], ["{ $.failed >= 0 }"]);
-    assert.deepEqual(groups, Array(4).fill({ Ref: idOf(stack.dbSetup.logGroup) }));
+    assert.deepEqual([...new Set(filters.map((filter) => filter.FilterPattern))], ["{ $.failed >= 0 }", "{ $.drift >= 0 }"]);
+    assert.deepEqual(groups, Array(5).fill({ Ref: idOf(stack.dbSetup.logGroup) }));
     assert.deepEqual(
       transformations.map(({ MetricName, MetricValue, Unit }) => [MetricName, MetricValue, Unit]).sort(),
       [
         ["applied", "$.applied", "Count"],
+        ["drift", "$.drift", "Count"],
         ["duration_ms", "$.duration_ms", "Milliseconds"],
         ["failed", "$.failed", "Count"],
         ["lock_wait_ms", "$.lock_wait_ms", "Milliseconds"],
