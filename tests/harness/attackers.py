@@ -14,8 +14,10 @@ from unittest import mock
 
 import psycopg2
 import pytest
+from effects import COUNTS_SQL
 from initializer import InitializerError
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+from rehearsal import HELD_LOCKS_SQL
 from session import Session
 
 from harness.logins import as_superuser, give_schema_to
@@ -103,7 +105,9 @@ def open_transaction(conn: Any, statement: str) -> Iterator[None]:
 OWN_PATH = "SET LOCAL search_path = pg_catalog"
 NAMELESS = (
     r"(BEGIN|COMMIT|ROLLBACK)( TO SAVEPOINT \w+; RELEASE SAVEPOINT \w+)?",
-    rf"SAVEPOINT \w+(; {OWN_PATH})?",
+    rf"SAVEPOINT \w+(; {OWN_PATH}; SET LOCAL jit = off)?",
+    re.escape(HELD_LOCKS_SQL),
+    re.escape(" ".join(COUNTS_SQL.split())).replace("%s", r"(ARRAY\[[\d, ]*\]|'\{\}')"),
     r"SET CONSTRAINTS ALL DEFERRED;",
     r"SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE; (DEALLOCATE ALL; )?SET search_path = pg_catalog",
     r"SHOW \w+",
