@@ -561,8 +561,10 @@ def move_marks(
 
 
 def record_renames(session: Session, config: Config, plan: Plan) -> None:
-    """Rows follow their renumbered files; rows of the predecessor get their checksums."""
-    if not plan.renumbered and not plan.unchecked:
+    """Rows follow their renumbered files; rows of the predecessor get their checksums; texts of
+    repeatable files that others may undo run again, even if the deployment is rolled back.
+    """
+    if not plan.renumbered and not plan.unchecked and not plan.outdated:
         return
     change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE id = %s"
     update = sql.SQL(change).format(config.tracking)
@@ -573,6 +575,8 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
+        for row in plan.outdated:
+            session.query(update, [row.name, row.recorded_checksum, None, row.id])
     for row, file in plan.renumbered:
         log("renumbered", migration=planning.renamed_to(row, file), was=row.name)
 
