@@ -707,6 +707,19 @@ def test_row_of_a_repeatable_file_that_was_put_back_lets_it_run(counted: World) 
     assert (runs(counted), counted.deploy()["applied"]) == (["1", "1"], [])
 
 
+def test_numbered_row_of_a_repeatable_file_that_was_put_back_lets_it_run(counted: World) -> None:
+    """An older version gave it a number. An edit must not be taken for what ran."""
+    counted.write("R__x.sql", COUNTED.format("old"))
+    with version_before():
+        counted.deploy()
+    counted.write("010_remove.sql", "DELETE FROM schema_migrations;")
+    counted.deploy()
+    counted.write("R__x.sql", COUNTED.format("new"))
+
+    assert names(counted.deploy()) == ["002_R__x"]
+    assert runs(counted) == ["old", "new"]
+
+
 def test_repeatable_file_is_never_adopted(world: World) -> None:
     """The first file of an existing database is one that has a number or none; a repeatable file runs."""
     world.sql("CREATE TABLE t (i int); CREATE TABLE u (i int)")
