@@ -125,7 +125,8 @@ def pg_dump(setup: Setup, server_version: str) -> str:
     if program is None:
         raise ConfigError("pg_dump, which reads the schema, is not in PATH", remedy)
     connect = database.options(setup.login, database.CONNECT_TIMEOUT_S)
-    environ = {**os.environ, "LC_ALL": "C"}  # its words in English
+    # Its words are English, and points in time are shown in one zone, not in the database's.
+    environ = {**os.environ, "LC_ALL": "C", "PGTZ": "UTC"}
     for name in ("password", "require_auth"):  # an older libpq knows the second as a variable only
         if value := connect.pop(name, ""):
             environ[f"PG{name}".upper().replace("_", "")] = value

@@ -59,6 +59,10 @@ class Row(NamedTuple):
         """Of what has run, as it is kept when another text replaces it: the last one first."""
         return ((self.checksum or "")[:TEXT_LENGTH], *(self.earlier or ()))
 
+    def outdated(self) -> Row:
+        """As recorded while nothing tells whether what the text made is still there."""
+        return self._replace(checksum="", file_sha256=None, earlier=self.texts)
+
     @property
     def is_empty(self) -> bool:
         """Nothing ran: the file had no statement."""
@@ -81,6 +85,7 @@ class Plan:
     edited: tuple[tuple[Row, Migration], ...] = ()
     filled: tuple[Row, ...] = ()  # of pending files that had no statement when they were recorded
     orphans: tuple[str, ...] = ()  # rows without a file
+    outdated: tuple[Row, ...] = ()  # of texts that the pending files may undo before they run again
     warnings: tuple[str, ...] = ()
     example: Optional[Row] = None  # the only row, and the files replace what it records
 
@@ -138,6 +143,10 @@ def make_plan(
         to_run = {*pending, *filled, *again}
         pending = [file for file in files if file in to_run]
     named_files = number_files(pending, files, rows)
+    # A numbered file drops a view whose file is new, or gone. If that deployment is rolled back, the
+    # text that made the view must run.
+    outdated = [*again.values()] if len(pending) > 1 else []
+    outdated += [row for row in orphans if pending and row.earlier is not None]
     return Plan(
         pending=tuple((again[f].name if f in again else name, f) for name, f in named_files),
         again=again,
@@ -146,6 +155,7 @@ def make_plan(
         edited=tuple(edited),
         filled=tuple(filled.values()),
         orphans=tuple(row.name for row in orphans),
+        outdated=tuple(row.outdated() for row in outdated if row.checksum),
         warnings=(*_warnings(pending, files, named), *map(EMPTIED.format, emptied)),
     )
 

@@ -568,8 +568,10 @@ def move_marks(
 
 
 def record_renames(session: Session, config: Config, plan: Plan) -> None:
-    """Rows follow their renumbered files; rows of the predecessor get their checksums."""
-    if not plan.renumbered and not plan.unchecked:
+    """Rows follow their renumbered files; rows of the predecessor get their checksums; texts of
+    repeatable files that others may undo run again, even if the deployment is rolled back.
+    """
+    if not plan.renumbered and not plan.unchecked and not plan.outdated:
         return
     change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE id = %s"
     update = sql.SQL(change).format(config.tracking)
@@ -580,6 +582,8 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
         for row, file in plan.unchecked:
             checksum = migration_files.tokens_checksum(file)
             session.query(update, [row.name, checksum, file.sha256, row.id])
+        for row in plan.outdated:
+            session.query(update, [row.name, row.recorded_checksum, None, row.id])
     for row, file in plan.renumbered:
         log("renumbered", migration=planning.renamed_to(row, file), was=row.name)
 
@@ -671,7 +675,7 @@ NOT_DROPPED = {
 }
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name, checksum) "
-    "SELECT name, CASE WHEN name ~ '^R__.' THEN {} END FROM unnest(%s::text[]) name "
+    "SELECT name, CASE WHEN name ~ '^([0-9]+[-_. ]?)?R__.' THEN {} END FROM unnest(%s::text[]) name "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
 )
 ADOPT_SQL = (

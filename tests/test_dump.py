@@ -238,6 +238,18 @@ def test_dump_is_the_same_by_the_pg_dump_of_every_major(project: Dumps) -> None:
     assert {major: text for major, text in texts.items() if text != texts[majors[0]]} == {}
 
 
+def test_dump_shows_points_in_time_in_the_same_zone_everywhere(project: Dumps) -> None:
+    """The bounds of partitions, whatever the zone of the server, the database, the login or the terminal is."""
+    project.made(
+        _001_p="CREATE TABLE p (at timestamptz) PARTITION BY RANGE (at); "
+        "CREATE TABLE q PARTITION OF p FOR VALUES FROM ('2026-01-01 00:00+00') TO ('2027-01-01 00:00+00');"
+    )
+    project.world.sql(f"ALTER DATABASE {project.world.dbname} SET timezone = 'America/New_York'")
+    project.environ["PGTZ"] = "Asia/Tokyo"
+
+    assert "FROM ('2026-01-01 00:00:00+00') TO ('2027-01-01 00:00:00+00')" in project.dump()
+
+
 def test_dump_read_by_psql_into_an_empty_database_gives_the_same_dump(project: Dumps) -> None:
     """So it can stand for the files before it, which BASELINE then records."""
     project.rich()

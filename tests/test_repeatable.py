@@ -499,6 +499,56 @@ def test_repeatable_file_whose_run_is_cut_off_runs_once(counted: World, phase: s
     assert counted.applied() == ["001_runs", "R__v"]
 
 
+def test_view_that_a_failed_deployment_dropped_is_made_again_by_the_rollback(counted: World) -> None:
+    """As the guide wants it, a numbered file drops the view, but the text that makes it again fails. The version that
+    comes back finds its own text recorded as the last one."""
+    counted.write("R__v.sql", A)
+    counted.deploy()
+    counted.write("002_drop.sql", "DROP VIEW v;")
+    counted.write("R__v.sql", f"{B} SELECT oops;")
+    assert "Applied in this run: 002_drop" in failure(counted)
+    counted.remove("002_drop.sql")
+    counted.write("R__v.sql", A)
+
+    assert names(counted.deploy()) == ["R__v"]
+
+    assert columns(counted) == ["a"]
+    assert counted.deploy()["applied"] == []
+    counted.write("R__v.sql", f"DROP VIEW v; {B}")
+    counted.deploy()
+    counted.write("R__v.sql", A)
+    assert counted.deploy()["warnings"] == [OLDER]  # it is known to have run
+
+
+def test_view_of_a_deleted_file_is_made_again_by_the_rollback(counted: World) -> None:
+    """A numbered file dropped it, as the guide says; another part of that deployment failed."""
+    counted.write("R__v.sql", A)
+    counted.deploy()
+    counted.remove("R__v.sql")
+    counted.write("002_drop.sql", "DROP VIEW v;")
+    counted.deploy()
+    counted.remove("002_drop.sql")
+    counted.write("R__v.sql", A)
+
+    assert names(counted.deploy()) == ["R__v"]
+    assert columns(counted) == ["a"]
+
+
+def test_view_that_another_repeatable_file_dropped_is_made_again_by_the_rollback(counted: World) -> None:
+    """Both have new texts, of which the second fails."""
+    counted.write("R__1.sql", "SELECT 1;")
+    counted.write("R__2.sql", A)
+    counted.deploy()
+    counted.write("R__1.sql", "DROP VIEW v;")
+    counted.write("R__2.sql", f"{B} SELECT oops;")
+    assert "Applied in this run: R__1" in failure(counted)
+    counted.write("R__1.sql", "SELECT 1;")
+    counted.write("R__2.sql", A)
+
+    assert names(counted.deploy()) == ["R__1", "R__2"]
+    assert columns(counted) == ["a"]
+
+
 def in_steps(world: World, text: str, what: str) -> str:
     """A file of three steps, of which the second fails: so a run ends halfway, as one that is killed does."""
     world.write("R__s.sql", STEPS.format(text, what))
@@ -637,6 +687,19 @@ def test_row_of_a_repeatable_file_that_was_put_back_lets_it_run(counted: World) 
 
     assert names(counted.deploy()) == ["R__s"]
     assert (runs(counted), counted.deploy()["applied"]) == (["1", "1"], [])
+
+
+def test_numbered_row_of_a_repeatable_file_that_was_put_back_lets_it_run(counted: World) -> None:
+    """An older version gave it a number. An edit must not be taken for what ran."""
+    counted.write("R__x.sql", COUNTED.format("old"))
+    with version_before():
+        counted.deploy()
+    counted.write("010_remove.sql", "DELETE FROM schema_migrations;")
+    counted.deploy()
+    counted.write("R__x.sql", COUNTED.format("new"))
+
+    assert names(counted.deploy()) == ["002_R__x"]
+    assert runs(counted) == ["old", "new"]
 
 
 def test_repeatable_file_is_never_adopted(world: World) -> None:
