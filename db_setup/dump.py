@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import database
+import file_names
 import migration_files
 import sql_scanner
 from common import ConfigError, InitializerError, log, shortened
@@ -58,9 +59,9 @@ def stale(home: Path, checksums: Iterable[str]) -> Iterator[str]:
 
 
 def refuse_to_replace(path: Path, folder: Path) -> None:
-    """Only a dump is overwritten; and a file in `folder` would run as a migration."""
-    if path.resolve().parent == folder.resolve():
-        raise ConfigError(f"{path} would run as a migration there: write it to another folder")
+    """Only a dump is overwritten; and nothing is written to `folder`, whose files are run."""
+    if folder.resolve() in path.resolve().parents:
+        raise ConfigError(f"{path} is in migrations/, where files are run: write it elsewhere")
     if path.exists() and not (path.is_file() and migration_files.is_dump(path)):
         raise ConfigError(f"{path} exists, and is not a dump of db_setup: move it away")
 
@@ -81,8 +82,10 @@ def schema_sql(setup: Setup, status: Mapping[str, Any]) -> str:
 
     Raises InitializerError where the database has not what the folder has.
     """
-    kinds = [kind for kind in ("pending", "edited", "missing") if status[kind]]
-    differences = [f"{kind}: {shortened(status[kind])}" for kind in kinds]
+    # What a repeatable file made is dropped when the file is.
+    missing = [name for name in status["missing"] if not file_names.is_repeatable(name)]
+    found = {"pending": status["pending"], "edited": status["edited"], "missing": missing}
+    differences = [f"{what}: {shortened(names)}" for what, names in found.items() if names]
     if differences:
         raise InitializerError(
             f"this database does not have what the folder has ({'; '.join(differences)})",

@@ -765,6 +765,9 @@ OLDER_TEXT = (
 NOTHING_APPLIED = "Applied in this run: nothing."
 
 
+SERVERS_OWN = ("53", "58", "XX")  # SQLSTATEs of a full disk, a damaged page …
+
+
 def pass_over(run: Run, file: PendingFile, failure: Failure) -> None:
     """Warn of an older text of a repeatable file that does not work any more, such as a view
     without a column that a newer text gave it. Raise MigrationError for any other failure.
@@ -772,7 +775,8 @@ def pass_over(run: Run, file: PendingFile, failure: Failure) -> None:
     error = failed(run, file, failure)
     not_recorded = tracking.why_not_recorded(run.setup.config, failure.error)
     is_stopped = isinstance(error, StoppedError) or failure.was_stopped
-    if is_stopped or not_recorded or not file.is_older:
+    is_servers = failure.sqlstate.startswith(SERVERS_OWN)
+    if is_stopped or is_servers or not_recorded or not file.is_older:
         raise error
     failure = replace(failure, raised_by=run.session.raised_by(failure.error))
     said = f"{place_of(file, failure)}: {failures.describe(file.script, failure)}"

@@ -143,8 +143,8 @@ def make_plan(
         to_run = {*pending, *filled, *again}
         pending = [file for file in files if file in to_run]
     named_files = number_files(pending, files, rows)
-    # A numbered file drops a view whose file is new, or gone. If that deployment is rolled back, the
-    # text that made the view must run.
+    # A numbered file drops a view whose file is new, or gone. If that deployment is rolled back,
+    # the text that made the view must run.
     outdated = [*again.values()] if len(pending) > 1 else []
     outdated += [row for row in orphans if pending and row.earlier is not None]
     return Plan(

@@ -675,7 +675,8 @@ NOT_DROPPED = {
 }
 RESTORE_SQL = (
     "INSERT INTO {} (migration_name, checksum) "
-    "SELECT name, CASE WHEN name ~ '^([0-9]+[-_. ]?)?R__.' THEN {} END FROM unnest(%s::text[]) name "
+    "SELECT name, CASE WHEN name ~ '^([0-9]+[-_. ]?)?R__.' THEN {} END "
+    "FROM unnest(%s::text[]) name "
     "ON CONFLICT (migration_name) DO NOTHING RETURNING migration_name"
 )
 ADOPT_SQL = (

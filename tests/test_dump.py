@@ -389,6 +389,16 @@ def test_dump_of_a_database_that_is_not_as_the_folder_is_refused(project: Dumps)
     assert project.file.read_bytes() == before
 
 
+def test_dump_of_a_database_whose_repeatable_file_is_gone_is_made(project: Dumps) -> None:
+    """What it made is dropped by another file, and its row stays for ever."""
+    project.made(_001_a="SELECT 1;", R__v="CREATE OR REPLACE VIEW v AS SELECT 1;")
+    project.world.remove("R__v.sql")
+    project.world.write("002_v.sql", "DROP VIEW v;")
+    project.world.deploy()
+
+    assert "CREATE VIEW" not in project.dump()
+
+
 def test_dump_without_pg_dump_says_what_to_install(project: Dumps) -> None:
     """Of which version, and under which names it is found."""
     project.made(_001_a="SELECT 1;")
@@ -509,16 +519,21 @@ def test_dump_over_another_file_or_as_a_migration_is_refused(project: Dumps) -> 
     real = project.root / "real.sql"
     (project.root / "link.sql").symlink_to(real)
 
-    over, as_migration, device, linked, again = (
+    over, as_migration, below, device, linked, again = (
         project.run("dump", "--output", name)
-        for name in ("mine.sql", "lambda/db_setup/migrations/002.sql", "/dev/null", "link.sql", "link.sql")
+        for name in (
+            *("mine.sql", "lambda/db_setup/migrations/002.sql", "lambda/db_setup/migrations/docs/schema.sql"),
+            *("/dev/null", "link.sql", "link.sql"),
+        )
     )
 
     refused = "exists, and is not a dump of db_setup: move it away. Nothing has been touched.\n"
     assert over.stderr == f"mine.sql {refused}"
     assert device.stderr == f"/dev/null {refused}"
-    assert as_migration.stderr.startswith("lambda/db_setup/migrations/002.sql would run as a migration there: write it")
-    assert {run.returncode for run in (over, as_migration, device)} == {1}
+    in_migrations = "is in migrations/, where files are run: write it elsewhere"
+    assert as_migration.stderr.startswith(f"lambda/db_setup/migrations/002.sql {in_migrations}")
+    assert below.stderr.startswith(f"lambda/db_setup/migrations/docs/schema.sql {in_migrations}")
+    assert {run.returncode for run in (over, as_migration, below, device)} == {1}
     assert (linked.returncode, again.returncode) == (0, 0), linked.stderr + again.stderr
     assert (project.root / "link.sql").is_symlink()
     assert migration_files.is_dump(real)

@@ -439,6 +439,19 @@ def test_older_text_that_is_blocked_or_late_fails_as_always(world: World) -> Non
     assert names(world.deploy()) == ["R__t"]
 
 
+@pytest.mark.parametrize("sqlstate", ["53100", "58030", "XX001"])
+def test_older_text_that_the_server_is_to_blame_for_fails(world: World, sqlstate: str) -> None:
+    """A full disk or a damaged page says nothing about a text either."""
+    older = f"DO $$ BEGIN IF to_regclass('b') IS NOT NULL THEN RAISE 'x' USING ERRCODE = '{sqlstate}'; END IF; END $$;"
+    for text in (older, "CREATE TABLE IF NOT EXISTS b ();"):
+        world.write("R__v.sql", text)
+        world.deploy()
+    world.write("R__v.sql", older)
+
+    assert f"({sqlstate})" in failure(world)
+    assert status(world)["pending"] == ["R__v"]
+
+
 def test_older_text_that_cannot_be_recorded_fails(world: World) -> None:
     """The text is not to blame, and the tracking table needs somebody."""
     for text in (A, B):
