@@ -109,7 +109,7 @@ def test_an_event_cannot_name_the_admins_secret_as_a_target(world: World) -> Non
         ({"action": "migrate", "variables": ["DB_NAME"]}, "variables of the event must be a JSON object"),
         ({"action": "migrate", "create": "yes"}, "create of the event must be a JSON boolean"),
         ({"action": "databases", "like": 1}, "like of the event must be a JSON string"),
-        ({"action": "dry_run", "create": True}, "cannot have 'create', only action, variables. "),
+        ({"action": "dry_run", "create": True}, "cannot have 'create', only action, variables, markdown. "),
     ],
 )
 def test_unknown_keys_of_an_event_are_refused_by_name(world: World, given: dict[str, Any], said: str) -> None:

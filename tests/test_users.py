@@ -177,6 +177,7 @@ def test_users_on_second_run_stay_as_they_are(world: World) -> None:
 
 def test_users_on_a_run_with_a_new_migration_stay_as_they_are(world: World) -> None:
     """A run that applies something leaves the users alone too."""
+    world.write("000_first.sql", "SELECT 1;")
     world.deploy()
     before = standing(world)
     world.write("001_nothing.sql", "SELECT 1;")
