@@ -35,7 +35,7 @@ class Table(NamedTuple):
     columns: Mapping[str, str]  # by number; empty where a column has no data of its own
     indexes: Mapping[str, str]  # by the number of their file
     keys: Mapping[str, int]  # foreign keys from it and to it: from which table, if validated
-    scans: int  # how often this transaction has read it as a whole
+    scans: int  # how often it was read as a whole, in this transaction; so are the next two
     inserted: int
     deleted: int
 
@@ -58,7 +58,7 @@ class Effects:
         self._tables = self._ask(list(session.tables))
         self._others = self._ask_others()
         self._scans = {oid: table.scans for oid, table in self._tables.items()}
-        self._before = {(table, mode) for table, mode, _ in session.held_locks()}
+        self._before = {(table, mode) for table, mode, _ in session.held_locks() if mode >= 0}
         self.begin_file("")
 
     def begin_file(self, text: str) -> None:
@@ -78,6 +78,7 @@ class Effects:
         self._was_rolled_back = False
         self._holds: dict[tuple[int, int], Hold] = {}  # by table and mode
         self._seen_at = self._began = self._clock()
+        self._scans_when_begun = dict(self._scans)
 
     def roll_back(self) -> None:
         self._was_rolled_back = True
@@ -93,12 +94,12 @@ class Effects:
             return
         started = time.monotonic()
         found = self._session.held_locks()
-        held = {(table, mode): scans for table, mode, scans in found if table in self._tables}
-        self._holds = {key: hold for key, hold in self._holds.items() if key in held}
-        for table, mode in held.keys() - self._before - self._holds.keys():
+        locks = ((table, mode) for table, mode, _ in found if mode >= 0)
+        self._held = {(table, mode) for table, mode in locks if table in self._tables}
+        self._holds = {key: hold for key, hold in self._holds.items() if key in self._held}
+        for table, mode in self._held - self._before - self._holds.keys():
             self._holds[table, mode] = Hold(self._seen_at, self._scans[table])
-        self._held = held.keys()
-        self._scans.update({table: scans for (table, _), scans in held.items()})
+        self._scans.update({table: scans for table, _, scans in found})
         self._last_look_s = time.monotonic() - started
         self._looks_s += self._last_look_s
         self._seen_at = self._clock()
@@ -107,6 +108,8 @@ class Effects:
 
     def end_transaction(self) -> None:
         """Find what it has changed; with a search path that is PostgreSQL's alone."""
+        if self._was_rolled_back:
+            self.begin()
         self.look(is_last=True)
         touched = sorted({table for table, _ in self._held})
         after = self._ask(touched)
@@ -124,7 +127,7 @@ class Effects:
             self._tables.pop(oid)
         self._tables.update(after)
         self._compare_others()
-        self._before = set(self._held)
+        self._before = self._held
         self.begin()
 
     def _has_other_data(self, oid: int, now: Any) -> bool:
@@ -174,8 +177,9 @@ class Effects:
         new_keys = [] if now is None else [key for key in now.keys if key not in was.keys]
         tables = self._session.tables  # those of a new one are not many, if any
         has_work = is_rewritten or any(now.keys[key] in tables for key in new_keys)
-        for (table, mode), hold in self._holds.items():
-            if table == was.oid:
+        for mode in range(len(LOCK_MODES)):
+            hold = self._holds.get((was.oid, mode))
+            if hold:
                 self._note_lock(was, mode, hold, has_work)
         # The same lock a second time cannot be seen. What needs it can.
         needed = []
@@ -187,11 +191,13 @@ class Effects:
             needed.append("ShareLock")
         for mode in map(LOCK_MODES.index, needed):
             if (was.oid, mode) in self._before:
-                self._note_lock(was, mode, Hold(self._began, was.scans), has_work)
+                scans = self._scans_when_begun[was.oid]
+                self._note_lock(was, mode, Hold(self._began, scans), has_work)
 
     def _note_lock(self, table: Table, mode: int, hold: Hold, has_work: bool) -> None:
-        """Of several transactions of a file the longest counts."""
-        lock = self._locks.setdefault((table.name, mode), {"held_ms": 0, "grows": False})
+        """Of several transactions of a file the longest counts. The table has its old name."""
+        name = self._session.tables[table.oid]
+        lock = self._locks.setdefault((name, mode), {"held_ms": 0, "grows": False})
         lock["held_ms"] = max(lock["held_ms"], round((self._seen_at - hold.since) * 1000))
         lock["grows"] = lock["grows"] or has_work or self._scans[table.oid] > hold.scans
 
@@ -229,9 +235,12 @@ class Effects:
         locks = {key: self._locks.pop(key, unknown) for key in strongest}
         others: dict[tuple[str, int], dict[str, Any]] = {}
         for (table, mode), lock in sorted(self._locks.items(), key=lambda one: -one[0][1]):
+            stronger = ((table, other) for other in range(mode + 1, len(LOCK_MODES)))
             is_less = any(
-                of == table and other > mode and is_at_least(stronger, lock)
-                for (of, other), stronger in (*locks.items(), *others.items())
+                is_at_least(more[key], lock)
+                for key in stronger
+                for more in (locks, others)
+                if key in more
             )
             if mode >= FIRST_THAT_BLOCKS_WRITING and not is_less:
                 others[table, mode] = lock

@@ -124,11 +124,13 @@ class Rehearsal(Session):
         self.query(f"SET CONSTRAINTS ALL DEFERRED; {again_sql}")
 
     def held_locks(self) -> list[tuple[int, int, int]]:
-        """Table, mode as an index of LOCK_MODES, and how often the table was read as a whole."""
+        """Table, mode as an index of LOCK_MODES (-1: a weaker one), and how often the table was
+        read as a whole.
+        """
         return [
-            (table, LOCK_MODES.index(mode), scans)
+            (table, LOCK_MODES.index(mode) if mode in BLOCKS else -1, scans)
             for table, mode, scans in self.query(HELD_LOCKS_SQL)
-            if table in self.tables and mode in BLOCKS
+            if table in self.tables
         ]
 
     def new_locks(self) -> list[tuple[str, int]]:
@@ -137,7 +139,8 @@ class Rehearsal(Session):
         """
         taken: dict[int, int] = {}
         for table, mode, _ in self.held_locks():
-            taken[table] = max(mode, taken.get(table, -1))
+            if mode >= 0:
+                taken[table] = max(mode, taken.get(table, -1))
         before = self._strongest_locks
         stronger = {table: mode for table, mode in taken.items() if mode > before.get(table, -1)}
         before.update(stronger)
