@@ -323,8 +323,9 @@ COMPARE_SQL = """,
         WHERE name <> '' AND covers_all AND (is_whole OR name !~ '^grants on ')
             AND (now.facts IS DISTINCT FROM kept.facts
                  OR is_whole AND now.definition IS DISTINCT FROM kept.definition))
-    SELECT (SELECT min(label) FROM rels JOIN pg_attribute ON attrelid = rels.oid
-            AND attname = 'file_sha256' AND NOT attisdropped WHERE NOT is_limited),
+    SELECT (SELECT min(label) FROM rels WHERE kind = 'table' AND NOT is_limited
+            AND (SELECT count(*) FROM pg_attribute WHERE attrelid = rels.oid
+                 AND attname IN ('migration_name', 'file_sha256')) = 2),
         covers_all, is_whole,
         (SELECT coalesce(json_agg(json_build_array(what, name) ORDER BY name), '[]') FROM differing)
     FROM head"""

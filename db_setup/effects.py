@@ -140,7 +140,7 @@ class Effects:
                 self._lose(f"table {was.name}", rows)
             self._note_locks(was, now, is_rewritten=False)
             return
-        is_emptied = was.node != now.node and self._is_emptied(was, now, size)
+        is_emptied = was.node != now.node and self._is_emptied(was, now, rows, size)
         is_rewritten = was.node != now.node and not is_emptied
         built = [name for node, name in now.indexes.items() if node not in was.indexes]
         if is_emptied:
@@ -162,15 +162,17 @@ class Effects:
             self._found["gone"].append(f"{was.name} (now {now.name})")
         self._note_locks(was, now, is_rewritten)
 
-    def _is_emptied(self, was: Table, now: Table, size: int) -> bool:
+    def _is_emptied(self, was: Table, now: Table, rows: Any, size: int) -> bool:
         """TRUNCATE gives a table another file, as what writes it again does; but that reads it, or
-        gives it another TOAST table, or is said to move it.
+        gives it another TOAST table, or is said to move it. A file can do both.
         """
-        if was.kind == "m" or was.toast != now.toast:
+        if was.kind == "m":
             return False
+        has_same_toast = was.toast == now.toast
         if "TRUNCATE" in self._says:
-            return size == 0 or now.inserted > 0
-        return now.scans == was.scans and not self._says  # in a function
+            has_none = size == 0 and (has_same_toast or rows is not None)
+            return has_none or now.inserted > was.inserted
+        return has_same_toast and now.scans == was.scans and not self._says  # in a function
 
     def _note_locks(self, was: Table, now: Any, is_rewritten: bool) -> None:
         """The locks on a table: how long each was held, and whether that grows with the rows."""
@@ -282,7 +284,8 @@ def worst(tried: Sequence[Mapping[str, Any]]) -> str:
 
 # --- The questions --------------------------------------------------------------------------------
 
-EMPTY_OR_MOVE = re.compile(r"\b(?:TRUNCATE|CLUSTER|TABLESPACE)\b", re.IGNORECASE)
+# TRUNCATE is a right as well: GRANT TRUNCATE ON …
+EMPTY_OR_MOVE = re.compile(r"\b(TRUNCATE(?=\s+(?!ON\b)\S)|CLUSTER|TABLESPACE)\b", re.IGNORECASE)
 # A column that is inherited goes with its parent's, and a generated one can be made again.
 TABLES_SQL = """
     WITH keys(oid, keys) AS (

@@ -381,6 +381,17 @@ def test_drift_is_unknown_while_a_file_has_run_in_part_that_nobody_kept(
     assert drifted(world) == NOTHING
 
 
+def test_drift_is_told_beside_what_only_looks_like_our_table(world: World) -> None:
+    """A column of the same name, and a view of the table."""
+    world.write(
+        "001.sql", "CREATE TABLE uploads (file_sha256 text); CREATE VIEW seen AS SELECT * FROM schema_migrations"
+    )
+    world.deploy()
+    world.sql("CREATE TABLE mine ()")
+
+    assert drifted(world)["added"] == [f"table {SCHEMA}.mine"]
+
+
 def test_drift_is_unknown_where_two_applications_share_a_schema(world: World) -> None:
     """Nothing tells whose a change is; with a schema each, everything does."""
     apply(world, "CREATE TABLE a (i int);", CREATE_USERS="false")

@@ -280,6 +280,9 @@ LOST = {
     "DROP TABLE b; CREATE TABLE b (i int)": [("table b", 2)],
     "TRUNCATE a, b": [("rows of a", 7), ("rows of b", 2)],
     "TRUNCATE a; INSERT INTO a VALUES (1)": [("rows of a", 7)],
+    "TRUNCATE b; ALTER TABLE b ADD c uuid DEFAULT gen_random_uuid()": [("rows of b", 2)],
+    "TRUNCATE b; ALTER TABLE b ADD c jsonb NOT NULL": [("rows of b", 2)],
+    "TRUNCATE a; ALTER TABLE a ALTER i TYPE bigint; INSERT INTO a VALUES (1)": [("rows of a", 7)],
     "DELETE FROM a WHERE i < 3": [("rows of a", 2)],
     "DO $$ BEGIN TRUNCATE b; DELETE FROM a; END $$": [("rows of a", 7), ("rows of b", 2)],
     "SELECT empty_b()": [("rows of b", 2)],
@@ -294,6 +297,7 @@ LOST = {
     "CREATE TABLE c (i int, t text); INSERT INTO c VALUES (1); ALTER TABLE c DROP t; DELETE FROM c; TRUNCATE c": [],
     "ALTER TABLE a ADD c int; ALTER TABLE a DROP c; ALTER TABLE a RENAME t TO u": [],
     "UPDATE a SET t = 'y'; ALTER TABLE a RENAME TO z; ALTER TABLE z ALTER i TYPE bigint; CLUSTER z USING a_pkey": [],
+    "INSERT INTO b VALUES (9); ALTER TABLE b ALTER i TYPE bigint; GRANT TRUNCATE ON a TO current_user": [],
     "ALTER TABLE never ALTER i DROP DEFAULT; ALTER SEQUENCE never_i_seq OWNED BY NONE": [],
     "REFRESH MATERIALIZED VIEW m; DROP MATERIALIZED VIEW m; DROP VIEW v; DROP TYPE kind": [],
 }
