@@ -21,6 +21,7 @@ from boundary import Table, Watch
 from common import InitializerError, log
 from config import Config
 from psycopg2 import sql
+from script_runner import OWN_ROLE_SQL
 from session import Session
 
 SHOWN = 200  # names of one list in a report
@@ -98,9 +99,14 @@ def compare(session: Session, config: Config, kept: Optional[Table]) -> Drift:
     return Drift(STALE)
 
 
-def keep(session: Session, config: Config, watch: Watch) -> None:
-    """Keep what is there now for the next comparison. What prevents it is a line of the log."""
+def keep(session: Session, config: Config, watch: Watch, *, is_as_file_left: bool) -> None:
+    """Keep what is there now for the next comparison. What prevents it is a line of the log.
+
+    A file that has failed can have left its role and its search path in the session.
+    """
     try:
+        if is_as_file_left:
+            session.query(f"{OWN_ROLE_SQL}; SET search_path = pg_catalog")
         kept = watch.table(session, config.tables[2])
         complaint = kept and kept.complaint(session.login.username)
         if complaint:

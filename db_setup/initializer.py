@@ -417,7 +417,7 @@ def keep_what_is_left(run: Run) -> None:
     session = run.session
     has_changed = session.applied or run.report.adopted or run.ran_in_part
     if has_changed and session.holds_lock and not (session.is_lost or session.is_out_of_time):
-        drift.keep(session, run.setup.config, run.watch)
+        drift.keep(session, run.setup.config, run.watch, is_as_file_left=run.ran_in_part)
 
 
 def revoke_rights_on_our_tables(run: Run, statements: Sequence[str]) -> None:
