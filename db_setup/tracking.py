@@ -573,17 +573,20 @@ def record_renames(session: Session, config: Config, plan: Plan) -> None:
     """
     if not plan.renumbered and not plan.unchecked and not plan.outdated:
         return
-    change = "UPDATE {} SET migration_name = %s, checksum = %s, file_sha256 = %s WHERE id = %s"
-    update = sql.SQL(change).format(config.tracking)
-    with session.transaction():
-        for row, file in plan.renumbered:
-            name = planning.renamed_to(row, file)
-            session.query(update, [name, row.recorded_checksum, file.sha256, row.id])
-        for row, file in plan.unchecked:
-            checksum = migration_files.tokens_checksum(file)
-            session.query(update, [row.name, checksum, file.sha256, row.id])
-        for row in plan.outdated:
-            session.query(update, [row.name, row.recorded_checksum, None, row.id])
+    rows: list[tuple[Any, ...]] = [
+        (planning.renamed_to(row, file), row.recorded_checksum, file.sha256, row.id)
+        for row, file in plan.renumbered
+    ]
+    rows += [
+        (row.name, migration_files.tokens_checksum(file), file.sha256, row.id)
+        for row, file in plan.unchecked
+    ]
+    rows += [(row.name, row.recorded_checksum, None, row.id) for row in plan.outdated]
+    updates = (
+        sql.SQL(RENAME_SQL).format(config.tracking, *map(literal, texts), sql.Literal(number))
+        for *texts, number in rows
+    )
+    session.query_all_or_none(sql.SQL("; ").join(updates))
     for row, file in plan.renumbered:
         log("renumbered", migration=planning.renamed_to(row, file), was=row.name)
 
@@ -626,6 +629,7 @@ CLOSE_SQL = """
 ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(
     f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in OUR_COLUMNS.items()
 )
+RENAME_SQL = "UPDATE {} SET migration_name = {}, checksum = {}, file_sha256 = {} WHERE id = {}"
 FORGET_SQL = "DELETE FROM {table} WHERE migration_name = {name}; "
 # The number is one if the row is there; else PostgreSQL's error quotes what is none.
 RECORD_SQL = (

@@ -351,7 +351,7 @@ def test_drift_is_unknown_after_a_run_that_kept_nothing(world: World, monkeypatc
     warning where a run is to fail, and the next run that applies a file keeps it again."""
     apply(world, "CREATE TABLE a (i int);")
     with monkeypatch.context() as older:
-        older.setattr(drift, "keep", lambda *_: None)
+        older.setattr(drift, "keep", lambda *_, **__: None)
         apply(world, "CREATE TABLE b (i int);")
     assert drifted(world) == drift.STALE
     world.write("003_c.sql", "CREATE TABLE c (i int);")
@@ -370,7 +370,7 @@ def test_drift_is_unknown_while_a_file_has_run_in_part_that_nobody_kept(
     apply(world, "CREATE TABLE a (i int);")
     world.write("002_b.sql", "-- no-transaction\nCREATE TABLE b (i int);\nSELECT nope;")
     with monkeypatch.context() as killed:
-        killed.setattr(drift, "keep", lambda *_: None)
+        killed.setattr(drift, "keep", lambda *_, **__: None)
         with pytest.raises(MigrationError, match="nope"):
             world.deploy()
     assert drifted(world) == drift.STALE
