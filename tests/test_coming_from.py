@@ -23,7 +23,7 @@ from harness.database import create_database, drop_database
 from harness.world import ADMIN, ADMIN_PASSWORD, World
 from initializer import ConfigError, MigrationError
 
-pytestmark = pytest.mark.public  # where the tools have put their tables
+pytestmark = [pytest.mark.slow, pytest.mark.public]  # where the tools have put their tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "coming-from.md").read_text()
@@ -225,7 +225,6 @@ def test_coming_from_first_file_without_a_table_makes_the_baseline_void(project:
 
 
 @pytest.mark.parametrize("project", ["Supabase"], indirect=True)
-@pytest.mark.slow
 def test_coming_from_check_shows_what_will_be_adopted_and_that_the_schema_is_the_same(project: Project) -> None:
     """The page's own commands, on a terminal; they change nothing in the old database."""
     project.shell("Supabase")
@@ -240,7 +239,6 @@ def test_coming_from_check_shows_what_will_be_adopted_and_that_the_schema_is_the
 
 
 @pytest.mark.parametrize("project", ["Supabase"], indirect=True)
-@pytest.mark.slow
 def test_coming_from_check_finds_a_difference(project: Project) -> None:
     """A column that somebody added by hand is in no file."""
     project.shell("Supabase")

@@ -26,6 +26,8 @@ from psycopg2.extensions import libpq_version
 from test_documents import block_with
 from test_terminal import Project, annotations, folder, run_check, terminal, write
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["folder"]  # a fixture
 ROOT = Path(__file__).resolve().parent.parent
 OPERATING = (ROOT / "docs" / "operating.md").read_text()
@@ -224,7 +226,6 @@ def test_dump_leaves_bodies_literals_and_comments_as_they_are(project: Dumps) ->
     assert [word for word in ("\\restrict", "statement_timeout", "Owner:", "Dumped") if word in outside] == []
 
 
-@pytest.mark.slow
 def test_dump_is_the_same_by_the_pg_dump_of_every_major(project: Dumps) -> None:
     """Those that the server accepts: which one a machine has does not show."""
     project.rich()
@@ -437,7 +438,6 @@ def test_dump_by_an_older_pg_dump_names_both_versions(project: Dumps) -> None:
         assert not project.file.exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "says"),
     [
@@ -511,7 +511,6 @@ def test_dump_sends_a_token_only_to_a_server_that_is_verified(tmp_path: Path, mo
     assert "a token" not in " ".join(words)
 
 
-@pytest.mark.slow
 def test_dump_over_another_file_or_as_a_migration_is_refused(project: Dumps) -> None:
     """Only a dump is replaced, also one that a link leads to; in migrations/ it would run."""
     project.made(_001_a="SELECT 1;")
@@ -668,7 +667,6 @@ def test_check_knows_a_dump_that_was_written(project: Dumps) -> None:
 # --- What the page tells to do --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.public  # which the page is about
 def test_operating_commands_dump_compare_and_start_from_the_dump(project: Dumps) -> None:
     """The commands of the page, in a shell: dump, compare in CI, and a dry run on a database made from the dump."""

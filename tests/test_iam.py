@@ -27,6 +27,8 @@ from harness.server import Server
 from harness.world import ADMIN, AWS_ENVIRONMENT, REGION, Context, World, rows
 from test_round_trips import LOGGING_IN, NEW_TABLE, trips
 
+pytestmark = pytest.mark.slow
+
 # An admin without any secret.
 NO_SECRETS: dict[str, Optional[str]] = {"DB_SECRET_NAME": None, "DB_USER_SECRET_NAME": None, "DB_PROXY": None}
 
@@ -105,7 +107,6 @@ def test_watcher_of_a_long_statement_has_a_token_of_its_own(world: World, front:
     assert len(set(front.tokens)) == 2
 
 
-@pytest.mark.slow
 def test_credentials_that_end_meanwhile_are_named_and_leave_the_watcher(
     world: World, front: Front, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -329,7 +330,6 @@ def test_login_with_a_password_is_not_locked_out_where_no_secret_is_named(
     assert world.deploy(**variables)["users"] == {"app_rw": "kept", "app_tc": "kept"}
 
 
-@pytest.mark.slow
 def test_users_change_over_to_iam_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
     """The other one of the two logins has no password; who uses the one from before goes on."""
     world.deploy()
@@ -348,7 +348,6 @@ def test_users_change_over_to_iam_while_the_old_logins_work(world: World, front:
     assert world.deploy(USERS_SIGN_IN="iam")["users"] == {"app_rw_clone": "kept", "app_tc_clone": "kept"}
 
 
-@pytest.mark.slow
 def test_users_change_back_to_passwords_while_the_old_logins_work(world: World, front: Front, items: None) -> None:
     """Whoever signs tokens for the login from before goes on."""
     world.deploy(USERS_SIGN_IN="iam")
@@ -416,7 +415,6 @@ def test_round_trips_by_iam_are_as_many_as_by_password(world: World, front: Fron
     assert [len(asked) for asked in counted] == [19 + len(NEW_TABLE), 5]
 
 
-@pytest.mark.slow
 def test_change_over_that_is_cut_off_locks_nobody_out(world: World, front: Front, items: None) -> None:
     """After each message, in both directions: the login that the secret held works, and the one that it holds."""
     one_user: dict[str, Optional[str]] = {"DB_PROXY": None}

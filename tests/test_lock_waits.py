@@ -19,6 +19,8 @@ from harness.others import open_transaction, wait_until
 from harness.world import LOCK_KEY, Context, World, exactly, rows
 from initializer import InitializerError, LockError
 
+pytestmark = pytest.mark.slow
+
 TABLES = "CREATE TABLE a (i int); CREATE TABLE b (i int); CREATE TABLE done (i int); INSERT INTO a VALUES (1);"
 
 
@@ -91,7 +93,6 @@ BLOCKERS = {
 
 
 @pytest.mark.parametrize("blocker", BLOCKERS.values(), ids=BLOCKERS)
-@pytest.mark.slow
 def test_lock_wait_lets_the_application_go_first_and_succeeds_when_the_lock_is_free(
     busy: World, caplog: pytest.LogCaptureFixture, blocker: Blocker
 ) -> None:
@@ -135,7 +136,6 @@ def test_lock_wait_pauses_grow_and_are_jittered() -> None:
     assert one != other
 
 
-@pytest.mark.slow
 def test_lock_wait_pauses_are_kept_between_attempts(busy: World, caplog: pytest.LogCaptureFixture) -> None:
     """The log says how long the pause is, and during the pause nobody is blocked."""
     busy.write("002_b.sql", "ALTER TABLE a ADD s text;")
@@ -343,7 +343,6 @@ def message_at_the_deadline(kind: type[InitializerError]) -> str:
 
 
 @pytest.mark.parametrize("blocker", ["session", "prepared transaction"])
-@pytest.mark.slow
 def test_lock_wait_that_the_deadline_ends_within_an_attempt_names_who_blocks(busy: World, blocker: str) -> None:
     """Whether the lock timeout or the deadline is first, the operator reads the same: who is to be ended."""
     busy.environ["LOCK_TIMEOUT"] = "30s"
@@ -360,7 +359,6 @@ def test_lock_wait_that_the_deadline_ends_within_an_attempt_names_who_blocks(bus
 
 
 @pytest.mark.parametrize("timeout", ["2s", "30s"])
-@pytest.mark.slow
 def test_lock_wait_for_the_tracking_table_itself_names_who_blocks(busy: World, timeout: str) -> None:
     """The blocker is named before the first file too, whether the lock timeout or the deadline ends the wait."""
     busy.environ["LOCK_TIMEOUT"] = timeout
@@ -374,7 +372,6 @@ def test_lock_wait_for_the_tracking_table_itself_names_who_blocks(busy: World, t
     assert message == f"{said} {by_whom}"
 
 
-@pytest.mark.slow
 def test_lock_of_ours_that_a_prepared_transaction_holds_is_told_with_its_name(busy: World) -> None:
     """No run ends it, and no waiting: without its name every run would fail without a reason."""
     busy.write("002_b.sql", "INSERT INTO a VALUES (2);")

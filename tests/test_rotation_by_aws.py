@@ -14,6 +14,8 @@ from harness.logins import as_superuser, works
 from harness.world import World, rows
 from moto.secretsmanager.models import SecretsManagerBackend
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("createSecret", "setSecret", "testSecret", "finishSecret")
 
 
@@ -74,7 +76,6 @@ def test_rotation_by_aws_takes_four_steps(deployed: World) -> None:
     assert deployed.deploy()["users"] == {"app_rw_clone": "kept", "app_tc": "kept"}
 
 
-@pytest.mark.slow
 def test_rotation_by_aws_can_repeat_every_step(deployed: World) -> None:
     """Each step comes twice, and once more at the end: the password that was set first is the one that stays."""
     token = new_token()
@@ -89,7 +90,6 @@ def test_rotation_by_aws_can_repeat_every_step(deployed: World) -> None:
     assert works(deployed, deployed.secret("user"))
 
 
-@pytest.mark.slow
 def test_rotation_by_aws_in_any_order_never_leaves_a_login_that_fails(deployed: World) -> None:
     """Whatever order the steps come in, and wherever they stop: after each one the secret's login works."""
     for order in itertools.permutations(STEPS):
@@ -258,7 +258,6 @@ SELF_LOCKED = {
 
 
 @pytest.mark.parametrize("how", SELF_LOCKED)
-@pytest.mark.slow
 def test_rotation_by_aws_is_not_stopped_by_what_a_login_has_set_itself(deployed: World, how: str) -> None:
     """The login of before the last rotation, whose password somebody may still know."""
     tokens = [new_token(), new_token()]

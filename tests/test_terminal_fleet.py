@@ -16,6 +16,8 @@ from harness.tenants import databases
 from harness.world import ADMIN, ADMIN_PASSWORD, World, rows
 from test_terminal import Project
 
+pytestmark = pytest.mark.slow
+
 SLOW_IN_ONE = "DO $$ BEGIN IF current_database() LIKE '%t2' THEN PERFORM pg_sleep(50); END IF; END $$;"
 
 
@@ -44,7 +46,6 @@ def is_asleep(world: World) -> bool:
     return query(world, "postgres", question) == [(1,)]
 
 
-@pytest.mark.slow
 def test_all_are_migrated_and_a_failure_stops_nobody_else(project: Project, tenants: list[str]) -> None:
     """The table has a line for each, the exit code says that one failed, and a second run has nothing to do."""
     world = project.world
@@ -111,7 +112,6 @@ def is_at_work(pid: int) -> bool:
     return found.strip()[:1] not in ("", "Z")
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_is_the_failure_of_its_database_alone(project: Project, tenants: list[str]) -> None:
     """The databases after it get another process."""
     world = project.world
@@ -131,7 +131,6 @@ def test_a_process_that_is_killed_is_the_failure_of_its_database_alone(project: 
     assert tenants
 
 
-@pytest.mark.slow
 def test_interrupted_run_over_many_databases_leaves_no_process(project: Project, tenants: list[str]) -> None:
     """Ctrl-C, or the signal that stops a container: nothing goes on on the server."""
     world = project.world
