@@ -164,7 +164,10 @@ class Scenario:
         env = clients.environment(self.server, self.server.user, self.server.password, DATABASE)
         newest = max(self.server.version // 10000, min(clients.MAJORS))
         dump = clients.run(
-            clients.client("pg_dump", newest), "--exclude-table-data=public.schema_migrations", env=env, timeout=60
+            *(clients.client("pg_dump", newest), "--exclude-table-data=public.schema_migrations"),
+            "--exclude-table=public.schema_migrations_objects",  # missing or old where a run was killed before its end
+            env=env,
+            timeout=60,
         )
         # The note of granted rights names database and table by their numbers, which differ from case to case.
         dump = re.sub(r"(?<= IS 'rights granted in )[\d/]+", "…", without_noise(dump))
