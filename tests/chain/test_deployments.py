@@ -241,7 +241,7 @@ def test_provider_that_loses_patience_invokes_again_which_is_harmless(stack: Sta
     world.write("001_orders.sql", f"{ORDERS} {SLOW}")
     world.write("002_row.sql", "INSERT INTO orders (item) VALUES ('once');")
 
-    deployment = pool.submit(stack.deploy, Timeout=4000)
+    deployment = pool.submit(stack.deploy, Timeout=2500)
     wait_until(lambda: "waiting for another run" in stack.service.log())
     world.sql("INSERT INTO gate DEFAULT VALUES")
     event = deployment.result(timeout=30)
