@@ -21,7 +21,7 @@ from boundary import Table, Watch
 from common import InitializerError, log
 from config import Config
 from psycopg2 import sql
-from script_runner import OWN_ROLE_SQL
+from script_runner import AS_OURSELVES_SQL
 from session import Session
 
 SHOWN = 200  # names of one list in a report
@@ -106,7 +106,7 @@ def keep(session: Session, config: Config, watch: Watch, *, is_as_file_left: boo
     """
     try:
         if is_as_file_left:
-            session.query(f"{OWN_ROLE_SQL}; SET search_path = pg_catalog")
+            session.query(AS_OURSELVES_SQL)
         kept = watch.table(session, config.tables[2])
         complaint = kept and kept.complaint(session.login.username)
         if complaint:

@@ -46,6 +46,7 @@ from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
 OWN_ROLE_SQL = "SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE"
+AS_OURSELVES_SQL = f"{OWN_ROLE_SQL}; SET search_path = pg_catalog"  # until the session ends
 # What ours differ in from those of a new session, which a script expects.
 SCRIPT_SETTINGS_SQL = (
     "RESET ROLE; SET search_path TO DEFAULT; SET DateStyle TO DEFAULT; SET jit TO DEFAULT"
@@ -129,7 +130,7 @@ class ScriptRunner:
         session = self._session
         if failure.sqlstate not in dependents.REFUSALS or isinstance(session, Rehearsal):
             return False
-        session.query(f"{OWN_ROLE_SQL}; SET search_path = pg_catalog")
+        session.query(AS_OURSELVES_SQL)
         return dependents.end_limited(session, failure.error)
 
     # --- In one transaction -------------------------------------------------------------------
@@ -266,7 +267,7 @@ class ScriptRunner:
     def _end_message(self) -> Message:
         begin_sql = self._session.start_transaction("BEGIN READ WRITE")
         forget_sql = self._marks.forget_sql(self._session)
-        opening = f"{begin_sql}; {OWN_ROLE_SQL}; SET search_path = pg_catalog; {forget_sql}"
+        opening = f"{begin_sql}; {AS_OURSELVES_SQL}; {forget_sql}"
         return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
 
     def _resume_step(self, step: Step) -> Outcome:

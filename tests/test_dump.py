@@ -391,7 +391,7 @@ def test_dump_of_a_database_that_is_not_as_the_folder_is_refused(project: Dumps)
 
 
 def test_dump_of_a_database_whose_repeatable_file_is_gone_is_made(project: Dumps) -> None:
-    """What it made is dropped by another file, and its row stays for ever."""
+    """What it made is dropped by another file, and its row stays forever."""
     project.made(_001_a="SELECT 1;", R__v="CREATE OR REPLACE VIEW v AS SELECT 1;")
     project.world.remove("R__v.sql")
     project.world.write("002_v.sql", "DROP VIEW v;")

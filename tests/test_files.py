@@ -956,7 +956,7 @@ def test_checksum_of_a_row_is_recorded_as_it_was_read(recorded: Optional[str]) -
 
 
 def test_texts_are_kept_up_to_a_hundred() -> None:
-    """The last ones, each once; so a row does not grow for ever."""
+    """The last ones, each once; so a row does not grow forever."""
     row = planning.Row(1, "R__v", "1:0", None)
     for number in range(1, 300):
         recorded = planning.repeatable_checksum(f"1:{number:03}", row)
