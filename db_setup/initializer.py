@@ -346,11 +346,13 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
     state, plan = session.with_retries(lambda: read_state_and_plan(run))
     if not state.is_current:
         before = state
-        adopted, warning = session.with_retries(
+        found, adopted, warning = session.with_retries(
             lambda: tracking.ensure_tracking(session, run.setup, before)
         )
         note_adopted(run, adopted, warning)
-        state, plan = read_state_and_plan(run)
+        is_empty = before.columns is None and not adopted
+        state = tracking.read_state(session, config, found, is_empty)
+        plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     revoke_rights_on_our_tables(run, state.excess)
     if plan.example:
         tracking.remove_example(session, config, plan.example)
@@ -454,7 +456,7 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         file = with_text(run.session, remaining.pop(0))
         outcome = apply_migration(run, file, more_follow=bool(remaining))
         if isinstance(outcome, Failure):
-            run.ran_in_part = bool(outcome.step)
+            run.ran_in_part = run.ran_in_part or bool(outcome.step)
             pass_over(run, file, outcome)
             run.session.pending.remove(file.name)
             run.passed_over.append(file.name)

@@ -35,5 +35,6 @@ KEEP_TYPES_SQL = rf"""(SELECT coalesce(sum(octet_length(prosrc)), 0) > 1000000
             SELECT FROM regexp_matches(prosrc, $$\mdeclare\M(.*?)\mbegin\M(?![$])$$, 'gi') d(part)
             WHERE part[1] !~* $${_HARMLESS}$$)), false)
     FROM (SELECT prosrc FROM pg_proc
-          WHERE prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
+          WHERE oid >= 16384  -- none of PostgreSQL's own, which are thousands
+            AND prolang = (SELECT oid FROM pg_language WHERE lanname = 'plpgsql')
             AND age(xmin) <= age('{{since}}'::xid) OFFSET 0) p)"""

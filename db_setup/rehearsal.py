@@ -91,9 +91,9 @@ class Rehearsal(Session):
     def _undo(self) -> None:
         self._end_transaction(f"ROLLBACK TO SAVEPOINT {OUR_SAVEPOINT}; {self.commit_sql()}")
 
-    def query_all_or_none(self, statements: sql.Composable) -> None:
+    def query_all_or_none(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
         with self.transaction():
-            self.query(statements)
+            return self.query(statements)
 
     def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
         self.start_transaction()

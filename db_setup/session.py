@@ -363,9 +363,9 @@ class Session:
         finally:
             self._begins_with = sql.SQL("")
 
-    def query_all_or_none(self, statements: sql.Composable) -> None:
+    def query_all_or_none(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
         """Several statements of ours, all or none: one message is one transaction."""
-        self.query(statements)
+        return self.query(statements)
 
     def ask(self, statements: sql.Composable) -> list[tuple[Any, ...]]:
         """Rows, of which neither an error nor SET LOCAL in the same message leaves anything."""

@@ -68,8 +68,10 @@ def our_tables_question(config: Config) -> sql.Composable:
     return boundary.our_tables_question(config.schema, config.tables, config.limited_roles)
 
 
-def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]) -> State:
-    """Read the tracking table, whichever version made it.
+def read_state(
+    session: Session, config: Config, found: Sequence[dict[str, Any]], is_empty: bool = False
+) -> State:
+    """Read the tracking table, whichever version made it, unless it `is_empty`.
 
     Another tool's is refused, and what others have made.
     """
@@ -108,7 +110,8 @@ def read_state(session: Session, config: Config, found: Sequence[dict[str, Any]]
     question = _rows_question(config, tracking_table.columns, marks_can_be_read)
     recorded: list[Row] = []
     unfinished: list[str] = []
-    for number, name, checksum, file_sha256, adopted, is_recorded in session.query(question):
+    rows = [] if is_empty else session.query(question)
+    for number, name, checksum, file_sha256, adopted, is_recorded in rows:
         if is_recorded:
             name_here = file_names.normal(name)
             row = Row(number, name_here, checksum, file_sha256, bool(adopted))
@@ -197,11 +200,18 @@ class Adoption(NamedTuple):
     warning: str = ""
 
 
-def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[str], str]:
-    """Create our tables, or add the columns that the predecessor's lacks.
-
-    Returns the names of the migrations that were adopted, and what is to be said of it.
+class Ensured(NamedTuple):
+    """What is known of our tables then, see our_tables_question; the names of the migrations that
+    were adopted, and what is to be said of it.
     """
+
+    found: Sequence[dict[str, Any]]
+    adopted: list[str]
+    warning: str
+
+
+def ensure_tracking(session: Session, setup: Setup, state: State) -> Ensured:
+    """Create our tables, or add the columns that the predecessor's lacks."""
     config = setup.config
     changes: list[sql.Composable] = [
         sql.SQL(ADD_COLUMNS_SQL).format(config.tracking),
@@ -223,15 +233,16 @@ def ensure_tracking(session: Session, setup: Setup, state: State) -> tuple[list[
     changes.append(close_statement(config, made))
     named = list(planning.number_files(adoption.files, setup.files, ()))
     changes += [_adopt_sql(setup, name, file) for name, file in named]
+    changes.append(our_tables_question(config))
     try:
-        session.query_all_or_none(sql.SQL("; ").join(changes))
+        ((found,),) = session.query_all_or_none(sql.SQL("; ").join(changes))
     except psycopg2.errors.DuplicateObject:
         for label, owner in session.query(boundary.TAKEN_SQL, [config.schema, list(config.tables)]):
             raise boundary.name_taken("TYPE", label, owner) from None
         raise
     if state.columns is None:
         log("tracking table created", table=config.table)
-    return _adopted([name for name, _ in named]), adoption.warning
+    return Ensured(found, _adopted([name for name, _ in named]), adoption.warning)
 
 
 def close_statement(config: Config, made: Sequence[str]) -> sql.Composable:
@@ -618,12 +629,14 @@ CREATE_SQL = (
 # look at it.
 CLOSE_SQL = """
     DO $do$ DECLARE revoke text; BEGIN
-        FOR revoke IN
-            SELECT json_array_elements_text(one -> 'excess')
-            FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
-        LOOP
-            IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
-        END LOOP;
+        IF EXISTS (SELECT FROM pg_default_acl) THEN
+            FOR revoke IN
+                SELECT json_array_elements_text(one -> 'excess')
+                FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
+            LOOP
+                IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
+            END LOOP;
+        END IF;
     END $do$"""
 # Additive and nullable: the versions before us insert migration_name alone.
 ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(
