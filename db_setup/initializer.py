@@ -13,7 +13,8 @@ Order of work of a migration, each step one call of `migrate` and of what it cal
     ensure_users          the limited users, their credentials written to their secrets
     keep_what_is_left     so that the next run can tell what others have changed since
 
-The other actions, dry_run, rotate, status and databases, follow it. The other modules:
+The other actions are rotate, below; dry_run and, in overview, status and databases, each in a
+module that is read when it is asked for. The other modules:
 
     common           errors, log, deadline           config           variables, secrets, folder
     database         how to connect                  secret_store     Secrets Manager
@@ -24,13 +25,12 @@ The other actions, dry_run, rotate, status and databases, follow it. The other m
     sql_scanner      SQL text into statements        failures         what to say of an error
     script_runner    runs a script in a session      masking          what must not be said
     boundary         whom the admin trusts           report           what to say at the end
-    effects          what a dry run finds            pull_request     the same as Markdown
     drift            what others have changed
 
 A request of CloudFormation itself is a migration too: custom_resource answers it there. A step of a
-rotation by Secrets Manager is in rotation.
-The script runner has modules of its own: sending, nontransactional, outside, marks, outcomes; the
-session has kept_types.
+rotation by Secrets Manager is in rotation. The script runner has modules of its own: sending,
+nontransactional, outside, marks, outcomes; the session has kept_types, a dry run effects and
+pull_request.
 
 Errors, all of them InitializerError, so that a deployment fails and says why:
 
@@ -46,7 +46,7 @@ Errors, all of them InitializerError, so that a deployment fails and says why:
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib
 import logging
 import os
 import socket
@@ -54,7 +54,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -65,14 +65,11 @@ import custom_resource
 import database
 import dependents
 import drift
-import effects
 import failures
 import file_names
-import limited_users
 import migration_files
 import planning
 import psycopg2
-import pull_request
 import replication
 import rotation
 import script_runner
@@ -94,22 +91,19 @@ from common import (
     set_up_logging,
     shortened,
 )
-from config import SCHEMA, Setup, kept_credentials, load_setup
+from config import Setup, kept_credentials, load_setup
 from database import Login
 from limited_users import Kind, LimitedUsers, StoredLogin
 from marks import Marks
 from migration_files import Migration
 from outcomes import (
-    CANCELLED,
     LOCK_TIMEOUT,
     Ending,
     Failure,
-    NotTried,
     Outcome,
     Place,
     Success,
 )
-from outside import Reach
 from planning import Plan, Row
 from psycopg2 import sql
 from rehearsal import Rehearsal
@@ -131,6 +125,7 @@ __all__ = [
 ]
 
 OurTables = Sequence[dict[str, Any]]  # what is known of them, see boundary.our_tables_question
+Action = Callable[["Run", OurTables], None]
 MIGRATIONS_DIR = Path(__file__).resolve().with_name("migrations")
 
 
@@ -1026,92 +1021,6 @@ class StoredInSecret:
 # --- The other actions ------------------------------------------------------------------------
 
 
-def dry_run(run: Run, found: OurTables) -> None:
-    """Do what a migration does, users included, in one transaction that is rolled back; no secret
-    is written.
-
-    The report gets each file's time, what it does to what is there, and what cannot be tried. All
-    locks are held until the end.
-    """
-    tried: list[dict[str, Any]] = []
-    details = run.report.details
-    details["tried"] = tried
-    if not nothing_to_do(run, found):
-        try_pending(run, tried)
-    details["level"] = effects.worst(tried)
-    if (run.event or {}).get("markdown"):
-        details["markdown"] = pull_request.markdown(tried, run.report.warnings)
-
-
-def try_pending(run: Run, tried: list[dict[str, Any]]) -> None:
-    session = run.session
-    assert isinstance(session, Rehearsal)  # noqa: S101 - see run
-    log(
-        "dry run: every lock is held until its end, so use a copy where that is too long",
-        logging.WARNING,
-    )
-    session.acquire_lock()
-    try:
-        with session.rehearsing(run.setup.config.tables):
-            pending = plan_pending(run)
-            reach = Reach.of(session, counts_setval=session.has_sequences)
-            session.effects = effects.Effects(session)
-            for each in pending:
-                tried.append(rehearse_migration(run, session, session.effects, each, reach))
-            session.effects = None
-            ensure_users(run)
-    except MigrationError as exc:
-        untried = [
-            f"{entry['name']} ({', '.join(entry['untried'])})"
-            for entry in tried
-            if entry["untried"]
-        ]
-        if not untried or exc.sqlstate in ("", CANCELLED, *RETRYABLE):
-            raise
-        exc.details.append(f"It may need what a dry run could not try: {'; '.join(untried)}.")
-        raise
-
-
-def rehearse_migration(
-    run: Run, session: Rehearsal, effect: effects.Effects, scanned: PendingFile, reach: Reach
-) -> dict[str, Any]:
-    """Try a file; returns what the report says of it.
-
-    Raises LockError where the file lost the lock.
-    """
-    started = time.monotonic()
-    file = with_text(session, scanned)
-    effect.begin_file(file.script.text)
-    call = reach.call_in(file.script)
-    if call:
-        outcome: Outcome = NotTried((f"it calls {call}, which nothing takes back",))
-    else:
-        outcome = apply_migration(run, file, more_follow=False)
-    outcome = script_runner.as_rehearsed(outcome, file.script)
-    if isinstance(outcome, Failure):
-        pass_over(run, file, outcome)
-        outcome = NotTried(("it is an older text, which does not work any more",), kept_lock=False)
-    file.script.forget_text()
-    session.defer_constraints()
-    if not outcome.kept_lock and not session.query(session.try_lock_sql())[0][0]:
-        raise LockError(
-            f"{file.name} released the lock, and another run holds it now", "Invoke again", state=""
-        )
-    session.pending.remove(file.name)
-    duration_ms = milliseconds_since(started)
-    found = effect.take(session.new_locks())
-    untried = list(outcome.reasons) if isinstance(outcome, NotTried) else []
-    fields: dict[str, Any] = {"duration_ms": duration_ms}
-    if found["level"] != effects.LEVELS[0]:
-        fields["effect"] = found["level"]
-    if found["locks"]:
-        fields["locks"] = [f"{lock['lock']} on {lock['table']}" for lock in found["locks"]]
-    if untried:
-        fields["untried"] = untried
-    log("tried", migration=file.name, **fields)
-    return {"name": file.name, "duration_ms": duration_ms, **found, "untried": untried}
-
-
 def rotate(run: Run, _: OurTables) -> None:
     """New credentials in the target secrets; migrations are left alone."""
     if not run.setup.user_secrets:
@@ -1148,146 +1057,6 @@ def rotation_step(run: Run, _: OurTables) -> None:
     run.warn_of_users()
 
 
-def status(run: Run, found: OurTables) -> None:
-    """Say what is applied, pending, edited and so on.
-
-    Reads only: a login that may only read is enough.
-    """
-    session = run.session
-    report = run.report
-    session.query("SET default_transaction_read_only = on")
-    state = tracking.read_state(session, run.setup.config, found)
-    if state.columns is None:
-        tracking.has_tables(session, run.setup)
-    plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
-    history = tracking.history(session, run.setup.config, state)
-    session.pending = [name for name, _ in plan.pending]
-    report.warn(plan.warnings)
-    if plan.pending:
-        ((active,),) = session.query(f"SELECT {replication.ACTIVE_SQL}")
-        report.warn(replication.warning(active, pending_with_ddl(run, state, plan)))
-    report.users = dict(tried_logins(run))
-    drifted = drift.compare(session, run.setup.config, state.kept)
-    report.drift = drifted.count
-    report.details = {
-        **drifted.as_json(),
-        "edited": [file.name for _, file in plan.edited],
-        "renumbered": [{"name": file.name, "was": row.name} for row, file in plan.renumbered],
-        "missing": list(plan.orphans),
-        "duplicates": planning.duplicates(run.setup.files),
-        "unfinished": list(state.unfinished),
-        "running": [str(holder) for holder in session.lock_holders()],
-        "server_version": session.parameter("server_version"),
-    }
-    # Last, since a failure would say that this run has applied them.
-    report.adopted = [entry["name"] for entry in history if entry.pop("adopted")]
-    report.applied = history
-
-
-def pending_with_ddl(run: Run, state: State, plan: Plan) -> Iterator[str]:
-    """Those that a run would refuse are its concern."""
-    for name, file in plan.pending:
-        with suppress(InitializerError):
-            if scan_file(run, name, file, state, plan).script.has_ddl:
-                yield name
-
-
-def tried_logins(run: Run) -> Iterator[tuple[str, str]]:
-    """What is to be said of each user: of the login in its secret, which is tried."""
-    for kind, secret in run.setup.user_secrets.items():
-        own_name = run.setup.application.login_name(kind)
-        login = str((secret.value or Credentials()).get("username", own_name))
-        if secret.complaint:
-            yield login, f"secret {secret.name} {secret.complaint}"
-            continue
-        trial = run.users.tried(kind, secret.value)
-        if trial.state in (limited_users.NOT_TRIED, limited_users.TOO_SLOW):
-            yield login, f"cannot be tried: {trial.reason}"
-        elif trial.state == limited_users.WORKS:
-            yield login, "works"
-        else:
-            yield login, "does not work; the next run repairs it"
-
-
-# --- Many databases on one server -------------------------------------------------------------
-
-
-def databases(run: Run, _: OurTables) -> None:
-    """List the databases whose names are like a pattern, or the schemas of the run's database, a
-    page at a time, in the order of their names; with what is applied in each, unless the event says
-    `"status": false`.
-
-    `next` of the report is what the next event has to say as `after`; None at the end.
-    """
-    session, event = run.session, run.event
-    if not event.get("like"):
-        raise ConfigError('which databases? Add "like" to the event, such as "tenant_%"')
-    of_schemas = event.get("schemas", False)
-    args = {"like": event["like"], "after": event.get("after", ""), "schema": f"^({SCHEMA})$"}
-    names = [name for (name,) in session.query(SCHEMAS_SQL if of_schemas else DATABASES_SQL, args)]
-    found: list[dict[str, Any]] = []
-    size = 0
-    for name in names[:PAGE_DATABASES]:
-        entry = {"name": name}
-        if event.get("status", True):
-            try:
-                entry.update((schema_status if of_schemas else database_status)(run, name))
-            except InitializerError as exc:
-                if session.is_lost:
-                    raise
-                entry.update(applied=None, pending=None, last=None, problem=exc.problem[:300])
-        size += len(json.dumps(entry)) + 2
-        if found and (size > PAGE_BYTES or session.deadline.is_near):
-            break
-        found.append(entry)
-    is_last = len(found) == len(names)
-    run.report.details = {"databases": found, "next": None if is_last else found[-1]["name"]}
-    if of_schemas:
-        run.report.details["schemas"] = True
-
-
-def database_status(run: Run, name: str) -> dict[str, Any]:
-    """See how_far; in a session of its own, for a short time."""
-    config, login = run.setup.config, run.setup.login
-    login = replace(login, endpoint=replace(login.endpoint, dbname=name))
-    end = min(run.session.deadline.at, time.monotonic() + STATUS_PATIENCE_S)
-    session = Session(login, Deadline(end, reserve=0), config.lock_timeout_ms)
-    session.schema = config.schema
-    try:
-        return how_far(replace(run, session=session), session.open)
-    finally:
-        session.close()
-
-
-def schema_status(run: Run, name: str) -> dict[str, Any]:
-    """See how_far; in the run's own session."""
-    setup = replace(run.setup, config=replace(run.setup.config, schema=name))
-    return how_far(replace(run, setup=setup), lambda question: run.session.query(question)[0])
-
-
-def how_far(run: Run, ask: Callable[[sql.Composable], tuple[Any, ...]]) -> dict[str, Any]:
-    """How far a database or a schema is; it is only read.
-
-    Raises InitializerError where that cannot be said, or what would refuse a first run there.
-    """
-    session, setup = run.session, run.setup
-    with errors_explained(run):
-        (found,) = ask(tracking.our_tables_question(setup.config))
-        session.query("SET default_transaction_read_only TO on")
-        state = tracking.read_state(session, setup.config, found)
-        if state.columns is None:
-            tracking.has_tables(session, setup)
-            if setup.config.schema != "public":
-                tracking.has_schema(session, setup.config)
-        plan = planning.make_plan(setup.files, state.rows, state.unfinished)
-    problem = ""
-    if plan.edited and not setup.config.allow_edited:
-        problem = " ".join(edited_files(plan))
-    last = state.rows[-1].name if state.rows else None
-    counts = {"applied": len(state.rows), "pending": len(plan.pending)}
-    return {**counts, "last": last, "problem": problem}
-
-
 def create_database(run: Run) -> None:
     """Make the run's database, owned by the admin, where the server has none of that name."""
     login = run.setup.login
@@ -1307,29 +1076,21 @@ def create_database(run: Run) -> None:
         session.close()
 
 
-PAGE_DATABASES = 1000
-PAGE_BYTES = 150_000  # with a text's escapes once more: a state of Step Functions holds 262,144
-STATUS_PATIENCE_S = 10
-# By bytes, as Python's and everybody's order; names are in no particular encoding there.
-PAGE_SQL = f"""
-    SELECT name FROM ({{}}) found(name) WHERE name LIKE %(like)s AND name COLLATE "C" > %(after)s
-    ORDER BY name COLLATE "C" LIMIT {PAGE_DATABASES + 1}"""
-DATABASES_SQL = PAGE_SQL.format(
-    "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate "
-    "AND has_database_privilege(oid, 'CONNECT')"
-)
-# Those that DB_SCHEMA can name.
-SCHEMAS_SQL = PAGE_SQL.format(
-    "SELECT nspname FROM pg_namespace WHERE nspname ~ %(schema)s "
-    "AND has_schema_privilege(oid, 'USAGE')"
-)
+def action_of(module: str, name: str) -> Action:
+    """An action in a module of its own, which is not read before it is asked for."""
 
-ACTIONS: Mapping[str, Callable[[Run, OurTables], None]] = {
+    def act(run: Run, found: OurTables) -> None:
+        getattr(importlib.import_module(module), name)(run, found)
+
+    return act
+
+
+ACTIONS: Mapping[str, Action] = {
     "migrate": migrate,
-    "dry_run": dry_run,
+    "dry_run": action_of("dry_run", "dry_run"),
     "rotate": rotate,
-    "status": status,
-    "databases": databases,
+    "status": action_of("overview", "status"),
+    "databases": action_of("overview", "databases"),
 }
 # What an event can say besides its action and variables.
 EVENT_KEYS: Mapping[str, Mapping[str, type]] = {

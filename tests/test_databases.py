@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import initializer
+import overview
 import psycopg2
 import pytest
 from harness.database import SCHEMA, connect, drop_database, superuser_connection
@@ -90,7 +91,7 @@ def test_names_come_as_they_are(world: World) -> None:
 
 def test_pages_have_each_database_once(world: World, tenants: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a page ends because it is long or because it is large."""
-    monkeypatch.setattr(initializer, "PAGE_BYTES", 100)
+    monkeypatch.setattr(overview, "PAGE_BYTES", 100)
     for more in ({}, {"status": False}):
         first = world.deploy({"action": "databases", "like": f"{world.dbname}_t%", **more})
         assert 0 < len(first["databases"]) < 4

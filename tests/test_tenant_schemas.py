@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import initializer
+import overview
 import pytest
 from common import ConnectError
 from harness.logins import as_superuser
@@ -94,7 +95,7 @@ def test_only_schemas_that_a_run_can_name_and_use_are_listed(world: World) -> No
 
 def test_pages_of_schemas_have_each_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of databases."""
-    monkeypatch.setattr(initializer, "PAGE_BYTES", 50)
+    monkeypatch.setattr(overview, "PAGE_BYTES", 50)
     for more in ({}, {"status": False}):
         first = world.deploy({"action": "databases", "like": "t\\_%", "schemas": True, **more})
         assert 0 < len(first["databases"]) < 4

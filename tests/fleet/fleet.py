@@ -156,19 +156,19 @@ class Fleet:
             time.sleep(pause_s or 0.05)
 
     def publish(self, timeout_s: float = LAMBDA_TIMEOUT_S, **constants: str) -> str:
-        """The function with the world's migrations; its ARN. `constants` are variables, or the handler's own."""
+        """The function with the world's migrations; its ARN. `constants` are variables, or those of overview.py."""
         variables = {name: constants.pop(name) for name in OURS if name in constants}
         runtime, psycopg2 = self.runtime.install()
         code = self.folder / f"code-{len(list(self.folder.iterdir()))}"
         ignored = shutil.ignore_patterns("migrations", "__pycache__", "__main__.py")
         shutil.copytree(REPOSITORY / "db_setup", code, ignore=ignored)
         shutil.copytree(self.world.folder, code / "migrations")
-        handler = code / "initializer.py"
-        text = handler.read_text()
+        overview = code / "overview.py"
+        text = overview.read_text()
         for name, value in constants.items():
             text, replaced = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
             assert replaced == 1
-        handler.write_text(text)
+        overview.write_text(text)
         if self.world.server.ca_file:
             shutil.copy(self.world.server.ca_file, code / "global-bundle.pem")
         return self.service.publish(
