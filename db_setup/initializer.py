@@ -709,6 +709,12 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         # A long text is not searched: a new session costs less.
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
+        # A row that the file has removed is restored while the lock is still held.
+        release_if_sql = has_rows.as_string(session.connection) if more_follow else "false"
+        looking_sql = script_runner.looking_sql(
+            session, question_sql, more_follow and may_set, release_if_sql
+        )
+
         def final_sql() -> str:
             known = hashes()
             elapsed_ms = milliseconds_since(started)
@@ -717,15 +723,13 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             )
             if marks.may_restart:  # those of other texts that have run in part
                 record_sql = f"{marks.forget_sql(session)}; {record_sql}"
-            # A row that the file has removed is restored while the lock is still held.
-            release_if_sql = "false"
-            if more_follow:
-                release_if_sql = has_rows.as_string(session.connection)
-            return script_runner.final_sql(
-                session, record_sql, question_sql, more_follow and may_set, release_if_sql
-            )
+            return script_runner.recording_sql(session, record_sql) + looking_sql
 
-        runner = script_runner.ScriptRunner(session, script, marks, final_sql)
+        def is_there() -> bool:
+            return tracking.is_recorded(session, config, file.name, hashes()[0])
+
+        record = script_runner.Record(final_sql, is_there, looking_sql)
+        runner = script_runner.ScriptRunner(session, script, marks, record)
         with session.working_on(file.name):
             return runner.run(migration=file.name)
 

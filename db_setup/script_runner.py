@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Callable, Optional, Union
+from functools import partial
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import dependents
 import failures
@@ -41,7 +42,7 @@ from outcomes import (
     Success,
 )
 from rehearsal import Rehearsal
-from sending import Message, as_written, of_ours, part_of, send
+from sending import Message, as_written, of_ours, part_of, send, success_of
 from session import RETRYABLE, Session
 from sql_scanner import Script, Statement
 
@@ -82,20 +83,22 @@ MOST_ALONE = 1000  # statements that a dry run sends one by one
 SECOND_LOOK_S = 1.0  # what took longer is not run again to find the statement that failed
 
 
+class Record(NamedTuple):
+    """How a script is recorded in its last transaction."""
+
+    final_sql: Callable[[], str]  # asked for when it is needed: hashes take their time
+    is_there: Callable[[], bool]  # it was committed
+    looking_sql: str  # with which final_sql ends, after the COMMIT
+
+
 class ScriptRunner:
-    """Runs one script, and records it with its last transaction.
+    """Runs one script, and records it with its last transaction."""
 
-    `final_sql` writes the record and ends that transaction. It is asked for when it is needed:
-    hashes take their time.
-    """
-
-    def __init__(
-        self, session: Session, script: Script, marks: Marks, final_sql: Callable[[], str]
-    ) -> None:
+    def __init__(self, session: Session, script: Script, marks: Marks, record: Record) -> None:
         self._session = session
         self._script = script
         self._marks = marks
-        self._final_sql = final_sql
+        self._record = record
 
     def run(self, **fields: Any) -> Outcome:
         """Run it until it is recorded, has failed, or has no time left for another attempt.
@@ -111,6 +114,8 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
+            if outcome.is_after_end and self._is_recorded():
+                return self._look()
             if (
                 outcome.sqlstate == IN_TRANSACTION
                 and self._script.statement_count == 1
@@ -124,6 +129,18 @@ class ScriptRunner:
             ):
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
+
+    def _is_recorded(self) -> bool:
+        """The script is committed: only the look after it has failed."""
+        if self._session.is_lost or self._session.is_out_of_time:
+            return False
+        with suppress(psycopg2.Error):  # the script's own error is what counts
+            return self._record.is_there()
+        return False
+
+    def _look(self) -> Success:
+        looking = partial(self._session.run_script, self._record.looking_sql, fetches=True)
+        return success_of(self._session, self._session.with_retries(looking))
 
     def _ended_dependents(self, failure: Failure) -> bool:
         """Temporary objects of limited users were the reason; their sessions are ended."""
@@ -220,7 +237,7 @@ class ScriptRunner:
         yield of_ours(script, closing_sql, at_end=True, fallback=last)
 
     def _closing_sql(self) -> str:
-        return f"{PROOF_SQL}; {self._final_sql()}"
+        return f"{PROOF_SQL}; {self._record.final_sql()}"
 
     # --- Step by step -------------------------------------------------------------------------
 
@@ -268,7 +285,7 @@ class ScriptRunner:
         begin_sql = self._session.start_transaction("BEGIN READ WRITE")
         forget_sql = self._marks.forget_sql(self._session)
         opening = f"{begin_sql}; {AS_OURSELVES_SQL}; {forget_sql}"
-        return of_ours(self._script, f"{opening}; {self._final_sql()}", at_end=True)
+        return of_ours(self._script, f"{opening}; {self._record.final_sql()}", at_end=True)
 
     def _resume_step(self, step: Step) -> Outcome:
         """Run the step, or of one that is done only what the session needs again."""
@@ -372,24 +389,29 @@ class ScriptRunner:
         return ""
 
 
-def final_sql(
-    session: Session,
-    record_sql: str,
-    question_sql: str,
-    may_have_changed: bool,
-    release_if_sql: str,
-) -> str:
-    """The end of a script's last transaction: the session is put back, the record written, the
-    session looked at, and a question asked of which the answer is part of the outcome.
+def recording_sql(session: Session, record_sql: str) -> str:
+    """The end of a script's last transaction: the session is put back, the record written.
 
-    Cursors and temporary tables go after the COMMIT, which may still find fault with them. The next
-    script finds the session as a new one would be: psql, started for each file, is the model.
+    The next script finds the session as a new one would be: psql, started for each file, is the
+    model.
     """
-    check_sql = session.session_check_sql(may_have_changed, release_if_sql)
     return (
         f"{OWN_ROLE_SQL}; RESET ALL; DEALLOCATE ALL; UNLISTEN *; "
         f"{session.settings_sql()}"
         f"{record_sql}; {session.commit_sql()}; "
+    )
+
+
+def looking_sql(
+    session: Session, question_sql: str, may_have_changed: bool, release_if_sql: str
+) -> str:
+    """Looks at the session after a script, and asks a question; both answers are part of the
+    outcome.
+
+    Cursors and temporary tables go after the COMMIT, which may still find fault with them.
+    """
+    check_sql = session.session_check_sql(may_have_changed, release_if_sql)
+    return (
         "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "
         f"SELECT s.*, ({question_sql}) FROM ({check_sql}) s"
     )

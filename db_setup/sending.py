@@ -76,6 +76,11 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
                 answer = session.run_script(message.text, fetches=message.is_answered)
     except psycopg2.Error as exc:
         return _failure(session, script, message, exc)
+    return success_of(session, answer)
+
+
+def success_of(session: Session, answer: list[tuple[Any, ...]]) -> Success:
+    """What the answer to the last message says of the session."""
     if len(answer[0]) == 1:  # SELECT true: this is not the end of a script
         return Success()
     kept_lock, is_fresh, keep_types, seen_to, _, found = answer[0]
@@ -85,6 +90,7 @@ def send(session: Session, script: Script, messages: Iterable[Message]) -> Union
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:
     ending = ending_of(session, script, exc)
+    is_after_end = not session.is_in_transaction
     session.roll_back()
     position = exc.diag.statement_position  # counted in characters, from 1
     offset = message.base + int(position or 0) - 1
@@ -95,7 +101,7 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         offset = _failed_row(script, message, exc)
         if message.rows and offset >= message.rows[0]:
             place = Place.ROW
-    return Failure(error=exc, offset=offset, place=place, ending=ending)
+    return Failure(error=exc, offset=offset, place=place, ending=ending, is_after_end=is_after_end)
 
 
 def ending_of(session: Session, script: Script, exc: psycopg2.Error) -> Ending:

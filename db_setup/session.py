@@ -163,6 +163,13 @@ class Session:
         return self._connection is None or self._connection.closed != 0
 
     @property
+    def is_in_transaction(self) -> bool:
+        status = (
+            TRANSACTION_STATUS_IDLE if self.is_lost else self.connection.info.transaction_status
+        )
+        return status != TRANSACTION_STATUS_IDLE
+
+    @property
     def is_out_of_time(self) -> bool:
         """The deadline has passed: the watcher cancelled what was running."""
         return self._watcher is not None and self._watcher.deadline_passed.is_set()
@@ -355,7 +362,7 @@ class Session:
         self._begins_with = sql.SQL(f"{self.start_transaction()}; ")
         try:
             yield
-            if self.connection.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            if self.is_in_transaction:
                 self.query(self.commit_sql())
         except BaseException:
             self.roll_back()
@@ -372,7 +379,7 @@ class Session:
         return self.query(statements)
 
     def _end_transaction(self, statement: str) -> None:
-        if self.is_lost or self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+        if not self.is_in_transaction:
             return
         try:
             self.query(statement)
@@ -401,7 +408,7 @@ class Session:
                 sqlstate = exc.pgcode or ""
                 if sqlstate not in sqlstates or not self.pause_to_retry(sqlstate, attempts):
                     raise
-            if self.connection.info.transaction_status == TRANSACTION_STATUS_IDLE:
+            if not self.is_in_transaction:
                 self._end_limited_holders()
 
     def pause_to_retry(self, sqlstate: str, attempts: Attempts, **fields: Any) -> bool:

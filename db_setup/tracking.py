@@ -530,6 +530,14 @@ def record_sql(
     return record.as_string(session.connection)
 
 
+def is_recorded(session: Session, config: Config, name: str, checksum: str) -> bool:
+    """Whether the row is there that record_sql writes."""
+    question = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE migration_name = {} AND checksum = {})")
+    filled = question.format(config.tracking, literal(name), literal(checksum))
+    ((found,),) = session.with_retries(lambda: session.query(filled))
+    return bool(found)
+
+
 def row_lost(config: Config) -> str:
     return (
         f"{config.schema}.{config.table} did not keep the row that says *applied*: "
@@ -542,7 +550,8 @@ def why_not_recorded(config: Config, error: Optional[psycopg2.Error]) -> str:
     if error is None:
         return ""
     diag = error.diag
-    if row_lost(config) in (diag.message_primary or ""):
+    is_cast = error.pgcode == INVALID_TEXT and not diag.context  # of ours, which no function has
+    if is_cast and row_lost(config) in (diag.message_primary or ""):
         return row_lost(config)
     if error.pgcode == UNDEFINED_TABLE and f'"{config.schema}.{config.table}"' in (
         diag.message_primary or ""
@@ -652,6 +661,7 @@ RECORD_SQL = (
     "SELECT (CASE WHEN count(*) > 0 THEN '1' ELSE {lost} END)::integer FROM {table} "
     "WHERE migration_name = {name}"
 )
+INVALID_TEXT = "22P02"
 UNIQUE_VIOLATION = "23505"
 UNDEFINED_TABLE = "42P01"
 # Locked before they are looked into: a row or a column that somebody adds now must not be lost. The
