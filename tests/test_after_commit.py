@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from harness.database import SCHEMA
 from harness.others import open_transaction, wait_until
 from harness.world import World, rows
 from initializer import MigrationError
@@ -87,16 +88,17 @@ def test_after_commit_nothing_is_looked_for_where_the_commit_has_failed(world: W
     """The transaction is over then too, but nothing of the file stays."""
     world.write(
         "001_a.sql",
-        "CREATE TABLE a (i int);\n"
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;\n"
-        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON schema_migrations DEFERRABLE INITIALLY DEFERRED\n"
-        "FOR EACH ROW EXECUTE FUNCTION refuse();",
+        "CREATE TABLE b (i int PRIMARY KEY); CREATE TABLE a (i int REFERENCES b DEFERRABLE);\n"
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS\n"
+        f"$$ BEGIN SET CONSTRAINTS ALL DEFERRED; INSERT INTO {SCHEMA}.a VALUES (1); RETURN NULL; END $$;\n"
+        "CREATE TRIGGER late AFTER INSERT ON schema_migrations FOR EACH ROW EXECUTE FUNCTION late();",
     )
 
     with pytest.raises(MigrationError) as caught:
         world.deploy()
 
-    assert "not today (P0001). Rolled back." in str(caught.value)
+    assert "(23503)" in str(caught.value)
+    assert "Rolled back." in str(caught.value)
     assert (world.applied(), world.tables()) == ([], [])
 
 
