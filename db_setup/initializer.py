@@ -461,9 +461,8 @@ def apply_pending(run: Run, pending: Sequence[PendingFile]) -> None:
         assert isinstance(outcome, Success)  # noqa: S101 - only a dry run leaves a file untried
         note_applied(run, file.name, started)
         file.script.forget_text()
-        tables, has_rows = outcome.answer
-        undo_changes_of_our_tables(run, file.name, tables)
-        plan_holds = has_rows or restore_rows(run, file.name)
+        undo_changes_of_our_tables(run, file.name, outcome.answer)
+        plan_holds = outcome.holds or restore_rows(run, file.name)
         if not outcome.kept_lock:
             text = "a migration released the lock, which is taken again"
             log(text, logging.WARNING, migration=file.name)
@@ -698,8 +697,8 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
     script = file.script
     marks = Marks(config.marks, file.migration.name, file.migration.is_repeatable)
     has_rows = tracking.has_rows(config, {*run.recorded, file.name})
-    question = tracking.after_file_question(run.watch, has_rows)
-    question_sql = question.as_string(session.connection)
+    has_rows_sql = has_rows.as_string(session.connection)
+    tables_sql = run.watch.question().as_string(session.connection)
     with ThreadPoolExecutor(1) as other_thread:
         hashes: Callable[[], Sequence[str]] = partial(hashes_of, file)
         if script.pieces:  # those of a long file are made while the server has work to do
@@ -710,10 +709,10 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
         may_set = bool(script.pieces or sql_scanner.CUSTOM_SETTING.search(script.text))
 
         # A row that the file has removed is restored while the lock is still held.
-        release_if_sql = has_rows.as_string(session.connection) if more_follow else "false"
-        looking_sql = script_runner.looking_sql(
-            session, question_sql, more_follow and may_set, release_if_sql
+        check_sql = session.session_check_sql(
+            more_follow and may_set, has_rows_sql, releases=more_follow
         )
+        looking_sql = script_runner.looking_sql(tables_sql, check_sql)
 
         def final_sql() -> str:
             known = hashes()

@@ -29,7 +29,8 @@ class Success:
 
     kept_lock: bool = True
     is_fresh: bool = True  # the session is as a new one would be
-    answer: Any = None  # to the question that the record came with
+    holds: bool = True  # the condition that the record came with
+    answer: Any = None  # to the question that it came with
 
 
 @dataclass(frozen=True)

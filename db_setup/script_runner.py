@@ -402,15 +402,12 @@ def recording_sql(session: Session, record_sql: str) -> str:
     )
 
 
-def looking_sql(
-    session: Session, question_sql: str, may_have_changed: bool, release_if_sql: str
-) -> str:
-    """Looks at the session after a script, and asks a question; both answers are part of the
+def looking_sql(question_sql: str, check_sql: str) -> str:
+    """Looks at the session after a script, and asks a question: the answers are part of the
     outcome.
 
     Cursors and temporary tables go after the COMMIT, which may still find fault with them.
     """
-    check_sql = session.session_check_sql(may_have_changed, release_if_sql)
     return (
         "CLOSE ALL; DISCARD TEMP; DISCARD SEQUENCES; DISCARD PLANS; "
         f"SELECT s.*, ({question_sql}) FROM ({check_sql}) s"

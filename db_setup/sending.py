@@ -83,9 +83,9 @@ def success_of(session: Session, answer: list[tuple[Any, ...]]) -> Success:
     """What the answer to the last message says of the session."""
     if len(answer[0]) == 1:  # SELECT true: this is not the end of a script
         return Success()
-    kept_lock, is_fresh, keep_types, seen_to, _, found = answer[0]
+    kept_lock, is_fresh, keep_types, seen_to, holds, _, found = answer[0]
     session.note_functions(keep_types, seen_to)
-    return Success(kept_lock, is_fresh=kept_lock and is_fresh, answer=found)
+    return Success(kept_lock, is_fresh=kept_lock and is_fresh, holds=bool(holds), answer=found)
 
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:

@@ -574,13 +574,16 @@ class Session:
     def _with_key(self, question: str) -> str:
         return question.replace("{key}", str(lock_key(self.schema)))
 
-    def session_check_sql(self, may_have_changed: bool, release_if_sql: str) -> str:
-        """Asks whether the session still holds the lock, and whether it is as a new one would be.
+    def session_check_sql(
+        self, may_have_changed: bool, condition_sql: str, *, releases: bool
+    ) -> str:
+        """Asks whether the session still holds the lock, whether it is as a new one would be, and
+        whether the condition holds.
 
-        Where it `may_have_changed` it counts as changed. Such a session can release the lock, which
-        a new one takes then. ALTER DATABASE … SET counts only in sessions that begin after it; a
-        function in PL/pgSQL keeps what the types in its DECLARE meant when it was first called; an
-        advisory lock of a session stays until it ends.
+        Where it `may_have_changed` it counts as changed. Such a session `releases` the lock if the
+        condition holds; a new one takes it then. ALTER DATABASE … SET counts only in sessions that
+        begin after it; a function in PL/pgSQL keeps what the types in its DECLARE meant when it was
+        first called; an advisory lock of a session stays until it ends.
         """
         # Functions that were harmless at the last check are not looked into again.
         keep_types_sql = "true"
@@ -591,17 +594,18 @@ class Session:
             f"SELECT coalesce(bool_or({is_ours_sql}), false) AS held, "
             f"coalesce(bool_and({is_ours_sql} OR classid = {DEADLINE_CLASS}), true) AS alone, "
             f"CASE WHEN {kept_types.USES_PLPGSQL_SQL} THEN {keep_types_sql} END AS keep_types, "
-            f"{kept_types.SEEN_TO_SQL} AS seen_to, ({DEFAULTS_SQL}) AS defaults {OUR_LOCKS_SQL} "
+            f"{kept_types.SEEN_TO_SQL} AS seen_to, ({DEFAULTS_SQL}) AS defaults, "
+            f"({condition_sql}) AS holds {OUR_LOCKS_SQL} "
         )
         state_sql = (
             f"SELECT *, NOT {may_have_changed} AND alone AND keep_types IS NOT true "
             f"AND defaults = '{self._defaults_when_begun}' AS fresh FROM ({found_sql} OFFSET 0) f"
         )
-        release_sql = (
-            f"CASE WHEN held AND NOT fresh AND {release_if_sql} THEN pg_advisory_unlock_all() END"
-        )
+        is_let_go = f"held AND NOT fresh AND {releases} AND holds"
+        release_sql = f"CASE WHEN {is_let_go} THEN pg_advisory_unlock_all() END"
         return (
-            f"SELECT held, fresh, keep_types, seen_to, {release_sql} FROM ({state_sql} OFFSET 0) s"
+            f"SELECT held, fresh, keep_types, seen_to, holds, {release_sql} "
+            f"FROM ({state_sql} OFFSET 0) s"
         )
 
     def note_functions(self, keep_types: Optional[bool], seen_to: str) -> None:

@@ -147,12 +147,6 @@ def _known(columns: Sequence[str], *names: str) -> sql.Composable:
     return sql.SQL(", ").join(found)
 
 
-def after_file_question(watch: boundary.Watch, rows_question: sql.Composable) -> sql.Composable:
-    """What has become of our tables, and the answer to has_rows."""
-    question = sql.SQL("SELECT json_build_array(({}), {})")
-    return question.format(watch.question(), rows_question)
-
-
 def has_rows(config: Config, names: Collection[str]) -> sql.Composable:
     """Whether the tracking table has these rows, as they are written: as many others are not the
     same.
