@@ -345,7 +345,7 @@ def prepare_tracking(run: Run) -> tuple[State, Plan]:
             lambda: tracking.ensure_tracking(session, run.setup, before)
         )
         note_adopted(run, adopted, warning)
-        is_empty = before.columns is None and not adopted
+        is_empty = before.columns is None and not (adopted or before.has_marks)
         state = tracking.read_state(session, config, found, is_empty)
         plan = planning.make_plan(run.setup.files, state.rows, state.unfinished)
     revoke_rights_on_our_tables(run, state.excess)
@@ -710,9 +710,9 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
 
         # A row that the file has removed is restored while the lock is still held.
         check_sql = session.session_check_sql(
-            more_follow and may_set, has_rows_sql, releases=more_follow
+            more_follow and may_set, has_rows_sql, may_release=more_follow
         )
-        looking_sql = script_runner.looking_sql(tables_sql, check_sql)
+        after_commit_sql = script_runner.after_commit_sql(tables_sql, check_sql)
 
         def final_sql() -> str:
             known = hashes()
@@ -722,12 +722,12 @@ def apply_migration(run: Run, file: PendingFile, more_follow: bool) -> Outcome:
             )
             if marks.may_restart:  # those of other texts that have run in part
                 record_sql = f"{marks.forget_sql(session)}; {record_sql}"
-            return script_runner.recording_sql(session, record_sql) + looking_sql
+            return script_runner.recording_sql(session, record_sql) + after_commit_sql
 
         def is_there() -> bool:
-            return tracking.is_recorded(session, config, file.name, hashes()[0])
+            return tracking.is_recorded(session, config, file.name, hashes()[0], file.before)
 
-        record = script_runner.Record(final_sql, is_there, looking_sql)
+        record = script_runner.Record(final_sql, is_there, after_commit_sql)
         runner = script_runner.ScriptRunner(session, script, marks, record)
         with session.working_on(file.name):
             return runner.run(migration=file.name)

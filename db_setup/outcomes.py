@@ -92,7 +92,8 @@ class Failure:
     ending: Ending = Ending.ERROR
     index: Index = Index.NONE
     step: Optional[FailedStep] = None  # None: the whole script was one transaction
-    is_after_end: bool = False  # the transaction is over: its COMMIT failed, or what follows that
+    # No transaction was open after it: the COMMIT failed, what follows that, or the reading of all.
+    left_none_open: bool = False
     raised_by: tuple[str, ...] = ()  # sources of the functions that a RAISE can be in
 
     @property

@@ -87,8 +87,8 @@ class Record(NamedTuple):
     """How a script is recorded in its last transaction."""
 
     final_sql: Callable[[], str]  # asked for when it is needed: hashes take their time
-    is_there: Callable[[], bool]  # it was committed
-    looking_sql: str  # with which final_sql ends, after the COMMIT
+    is_there: Callable[[], bool]  # this attempt has written it
+    after_commit_sql: str  # with which final_sql ends
 
 
 class ScriptRunner:
@@ -114,8 +114,6 @@ class ScriptRunner:
             outcome = self._run_in_steps() if in_steps else self._run_whole(by_statement)
             if not isinstance(outcome, Failure):
                 return outcome
-            if outcome.is_after_end and self._is_recorded():
-                return self._look()
             if (
                 outcome.sqlstate == IN_TRANSACTION
                 and self._script.statement_count == 1
@@ -130,17 +128,21 @@ class ScriptRunner:
                 return outcome
             by_statement = True  # so that the last attempt can name the statement
 
-    def _is_recorded(self) -> bool:
-        """The script is committed: only the look after it has failed."""
-        if self._session.is_lost or self._session.is_out_of_time:
-            return False
-        with suppress(psycopg2.Error):  # the script's own error is what counts
-            return self._record.is_there()
-        return False
-
-    def _look(self) -> Success:
-        looking = partial(self._session.run_script, self._record.looking_sql, fetches=True)
-        return success_of(self._session, self._session.with_retries(looking))
+    def _unless_recorded(self, outcome: Union[Success, Failure]) -> Union[Success, Failure]:
+        """The outcome of the transaction that writes the record. What fails after its COMMIT is not
+        the script, and is done again.
+        """
+        session = self._session
+        if isinstance(outcome, Success) or outcome.place is Place.EXACT:
+            return outcome
+        is_over = outcome.left_none_open and not isinstance(session, Rehearsal)
+        if not is_over or session.is_out_of_time or not self._record.is_there():
+            return outcome
+        again = partial(session.run_script, self._record.after_commit_sql, fetches=True)
+        try:
+            return success_of(session, session.with_retries(again))
+        except psycopg2.Error:  # so everything is looked at again
+            return Success(is_fresh=False, holds=False, answer=())
 
     def _ended_dependents(self, failure: Failure) -> bool:
         """Temporary objects of limited users were the reason; their sessions are ended."""
@@ -214,9 +216,11 @@ class ScriptRunner:
         script = self._script
         opening = self._opening_sql()
         if by_statement or script.pieces:
-            return send(self._session, script, self._messages(opening, by_statement))
+            messages = self._messages(opening, by_statement)
+            return self._unless_recorded(send(self._session, script, messages))
         text = opening + script.body_sql() + self._closing_sql()
-        return send(self._session, script, [Message(-len(opening), text, script.first_offset)])
+        message = Message(-len(opening), text, script.first_offset)
+        return self._unless_recorded(send(self._session, script, [message]))
 
     def _opening_sql(self) -> str:
         begin_sql = self._session.start_transaction(self._script.begin_sql)
@@ -268,7 +272,7 @@ class ScriptRunner:
                 untried += outcome.reasons
         if marks and max(marks) > number:
             return _refused(RUN_AND_REMOVED, len(self._script.text))
-        outcome = send(session, self._script, [self._end_message()])
+        outcome = self._unless_recorded(send(session, self._script, [self._end_message()]))
         if isinstance(outcome, Failure):
             return replace(outcome, step=FailedStep(is_first=False))
         if untried and isinstance(outcome, Success):
@@ -402,7 +406,7 @@ def recording_sql(session: Session, record_sql: str) -> str:
     )
 
 
-def looking_sql(question_sql: str, check_sql: str) -> str:
+def after_commit_sql(question_sql: str, check_sql: str) -> str:
     """Looks at the session after a script, and asks a question: the answers are part of the
     outcome.
 

@@ -90,7 +90,7 @@ def success_of(session: Session, answer: list[tuple[Any, ...]]) -> Success:
 
 def _failure(session: Session, script: Script, message: Message, exc: psycopg2.Error) -> Failure:
     ending = ending_of(session, script, exc)
-    is_after_end = not session.is_in_transaction
+    left_none_open = not (session.is_lost or session.is_in_transaction)
     session.roll_back()
     position = exc.diag.statement_position  # counted in characters, from 1
     offset = message.base + int(position or 0) - 1
@@ -101,7 +101,9 @@ def _failure(session: Session, script: Script, message: Message, exc: psycopg2.E
         offset = _failed_row(script, message, exc)
         if message.rows and offset >= message.rows[0]:
             place = Place.ROW
-    return Failure(error=exc, offset=offset, place=place, ending=ending, is_after_end=is_after_end)
+    return Failure(
+        error=exc, offset=offset, place=place, ending=ending, left_none_open=left_none_open
+    )
 
 
 def ending_of(session: Session, script: Script, exc: psycopg2.Error) -> Ending:

@@ -164,10 +164,7 @@ class Session:
 
     @property
     def is_in_transaction(self) -> bool:
-        status = (
-            TRANSACTION_STATUS_IDLE if self.is_lost else self.connection.info.transaction_status
-        )
-        return status != TRANSACTION_STATUS_IDLE
+        return self.connection.info.transaction_status != TRANSACTION_STATUS_IDLE
 
     @property
     def is_out_of_time(self) -> bool:
@@ -379,7 +376,7 @@ class Session:
         return self.query(statements)
 
     def _end_transaction(self, statement: str) -> None:
-        if not self.is_in_transaction:
+        if self.is_lost or not self.is_in_transaction:
             return
         try:
             self.query(statement)
@@ -575,15 +572,15 @@ class Session:
         return question.replace("{key}", str(lock_key(self.schema)))
 
     def session_check_sql(
-        self, may_have_changed: bool, condition_sql: str, *, releases: bool
+        self, may_have_changed: bool, condition_sql: str, *, may_release: bool
     ) -> str:
         """Asks whether the session still holds the lock, whether it is as a new one would be, and
         whether the condition holds.
 
-        Where it `may_have_changed` it counts as changed. Such a session `releases` the lock if the
-        condition holds; a new one takes it then. ALTER DATABASE … SET counts only in sessions that
-        begin after it; a function in PL/pgSQL keeps what the types in its DECLARE meant when it was
-        first called; an advisory lock of a session stays until it ends.
+        Where it `may_have_changed` it counts as changed. Where it `may_release` the lock, such a
+        session does, if the condition holds; a new one takes it then. ALTER DATABASE … SET counts
+        only in sessions that begin after it; a function in PL/pgSQL keeps what the types in its
+        DECLARE meant when it was first called; an advisory lock of a session stays until it ends.
         """
         # Functions that were harmless at the last check are not looked into again.
         keep_types_sql = "true"
@@ -601,7 +598,7 @@ class Session:
             f"SELECT *, NOT {may_have_changed} AND alone AND keep_types IS NOT true "
             f"AND defaults = '{self._defaults_when_begun}' AS fresh FROM ({found_sql} OFFSET 0) f"
         )
-        is_let_go = f"held AND NOT fresh AND {releases} AND holds"
+        is_let_go = f"held AND NOT fresh AND {may_release} AND holds"
         release_sql = f"CASE WHEN {is_let_go} THEN pg_advisory_unlock_all() END"
         return (
             f"SELECT held, fresh, keep_types, seen_to, holds, {release_sql} "

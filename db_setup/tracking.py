@@ -195,13 +195,11 @@ class Adoption(NamedTuple):
 
 
 class Ensured(NamedTuple):
-    """What is known of our tables then, see our_tables_question; the names of the migrations that
-    were adopted, and what is to be said of it.
-    """
+    """Our tables are there."""
 
-    found: Sequence[dict[str, Any]]
-    adopted: list[str]
-    warning: str
+    found: Sequence[dict[str, Any]]  # what is known of them, see our_tables_question
+    adopted: list[str]  # the names of these migrations
+    warning: str  # of the adoption
 
 
 def ensure_tracking(session: Session, setup: Setup, state: State) -> Ensured:
@@ -312,8 +310,8 @@ def adopt_up_to_baseline(
 ) -> tuple[list[str], str]:
     """Where nothing but adopted files is recorded, BASELINE may still name a later one.
 
-    So a database that had more than the first file needs no table dropped. Returns as
-    ensure_tracking.
+    So a database that had more than the first file needs no table dropped. Returns their names, and
+    what is to be said of it.
     """
     baseline = setup.config.baseline or ""
     before = migration_files.up_to([file for _, file in plan.pending], baseline)
@@ -524,10 +522,22 @@ def record_sql(
     return record.as_string(session.connection)
 
 
-def is_recorded(session: Session, config: Config, name: str, checksum: str) -> bool:
-    """Whether the row is there that record_sql writes."""
-    question = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE migration_name = {} AND checksum = {})")
-    filled = question.format(config.tracking, literal(name), literal(checksum))
+def is_recorded(
+    session: Session, config: Config, name: str, checksum: str, before: Optional[Row]
+) -> bool:
+    """Whether the row is there that record_sql writes; not the one that was there `before`.
+
+    In whatever role and path the file has left: an operator of others would run as the admin.
+    """
+    question = (
+        "SELECT EXISTS (SELECT FROM {} WHERE migration_name = {} AND checksum = {} AND id <> {})"
+    )
+    filled = sql.SQL(marks.AS_OURSELVES_SQL + question).format(
+        config.tracking,
+        literal(name),
+        literal(checksum),
+        sql.Literal(before.id if before else 0),
+    )
     ((found,),) = session.with_retries(lambda: session.query(filled))
     return bool(found)
 
@@ -632,14 +642,12 @@ CREATE_SQL = (
 # look at it.
 CLOSE_SQL = """
     DO $do$ DECLARE revoke text; BEGIN
-        IF EXISTS (SELECT FROM pg_default_acl) THEN
-            FOR revoke IN
-                SELECT json_array_elements_text(one -> 'excess')
-                FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
-            LOOP
-                IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
-            END LOOP;
-        END IF;
+        FOR revoke IN
+            SELECT json_array_elements_text(one -> 'excess')
+            FROM json_array_elements(({our_tables})) one WHERE one ->> 'name' = ANY ({made})
+        LOOP
+            IF revoke LIKE 'REVOKE %' THEN EXECUTE revoke; END IF;
+        END LOOP;
     END $do$"""
 # Additive and nullable: the versions before us insert migration_name alone.
 ADD_COLUMNS_SQL = "ALTER TABLE {} " + ", ".join(

@@ -118,3 +118,35 @@ def test_a_failure_that_quotes_our_message_is_the_files(world: World) -> None:
 
     assert str(caught.value).startswith("002_b.sql:3: "), caught.value
     assert world.applied() == ["001_a"]
+
+
+def test_a_step_that_fails_is_a_failure_though_an_earlier_run_has_recorded_its_file(world: World) -> None:
+    """A text that has run, ran in part as another one, and came back, has its row already."""
+    world.write("001_t.sql", "CREATE TABLE t (i int);")
+    steps = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS ti ON t (i);\nCREATE TABLE IF NOT EXISTS never (i int);"
+    older = f"-- no-transaction\nSELECT 1;\n{steps}"
+    world.write("R__v.sql", older)
+    world.deploy()
+    world.write("R__v.sql", "-- no-transaction\nDROP INDEX IF EXISTS ti; DROP TABLE never;\nSELECT 1/0;")
+    with pytest.raises(MigrationError):
+        world.deploy()
+    world.sql("INSERT INTO t VALUES (1), (1)")
+    world.write("R__v.sql", older)
+
+    report = world.deploy()
+
+    assert (report["applied"], report["pending"]) == ([], ["R__v"])
+    assert "could not create unique index" in " ".join(report["warnings"])
+
+
+def test_marks_of_a_file_count_where_our_table_was_dropped(world: World) -> None:
+    """The file that ran in part goes on where it failed, though nothing is recorded any more."""
+    world.write("001_a.sql", "-- no-transaction\nCREATE SEQUENCE s;\nSELECT 1/0;")
+    with pytest.raises(MigrationError):
+        world.deploy()
+    world.sql("DROP TABLE schema_migrations")
+    world.write("001_a.sql", "CREATE SEQUENCE s;\nSELECT 1;")
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a"]

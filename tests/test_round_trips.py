@@ -168,7 +168,7 @@ def test_round_trips_with_nothing_to_do_and_users_are_five_and_two_logins(world:
     assert asked == [["session", "rows", "groups", "login's role", "login's role"], [], []]
 
 
-def test_round_trips_that_make_two_users_are_18_and_two_logins(world: World, proxy: Proxy) -> None:
+def test_round_trips_that_make_two_users_are_21_and_two_logins(world: World, proxy: Proxy) -> None:
     """However much is granted: what is missing is asked for at once, and granted in one message."""
     world.write("001_table.sql", "CREATE TABLE things (id serial); CREATE VIEW all_things AS SELECT * FROM things;")
 
