@@ -102,14 +102,13 @@ class Watch:
         return sql.SQL(versions_sql(f"({', '.join(relations)})"))
 
     def take(self, session: Session, answer: Sequence[Any]) -> Sequence[Table]:
-        """The tables, if they may have changed since the last answer."""
+        """The tables, if they may have changed since the last answer; an empty one says nothing."""
         if self._known:
             known = [row for table in self._known for row in table.versions or ()]
             if sorted(answer) == sorted(known):
                 return ()
-            found = self.look(session)
-        else:
-            found = tuple(tables(answer).values())
+            answer = ()
+        found = tuple(tables(answer).values()) or self.look(session)
         is_known = len(found) > 1 and all(each.versions and not each.repairs() for each in found)
         self._known = found if is_known else ()
         return found

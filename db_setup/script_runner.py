@@ -141,7 +141,7 @@ class ScriptRunner:
         again = partial(session.run_script, self._record.after_commit_sql, fetches=True)
         try:
             return success_of(session, session.with_retries(again))
-        except psycopg2.Error:  # so everything is looked at again
+        except psycopg2.Error:  # nothing is known, so everything is looked at by itself
             return Success(is_fresh=False, holds=False, answer=())
 
     def _ended_dependents(self, failure: Failure) -> bool:

@@ -58,7 +58,7 @@ def was_applied_once(world: World, report: dict[str, Any]) -> bool:
 def test_after_commit_a_lock_is_waited_for_and_the_file_does_not_run_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The look at our tables gives way to another session, and is tried again."""
+    """The look at our tables is tried again."""
     write(world)
 
     def until_it_gives_way(_: Any) -> None:
@@ -150,3 +150,17 @@ def test_marks_of_a_file_count_where_our_table_was_dropped(world: World) -> None
     report = world.deploy()
 
     assert [entry["name"] for entry in report["applied"]] == ["001_a"]
+
+
+def test_after_commit_our_tables_are_looked_at_where_the_look_fails_for_good(world: World) -> None:
+    """The file is applied, and what it did to our tables is undone."""
+    with world.superuser() as superuser:
+        rows(superuser, "REVOKE SELECT ON pg_locks FROM PUBLIC")
+    world.write("001_a.sql", f"CREATE TABLE a (i int); GRANT ALL ON ALL TABLES IN SCHEMA {SCHEMA} TO PUBLIC;")
+
+    report = world.deploy()
+
+    assert [entry["name"] for entry in report["applied"]] == ["001_a"]
+    assert world.sql("SELECT has_table_privilege('public', 'schema_migrations', 'INSERT')") == [(False,)]
+    undone = "001_a changed who may do what with our tables, which was undone: REVOKE "
+    assert [warning for warning in report["warnings"] if warning.startswith(undone)]
